@@ -1,0 +1,69 @@
+# `make help` lists the targets. Everything runs in .venv, which is created on first use
+# and brought up to date when pyproject.toml or constraints.txt change.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+BENCHMARKS := $(filter-out benchmarks/_%.py benchmarks/__init__.py,$(wildcard benchmarks/*.py))
+
+# One thread. With networks of this size, OpenMP threads that spin while they wait make training 10-20x slower
+# as soon as another process (an env worker, a second run) wants the same core. `make OMP_NUM_THREADS=4 ...` overrides.
+export OMP_NUM_THREADS = 1
+
+.PHONY: help install demo test test-slow lint format type check-codestyle commit-checks benchmark build clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+		command -v $(PYTHON) > /dev/null || { echo "error: '$(PYTHON)' not found; use: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+		$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 14) else "error: Python 3.10 to 3.13 is needed, $(PYTHON) is %d.%d; use: make PYTHON=python3.11 (for example)" % v)'; \
+		$(PYTHON) -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(STAMP)  ## Create .venv with the package and its development tools
+
+demo: $(STAMP)  ## Run the quickstart: demonstrations -> cloning -> fine-tuning
+	$(BIN)/python examples/quickstart.py
+
+test: $(STAMP)  ## Run the tests (without those marked slow), with branch coverage and its threshold
+	$(BIN)/python -m pytest --cov $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## Run the tests marked slow
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## Check the code with ruff
+	$(BIN)/ruff check .
+
+format: $(STAMP)  ## Sort imports and reformat
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+type: $(STAMP)  ## Check the types with mypy
+	$(BIN)/mypy
+
+check-codestyle: $(STAMP)  ## Check import order and format, changing nothing
+	$(BIN)/ruff check --select I .
+	$(BIN)/ruff format --check .
+
+commit-checks: format lint type  ## What to run before a commit
+
+benchmark: $(STAMP)  ## Print the benchmark commands (they take long: start them one by one)
+	@$(if $(BENCHMARKS),printf '$(BIN)/python %s\n' $(BENCHMARKS),echo "no scripts under benchmarks/ yet; when there are: $(BIN)/python benchmarks/<script>.py")
+
+build: $(STAMP)  ## Build the wheel into dist/
+	rm -rf build
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
+clean:  ## Remove caches and build outputs (.venv stays)
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache htmlcov .coverage .coverage.*
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

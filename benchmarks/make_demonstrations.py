@@ -1,0 +1,132 @@
+"""
+Make the built-in demonstrations ``hopper-medium``: train PPO on Hopper-v5 to medium strength, then record it exploring.
+
+    python benchmarks/make_demonstrations.py
+
+Training stops when the exploring policy's mean return over its last 100 episodes passes ``--target``. Beside the data, a JSON
+file records how they were made.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_scoreflow.demonstrations import collect_demonstrations
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV_ID = "Hopper-v5"
+N_ENVS = 8
+PPO_ARGUMENTS: dict[str, Any] = dict(
+    n_steps=256, batch_size=256, n_epochs=10, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95, clip_range=0.2
+)
+
+
+class StopAtReturn(BaseCallback):
+    """
+    Stop training when the mean return of the last 100 episodes passes a target.
+
+    :param target: Undiscounted, unnormalised return
+    """
+
+    def __init__(self, target: float) -> None:
+        super().__init__()
+        self.target = target
+        self.mean_return = -np.inf
+
+    def _on_step(self) -> bool:
+        episodes = self.model.ep_info_buffer
+        if episodes is None or len(episodes) < 100 or not self.locals["dones"].any():
+            return True
+        self.mean_return = float(np.mean([episode["r"] for episode in episodes]))
+        return self.mean_return < self.target
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=float, default=1200.0, help="mean return at which training stops (default 1200)")
+    parser.add_argument("--log-std-init", type=float, default=-0.5, help="initial log standard deviation (default -0.5)")
+    parser.add_argument("--seed", type=int, default=0, help="of training; recording uses the next one (default 0)")
+    parser.add_argument("--transitions", type=int, default=30_000, help="to record at most, in whole episodes (default 30000)")
+    parser.add_argument("--max-steps", type=int, default=1_000_000, help="give up training after these (default 1000000)")
+    parser.add_argument("--output", type=Path, default=ROOT / "sb3_scoreflow/demonstrations/data/hopper-medium.hdf5")
+    parser.add_argument("--record", type=Path, help="JSON file (default: benchmarks/results/ and the name of the output)")
+    return parser.parse_args()
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(1)  # networks of this size are slower with more
+    env = VecNormalize(make_vec_env(ENV_ID, n_envs=N_ENVS, seed=arguments.seed), gamma=PPO_ARGUMENTS["gamma"])
+    policy_kwargs = dict(log_std_init=arguments.log_std_init, net_arch=[64, 64])
+    model = PPO("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=arguments.seed, device="cpu", **PPO_ARGUMENTS)
+
+    start = time.perf_counter()
+    callback = StopAtReturn(arguments.target)
+    model.learn(arguments.max_steps, callback=callback)
+    training_seconds = time.perf_counter() - start
+    if callback.mean_return < arguments.target:
+        raise SystemExit(f"Training ended at a mean return of {callback.mean_return:.0f}, short of {arguments.target:.0f}.")
+
+    # Every episode has at least one transition, so the limit on transitions is the one that holds
+    demonstrations = collect_demonstrations(
+        model, env, n_episodes=arguments.transitions, max_transitions=arguments.transitions, seed=arguments.seed + 1
+    )
+    demonstrations.metadata["training_steps"] = model.num_timesteps
+    demonstrations.save(arguments.output)
+
+    record = {
+        "command": shlex.join(["python", *sys.argv]),
+        "env": ENV_ID,
+        "seed": arguments.seed,
+        "target_return": arguments.target,
+        "training": {
+            "algorithm": "PPO",
+            "steps": model.num_timesteps,
+            "seconds": round(training_seconds, 1),
+            "mean_return_of_last_100_episodes": callback.mean_return,
+            "n_envs": N_ENVS,
+            "normalised": "observations and rewards, by VecNormalize",
+            **PPO_ARGUMENTS,
+            "policy_kwargs": policy_kwargs,
+            "final_std": model.policy.log_std.exp().tolist(),
+        },
+        "recording": {"deterministic": False, "seed": arguments.seed + 1, "statistics": demonstrations.statistics()},
+        "file_bytes": arguments.output.stat().st_size,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy", "h5py")},
+        },
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cpu_count": os.cpu_count(),
+    }
+    record_path = arguments.record or ROOT / "benchmarks/results" / f"{arguments.output.stem}.json"
+    record_path.parent.mkdir(parents=True, exist_ok=True)
+    record_path.write_text(json.dumps(record, indent=2) + "\n")
+    print(demonstrations.describe())
+    print(f"Wrote {arguments.output} and {record_path}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Flow-matching policies for Stable-Baselines3: behaviour cloning, then fine-tuning with ScoRe-Flow."""
+
+from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations, load_demonstrations
+from sb3_scoreflow.envs import ActionChunking
+from sb3_scoreflow.policies import FlowMatchingPolicy
+from sb3_scoreflow.pretraining import pretrain_bc
+from sb3_scoreflow.schedules import CosineSchedule, HoldCosineSchedule
+from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActionChunking",
+    "CosineSchedule",
+    "Demonstrations",
+    "FlowMatchingPolicy",
+    "HoldCosineSchedule",
+    "ScoReFlowPPO",
+    "collect_demonstrations",
+    "load_demonstrations",
+    "pretrain_bc",
+]

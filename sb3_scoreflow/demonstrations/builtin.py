@@ -1,0 +1,26 @@
+"""Small demonstrations that come with the package."""
+
+from importlib import resources
+
+from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
+from sb3_scoreflow.demonstrations.sources import register_source
+
+_SUFFIX = ".hdf5"
+
+
+@register_source("builtin")
+def load_builtin(spec: str) -> Demonstrations:
+    """
+    The source ``builtin:NAME``. How each file was made is recorded in ``benchmarks/results/NAME.json`` of the repository.
+
+    :param spec: Name of the data, such as ``hopper-medium``
+    :return: The demonstrations
+    :raises ValueError: if there are none of that name
+    """
+    folder = resources.files("sb3_scoreflow.demonstrations").joinpath("data")
+    names = sorted(entry.name.removesuffix(_SUFFIX) for entry in folder.iterdir() if entry.name.endswith(_SUFFIX))
+    if spec not in names:
+        raise ValueError(f"There are no built-in demonstrations named {spec!r}. Available: {names}.")
+    with resources.as_file(folder.joinpath(spec + _SUFFIX)) as path:
+        return read_hdf5(path)

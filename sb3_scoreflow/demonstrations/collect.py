@@ -1,0 +1,293 @@
+"""Record demonstrations by running a policy in an env."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
+
+from sb3_scoreflow.demonstrations.arrays import Observations, map_observations, named_observations
+from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.envs.action_chunking import ActionChunking
+
+
+def collect_demonstrations(
+    model: Any,
+    env: gym.Env | VecEnv | str,
+    n_episodes: int,
+    *,
+    deterministic: bool = False,
+    seed: int | None = None,
+    progress_bar: bool = False,
+    max_transitions: int | None = None,
+) -> Demonstrations:
+    """
+    Run a policy for a number of episodes and record raw observations, executed (clipped) actions and raw rewards.
+
+    With several envs, each gets its share of the episodes in advance (as in SB3's ``evaluate_policy``), so that short episodes
+    are not preferred. Episodes are ordered by their start. Where the env is normalised by ``VecNormalize``, the policy sees
+    normalised observations, the original ones are recorded, and the running averages stay as they are.
+
+    :param model: SB3 model or policy (anything with ``predict``), or a function from observation to action, or to
+        ``(action, state)``, of which the state is ignored. A function gets one observation if ``env`` is a gym env or an id,
+        and a batch of them if it is a ``VecEnv``
+    :param env: Gym env, id of one, or ``VecEnv``, without ``ActionChunking``. An env made from an id is closed in the end
+    :param n_episodes: Number of whole episodes to record
+    :param deterministic: Passed to ``predict``
+    :param seed: If given, seeds the env and the global generators of Python, NumPy and PyTorch, from which SB3 policies sample
+    :param progress_bar: Show a progress bar, needs tqdm
+    :param max_transitions: Upper limit of the number of transitions: once it is reached no episode is begun, and the last
+        episodes that exceed it are dropped
+    :return: The demonstrations; ``metadata`` holds the env's id, the class of the policy, ``deterministic`` and ``seed``
+    :raises ValueError: if the env is chunked, an argument is out of range, an action has the wrong shape or is not finite, or
+        the first episode exceeds ``max_transitions``
+    :raises ImportError: if a progress bar is asked for and tqdm is not installed
+    """
+    for name, value in (("n_episodes", n_episodes), ("max_transitions", max_transitions)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    with contextlib.ExitStack() as stack:
+        vec_env = _as_vec_env(env, stack)
+        predict = _as_predict(model, deterministic, batched=isinstance(env, VecEnv))
+        if seed is not None:
+            set_random_seed(seed)
+            vec_env.seed(seed)
+        on_episode = _progress(n_episodes, stack) if progress_bar else lambda: None
+        normalizer = unwrap_vec_normalize(vec_env)
+        if normalizer is not None:
+            stack.callback(setattr, normalizer, "training", normalizer.training)
+            normalizer.training = False
+        episodes = _record(predict, vec_env, normalizer, n_episodes, max_transitions, on_episode)
+        metadata = {"policy": _policy_name(model), "deterministic": deterministic, **_env_metadata(vec_env)}
+    if seed is not None:
+        metadata["seed"] = seed
+    return _assemble(episodes, max_transitions, metadata)
+
+
+class _Episode:
+    """An episode in the making."""
+
+    def __init__(self) -> None:
+        self.observations: list[Observations] = []
+        self.actions: list[np.ndarray] = []
+        self.rewards: list[float] = []
+        self.truncated = False
+        self.finished = False
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+def _record(
+    predict: Callable[[Any, Any, np.ndarray], tuple[np.ndarray, Any]],
+    env: VecEnv,
+    normalizer: VecNormalize | None,
+    n_episodes: int,
+    max_transitions: int | None,
+    on_episode: Callable[[], None],
+) -> list[_Episode]:
+    """
+    :param predict: ``(observations, state, episode_starts) -> (actions, state)``
+    :param env: Where to record
+    :param normalizer: The ``VecNormalize`` in ``env``
+    :param n_episodes: Number of episodes
+    :param max_transitions: No episode is begun after this many transitions, and a longer one is given up
+    :param on_episode: Called after each episode
+    :return: Episodes in the order of their start; those given up are not ``finished``
+    """
+    remaining = [(n_episodes + i) // env.num_envs for i in range(env.num_envs)]
+    limit = float("inf") if max_transitions is None else max_transitions
+    n_transitions = 0
+    running = [_Episode() if quota else None for quota in remaining]
+    episodes = [episode for episode in running if episode is not None]
+    observations: Any = env.reset()
+    raw = _raw_observations(normalizer, observations)
+    state, episode_starts = None, np.ones(env.num_envs, dtype=bool)
+    while any(episode is not None for episode in running):
+        actions, state = predict(observations, state, episode_starts)
+        actions = _executed(actions, env)
+        observations, rewards, episode_starts, infos = env.step(actions)
+        if normalizer is not None:
+            rewards = normalizer.get_original_reward()
+        for i, episode in enumerate(running):
+            if episode is None:
+                continue
+            episode.observations.append(_row(raw, i))
+            episode.actions.append(np.array(actions[i]))
+            episode.rewards.append(float(rewards[i]))
+            n_transitions += 1
+            if episode_starts[i]:
+                episode.finished = True
+                episode.truncated = bool(infos[i].get("TimeLimit.truncated", False))
+                on_episode()
+                remaining[i] -= 1
+                running[i] = None
+                if remaining[i] > 0 and n_transitions < limit:
+                    running[i] = begun = _Episode()
+                    episodes.append(begun)
+            elif len(episode) > limit:
+                running[i] = None
+        raw = _raw_observations(normalizer, observations)
+    return episodes
+
+
+def _assemble(episodes: list[_Episode], max_transitions: int | None, metadata: dict[str, Any]) -> Demonstrations:
+    """
+    :param episodes: In the order of their start
+    :param max_transitions: Upper limit
+    :param metadata: To attach
+    :return: Demonstrations of the first episodes that are within the limit
+    :raises ValueError: if not even one is
+    """
+    kept: list[_Episode] = []
+    total = 0
+    for episode in episodes:
+        total += len(episode)
+        if not episode.finished or (max_transitions is not None and total > max_transitions):
+            break
+        kept.append(episode)
+    if not kept:
+        raise ValueError(f"`max_transitions`={max_transitions} is less than the length of the first episode. Raise it.")
+    lasts = np.cumsum([len(episode) for episode in kept]) - 1
+    truncations = np.zeros(lasts[-1] + 1, dtype=bool)
+    truncations[lasts] = [episode.truncated for episode in kept]
+    terminations = np.zeros_like(truncations)
+    terminations[lasts] = ~truncations[lasts]
+    return Demonstrations(
+        _stack([row for episode in kept for row in episode.observations]),
+        np.stack([action for episode in kept for action in episode.actions]),
+        np.array([reward for episode in kept for reward in episode.rewards]),
+        terminations,
+        truncations,
+        metadata=metadata,
+    )
+
+
+def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> VecEnv:
+    """
+    :param env: As given by the user
+    :param stack: Closes the env if it was made here
+    :return: The env, vectorized
+    :raises ValueError: if it is chunked
+    """
+    if isinstance(env, VecEnv):
+        vec_env = env
+    else:
+        single = gym.make(env) if isinstance(env, str) else env
+        vec_env = DummyVecEnv([lambda: single])
+        if isinstance(env, str):
+            stack.callback(vec_env.close)
+    if any(vec_env.env_is_wrapped(ActionChunking)):
+        raise ValueError(
+            "`env` is wrapped in ActionChunking, but demonstrations hold single actions: chunks are cut from them in "
+            "training. Collect on the env without ActionChunking."
+        )
+    return vec_env
+
+
+def _as_predict(model: Any, deterministic: bool, batched: bool) -> Callable[[Any, Any, np.ndarray], tuple[np.ndarray, Any]]:
+    """
+    :param model: As given by the user
+    :param deterministic: Passed to ``predict``
+    :param batched: Whether a function takes a batch of observations
+    :return: ``(observations, state, episode_starts) -> (actions, state)``, all batched
+    :raises ValueError: if the model is neither a policy nor a function
+    """
+    if hasattr(model, "predict"):
+        return lambda observations, state, starts: model.predict(
+            observations, state=state, episode_start=starts, deterministic=deterministic
+        )
+    if not callable(model):
+        raise ValueError(f"`model` must have a method `predict` or be a function of the observation, got {type(model)}.")
+
+    def predict(observations: Observations, state: Any, starts: np.ndarray) -> tuple[np.ndarray, Any]:
+        output = model(observations if batched else map_observations(lambda array: array[0], observations))
+        action = np.asarray(output[0] if isinstance(output, tuple) else output)
+        return (action if batched else action[None]), None
+
+    return predict
+
+
+def _row(observations: Observations, index: int) -> Observations:
+    """:return: A copy of one observation of a batch; the env may reuse the batch's memory"""
+    return map_observations(lambda array: np.array(array[index]), observations)
+
+
+def _stack(rows: list[Any]) -> Observations:
+    """:return: The observations as a batch"""
+    if isinstance(rows[0], dict):
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return np.stack(rows)
+
+
+def _raw_observations(normalizer: VecNormalize | None, observations: Observations) -> Observations:
+    """
+    :param normalizer: The env's ``VecNormalize``
+    :param observations: As returned by the env
+    :return: The observations before normalisation
+    :raises ValueError: if wrappers around ``VecNormalize`` reshape observations, whose originals are then unknown
+    """
+    if normalizer is None:
+        return observations
+    raw = normalizer.get_original_obs()
+    raw_shapes, shapes = ({k: v.shape for k, v in named_observations(o).items()} for o in (raw, observations))
+    if raw_shapes != shapes:
+        raise ValueError(
+            f"A wrapper around VecNormalize changes the shape of observations from {raw_shapes} to {shapes}, so they cannot "
+            "be recorded unnormalised. Make VecNormalize the outermost wrapper."
+        )
+    return raw
+
+
+def _executed(actions: Any, env: VecEnv) -> np.ndarray:
+    """
+    :param actions: As predicted
+    :param env: For its action space
+    :return: The actions within the bounds of a ``Box`` and of its type, as the env executes them
+    :raises ValueError: if the shape is wrong or an action is not finite
+    """
+    actions, space = np.asarray(actions), env.action_space
+    expected = (env.num_envs, *(space.shape or ()))
+    if actions.shape != expected:
+        raise ValueError(
+            f"The policy returned actions of shape {actions.shape}, the env takes {expected}. Was the policy trained with "
+            "ActionChunking or on another env?"
+        )
+    if not np.isfinite(actions).all():
+        raise ValueError("The policy returned an action that is not finite.")
+    if isinstance(space, spaces.Box):
+        return np.clip(actions, space.low, space.high).astype(space.dtype)
+    return actions
+
+
+def _policy_name(model: Any) -> str:
+    return type(model).__name__ if hasattr(model, "predict") else getattr(model, "__name__", type(model).__name__)
+
+
+def _env_metadata(env: VecEnv) -> dict[str, str]:
+    """:return: The env's id where it is at hand; worker processes are not asked, as specs need not be picklable"""
+    spec = env.unwrapped.envs[0].spec if isinstance(env.unwrapped, DummyVecEnv) else None
+    return {} if spec is None else {"env": spec.id}
+
+
+def _progress(n_episodes: int, stack: contextlib.ExitStack) -> Callable[[], None]:
+    """
+    :param n_episodes: Length of the bar
+    :param stack: Closes the bar
+    :return: Function that moves the bar by one
+    :raises ImportError: if tqdm is not installed
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError('A progress bar needs tqdm: pip install "stable-baselines3[extra]"') from error
+    bar = stack.enter_context(tqdm(total=n_episodes, desc="Collecting", unit="episode"))
+
+    def advance() -> None:
+        bar.update()
+
+    return advance

@@ -1,0 +1,316 @@
+"""The container that all demonstrations end up in, whatever their source."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sb3_scoreflow.demonstrations.arrays import (
+    Observations,
+    clean_array,
+    clean_flags,
+    clean_metadata,
+    clean_observations,
+    clean_vector,
+    map_observations,
+    named_observations,
+)
+from sb3_scoreflow.demonstrations.chunks import ActionChunks
+
+
+class Demonstrations:
+    """
+    Whole episodes, stored flat: N transitions in order, with flags where episodes end.
+
+    Floating-point observations and actions are kept as float32, integers and uint8 images as they are. Arrays of the right
+    type are not copied: do not write to them afterwards. A trailing episode without an end is dropped, with a warning.
+
+    :param observations: ``(N, *observation_shape)``, or a dict of such arrays for ``Dict`` observation spaces
+    :param actions: ``(N, *action_shape)``, the actions that the env executed
+    :param rewards: ``(N,)``; zeros if None
+    :param terminations: ``(N,)`` flags: the episode ended here by success or failure; all False if None
+    :param truncations: ``(N,)`` flags: the episode was cut off here, as by a step limit; all False if None
+    :param metadata: Facts about the data: str keys; str, int, float or bool values
+    :raises ValueError: if arrays are empty, differ in length, or hold NaN, infinities or anything but numbers;
+        if both kinds of flags are None or no flag is set
+    """
+
+    def __init__(
+        self,
+        observations: Any,
+        actions: Any,
+        rewards: Any = None,
+        terminations: Any = None,
+        truncations: Any = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        if terminations is None and truncations is None:
+            raise ValueError(
+                "Neither `terminations` nor `truncations` was given, so the ends of the episodes are unknown. Pass one: "
+                "flags of shape (N,), True on the last transition of each episode."
+            )
+        observations = clean_observations(observations)
+        actions = clean_array("actions", actions)
+        n_transitions = len(actions)
+        if n_transitions == 0:
+            raise ValueError("The demonstrations are empty: `actions` has length 0. Pass at least one whole episode.")
+        rewards = np.zeros(n_transitions, np.float32) if rewards is None else clean_vector("rewards", rewards)
+        flags = {"terminations": terminations, "truncations": truncations}
+        flags = {
+            name: np.zeros(n_transitions, np.bool_) if values is None else clean_flags(name, values)
+            for name, values in flags.items()
+        }
+        for name, array in {**named_observations(observations), "rewards": rewards, **flags}.items():
+            if len(array) != n_transitions:
+                raise ValueError(
+                    f"`{name}` has length {len(array)} but `actions` has length {n_transitions}; both must have one entry per "
+                    "transition. Leave out the observation that follows an episode's last action, if there is one."
+                )
+
+        stops = np.flatnonzero(flags["terminations"] | flags["truncations"]) + 1
+        if len(stops) == 0:
+            raise ValueError(
+                f"None of the {n_transitions} transitions ends an episode, so no whole episode is left. "
+                "Set `truncations` to True on the last transition to keep them as one episode."
+            )
+        kept = int(stops[-1])
+        if kept < n_transitions:
+            warnings.warn(f"Dropped {n_transitions - kept} transitions after the last episode end.", stacklevel=2)
+
+        self.observations: Observations = map_observations(lambda array: array[:kept], observations)
+        self.actions: np.ndarray = actions[:kept]
+        self.rewards: np.ndarray = rewards[:kept]
+        self.terminations: np.ndarray = flags["terminations"][:kept]
+        self.truncations: np.ndarray = flags["truncations"][:kept]
+        self.metadata = clean_metadata(metadata)
+        self._stops = stops
+        self._starts = np.concatenate([[0], stops[:-1]])
+
+    def __len__(self) -> int:
+        """The number of transitions."""
+        return len(self.actions)
+
+    def __repr__(self) -> str:
+        return f"Demonstrations(n_episodes={self.n_episodes}, n_transitions={len(self)})"
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self._stops)
+
+    @property
+    def observation_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """Shape of one observation; one shape per key if observations are a dict."""
+        if isinstance(self.observations, dict):
+            return {key: value.shape[1:] for key, value in self.observations.items()}
+        return self.observations.shape[1:]
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one action."""
+        return self.actions.shape[1:]
+
+    @property
+    def episode_slices(self) -> list[slice]:
+        """The slice of the transitions of each episode, in order."""
+        return [slice(int(start), int(stop)) for start, stop in zip(self._starts, self._stops, strict=True)]
+
+    @property
+    def episode_lengths(self) -> np.ndarray:
+        """``(n_episodes,)`` integers."""
+        return self._stops - self._starts
+
+    @property
+    def episode_returns(self) -> np.ndarray:
+        """``(n_episodes,)`` undiscounted sums of rewards, float64."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self._starts)
+
+    def episode(self, index: int) -> "Demonstrations":
+        """
+        :param index: Which episode; negative counts from the end
+        :return: Demonstrations of this episode alone
+        :raises IndexError: if there is no such episode
+        """
+        if not -self.n_episodes <= index < self.n_episodes:
+            raise IndexError(f"Episode {index} was asked for, but there are {self.n_episodes}.")
+        return self._select(np.array([index % self.n_episodes]))
+
+    def _select(self, episodes: np.ndarray) -> "Demonstrations":
+        """
+        :param episodes: Indices of at least one episode
+        :return: Copies of these episodes, in this order
+        """
+        rows = np.concatenate([np.arange(self._starts[i], self._stops[i]) for i in episodes])
+        return Demonstrations(
+            map_observations(lambda array: array[rows], self.observations),
+            self.actions[rows],
+            self.rewards[rows],
+            self.terminations[rows],
+            self.truncations[rows],
+            metadata=self.metadata,
+        )
+
+    def split(self, validation_fraction: float, seed: int) -> tuple["Demonstrations", "Demonstrations"]:
+        """
+        Split by episode, at random, so that no episode is on both sides.
+
+        :param validation_fraction: Share of the episodes for validation, in (0, 1); rounded, but at least one on each side
+        :param seed: Seed of the choice
+        :return: Training and validation demonstrations
+        :raises ValueError: if the fraction is out of range or there is only one episode
+        """
+        if not 0.0 < validation_fraction < 1.0:
+            raise ValueError(f"`validation_fraction` must lie in (0, 1), got {validation_fraction}. Pass for instance 0.1.")
+        if self.n_episodes < 2:
+            raise ValueError("A split needs at least 2 episodes, there is 1: one side would be empty. Collect more episodes.")
+        n_validation = int(np.clip(round(validation_fraction * self.n_episodes), 1, self.n_episodes - 1))
+        order = np.random.default_rng(seed).permutation(self.n_episodes)
+        return self._select(np.sort(order[n_validation:])), self._select(np.sort(order[:n_validation]))
+
+    def take(self, n_episodes: int | None = None, n_transitions: int | None = None) -> "Demonstrations":
+        """
+        The first episodes, whole ones only.
+
+        :param n_episodes: At most this many episodes; no limit if None
+        :param n_transitions: At most this many transitions; no limit if None
+        :return: The demonstrations within both limits, copied; ``self`` if that is everything
+        :raises ValueError: if a limit is smaller than 1 or the first episode alone exceeds ``n_transitions``
+        """
+        for name, limit in (("n_episodes", n_episodes), ("n_transitions", n_transitions)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {limit}. Leave it out for no limit.")
+        n_taken = self.n_episodes if n_episodes is None else min(n_episodes, self.n_episodes)
+        if n_transitions is not None:
+            n_taken = min(n_taken, int(np.searchsorted(self._stops, n_transitions, side="right")))
+        if n_taken == 0:
+            raise ValueError(
+                f"`n_transitions`={n_transitions} is less than the first episode's {self._stops[0]} transitions, and only "
+                "whole episodes are taken. Raise the limit."
+            )
+        return self if n_taken == self.n_episodes else self._select(np.arange(n_taken))
+
+    @staticmethod
+    def concatenate(parts: Sequence["Demonstrations"]) -> "Demonstrations":
+        """
+        :param parts: At least one; all with the same observation keys, shapes and types
+        :return: Their episodes, in order; the metadata on which all of them agree
+        :raises ValueError: if there is no part, or one differs from the first in a shape or type
+        """
+        if len(parts) == 0:
+            raise ValueError("There are no demonstrations to concatenate: pass at least one.")
+        first = parts[0]
+        for position, part in enumerate(parts[1:], start=1):
+            if part._layout() != first._layout():
+                raise ValueError(
+                    f"Demonstrations differ in keys, shapes or types: number 0 has {first._layout()}, number {position} has "
+                    f"{part._layout()}. Concatenate demonstrations of one task only."
+                )
+        observations: Observations
+        if isinstance(first.observations, dict):
+            observations = {key: np.concatenate([part.observations[key] for part in parts]) for key in first.observations}
+        else:
+            observations = np.concatenate([part.observations for part in parts])
+        fields = ("actions", "rewards", "terminations", "truncations")
+        metadata = first.metadata.items()
+        shared = dict(entry for entry in metadata if all(entry in part.metadata.items() for part in parts))
+        return Demonstrations(
+            observations, *(np.concatenate([getattr(part, field) for part in parts]) for field in fields), metadata=shared
+        )
+
+    def _layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of one entry of each array whose layout depends on the task, keys sorted."""
+        arrays = {**named_observations(self.observations), "actions": self.actions}
+        return {name: (arrays[name].shape[1:], str(arrays[name].dtype)) for name in sorted(arrays)}
+
+    def chunks(self, horizon: int) -> ActionChunks:
+        """
+        :param horizon: Number of actions per chunk, at least 1
+        :return: One chunk per transition, gathered when indexed
+        :raises ValueError: if ``horizon`` is smaller than 1
+        """
+        return ActionChunks(self.observations, self.actions, np.repeat(self._stops - 1, self.episode_lengths), horizon)
+
+    def returns_to_go(self, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Discounted sum of the rewards from each transition to the end of its episode.
+
+        :param gamma: Discount factor in [0, 1]
+        :return: The sums, float32 ``(N,)``, and whether the transition's episode ended by termination, bool ``(N,)``. Where it
+            was truncated, what would have followed is missing from the sum.
+        :raises ValueError: if ``gamma`` is out of range
+        """
+        if not 0.0 <= gamma <= 1.0:
+            raise ValueError(f"`gamma` must lie in [0, 1], got {gamma}.")
+        # A scan over Python floats: the recursion has no vectorised form that stays accurate for long episodes
+        ends = (self.terminations | self.truncations).tolist()
+        sums = self.rewards.tolist()
+        for i in range(len(sums) - 2, -1, -1):
+            if not ends[i]:
+                sums[i] += gamma * sums[i + 1]
+        terminated = np.repeat(self.terminations[self._stops - 1], self.episode_lengths)
+        return np.array(sums, dtype=np.float32), terminated
+
+    def statistics(self) -> dict[str, float]:
+        """
+        :return: Counts; mean, standard deviation, minimum and maximum of the episodes' returns; mean, minimum and maximum of
+            their lengths; the share of episodes that ended by termination; minimum and maximum over all action components
+        """
+        returns, lengths = self.episode_returns, self.episode_lengths
+        return {
+            "n_episodes": float(self.n_episodes),
+            "n_transitions": float(len(self)),
+            "return_mean": float(returns.mean()),
+            "return_std": float(returns.std()),
+            "return_min": float(returns.min()),
+            "return_max": float(returns.max()),
+            "length_mean": float(lengths.mean()),
+            "length_min": float(lengths.min()),
+            "length_max": float(lengths.max()),
+            "terminated_fraction": float(self.terminations[self._stops - 1].mean()),
+            "action_min": float(self.actions.min()),
+            "action_max": float(self.actions.max()),
+        }
+
+    def describe(self) -> str:
+        """
+        :return: A table of the statistics, shapes and metadata, to print
+        """
+        stats = self.statistics()
+        rows = {
+            "episodes": f"{self.n_episodes:,}",
+            "transitions": f"{len(self):,}",
+            "return": "{return_mean:.1f} +/- {return_std:.1f}, {return_min:.1f} to {return_max:.1f}".format(**stats),
+            "episode length": "{length_mean:.1f}, {length_min:.0f} to {length_max:.0f}".format(**stats),
+            "terminated": f"{stats['terminated_fraction']:.1%} of the episodes",
+            "action values": "{action_min:.3g} to {action_max:.3g}".format(**stats),
+            **{name: f"{shape} {dtype}" for name, (shape, dtype) in self._layout().items()},
+            **{f"metadata: {key}": str(value) for key, value in self.metadata.items()},
+        }
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """
+        Write an HDF5 file with D4RL's layout. An existing file is replaced, in one step: readers see the old or the new one.
+
+        :param path: Where to; missing folders are made, ``~`` is expanded
+        :raises ImportError: if h5py is not installed
+        """
+        from sb3_scoreflow.demonstrations.hdf5 import write_hdf5
+
+        write_hdf5(self, path)
+
+    @staticmethod
+    def load_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None) -> "Demonstrations":
+        """
+        Read an HDF5 file with D4RL's layout, as written by :meth:`save`.
+
+        :param path: The file; ``~`` is expanded
+        :param max_episode_steps: The env's step limit; needed only if the file has no ``timeouts``
+        :return: The demonstrations
+        """
+        from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
+
+        return read_hdf5(path, max_episode_steps)

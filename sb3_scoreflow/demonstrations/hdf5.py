@@ -1,0 +1,181 @@
+"""
+Demonstrations in HDF5 files with D4RL's layout.
+
+Five flat arrays with one entry per transition: ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts``.
+"""
+
+import os
+import uuid
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from sb3_scoreflow.demonstrations.arrays import Observations
+from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.sources import register_source
+
+FORMAT_VERSION = 1
+_VERSION_ATTRIBUTE = "sb3_scoreflow_format"
+_REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")
+
+
+@register_source("file")
+def load_file(spec: str, max_episode_steps: int | None = None) -> Demonstrations:
+    """The source ``file:PATH``; see :func:`read_hdf5`."""
+    return read_hdf5(spec.removeprefix("//"), max_episode_steps)
+
+
+def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None) -> Demonstrations:
+    """
+    :param path: The file; ``~`` is expanded. Anything in it but the five arrays above is ignored; ``observations`` may be a
+        group with one array per key of a ``Dict`` observation space
+    :param max_episode_steps: The env's step limit, to cut episodes where the file has no ``timeouts`` (else it is not used).
+        Files may give it in an attribute of this name
+    :return: The demonstrations; the file's attributes become their metadata
+    :raises FileNotFoundError: if there is no such file
+    :raises OSError: if it cannot be read: empty, truncated, not HDF5
+    :raises ValueError: if an array is missing or does not fit the others
+    """
+    h5py = _import_h5py()
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"There is no demonstration file {path} (seen from {Path.cwd()}). Check the path.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Pass the path of an HDF5 file in it.")
+    if path.stat().st_size == 0:
+        raise OSError(f"The demonstration file {path} is empty (0 bytes): its download or copy failed. Fetch it again.")
+    try:
+        with h5py.File(path, "r") as file:
+            _check_keys(file, path)
+            arrays = {key: _read(file[key], f"{path}: {key}") for key in _REQUIRED_KEYS}
+            timeouts = _read(file["timeouts"], f"{path}: timeouts") if "timeouts" in file else None
+            metadata = _read_metadata(file)
+    except OSError as error:
+        raise OSError(
+            f"The demonstration file {path} cannot be read: {error}. It is truncated, damaged or not HDF5. Fetch it again."
+        ) from error
+    version = metadata.pop(_VERSION_ATTRIBUTE, FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"The demonstration file {path} has format {version}, this version of sb3_scoreflow reads {FORMAT_VERSION}. "
+            "Upgrade sb3_scoreflow."
+        )
+    rewards, terminals = _as_vector(arrays["rewards"]), _as_vector(arrays["terminals"])
+    if timeouts is None:
+        timeouts = _infer_timeouts(terminals, max_episode_steps or metadata.get("max_episode_steps"), path)
+    try:
+        return Demonstrations(
+            arrays["observations"], arrays["actions"], rewards, terminals, _as_vector(timeouts), metadata=metadata
+        )
+    except ValueError as error:
+        raise ValueError(f"The demonstration file {path} does not fit: {error}") from error
+
+
+def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> None:
+    """
+    :param demonstrations: What to write; their metadata become attributes of the file
+    :param path: Where to; missing folders are made, ``~`` is expanded, an existing file is replaced in one step
+    :raises ValueError: if an observation key has a slash, which HDF5 reserves, or a metadata key is reserved
+    """
+    h5py = _import_h5py()
+    path = Path(path).expanduser()
+    arrays = {
+        "actions": demonstrations.actions,
+        "rewards": demonstrations.rewards,
+        "terminals": demonstrations.terminations,
+        "timeouts": demonstrations.truncations,
+    }
+    if isinstance(demonstrations.observations, dict):
+        for key, value in demonstrations.observations.items():
+            if "/" in key or key in ("", "."):
+                raise ValueError(f"The observation key {key!r} cannot name an HDF5 dataset. Rename it.")
+            arrays[f"observations/{key}"] = value
+    else:
+        arrays["observations"] = demonstrations.observations
+    if _VERSION_ATTRIBUTE in demonstrations.metadata:
+        raise ValueError(f"The metadata key {_VERSION_ATTRIBUTE!r} is reserved. Rename it.")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, hence on the same file system, where a rename is atomic
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with h5py.File(temporary, "x") as file:
+            for name, array in arrays.items():
+                file.create_dataset(name, data=array, compression="gzip", shuffle=True)
+            file.attrs.update({**demonstrations.metadata, _VERSION_ATTRIBUTE: FORMAT_VERSION})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _import_h5py() -> ModuleType:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(
+            'Demonstration files need h5py, which is not installed: pip install "sb3-scoreflow[demonstrations]"'
+        ) from error
+    return h5py
+
+
+def _check_keys(file: Any, path: Path) -> None:
+    """:raises ValueError: if an array is missing from the HDF5 file"""
+    missing = [key for key in _REQUIRED_KEYS if key not in file]
+    if missing:
+        raise ValueError(
+            f"The demonstration file {path} lacks {missing}; it has {sorted(file)}. "
+            f"D4RL's layout needs {list(_REQUIRED_KEYS)}, and `timeouts` unless the step limit is known."
+        )
+
+
+def _read(node: Any, name: str) -> Observations:
+    """
+    :param node: HDF5 dataset or group of datasets
+    :param name: What error messages call it
+    :return: Its content; floating-point numbers as float32, converted while reading so that no float64 copy is made
+    """
+    if hasattr(node, "keys"):
+        if any(hasattr(child, "keys") for child in node.values()):
+            raise ValueError(f"{name} has groups inside groups; only one level of keys is supported. Flatten it.")
+        return {key: np.asarray(_read(child, f"{name}/{key}")) for key, child in node.items()}
+    return np.asarray(node.astype(np.float32)[()] if node.dtype.kind == "f" and node.shape else node[()])
+
+
+def _read_metadata(file: Any) -> dict[str, str | int | float | bool]:
+    """:return: The file's attributes that are scalars; other programs may have written attributes of any kind"""
+    metadata = {}
+    for key, value in file.attrs.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        if isinstance(value, (str, int, float, bool)):
+            metadata[key] = value
+    return metadata
+
+
+def _as_vector(values: Observations) -> np.ndarray:
+    """:return: ``values`` without the trailing dimension of size 1 that some files give to rewards and flags"""
+    array = np.asarray(values)
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _infer_timeouts(terminals: np.ndarray, max_episode_steps: Any, path: Path) -> np.ndarray:
+    """
+    :param terminals: ``(N,)`` flags
+    :param max_episode_steps: The env's step limit
+    :param path: For the error message
+    :return: ``(N,)`` flags, True where an episode reaches the limit
+    :raises ValueError: if the limit is unknown
+    """
+    if max_episode_steps is None:
+        raise ValueError(
+            f"The demonstration file {path} has no `timeouts`, so episodes that did not terminate have no end. "
+            "Pass `max_episode_steps`, the step limit of the env that the data is from."
+        )
+    if max_episode_steps < 1:
+        raise ValueError(f"`max_episode_steps` must be at least 1, got {max_episode_steps}.")
+    ends = np.flatnonzero(terminals)
+    starts = np.concatenate([[0], ends + 1])
+    stops = np.append(ends + 1, len(terminals))
+    steps_done = np.arange(len(terminals)) - np.repeat(starts, stops - starts) + 1
+    return steps_done % int(max_episode_steps) == 0

@@ -1,0 +1,85 @@
+"""
+Where demonstrations come from: a registry of sources.
+
+A new source is one module: a function that takes what follows the colon in ``"name:..."`` and returns
+:class:`~sb3_scoreflow.demonstrations.container.Demonstrations`, decorated with ``@register_source("name")``. Modules of this
+package are imported in its ``__init__``; those of other packages register when they are imported::
+
+    @register_source("lab")
+    def load_lab(spec: str, split: str = "train") -> Demonstrations:
+        return Demonstrations(...)
+
+    load_demonstrations("lab:pick-and-place", split="test")
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sb3_scoreflow.demonstrations.container import Demonstrations
+
+Loader = TypeVar("Loader", bound=Callable[..., Demonstrations])
+
+_SOURCES: dict[str, Callable[..., Demonstrations]] = {}
+
+
+def register_source(name: str) -> Callable[[Loader], Loader]:
+    """
+    :param name: What stands before the colon: at least two letters, digits, ``-`` or ``_`` (one letter is a Windows drive)
+    :return: Decorator for a function ``(spec: str, **kwargs) -> Demonstrations``
+    :raises ValueError: if the name has another form or belongs to another function
+    """
+    if not re.fullmatch(r"[\w-]{2,}", name):
+        raise ValueError(f"`name` of a source must be at least two letters, digits, '-' or '_', got {name!r}.")
+
+    def register(loader: Loader) -> Loader:
+        known = _SOURCES.get(name)
+        # The same function again is a reloaded module
+        if known is not None and (known.__module__, known.__qualname__) != (loader.__module__, loader.__qualname__):
+            raise ValueError(
+                f"The source {name!r} is already registered, by {known.__module__}.{known.__qualname__}. Choose another name."
+            )
+        _SOURCES[name] = loader
+        return loader
+
+    return register
+
+
+def load_demonstrations(
+    source: str | os.PathLike[str], *, n_episodes: int | None = None, n_transitions: int | None = None, **kwargs: Any
+) -> Demonstrations:
+    """
+    Load demonstrations from a file or another source.
+
+    :param source: ``"builtin:hopper-medium"`` or another ``"name:..."`` of a registered source; or the path of an HDF5 file
+        with D4RL's layout. Whatever exists as a file is taken for a path
+    :param n_episodes: At most this many episodes, the first ones; no limit if None
+    :param n_transitions: At most this many transitions, in whole episodes; no limit if None
+    :param kwargs: Passed on to the source, such as ``max_episode_steps`` to a file without ``timeouts``
+    :return: The demonstrations
+    :raises ValueError: if the source is unknown, or see :meth:`Demonstrations.take`
+    :raises FileNotFoundError: if the file does not exist
+    """
+    name, spec = _parse(source)
+    return _SOURCES[name](spec, **kwargs).take(n_episodes=n_episodes, n_transitions=n_transitions)
+
+
+def _parse(source: str | os.PathLike[str]) -> tuple[str, str]:
+    """
+    :param source: As given by the user
+    :return: Name of the source and what is left for it
+    :raises ValueError: if the source is unknown
+    """
+    path = os.fspath(source)
+    name, colon, spec = path.partition(":")
+    is_drive = len(name) == 1
+    if not isinstance(source, str) or not colon or is_drive or Path(path).expanduser().exists():
+        return "file", path
+    if name in _SOURCES:
+        return name, spec
+    raise ValueError(
+        f"Unknown source {name!r} of demonstrations in {path!r}. Known sources: {sorted(_SOURCES)}, as in "
+        "'builtin:hopper-medium', and the path of an HDF5 file that exists. Import the module that registers the source first."
+    )

@@ -1,0 +1,108 @@
+"""Action chunking as an environment wrapper: one policy decision, several env steps."""
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+
+
+class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstructorArgs):
+    """
+    Executes a chunk of actions per ``step``, open loop.
+
+    The policy predicts ``horizon`` actions at once; the first ``n_executed`` of them are executed, fewer if the episode ends.
+    The chunk runs inside the env's process, so that a vectorized env exchanges one message per chunk.
+    A ``Monitor`` *inside* the wrapper (where ``make_vec_env`` puts it) counts env steps and undiscounted rewards,
+    one outside counts chunks.
+
+    :param env: The env to wrap; its action space is a bounded, floating-point ``Box`` of any shape
+    :param horizon: Number of actions in a chunk, at least 1; the action space becomes ``(horizon, *action_shape)``
+    :param n_executed: Number of actions executed per chunk, in [1, horizon]; ``horizon`` if None
+    :param discount: Discount per env step inside the chunk, in (0, 1]: the reward of a chunk is ``sum_i discount**i * r_i``
+    :raises ValueError: if the action space or an argument is not as above
+    """
+
+    def __init__(self, env: gym.Env, horizon: int, n_executed: int | None = None, discount: float = 1.0) -> None:
+        RecordConstructorArgs.__init__(self, horizon=horizon, n_executed=n_executed, discount=discount)
+        super().__init__(env)
+        n_executed = horizon if n_executed is None else n_executed
+        _check_arguments(horizon, n_executed, discount)
+        self.horizon = int(horizon)
+        self.n_executed = int(n_executed)
+        self.discount = float(discount)
+        self.action_space = _chunked_space(env.action_space, self.horizon)
+
+    def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """
+        Execute the first ``n_executed`` actions of a chunk, stopping where the episode ends.
+
+        :param action: The chunk, shape ``(horizon, *action_shape)``
+        :return: Last observation, (discounted) sum of the rewards, whether the episode terminated, whether it was truncated,
+            and the last info plus ``n_env_steps``, the number of env steps executed (int)
+        :raises ValueError: if the chunk has another shape or a value that is not finite
+        """
+        chunk = self._checked_chunk(action)
+        total_reward, weight = 0.0, 1.0
+        n_env_steps = 0
+        for single_action in chunk[: self.n_executed]:
+            observation, reward, terminated, truncated, info = self.env.step(single_action)
+            n_env_steps += 1
+            total_reward += weight * float(reward)
+            weight *= self.discount
+            if terminated or truncated:
+                break
+        # A copy: the env may keep its info dict and write to it again
+        return observation, total_reward, terminated, truncated, {**info, "n_env_steps": n_env_steps}
+
+    def _checked_chunk(self, action: np.ndarray) -> np.ndarray:
+        chunk = np.asarray(action, dtype=self.action_space.dtype)
+        if chunk.shape != self.action_space.shape:
+            raise ValueError(
+                f"The action has shape {chunk.shape}, but ActionChunking(horizon={self.horizon}) expects "
+                f"{self.action_space.shape}: a chunk of `horizon` actions. Pass a model that was built on the chunked env."
+            )
+        finite = np.isfinite(chunk)
+        if not finite.all():
+            index = tuple(int(i) for i in np.argwhere(~finite)[0])
+            raise ValueError(
+                f"The action chunk has {int((~finite).sum())} values that are not finite, the first at {index}: "
+                f"{chunk[index]}. The policy has diverged (lower its learning rate) or its observations are not finite."
+            )
+        return chunk
+
+
+def _check_arguments(horizon: int, n_executed: int, discount: float) -> None:
+    """:raises ValueError: naming the argument that is out of its range"""
+    for name, value in (("horizon", horizon), ("n_executed", n_executed)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ValueError(f"`{name}` must be an integer, got {value!r}. Pass a number of actions such as 4.")
+    if horizon < 1:
+        raise ValueError(f"`horizon` must be at least 1, got {horizon}. Pass the number of actions in a chunk, such as 4.")
+    if not 1 <= n_executed <= horizon:
+        raise ValueError(
+            f"`n_executed` must lie in [1, horizon={horizon}], got {n_executed}. Leave it out to execute the whole chunk."
+        )
+    if not 0.0 < discount <= 1.0:
+        raise ValueError(f"`discount` must lie in (0, 1], got {discount}. Pass 1.0 for the plain sum of the rewards.")
+
+
+def _chunked_space(space: gym.Space, horizon: int) -> spaces.Box:
+    """
+    :param space: Action space of one step
+    :return: The space of ``horizon`` such actions, shape ``(horizon, *space.shape)``, with the same bounds and dtype
+    :raises ValueError: if ``space`` is not a floating-point Box with finite bounds
+    """
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(
+            f"ActionChunking needs an env with a floating-point Box action space, but `env.action_space` is {space}. "
+            "Chunks of discrete actions are not supported."
+        )
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(
+            f"ActionChunking needs finite action bounds, but `env.action_space` is {space}. "
+            "Wrap the env in gymnasium.wrappers.RescaleAction or set bounds on its action space first."
+        )
+    repeats = (horizon,) + (1,) * len(space.shape)
+    return spaces.Box(low=np.tile(space.low, repeats), high=np.tile(space.high, repeats), dtype=space.dtype.type)

@@ -1,0 +1,127 @@
+"""
+Mathematics of flow matching: pure functions on tensors, no state, no networks.
+
+Notation: ``x_0 ~ N(0, I)`` is noise at ``t = 0``, ``x_1`` is data (an action in ``[-1, 1]``) at ``t = 1``.
+Every function keeps the dtype and the device of its tensors, and broadcasts ``t`` against ``x``.
+
+Sources: Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747) for path, target and loss;
+ScoRe-Flow (arXiv 2604.10962, Section 3) for the closed-form score and the marginal-preserving SDE.
+"""
+
+from collections.abc import Callable
+
+import torch as th
+
+#: A velocity field: ``(x, t) -> velocity`` with ``x`` of shape ``(..., dim)`` and ``t`` a scalar tensor.
+Velocity = Callable[[th.Tensor, th.Tensor], th.Tensor]
+
+
+def interpolate(noise: th.Tensor, data: th.Tensor, t: th.Tensor) -> th.Tensor:
+    """
+    Point on the linear path from noise to data, ``x_t = (1 - t) x_0 + t x_1`` (arXiv 2210.02747, Eq. 22 with sigma_min = 0).
+
+    :param noise: ``x_0``, shape ``(..., dim)``
+    :param data: ``x_1``, same shape
+    :param t: time in [0, 1], broadcastable to ``noise``
+    :return: ``x_t``, same shape
+    """
+    return (1 - t) * noise + t * data
+
+
+def velocity_target(noise: th.Tensor, data: th.Tensor) -> th.Tensor:
+    """
+    Velocity of the linear path, ``x_1 - x_0``: what a velocity field regresses on (arXiv 2210.02747, Eq. 23).
+
+    :param noise: ``x_0``, shape ``(..., dim)``
+    :param data: ``x_1``, same shape
+    :return: the target, same shape
+    """
+    return data - noise
+
+
+def time_grid(denoising_steps: int, *, dtype: th.dtype | None = None, device: th.device | str | None = None) -> th.Tensor:
+    """
+    Times at which the velocity field is evaluated, ``t_k = k / K`` for ``k = 0 .. K - 1``.
+
+    Sampling and re-scoring both use this grid, and nothing else: two grids would make the PPO ratio differ from 1.
+
+    :param denoising_steps: number ``K`` of steps, at least 1
+    :param dtype: dtype of the grid (torch's default dtype if None)
+    :param device: device of the grid
+    :return: shape ``(K,)``
+    :raises ValueError: if ``denoising_steps`` is smaller than 1
+    """
+    if denoising_steps < 1:
+        raise ValueError(f"denoising_steps must be at least 1, got {denoising_steps}.")
+    return th.arange(denoising_steps, dtype=dtype or th.get_default_dtype(), device=device) / denoising_steps
+
+
+def score_from_velocity(velocity: th.Tensor, x: th.Tensor, t: th.Tensor) -> th.Tensor:
+    """
+    Score of the marginal density, ``grad_x log p_t(x) = (t v - x) / (1 - t)`` (arXiv 2604.10962, Section 3).
+
+    Exact for the linear path from a standard normal when ``v`` is the exact marginal velocity. It has a pole at ``t = 1``,
+    which :func:`time_grid` never contains.
+
+    :param velocity: ``v(x, t)``, shape ``(..., dim)``
+    :param x: ``x_t``, same shape
+    :param t: time in [0, 1), broadcastable to ``x``
+    :return: the score, same shape
+    """
+    return (t * velocity - x) / (1 - t)
+
+
+def endpoint(x: th.Tensor, velocity: th.Tensor, t: th.Tensor) -> th.Tensor:
+    """
+    Expected end of the path given a point on it, ``E[x_1 | x_t] = x_t + (1 - t) v(x_t, t)`` (arXiv 2606.08602, Section 4).
+
+    :param x: ``x_t``, shape ``(..., dim)``
+    :param velocity: ``v(x_t, t)``, same shape
+    :param t: time in [0, 1], broadcastable to ``x``
+    :return: the endpoint, same shape
+    """
+    return x + (1 - t) * velocity
+
+
+def euler_sample(velocity: Velocity, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
+    """
+    Integrate ``dx = v dt`` from ``t = 0`` to ``t = 1`` with ``K`` Euler steps on :func:`time_grid`.
+
+    :param velocity: the field, called once per step
+    :param noise: ``x_0``, shape ``(..., dim)``
+    :param denoising_steps: number ``K`` of steps
+    :return: ``x_1``, same shape (not clamped)
+    """
+    x = noise
+    for t in time_grid(denoising_steps, dtype=noise.dtype, device=noise.device):
+        x = x + velocity(x, t) / denoising_steps
+    return x
+
+
+def sde_sample(
+    velocity: Velocity,
+    noise: th.Tensor,
+    denoising_steps: int,
+    diffusion: Callable[[th.Tensor], th.Tensor],
+    generator: th.Generator | None = None,
+) -> th.Tensor:
+    """
+    Euler-Maruyama on the marginal-preserving SDE ``dx = (v + eps(t) s) dt + sqrt(2 eps(t)) dW``.
+
+    For any ``eps(t) >= 0`` its marginals are those of the ODE, because the score term and the diffusion cancel in the
+    Fokker-Planck equation (arXiv 2604.10962, Section 3). ScoRe-Flow starts here and then decouples the two.
+
+    :param velocity: the field, called once per step
+    :param noise: ``x_0``, shape ``(..., dim)``
+    :param denoising_steps: number ``K`` of steps
+    :param diffusion: ``eps``, a function of ``t``
+    :param generator: random generator for the Wiener process
+    :return: ``x_1``, same shape (not clamped)
+    """
+    dt = 1 / denoising_steps
+    x = noise
+    for t in time_grid(denoising_steps, dtype=noise.dtype, device=noise.device):
+        v, eps = velocity(x, t), diffusion(t)
+        wiener = th.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        x = x + (v + eps * score_from_velocity(v, x, t)) * dt + (2 * eps * dt) ** 0.5 * wiener
+    return x

@@ -1,0 +1,293 @@
+"""Networks: velocity field, noise net, score coefficient, observation normaliser, time embedding."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+#: Bias of the score coefficient's last layer: softplus(-2) = 0.127 at the start (arXiv 2604.10962, released configuration).
+SCORE_COEFFICIENT_BIAS = -2.0
+
+
+class SinusoidalEmbedding(nn.Module):
+    """
+    Sines and cosines of ``t`` at frequencies spaced geometrically from 1 to 64 rad.
+
+    The range is ours: with ``t`` in [0, 1] the usual Transformer frequencies (1 down to 1e-4) are all but linear in ``t``.
+
+    :param dim: width of the embedding, an even number
+    """
+
+    frequencies: th.Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 2 or dim % 2:
+            raise ValueError(f"time_embedding_dim must be a positive even number, got {dim}.")
+        self.register_buffer("frequencies", 2.0 ** th.linspace(0.0, 6.0, dim // 2), persistent=False)
+
+    def forward(self, t: th.Tensor) -> th.Tensor:
+        """
+        :param t: times, shape ``(...,)``
+        :return: shape ``(..., dim)``
+        """
+        angles = t.unsqueeze(-1) * self.frequencies
+        return th.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class TimeFeatures(NamedTuple):
+    """What a velocity field needs of a time; the same for every observation."""
+
+    embedding: th.Tensor  #: shape ``(..., time_embedding_dim)``
+    shift: th.Tensor  #: the time's share of the first layer, shape ``(..., width)``
+    skip: th.Tensor  #: coefficient of ``x`` in the prior's velocity, shape ``(..., 1)``
+
+    def at(self, index: int) -> "TimeFeatures":
+        """Features of one time of a grid."""
+        return TimeFeatures(self.embedding[index], self.shift[index], self.skip[index])
+
+
+class VelocityField(nn.Module):
+    """
+    ``v(x, t, s)``: the flow of a Gaussian prior plus an MLP with pre-activation residual blocks on [x, time embedding, features].
+
+    For actions ``a ~ N(0, prior_std^2 I)`` the exact velocity is ``(t prior_std^2 - (1 - t)) x / ((1 - t)^2 + t^2 prior_std^2)``; the network learns
+    the difference (ours; the papers' networks start near ``v = 0``, so that an untrained policy passes ``x_0 ~ N(0, I)`` on as its action, and
+    reinforcement learning from scratch sees a random number where its own noise should be; see docs/implementation.md).
+
+    The first layer is split by input, ``W [x, tau, s] = W_x x + W_tau tau + W_s s``: the observation's share is computed once per
+    observation (:meth:`condition`), the time's share once per time (:meth:`time_features`), and only ``W_x x`` once per step.
+
+    :param features_dim: width of the observation features
+    :param action_dim: flattened width of the action
+    :param net_arch: widths of the hidden layers; two equal widths in a row make a residual block
+    :param activation_fn: activation function
+    :param time_embedding_dim: width of the time embedding
+    :param prior_std: standard deviation of the Gaussian prior in normalised action units, positive
+    """
+
+    def __init__(
+        self,
+        features_dim: int,
+        action_dim: int,
+        net_arch: Sequence[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+        time_embedding_dim: int = 16,
+        prior_std: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if len(net_arch) == 0 or min(net_arch) < 1:
+            raise ValueError(f"net_arch['pi'] needs at least one hidden layer of positive width, got {list(net_arch)}.")
+        if not prior_std > 0:
+            raise ValueError(f"prior_std must be positive, got {prior_std}.")
+        self.prior_std = prior_std
+        self.time_embedding = nn.Sequential(
+            SinusoidalEmbedding(time_embedding_dim),
+            nn.Linear(time_embedding_dim, 2 * time_embedding_dim),
+            nn.Mish(),
+            nn.Linear(2 * time_embedding_dim, time_embedding_dim),
+        )
+        # One layer, initialised as one (its fan-in is the whole input), used in three parts.
+        whole = nn.Linear(action_dim + time_embedding_dim + features_dim, net_arch[0])
+        self.action_layer = nn.Linear(action_dim, net_arch[0], bias=False)
+        self.time_layer = nn.Linear(time_embedding_dim, net_arch[0])
+        self.features_layer = nn.Linear(features_dim, net_arch[0], bias=False)
+        with th.no_grad():
+            parts = whole.weight.split([action_dim, time_embedding_dim, features_dim], dim=1)
+            for layer, weight in zip((self.action_layer, self.time_layer, self.features_layer), parts, strict=True):
+                layer.weight.copy_(weight)
+            self.time_layer.bias.copy_(whole.bias)
+        self.activation = activation_fn()
+        self.hidden_layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(net_arch)])
+        self.output_layer = nn.Linear(net_arch[-1], action_dim)
+
+    def time_features(self, t: th.Tensor) -> TimeFeatures:
+        """
+        :param t: times in [0, 1], shape ``(...,)``
+        :return: features of the times
+        """
+        embedding = self.time_embedding(t)
+        variance = self.prior_std**2
+        skip = (t * variance - (1 - t)) / ((1 - t) ** 2 + t**2 * variance)
+        return TimeFeatures(embedding, self.time_layer(embedding), skip.unsqueeze(-1))
+
+    def condition(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: observation features, shape ``(batch, features_dim)``
+        :return: the observation's share of the first layer, shape ``(batch, width)``
+        """
+        return self.features_layer(features)
+
+    def forward(self, x: th.Tensor, time: TimeFeatures, condition: th.Tensor) -> th.Tensor:
+        """
+        :param x: points on the path, shape ``(..., action_dim)``
+        :param time: from :meth:`time_features`, broadcastable to ``x``'s leading dimensions
+        :param condition: from :meth:`condition`, broadcastable to ``(..., width)``
+        :return: velocity, shape ``(..., action_dim)``
+        """
+        hidden = self.action_layer(x) + (time.shift + condition)
+        for layer in self.hidden_layers:
+            update = layer(self.activation(hidden))
+            hidden = hidden + update if update.shape == hidden.shape else update
+        return self.output_layer(self.activation(hidden)) + time.skip * x
+
+
+class NoiseNet(nn.Module):
+    """
+    Standard deviation of a denoising step, per action dimension, bounded in ``[min_std, max_std]``.
+
+    ``log std^2`` interpolates linearly between the bounds with ``tanh`` of an MLP of (time embedding, features); it does not see
+    ``x`` (arXiv 2505.22094, Section 4; arXiv 2604.10962, Section 4). The last layer starts at zero (ours): every policy starts at the geometric
+    mean of the bounds, in every state.
+
+    :param features_dim: width of the observation features
+    :param action_dim: flattened width of the action
+    :param time_embedding_dim: width of the time embedding
+    :param net_arch: widths of the hidden layers
+    """
+
+    def __init__(self, features_dim: int, action_dim: int, time_embedding_dim: int, net_arch: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        widths = [features_dim + time_embedding_dim, *net_arch]
+        layers: list[nn.Module] = []
+        for a, b in pairwise(widths):
+            layers += [nn.Linear(a, b), nn.Tanh()]
+        last = nn.Linear(widths[-1], action_dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(*layers, last)
+
+    def forward(self, features: th.Tensor, time_embedding: th.Tensor, log_std_bounds: th.Tensor) -> th.Tensor:
+        """
+        :param features: shape ``(batch, features_dim)``
+        :param time_embedding: of the whole grid, shape ``(K, time_embedding_dim)``; it gets no gradient from here
+        :param log_std_bounds: ``log [min_std, max_std]``, shape ``(2,)``
+        :return: standard deviations, shape ``(batch, K, action_dim)``
+        """
+        batch, steps = len(features), len(time_embedding)
+        inputs = th.cat(
+            [
+                features.unsqueeze(1).expand(batch, steps, features.shape[-1]),
+                time_embedding.detach().expand(batch, steps, time_embedding.shape[-1]),
+            ],
+            dim=-1,
+        )
+        low, high = log_std_bounds
+        return th.exp(low + 0.5 * (th.tanh(self.net(inputs)) + 1) * (high - low))
+
+
+class ScoreCoefficient(nn.Module):
+    """
+    Coefficient of the score in the drift, ``alpha(t) = min((1 - t) softplus(g(t)) c, 2 c)`` (arXiv 2604.10962, Section 4).
+
+    ``g`` is a tiny MLP of ``t`` alone; the factor ``1 - t`` cancels the pole of the score. The last layer's weights start at zero and
+    its bias at -2, so ``softplus(g) = 0.127`` at every ``t`` before training.
+
+    :param score_scale: ``c``
+    """
+
+    def __init__(self, score_scale: float) -> None:
+        super().__init__()
+        self.score_scale = score_scale
+        last = nn.Linear(16, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, SCORE_COEFFICIENT_BIAS)
+        self.net = nn.Sequential(nn.Linear(1, 16), nn.SiLU(), nn.Linear(16, 16), nn.SiLU(), last)
+
+    def forward(self, t: th.Tensor) -> th.Tensor:
+        """
+        :param t: times in [0, 1), shape ``(K,)``
+        :return: coefficients, shape ``(K,)``
+        """
+        gate = nn.functional.softplus(self.net(t.unsqueeze(-1)).squeeze(-1))
+        return th.clamp((1 - t) * gate * self.score_scale, max=2 * self.score_scale)
+
+
+class ObservationNormalizer(nn.Module):
+    """
+    Standardises the non-image Box parts of an observation with statistics kept in the state dict.
+
+    Until statistics are fitted it is the identity. Images, Discrete and MultiBinary observations pass through unchanged.
+    Constant dimensions are only centred.
+
+    :param observation_space: the observation space
+    :param clip: bound of the absolute normalised value (same default as VecNormalize)
+    """
+
+    count: th.Tensor
+
+    def __init__(self, observation_space: spaces.Space, clip: float = 10.0) -> None:
+        super().__init__()
+        self.clip = clip
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        self.keys = [key for key, space in parts.items() if _is_vector(space)]
+        # Buffers are numbered: keys of a Dict space may hold dots, which a state dict cannot.
+        for index, key in enumerate(self.keys):
+            shape = parts[key].shape
+            assert shape is not None
+            self.register_buffer(f"mean_{index}", th.zeros(shape))
+            self.register_buffer(f"var_{index}", th.ones(shape))
+        self.register_buffer("count", th.zeros((), dtype=th.float64))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether statistics have been fitted."""
+        return bool(self.count > 0)
+
+    def update(self, observations: PyTorchObs) -> None:
+        """
+        Merge the statistics of a batch into those kept (Chan et al.'s parallel formula, in float64).
+
+        :param observations: raw observations, shape ``(batch, ...)`` per part
+        """
+        parts = observations if isinstance(observations, dict) else {"": observations}
+        old_count, batch = float(self.count), 0
+        for index, key in enumerate(self.keys):
+            part = parts[key].to(th.float64)
+            batch = len(part)
+            mean_buffer, var_buffer = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
+            mean, var = mean_buffer.to(th.float64), var_buffer.to(th.float64)
+            delta, total = part.mean(0) - mean, old_count + batch
+            mean_buffer.copy_(mean + delta * batch / total)
+            var_buffer.copy_((var * old_count + part.var(0, unbiased=False) * batch + delta**2 * old_count * batch / total) / total)
+        self.count += batch
+
+    def reset(self) -> None:
+        """Forget the statistics: the normaliser becomes the identity again."""
+        self.count.zero_()
+        for index in range(len(self.keys)):
+            self.get_buffer(f"mean_{index}").zero_()
+            self.get_buffer(f"var_{index}").fill_(1.0)
+
+    def forward(self, observations: PyTorchObs) -> PyTorchObs:
+        """
+        :param observations: preprocessed (float) observations, shape ``(batch, ...)`` per part
+        :return: the same with vectors standardised
+        """
+        if isinstance(observations, dict):
+            return {key: self._normalize(part, key) for key, part in observations.items()}
+        return self._normalize(observations, "")
+
+    def _normalize(self, part: th.Tensor, key: str) -> th.Tensor:
+        if key not in self.keys:
+            return part
+        index = self.keys.index(key)
+        mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
+        # A constant dimension has no scale; dividing it by a tiny number would blow up the first change.
+        scale = th.where(var > 1e-8, var, th.ones_like(var)).sqrt()
+        return ((part - mean) / scale).clamp(-self.clip, self.clip)
+
+
+def _is_vector(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and len(space.shape) < 3 and not is_image_space(space)
+
+
+def initial_score_gate() -> float:
+    """``softplus(-2)``: the value of ``softplus(g)`` at initialisation, and of the constant score drift for good."""
+    return math.log1p(math.exp(SCORE_COEFFICIENT_BIAS))

@@ -1,0 +1,318 @@
+"""FlowMatchingPolicy: observation -> features -> velocity field -> action; what every algorithm of this package shares."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_scoreflow import flow
+from sb3_scoreflow.networks import ObservationNormalizer, VelocityField
+from sb3_scoreflow.utils import check_choice
+
+ObservationNormalization = Literal["auto", "running", "fixed", "none"]
+
+#: Deterministic actions are computed in blocks of exactly this many rows: matrix libraries pick other kernels, with other rounding, for
+#: other batch sizes, so only a fixed shape makes an action independent of the batch that it is computed in.
+_DETERMINISTIC_BLOCK = 8
+
+
+class FlowMatchingPolicy(BasePolicy):
+    """
+    A flow-matching policy for Box actions of any shape with finite bounds.
+
+    Actions are generated in [-1, 1] per dimension by integrating a velocity field from ``x_0`` at ``t = 0`` to the action at ``t = 1`` and are
+    rescaled to the bounds. ``predict(deterministic=True)`` starts from ``x_0 = 0`` and is bit-identical from call to call and over batch
+    compositions; otherwise ``x_0 ~ N(0, I)``.
+
+    :param observation_space: observation space
+    :param action_space: Box with finite bounds, float32 or float64
+    :param lr_schedule: learning rate schedule, used by the subclasses that own an optimizer
+    :param net_arch: hidden widths, a list for every network or a dictionary (``pi``: velocity field, ``vf``: critic);
+        default ``dict(pi=[256, 256, 256], vf=[256, 256, 256])``
+    :param activation_fn: activation of the velocity field
+    :param denoising_steps: Euler steps ``K`` per action, at least 1
+    :param inference_steps: Euler steps of the deterministic sampler, ``denoising_steps`` if None; may be changed after training
+    :param time_embedding_dim: width of the time embedding, even
+    :param prior_std: standard deviation of the Gaussian whose flow the untrained velocity field starts from, in normalised action units
+    :param observation_normalization: "fixed": statistics are fitted by :func:`~sb3_scoreflow.pretrain_bc` only; "running": and updated
+        after every rollout; "auto": running until pretraining has fitted them, fixed from then on; "none": never
+    :param use_sde: for Stable-Baselines3's call only; True is an error
+    :param features_extractor_class: features extractor; default by observation space (see ``policy_aliases`` of the algorithms)
+    :param features_extractor_kwargs: keyword arguments of the features extractor
+    :param normalize_images: whether to divide images by 255
+    :param optimizer_class: optimizer
+    :param optimizer_kwargs: keyword arguments of the optimizer, without the learning rate
+    :raises ValueError: if an argument is impossible; the message names it
+    """
+
+    #: Features extractor of the alias; None chooses by observation space.
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor] | None] = None
+    pretrained: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        denoising_steps: int = 4,
+        inference_steps: int | None = None,
+        time_embedding_dim: int = 16,
+        prior_std: float = 0.5,
+        observation_normalization: ObservationNormalization = "auto",
+        use_sde: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if use_sde:
+            raise ValueError("use_sde=True is not supported: a flow policy explores along its denoising chain (see min_std and max_std).")
+        check_action_space(action_space)
+        check_choice("observation_normalization", observation_normalization, get_args(ObservationNormalization))
+        if features_extractor_class is None:
+            features_extractor_class = self._choose_features_extractor(observation_space, normalize_images)
+        if optimizer_kwargs is None:
+            # The small default epsilon of Adam can give NaN (as in Stable-Baselines3's policies).
+            optimizer_kwargs = {"eps": 1e-5} if issubclass(optimizer_class, (th.optim.Adam, th.optim.AdamW)) else {}
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=dict(features_extractor_kwargs or {}),
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+        )
+        if net_arch is None:
+            net_arch = dict(pi=[256, 256, 256], vf=[256, 256, 256])
+        elif not isinstance(net_arch, dict):
+            net_arch = dict(pi=list(net_arch), vf=list(net_arch))
+        if "pi" not in net_arch:
+            raise ValueError(f"net_arch has no 'pi' entry for the velocity field, got keys {sorted(net_arch)}.")
+        self.net_arch = net_arch
+        self.activation_fn = activation_fn
+        self.action_dim = get_action_dim(action_space)
+        flow.time_grid(denoising_steps)  # raises if impossible
+        self.denoising_steps = denoising_steps
+        self.inference_steps = denoising_steps if inference_steps is None else inference_steps
+        self.time_embedding_dim = time_embedding_dim
+        self.prior_std = prior_std
+        self.observation_normalization = observation_normalization
+
+        self.normalizer = ObservationNormalizer(observation_space)
+        self.features_extractor = self.make_features_extractor()
+        self.features_dim = self.features_extractor.features_dim
+        self.velocity_field = VelocityField(self.features_dim, self.action_dim, net_arch["pi"], activation_fn, time_embedding_dim, prior_std)
+        self.register_buffer("pretrained", th.tensor(False))
+
+    @classmethod
+    def _choose_features_extractor(cls, space: spaces.Space, normalize_images: bool) -> type[BaseFeaturesExtractor]:
+        if cls.default_features_extractor_class is not None:
+            return cls.default_features_extractor_class
+        if isinstance(space, spaces.Dict):
+            return CombinedExtractor
+        return NatureCNN if is_image_space(space, normalized_image=not normalize_images) else FlattenExtractor
+
+    @property
+    def inference_steps(self) -> int:
+        """Euler steps of the deterministic sampler; may be set at any time."""
+        return self._inference_steps
+
+    @inference_steps.setter
+    def inference_steps(self, value: int) -> None:
+        if value < 1:
+            raise ValueError(f"inference_steps must be at least 1, got {value}.")
+        self._inference_steps = value
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            lr_schedule=self._dummy_schedule,  # not needed for acting
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            denoising_steps=self.denoising_steps,
+            inference_steps=self.inference_steps,
+            time_embedding_dim=self.time_embedding_dim,
+            prior_std=self.prior_std,
+            observation_normalization=self.observation_normalization,
+            use_sde=False,
+            features_extractor_class=self.features_extractor_class,
+            features_extractor_kwargs=self.features_extractor_kwargs,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+        )
+        return data
+
+    # ------------------------------------------------------------------ features
+
+    def preprocess(self, obs: PyTorchObs) -> PyTorchObs:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :return: float observations: images scaled, discrete ones one-hot, vectors standardised
+        """
+        return self.normalizer(preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images))  # type: ignore[arg-type]
+
+    def extract_features(  # type: ignore[override]
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param features_extractor: the actor's if None
+        :return: features, shape ``(batch, features_dim)``
+        """
+        extractor = self.features_extractor if features_extractor is None else features_extractor
+        return extractor(self.preprocess(obs))
+
+    @property
+    def updates_observation_statistics(self) -> bool:
+        """Whether rollouts update the observation statistics (see ``observation_normalization``)."""
+        mode = self.observation_normalization
+        return mode == "running" or (mode == "auto" and not bool(self.pretrained))
+
+    # ------------------------------------------------------------------ flow
+
+    def velocity(self, obs: PyTorchObs, x: th.Tensor, t: th.Tensor) -> th.Tensor:
+        """
+        The velocity field in normalised action space.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param x: points on the path, shape ``(batch, action_dim)``
+        :param t: times in [0, 1], shape ``(batch,)`` or ``()``
+        :return: velocity, shape ``(batch, action_dim)``
+        """
+        field = self.velocity_field
+        return field(x, field.time_features(t), field.condition(self.extract_features(obs)))
+
+    def flow_matching_loss(self, obs: PyTorchObs, actions: th.Tensor, noise: th.Tensor, t: th.Tensor) -> th.Tensor:
+        """
+        Squared error of the velocity on the linear path (arXiv 2210.02747, Eq. 23), per element, not reduced.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param actions: normalised actions, shape ``(batch, action_dim)``
+        :param noise: ``x_0``, same shape
+        :param t: times in [0, 1], shape ``(batch,)``
+        :return: shape ``(batch, action_dim)``
+        """
+        x = flow.interpolate(noise, actions, t.unsqueeze(-1))
+        return (self.velocity(obs, x, t) - flow.velocity_target(noise, actions)).pow(2)
+
+    def sample_ode(self, obs: PyTorchObs, noise: th.Tensor, denoising_steps: int | None = None) -> th.Tensor:
+        """
+        Integrate the flow with Euler steps and clamp the result, as in the method's deterministic sampler.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param noise: ``x_0``, shape ``(batch, action_dim)``
+        :param denoising_steps: number of steps, the policy's if None
+        :return: normalised actions in [-1, 1], shape ``(batch, action_dim)``
+        """
+        field = self.velocity_field
+        condition = field.condition(self.extract_features(obs))
+
+        def velocity(x: th.Tensor, t: th.Tensor) -> th.Tensor:
+            return field(x, field.time_features(t), condition)
+
+        return flow.euler_sample(velocity, noise, denoising_steps or self.denoising_steps).clamp(-1.0, 1.0)
+
+    # ------------------------------------------------------------------ actions
+
+    def _deterministic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """Action for a block of observations starting from ``noise``, which is 0; subclasses with other dynamics override it."""
+        return self.sample_ode(obs, noise, self.inference_steps)
+
+    def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """Action starting from ``noise ~ N(0, I)``; subclasses with noisy steps override it."""
+        return self.sample_ode(obs, noise)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        batch = _batch_size(observation)
+        if not deterministic:
+            return self._stochastic_action(observation, th.randn(batch, self.action_dim, device=self.device))
+        noise = th.zeros(_DETERMINISTIC_BLOCK, self.action_dim, device=self.device)
+        blocks = [self._deterministic_action(block, noise) for block in _blocks(observation, batch)]
+        return th.cat(blocks)[:batch]
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param deterministic: whether to start from ``x_0 = 0``
+        :return: normalised actions, shape ``(batch, action_dim)``
+        """
+        return self._predict(obs, deterministic)
+
+    def scale_action(self, action: np.ndarray) -> np.ndarray:
+        """
+        :param action: actions within the bounds, shape ``(..., *action_shape)``
+        :return: actions in [-1, 1], same shape
+        """
+        return super().scale_action(action)
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """
+        Rescale actions from [-1, 1] to the bounds; of a flattened denoising chain, its last point (design: chain as the stored action).
+
+        :param scaled_action: shape ``(batch, *action_shape)``, ``action_shape``, or chains of shape ``(batch, (K + 1) * action_dim)``
+        :return: actions within the bounds, in the action space's dtype, shape ``(batch, *action_shape)`` or ``action_shape``
+        :raises FloatingPointError: if an action is NaN or infinite, before the environment sees it
+        """
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        if scaled_action.shape != space.shape:
+            scaled_action = scaled_action.reshape(len(scaled_action), -1)[:, -self.action_dim :].reshape(-1, *space.shape)
+        if not np.isfinite(scaled_action).all():
+            culprit = non_finite_parameter(self)
+            cause = f"the policy's parameter '{culprit}' is" if culprit else "an observation, or what the networks make of it, is"
+            raise FloatingPointError(f"The policy produced a NaN or infinite action: {cause} not finite. Go back to the last checkpoint.")
+        # Rounding may carry the rescaled action past its bound by one unit in the last place: clip on both sides.
+        action = super().unscale_action(np.clip(scaled_action, -1.0, 1.0))
+        return np.clip(action, space.low, space.high).astype(space.dtype, copy=False)
+
+
+def check_action_space(action_space: spaces.Space) -> None:
+    """
+    :param action_space: to be checked
+    :raises ValueError: if it is not a floating-point Box with finite bounds, low < high
+    """
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"action_space must be a Box (flow policies generate continuous actions), got {action_space}.")
+    if not np.issubdtype(action_space.dtype, np.floating):
+        raise ValueError(f"action_space must have a floating-point dtype, got {action_space.dtype}; wrap the env to cast its actions.")
+    low, high = action_space.low, action_space.high
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(
+            f"action_space must have finite bounds, got low={low}, high={high}; wrap the env with gymnasium.wrappers.RescaleAction or give bounds."
+        )
+    if not (low < high).all():
+        raise ValueError(f"action_space must have low < high in every dimension, got low={low}, high={high}; drop the fixed dimensions.")
+
+
+def non_finite_parameter(module: nn.Module) -> str | None:
+    """
+    :param module: to be searched
+    :return: the name of the first parameter or floating-point buffer with a NaN or infinite entry, None if all are finite
+    """
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
+            return name
+    return None
+
+
+def _batch_size(obs: PyTorchObs) -> int:
+    return len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+
+
+def _blocks(obs: PyTorchObs, batch: int) -> Iterator[PyTorchObs]:
+    """Cut observations into blocks of a fixed number of rows, the last one filled up with copies of its last row."""
+    for start in range(0, batch, _DETERMINISTIC_BLOCK):
+        rows = th.arange(start, start + _DETERMINISTIC_BLOCK).clamp_(max=batch - 1)
+        yield {key: part[rows] for key, part in obs.items()} if isinstance(obs, dict) else obs[rows]

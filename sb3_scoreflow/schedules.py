@@ -1,0 +1,63 @@
+"""
+Schedules over ``progress_remaining`` (1 at the start of training, 0 at its end), as Stable-Baselines3 defines them.
+
+They are objects with plain attributes, not lambdas, so that a saved model loads in any Python version.
+"""
+
+import math
+
+
+class CosineSchedule:
+    """
+    Linear warm-up from 0, then cosine decay.
+
+    :param initial_value: value reached at the end of the warm-up
+    :param final_value: value at the end of training
+    :param warmup_fraction: share of training spent warming up, in [0, 1)
+    :raises ValueError: if ``warmup_fraction`` is outside [0, 1)
+    """
+
+    def __init__(self, initial_value: float, final_value: float = 0.0, warmup_fraction: float = 0.0) -> None:
+        if not 0 <= warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction must be in [0, 1), got {warmup_fraction}.")
+        self.initial_value = float(initial_value)
+        self.final_value = float(final_value)
+        self.warmup_fraction = float(warmup_fraction)
+
+    def __call__(self, progress_remaining: float) -> float:
+        progress = 1.0 - progress_remaining
+        if progress < self.warmup_fraction:
+            return self.initial_value * progress / self.warmup_fraction
+        decayed = (progress - self.warmup_fraction) / (1.0 - self.warmup_fraction)
+        return self.final_value + 0.5 * (self.initial_value - self.final_value) * (1.0 + math.cos(math.pi * min(decayed, 1.0)))
+
+    def __repr__(self) -> str:
+        return f"CosineSchedule({self.initial_value}, {self.final_value}, warmup_fraction={self.warmup_fraction})"
+
+
+class HoldCosineSchedule:
+    """
+    Hold a value, then let it decay along a cosine: the noise schedule "learn_decay" of ScoRe-Flow and ReinFlow.
+
+    The published schedule of ``max_std`` holds it for 35% of training and ends at ``min_std + 0.7 (max_std - min_std)``.
+
+    :param initial_value: value held
+    :param final_value: value at the end of training
+    :param hold_fraction: share of training for which ``initial_value`` is held, in [0, 1)
+    :raises ValueError: if ``hold_fraction`` is outside [0, 1)
+    """
+
+    def __init__(self, initial_value: float, final_value: float, hold_fraction: float = 0.35) -> None:
+        if not 0 <= hold_fraction < 1:
+            raise ValueError(f"hold_fraction must be in [0, 1), got {hold_fraction}.")
+        self.initial_value = float(initial_value)
+        self.final_value = float(final_value)
+        self.hold_fraction = float(hold_fraction)
+
+    def __call__(self, progress_remaining: float) -> float:
+        decayed = (1.0 - progress_remaining - self.hold_fraction) / (1.0 - self.hold_fraction)
+        weight = 0.5 * (1.0 + math.cos(math.pi * min(max(decayed, 0.0), 1.0)))
+        return self.final_value + (self.initial_value - self.final_value) * weight
+
+    def __repr__(self) -> str:
+        return f"HoldCosineSchedule({self.initial_value}, {self.final_value}, hold_fraction={self.hold_fraction})"

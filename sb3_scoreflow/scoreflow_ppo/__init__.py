@@ -1,0 +1,5 @@
+"""ScoRe-Flow: PPO on the denoising chain of a flow-matching policy."""
+
+from sb3_scoreflow.scoreflow_ppo.scoreflow_ppo import ScoReFlowPPO
+
+__all__ = ["ScoReFlowPPO"]

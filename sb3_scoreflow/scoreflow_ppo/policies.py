@@ -1,0 +1,330 @@
+"""ScoRe-Flow's policy: the shared flow plus score coefficient, noise net and critic."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_scoreflow import flow
+from sb3_scoreflow.networks import NoiseNet, ScoreCoefficient, initial_score_gate
+from sb3_scoreflow.policies import FlowMatchingPolicy, ObservationNormalization
+from sb3_scoreflow.scoreflow_ppo.transition import chain_entropy, chain_log_prob, transition_mean, truncated_normal
+from sb3_scoreflow.utils import check_choice
+
+ScoreDrift = Literal["learned", "constant", "none"]
+Noise = Literal["learned", "constant", "score_matched"]
+
+
+class ChainEvaluation(NamedTuple):
+    """What one pass over stored chains gives; ``batch`` chains of ``K`` transitions."""
+
+    values: th.Tensor  #: in reward units, shape ``(batch,)``
+    log_prob: th.Tensor  #: normalised, shape ``(batch,)``
+    entropy: th.Tensor  #: normalised, shape ``(batch,)``
+    mean: th.Tensor  #: shape ``(batch, K, action_dim)``
+    std: th.Tensor  #: shape ``(batch, K, action_dim)``
+
+
+class ScoReFlowPolicy(FlowMatchingPolicy):
+    """
+    Flow policy whose denoising steps are Gaussian: mean steered by the score, standard deviation learned (arXiv 2604.10962, Section 4).
+
+    The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` and, set through the algorithm's arguments of the same names:
+
+    :param score_drift: "learned": coefficient net; "constant": ``(1 - t) softplus(-2) score_scale``; "none": ReinFlow
+    :param score_scale: ``c`` in the coefficient, positive
+    :param score_clip: bound of the absolute score, positive
+    :param noise: "learned": noise net; "constant": ``max_std``; "score_matched": ``sqrt(2 alpha(t) / K)``, at least ``min_std``
+    :param min_std: lower bound of a step's standard deviation, positive
+    :param max_std: upper bound, at least ``min_std``
+    :param critic_activation_fn: activation of the critic
+    :param share_features_extractor: whether the critic sees the actor's features (without gradient) instead of its own extractor's
+    """
+
+    value_scale: th.Tensor
+    log_std_bounds: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        critic_activation_fn: type[nn.Module] = nn.Mish,
+        denoising_steps: int = 4,
+        inference_steps: int | None = None,
+        time_embedding_dim: int = 16,
+        prior_std: float = 0.5,
+        score_drift: ScoreDrift = "learned",
+        score_scale: float = 1.0,
+        score_clip: float = 10.0,
+        noise: Noise = "learned",
+        min_std: float = 0.1,
+        max_std: float = 0.24,
+        observation_normalization: ObservationNormalization = "auto",
+        use_sde: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        check_choice("score_drift", score_drift, get_args(ScoreDrift))
+        check_choice("noise", noise, get_args(Noise))
+        if noise == "score_matched" and score_drift == "none":
+            raise ValueError("noise='score_matched' needs a score: set score_drift to 'learned' or 'constant'.")
+        for name, value in (("score_scale", score_scale), ("score_clip", score_clip), ("min_std", min_std)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch,
+            activation_fn,
+            denoising_steps,
+            inference_steps,
+            time_embedding_dim,
+            prior_std,
+            observation_normalization,
+            use_sde,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images,
+            optimizer_class,
+            optimizer_kwargs,
+        )
+        if "vf" not in self.net_arch:
+            raise ValueError(f"net_arch has no 'vf' entry for the critic, got keys {sorted(self.net_arch)}.")
+        self.critic_activation_fn = critic_activation_fn
+        self.score_drift = score_drift
+        self.score_scale = score_scale
+        self.score_clip = score_clip
+        self.noise = noise
+        self.min_std = min_std
+        self.max_std = max_std
+        self.share_features_extractor = share_features_extractor
+
+        if score_drift == "learned":
+            self.score_coefficient_net = ScoreCoefficient(score_scale)
+        if noise == "learned":
+            self.noise_net = NoiseNet(self.features_dim, self.action_dim, time_embedding_dim)
+        self.register_buffer("log_std_bounds", th.zeros(2))
+        self.set_std_bounds(min_std, max_std)
+        # The bare velocity needs no critic; what follows is the value function, in units of `value_scale`.
+        if not share_features_extractor:
+            self.vf_features_extractor = self.make_features_extractor()
+        self.value_net = nn.Sequential(*create_mlp(self.features_dim, 1, self.net_arch["vf"], critic_activation_fn))
+        self.register_buffer("value_scale", th.ones(()))
+
+        learning_rate = lr_schedule(1)
+        groups = {name: list(parameters) for name, parameters in self.parameter_groups().items()}
+        self.optimizer = self.optimizer_class(
+            [dict(params=parameters, name=name, lr=learning_rate) for name, parameters in groups.items() if parameters],
+            lr=learning_rate,  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """
+        :return: every parameter once: "velocity" (with the actor's features), "noise" (with the score coefficient), "critic"
+        """
+        modules: dict[str, list[str]] = dict(
+            velocity=["features_extractor", "velocity_field"],
+            noise=["noise_net", "score_coefficient_net"],
+            critic=["vf_features_extractor", "value_net"],
+        )
+        return {
+            group: [p for name in names if hasattr(self, name) for p in getattr(self, name).parameters()]
+            for group, names in modules.items()
+        }
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            critic_activation_fn=self.critic_activation_fn,
+            score_drift=self.score_drift,
+            score_scale=self.score_scale,
+            score_clip=self.score_clip,
+            noise=self.noise,
+            min_std=self.min_std,
+            max_std=self.max_std,
+            share_features_extractor=self.share_features_extractor,
+        )
+        return data
+
+    def set_std_bounds(self, min_std: float, max_std: float) -> None:
+        """
+        Set the bounds of the standard deviation; they are kept in the state dict, so that a saved policy explores as it did.
+
+        :param min_std: lower bound, positive
+        :param max_std: upper bound, at least ``min_std``
+        :raises ValueError: if the bounds are impossible
+        """
+        if not 0 < min_std <= max_std:
+            raise ValueError(f"min_std must be positive and at most max_std, got min_std={min_std}, max_std={max_std}.")
+        self.log_std_bounds.copy_(th.tensor([min_std, max_std]).log())
+
+    # ------------------------------------------------------------------ chain
+
+    def score_coefficient(self, t: th.Tensor) -> th.Tensor | None:
+        """
+        :param t: times in [0, 1), shape ``(K,)``
+        :return: ``alpha(t)``, same shape; None without score drift
+        """
+        if self.score_drift == "none":
+            return None
+        if self.score_drift == "learned":
+            return self.score_coefficient_net(t)
+        return th.clamp((1 - t) * initial_score_gate() * self.score_scale, max=2 * self.score_scale)
+
+    def _step_std(self, features: th.Tensor, time_embedding: th.Tensor, alpha: th.Tensor | None) -> th.Tensor:
+        """Standard deviations of all steps at once, shape ``(batch, K, action_dim)``: they do not depend on ``x``."""
+        steps = len(time_embedding)
+        if self.noise == "learned":
+            return self.noise_net(features, time_embedding, self.log_std_bounds)
+        low, high = self.log_std_bounds.exp()
+        if self.noise == "constant":
+            std = high.expand(steps)
+        else:
+            assert alpha is not None  # checked by the constructor
+            std = th.sqrt(2 * alpha / steps).clamp(min=low)
+        return std.view(1, steps, 1).expand(len(features), steps, self.action_dim)
+
+    def _sample_chain(
+        self, features: th.Tensor, noise: th.Tensor, stochastic: bool, denoising_steps: int
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)`` and, if stochastic, standard deviations
+        """
+        field = self.velocity_field
+        t = flow.time_grid(denoising_steps, dtype=noise.dtype, device=noise.device)
+        time, condition, alpha = field.time_features(t), field.condition(features), self.score_coefficient(t)
+        std = self._step_std(features, time.embedding, alpha) if stochastic else None
+        deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std if std is not None else None
+        x, points, means = noise, [noise], []
+        for k in range(denoising_steps):
+            coefficient = None if alpha is None else alpha[k]
+            mean = transition_mean(x, field(x, time.at(k), condition), t[k], coefficient, denoising_steps, self.score_clip)
+            x = mean if deviates is None else mean + deviates[:, k]
+            points.append(x)
+            means.append(mean)
+        return th.stack(points, dim=1), th.stack(means, dim=1), std
+
+    def _deterministic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        return self._sample_chain(self.extract_features(obs), noise, False, self.inference_steps)[0][:, -1]
+
+    def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        return self._sample_chain(self.extract_features(obs), noise, True, self.denoising_steps)[0][:, -1]
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
+        """
+        Sample a chain, as :meth:`collect_rollouts` of Stable-Baselines3 expects of an actor-critic.
+
+        The last point is stored unclamped, so the density that scores it is the one that it was drawn from; ``unscale_action`` clamps.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param deterministic: whether to take the means, from ``x_0 = 0``
+        :return: flattened chains ``(batch, (K + 1) * action_dim)``, values ``(batch, 1)``, normalised log-probabilities ``(batch,)``
+        """
+        preprocessed = self.preprocess(obs)
+        features = self.features_extractor(preprocessed)
+        shape = (len(features), self.action_dim)
+        noise = th.zeros(shape, device=features.device) if deterministic else th.randn(shape, device=features.device)
+        chain, mean, std = self._sample_chain(features, noise, not deterministic, self.denoising_steps)
+        if std is None:
+            log_prob = self.evaluate_chain(obs, chain).log_prob
+        else:
+            log_prob = chain_log_prob(chain, mean, std)
+        return chain.flatten(1), self._values(preprocessed, features), log_prob
+
+    def evaluate_chain(self, obs: PyTorchObs, chain: th.Tensor) -> ChainEvaluation:
+        """
+        Score stored chains: all their transitions in one call of each network, the observation's features once.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param chain: shape ``(batch, K + 1, action_dim)``
+        :return: values, log-probability, entropy, means and standard deviations
+        """
+        preprocessed = self.preprocess(obs)
+        features = self.features_extractor(preprocessed)
+        field = self.velocity_field
+        t = flow.time_grid(self.denoising_steps, dtype=chain.dtype, device=chain.device)
+        time, alpha = field.time_features(t), self.score_coefficient(t)
+        std = self._step_std(features, time.embedding, alpha)
+        x = chain[:, :-1]
+        velocity = field(x, time, field.condition(features).unsqueeze(1))
+        coefficient = None if alpha is None else alpha.unsqueeze(-1)
+        mean = transition_mean(x, velocity, t.unsqueeze(-1), coefficient, self.denoising_steps, self.score_clip)
+        values = self._values(preprocessed, features).flatten()
+        return ChainEvaluation(values, chain_log_prob(chain, mean, std), chain_entropy(std), mean, std)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Stable-Baselines3's interface to :meth:`evaluate_chain`.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param actions: flattened chains, shape ``(batch, (K + 1) * action_dim)``
+        :return: values ``(batch, 1)``, normalised log-probabilities ``(batch,)``, normalised entropies ``(batch,)``
+        """
+        evaluation = self.evaluate_chain(obs, actions.view(len(actions), self.denoising_steps + 1, self.action_dim))
+        return evaluation.values.unsqueeze(-1), evaluation.log_prob, evaluation.entropy
+
+    # ------------------------------------------------------------------ values
+
+    def _values(self, preprocessed: PyTorchObs, features: th.Tensor) -> th.Tensor:
+        features = features.detach() if self.share_features_extractor else self.vf_features_extractor(preprocessed)
+        return self.value_net(features) * self.value_scale
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :return: values in reward units, shape ``(batch, 1)``
+        """
+        preprocessed = self.preprocess(obs)
+        if not self.share_features_extractor:
+            return self._values(preprocessed, th.empty(0))
+        return self._values(preprocessed, self.features_extractor(preprocessed))
+
+    def set_value_scale(self, scale: float) -> None:
+        """
+        Change the unit of the critic's output and rescale its last layer, so that the values it predicts stay the same.
+
+        :param scale: new unit (reward units per unit of output), positive
+        """
+        ratio = float(self.value_scale) / scale
+        last = self.value_net[-1]
+        assert isinstance(last, nn.Linear)
+        with th.no_grad():
+            last.weight.mul_(ratio)
+            last.bias.mul_(ratio)
+        self.value_scale.fill_(scale)
+
+
+class MlpPolicy(ScoReFlowPolicy):
+    """:class:`ScoReFlowPolicy` that flattens observations."""
+
+    default_features_extractor_class = FlattenExtractor
+
+
+class CnnPolicy(ScoReFlowPolicy):
+    """:class:`ScoReFlowPolicy` with Stable-Baselines3's NatureCNN."""
+
+    default_features_extractor_class = NatureCNN
+
+
+class MultiInputPolicy(ScoReFlowPolicy):
+    """:class:`ScoReFlowPolicy` for Dict observations, with Stable-Baselines3's CombinedExtractor."""
+
+    default_features_extractor_class = CombinedExtractor

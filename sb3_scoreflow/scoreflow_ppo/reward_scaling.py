@@ -1,0 +1,54 @@
+"""Running scale of the discounted return, the critic's unit."""
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+
+class ReturnStatistics:
+    """
+    Running standard deviation of the discounted return ``G_t = gamma G_{t-1} + r_t``, reset at the end of every episode.
+
+    The same quantity as in VecNormalize and in the official code, but applied to the critic's unit instead of to the rewards: logs, timeout
+    bootstrap and a user's own wrappers keep seeing true rewards (ours).
+
+    :param gamma: discount per step of the vectorised environment
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+        self.statistics = RunningMeanStd(shape=())
+        self.returns = np.zeros(0)
+
+    def update(self, rewards: np.ndarray, dones: np.ndarray) -> None:
+        """
+        :param rewards: of one step, shape ``(n_envs,)``
+        :param dones: whether each episode ended with it, same shape
+        """
+        if len(self.returns) != len(rewards):  # first step, or loaded with another number of environments
+            self.returns = np.zeros(len(rewards))
+        self.returns = self.gamma * self.returns + rewards
+        self.statistics.update(self.returns)
+        self.returns = np.where(dones, 0.0, self.returns)
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the discounted return; 1 while the returns do not vary (no reward seen yet)."""
+        variance = float(self.statistics.var)
+        return variance**0.5 if variance > 1e-8 and self.statistics.count > 1 else 1.0
+
+
+class ReturnStatisticsCallback(BaseCallback):
+    """
+    Feeds rewards to :class:`ReturnStatistics` before Stable-Baselines3 adds the timeout bootstrap to them.
+
+    :param statistics: to be updated at every step
+    """
+
+    def __init__(self, statistics: ReturnStatistics) -> None:
+        super().__init__()
+        self.statistics = statistics
+
+    def _on_step(self) -> bool:
+        self.statistics.update(self.locals["rewards"], self.locals["dones"])
+        return True

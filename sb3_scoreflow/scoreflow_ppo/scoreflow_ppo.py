@@ -1,0 +1,567 @@
+"""ScoRe-Flow: PPO on the denoising chain of a flow-matching policy (arXiv 2604.10962)."""
+
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+
+from sb3_scoreflow import flow
+from sb3_scoreflow.policies import FlowMatchingPolicy, check_action_space, non_finite_parameter
+from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, ITERATION_SIZE
+from sb3_scoreflow.scoreflow_ppo.policies import (
+    ChainEvaluation,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    Noise,
+    ScoreDrift,
+    ScoReFlowPolicy,
+)
+from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
+from sb3_scoreflow.utils import atomic_path
+
+SelfScoReFlowPPO = TypeVar("SelfScoReFlowPPO", bound="ScoReFlowPPO")
+
+
+class ScoReFlowPPO(OnPolicyAlgorithm):
+    """
+    PPO on the denoising chain of a flow policy; the score steers the mean, the variance is learned (arXiv 2604.10962).
+
+    Arguments shared with :class:`stable_baselines3.PPO` keep its names and meaning. Arguments left at None get the values of
+    ``sb3_scoreflow/scoreflow_ppo/defaults.py``, by whether the policy was pretrained.
+
+    :param policy: "FlowPolicy" (features extractor by observation space), "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a class
+    :param env: environment with a Box action space of finite bounds (a chunked one: see :class:`~sb3_scoreflow.ActionChunking`)
+    :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
+    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: 2048 over all environments
+    :param batch_size: minibatch size, in chains
+    :param n_epochs: passes over the rollout per iteration
+    :param gamma: discount per step (per chunk, with ActionChunking)
+    :param gae_lambda: trade-off of bias and variance in GAE
+    :param clip_range: PPO's clip range of the ratio, a float or schedule; the ratio is a geometric mean over the chain's
+        ``(K + 1) action_dim`` numbers, so it is far smaller than PPO's usual 0.2
+    :param clip_range_vf: clip range of the value function in units of the return's standard deviation, None to deactivate
+    :param normalize_advantage: whether to normalise advantages per minibatch
+    :param ent_coef: coefficient of the chain's entropy (normalised once by ``(K + 1) action_dim``)
+    :param vf_coef: coefficient of the value loss
+    :param max_grad_norm: largest gradient norm, for each parameter group by itself
+    :param rollout_buffer_class: subclass of the package's ``ChainRolloutBuffer`` / ``DictChainRolloutBuffer``
+    :param rollout_buffer_kwargs: further keyword arguments of the buffer
+    :param target_kl: end the iteration's update when the approximate KL divergence passes 1.5 times this value
+    :param stats_window_size: episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder of tensorboard logs
+    :param noise_learning_rate: of noise net and score coefficient, a float or schedule
+    :param critic_learning_rate: of the critic, a float or schedule
+    :param denoising_steps: Euler steps ``K`` per action
+    :param score_drift: "learned" (ScoRe-Flow), "constant" or "none" (ReinFlow, arXiv 2505.22094)
+    :param score_scale: ``c`` of the score coefficient ``alpha(t) = min((1 - t) softplus(g(t)) c, 2 c)``
+    :param score_clip: bound of the absolute score
+    :param noise: "learned", "constant" (``max_std``) or "score_matched" (``sqrt(2 alpha(t) / K)``: the coupled SDE)
+    :param min_std: lower bound of a denoising step's standard deviation, in normalised action units
+    :param max_std: its upper bound, a float or schedule (:class:`~sb3_scoreflow.HoldCosineSchedule` is the published one)
+    :param critic_warmup_iterations: first iterations that train the critic only
+    :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return
+    :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
+    :param log_prob_clip: bound of the absolute normalised log-probability (1 in the official code, where it stops gradients at small
+        standard deviations), None to deactivate
+    :param policy_kwargs: further keyword arguments of the policy (``net_arch``, ``activation_fn``, ...)
+    :param verbose: 0 nothing, 1 info, 2 debug
+    :param seed: seed of the pseudo-random generators
+    :param device: device of the networks
+    :param _init_setup_model: whether to build the networks at construction
+    :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "FlowPolicy": ScoReFlowPolicy,
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: ScoReFlowPolicy  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[ScoReFlowPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule | None = None,
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule | None = None,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        noise_learning_rate: float | Schedule | None = None,
+        critic_learning_rate: float | Schedule | None = None,
+        denoising_steps: int = 4,
+        score_drift: ScoreDrift = "learned",
+        score_scale: float = 1.0,
+        score_clip: float = 10.0,
+        noise: Noise = "learned",
+        min_std: float = 0.1,
+        max_std: float | Schedule | None = None,
+        critic_warmup_iterations: int = 0,
+        normalize_reward: bool = True,
+        bc_coef: float = 0.0,
+        log_prob_clip: float | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,  # type: ignore[arg-type]
+            env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,  # type: ignore[arg-type]  # None is resolved in _setup_lr_schedule
+            n_steps=n_steps,  # type: ignore[arg-type]  # None is resolved in _setup_model
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.noise_learning_rate = noise_learning_rate
+        self.critic_learning_rate = critic_learning_rate
+        self.denoising_steps = denoising_steps
+        self.score_drift = score_drift
+        self.score_scale = score_scale
+        self.score_clip = score_clip
+        self.noise = noise
+        self.min_std = min_std
+        self.max_std = max_std
+        self.critic_warmup_iterations = critic_warmup_iterations
+        self.normalize_reward = normalize_reward
+        self.bc_coef = bc_coef
+        self.log_prob_clip = log_prob_clip
+
+        #: Environment steps taken, counted inside chunks (``num_timesteps`` counts calls to ``env.step``)
+        self.num_env_steps = 0
+        #: Iterations trained since construction
+        self.n_iterations = 0
+        self.return_statistics = ReturnStatistics(gamma)
+        self._reference_is_set = False
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------ set-up
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        if self.n_steps is None:
+            self.n_steps = max(ITERATION_SIZE // self.n_envs, 1)
+        self._check_batch_size()
+        dict_observations = isinstance(self.observation_space, spaces.Dict)
+        chain_buffer = DictChainRolloutBuffer if dict_observations else ChainRolloutBuffer
+        if self.rollout_buffer_class is None:
+            self.rollout_buffer_class = chain_buffer  # type: ignore[assignment]
+        elif not issubclass(self.rollout_buffer_class, chain_buffer):
+            raise ValueError(
+                f"rollout_buffer_class must be a subclass of {chain_buffer.__name__}, which stores denoising chains, "
+                f"got {self.rollout_buffer_class.__name__}."
+            )
+        # The policy acts by these arguments, so it must be built (and saved by itself) with them.
+        arguments = dict(
+            denoising_steps=self.denoising_steps,
+            score_drift=self.score_drift,
+            score_scale=self.score_scale,
+            score_clip=self.score_clip,
+            noise=self.noise,
+            min_std=self.min_std,
+            max_std=self._schedule("max_std", pretrained=False)(1.0),
+        )
+        clash = sorted(set(arguments) & set(self.policy_kwargs))
+        if clash:
+            raise ValueError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
+        users = self.policy_kwargs, self.rollout_buffer_kwargs
+        self.policy_kwargs = {**self.policy_kwargs, **arguments}
+        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "denoising_steps": self.denoising_steps}
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs, self.rollout_buffer_kwargs = users
+        if self.bc_coef > 0:
+            self.reference = self._make_reference()
+
+    def _check_arguments(self) -> None:
+        check_action_space(self.action_space)
+        positive = dict(batch_size=self.batch_size, n_epochs=self.n_epochs, max_grad_norm=self.max_grad_norm)
+        if self.n_steps is not None:
+            positive["n_steps"] = self.n_steps
+        optional = dict(target_kl=self.target_kl, log_prob_clip=self.log_prob_clip, clip_range=self.clip_range, clip_range_vf=self.clip_range_vf)
+        positive.update({name: value for name, value in optional.items() if isinstance(value, (int, float))})
+        for name, value in positive.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
+        rates = dict(
+            learning_rate=self.learning_rate,
+            noise_learning_rate=self.noise_learning_rate,
+            critic_learning_rate=self.critic_learning_rate,
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            bc_coef=self.bc_coef,
+            critic_warmup_iterations=self.critic_warmup_iterations,
+        )
+        for name, value in rates.items():
+            if isinstance(value, (int, float)) and not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}.")
+        for name, value in dict(gamma=self.gamma, gae_lambda=self.gae_lambda).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}.")
+        flow.time_grid(self.denoising_steps)  # raises if impossible
+        if self.denoising_steps == 1 and self.score_drift != "none":
+            warnings.warn(
+                f"score_drift={self.score_drift!r} with denoising_steps=1 only shrinks the initial noise (the only step is at t = 0, where the "
+                "score is -x): set denoising_steps to 2 or more, or score_drift='none'.",
+                stacklevel=4,
+            )
+
+    def _check_batch_size(self) -> None:
+        size = self.n_steps * self.n_envs
+        if self.normalize_advantage and min(self.batch_size, size) == 1:
+            raise ValueError(
+                f"normalize_advantage needs minibatches of at least 2 chains, got batch_size={self.batch_size} and n_steps * n_envs = {size}."
+            )
+        if size % self.batch_size:
+            warnings.warn(
+                f"batch_size={self.batch_size} does not divide the rollout of n_steps * n_envs = {self.n_steps} * {self.n_envs} = {size} chains: every epoch "
+                f"ends with a minibatch of {size % self.batch_size}. Choose a batch_size that is a factor of {size}.",
+                stacklevel=4,
+            )
+
+    def _schedule(self, name: str, pretrained: bool) -> FloatSchedule:
+        """Schedule of an argument; None gets its default."""
+        value = getattr(self, name)
+        return FloatSchedule(DEFAULTS["pretrained" if pretrained else "scratch"][name] if value is None else value)
+
+    @property
+    def _pretrained(self) -> bool:
+        return hasattr(self, "policy") and bool(self.policy.pretrained)
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = self._schedule("learning_rate", self._pretrained)
+
+    def _make_reference(self) -> FlowMatchingPolicy:
+        """The pretrained actor that ``bc_coef`` pulls towards: only the actor's part of the policy, filled by the first ``learn``."""
+        policy = self.policy
+        reference = FlowMatchingPolicy(
+            self.observation_space,
+            policy.action_space,  # type: ignore[arg-type]
+            net_arch=policy.net_arch,
+            activation_fn=policy.activation_fn,
+            denoising_steps=self.denoising_steps,
+            time_embedding_dim=policy.time_embedding_dim,
+            prior_std=policy.prior_std,
+            features_extractor_class=policy.features_extractor_class,
+            features_extractor_kwargs=policy.features_extractor_kwargs,
+            normalize_images=policy.normalize_images,
+        ).to(self.device)
+        reference.requires_grad_(False)
+        reference.set_training_mode(False)
+        return reference
+
+    def _fill_reference(self) -> None:
+        state = self.policy.state_dict()
+        self.reference.load_state_dict({name: state[name] for name in self.reference.state_dict()})
+        self._reference_is_set = True
+
+    def on_pretrained(self) -> None:
+        """Called by :func:`~sb3_scoreflow.pretrain_bc`: forget what belonged to the weights before (optimizer moments, reference)."""
+        self.policy.optimizer.state = defaultdict(dict)
+        self._reference_is_set = False
+        self._setup_lr_schedule()
+        self._update_noise_bounds()
+
+    # ------------------------------------------------------------------ hooks into Stable-Baselines3's loop
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self.num_env_steps = 0
+        self._setup_lr_schedule()
+        if self.bc_coef > 0 and not self._reference_is_set:
+            self._fill_reference()
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        # learn() starts collecting before the first update: the noise must already be what the schedule says.
+        self._update_current_progress_remaining(self.num_timesteps, result[0])
+        self._update_noise_bounds()
+        return result
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if self.normalize_reward:
+            if isinstance(callback, list):
+                callback = CallbackList(callback)
+            elif not isinstance(callback, BaseCallback):
+                callback = ConvertCallback(callback)
+            callback = CallbackList([ReturnStatisticsCallback(self.return_statistics), callback])
+        return super()._init_callback(callback, progress_bar)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        self.num_env_steps += sum(info.get("n_env_steps", 1) for info in infos)
+        super()._update_info_buffer(infos, dones)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Stable-Baselines3's logs and ``time/env_steps``: environment steps counted inside chunks."""
+        self.logger.record("time/env_steps", self.num_env_steps)
+        super().dump_logs(iteration)
+
+    def _update_noise_bounds(self) -> None:
+        max_std = self._schedule("max_std", self._pretrained)(self._current_progress_remaining)
+        self.policy.set_std_bounds(self.min_std, max_std)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        names = dict(velocity="learning_rate", noise="noise_learning_rate", critic="critic_learning_rate")
+        assert isinstance(optimizers, th.optim.Optimizer)
+        for group in optimizers.param_groups:
+            name = names[group["name"]]
+            group["lr"] = self._schedule(name, self._pretrained)(self._current_progress_remaining)
+            self.logger.record(f"train/{name}", group["lr"])
+
+    # ------------------------------------------------------------------ update
+
+    def train(self) -> None:
+        """Update policy and critic from the rollout buffer."""
+        self._check_rollout()
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        if self.normalize_reward:
+            self.policy.set_value_scale(self.return_statistics.scale)
+        warming_up = self.n_iterations < self.critic_warmup_iterations
+        logs: dict[str, list[float]] = defaultdict(list)
+        for _ in range(self.n_epochs):
+            if not self._train_epoch(warming_up, logs):
+                break
+            self._n_updates += 1
+        self.n_iterations += 1
+        culprit = non_finite_parameter(self.policy)
+        if culprit is not None:
+            raise FloatingPointError(
+                f"Parameter '{culprit}' became NaN or infinite in iteration {self.n_iterations}: lower the learning rates or max_grad_norm, "
+                "and go on from the last checkpoint."
+            )
+        self._log_update(logs)
+        # After the update, so that one normalisation serves both the rollout and its update: the first PPO ratio stays exactly 1.
+        if self.policy.updates_observation_statistics:
+            observations = self.rollout_buffer.observations
+            if isinstance(observations, dict):
+                self.policy.normalizer.update({key: th.as_tensor(part, device=self.device) for key, part in observations.items()})
+            else:
+                self.policy.normalizer.update(th.as_tensor(observations, device=self.device))
+        self._update_noise_bounds()
+
+    def _train_epoch(self, warming_up: bool, logs: dict[str, list[float]]) -> bool:
+        """
+        One pass over the rollout.
+
+        :return: False if ``target_kl`` ended the update
+        """
+        clip_range = self._schedule("clip_range", self._pretrained)(self._current_progress_remaining)
+        for batch in self.rollout_buffer.get(self.batch_size):
+            if warming_up:
+                values = self.policy.predict_values(batch.observations).flatten()
+                losses = {"value_loss": self.vf_coef * self._value_loss(values, batch, logs)}
+            else:
+                chain = batch.actions.view(len(batch.actions), self.denoising_steps + 1, -1)
+                evaluation = self.policy.evaluate_chain(batch.observations, chain)
+                losses = {
+                    "policy_gradient_loss": self._policy_loss(evaluation, batch, clip_range, logs),
+                    "entropy_loss": -self.ent_coef * evaluation.entropy.mean(),
+                    "value_loss": self.vf_coef * self._value_loss(evaluation.values, batch, logs),
+                }
+                if self.bc_coef > 0:
+                    losses["bc_loss"] = self.bc_coef * self._bc_loss(batch, chain[:, 0], logs)
+                logs["entropy_loss"].append(-evaluation.entropy.mean().item())
+                if self.target_kl is not None and logs["approx_kl"][-1] > 1.5 * self.target_kl:
+                    return False
+            self._step(losses, logs)
+        return True
+
+    def _policy_loss(
+        self, evaluation: ChainEvaluation, batch: RolloutBufferSamples, clip_range: float, logs: dict[str, list[float]]
+    ) -> th.Tensor:
+        """PPO's clipped surrogate on the chain's normalised ratio."""
+        advantages = batch.advantages
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        log_prob, old_log_prob = evaluation.log_prob, batch.old_log_prob
+        if self.log_prob_clip is not None:
+            logs["log_prob_clip_fraction"].append((log_prob.abs() > self.log_prob_clip).float().mean().item())
+            log_prob, old_log_prob = (p.clamp(-self.log_prob_clip, self.log_prob_clip) for p in (log_prob, old_log_prob))
+        log_ratio = log_prob - old_log_prob
+        ratio = log_ratio.exp()
+        loss = -th.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
+        with th.no_grad():
+            logs["policy_gradient_loss"].append(loss.item())
+            logs["clip_fraction"].append(((ratio - 1).abs() > clip_range).float().mean().item())
+            logs["approx_kl"].append(((ratio - 1) - log_ratio).mean().item())
+            logs["ratio_mean"].append(ratio.mean().item())
+            logs["ratio_std"].append(ratio.std(unbiased=False).item())
+            logs["ratio_min"].append(ratio.min().item())
+            logs["ratio_max"].append(ratio.max().item())
+            logs["clamped_action_fraction"].append((batch.actions[:, -self.policy.action_dim :].abs() > 1).float().mean().item())
+            logs["clamped_mean_fraction"].append((evaluation.mean.abs() >= 1).float().mean().item())
+            for k in range(self.denoising_steps):
+                std = evaluation.std[:, k]
+                for statistic, value in (("mean", std.mean()), ("min", std.min()), ("max", std.max())):
+                    logs[f"std_step{k}_{statistic}"].append(value.item())
+        return loss
+
+    def _value_loss(self, values: th.Tensor, batch: RolloutBufferSamples, logs: dict[str, list[float]]) -> th.Tensor:
+        """Squared error in units of the critic's scale, which keeps the loss of order 1 for any reward."""
+        if self.clip_range_vf is not None:
+            bound = self._schedule("clip_range_vf", self._pretrained)(self._current_progress_remaining) * self.policy.value_scale
+            values = batch.old_values + th.maximum(th.minimum(values - batch.old_values, bound), -bound)
+        loss = ((batch.returns - values) / self.policy.value_scale).pow(2).mean()
+        logs["value_loss"].append(loss.item())
+        return loss
+
+    def _bc_loss(self, batch: RolloutBufferSamples, noise: th.Tensor, logs: dict[str, list[float]]) -> th.Tensor:
+        """Squared distance between the ODE actions of the policy and of the pretrained one, from the same noise."""
+        actions = self.policy.sample_ode(batch.observations, noise)
+        with th.no_grad():
+            target = self.reference.sample_ode(batch.observations, noise)
+        loss = (actions - target).pow(2).mean()
+        logs["bc_loss"].append(loss.item())
+        return loss
+
+    def _step(self, losses: dict[str, th.Tensor], logs: dict[str, list[float]]) -> None:
+        """One optimizer step, each parameter group's gradient clipped by itself so that the critic's cannot drown the actor's."""
+        for name, term in losses.items():
+            if not bool(th.isfinite(term)):
+                raise FloatingPointError(
+                    f"{name} is {term.item()} in iteration {self.n_iterations + 1}, before the parameters changed: check rewards and observations "
+                    "for huge values, or lower the learning rates, and go on from the last checkpoint."
+                )
+        loss = th.stack(list(losses.values())).sum()
+        logs["loss"].append(loss.item())
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        for group in self.policy.optimizer.param_groups:
+            norm = th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+            logs[f"grad_norm_{group['name']}"].append(norm.item())
+        self.policy.optimizer.step()
+
+    def _check_rollout(self) -> None:
+        """Refuse to learn from NaN: it would reach every weight in one step."""
+        observations = self.rollout_buffer.observations
+        parts = observations if isinstance(observations, dict) else {"observations": observations}
+        for name, part in {**parts, "rewards": self.rollout_buffer.rewards}.items():
+            bad = ~np.isfinite(part)
+            if bad.any():
+                where = tuple(int(i) for i in np.argwhere(bad)[0])
+                raise FloatingPointError(
+                    f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {where[0]} of env {where[1]}): fix the "
+                    "environment (VecCheckNan finds the step) and go on from the last checkpoint."
+                )
+
+    def _log_update(self, logs: dict[str, list[float]]) -> None:
+        extremes = {"min": np.min, "max": np.max}
+        for name, values in logs.items():
+            self.logger.record(f"train/{name}", float(extremes.get(name.rsplit("_", 1)[-1], np.mean)(values)))
+        buffer = self.rollout_buffer
+        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        with th.no_grad():
+            t = flow.time_grid(self.denoising_steps, device=self.device)
+            alpha = self.policy.score_coefficient(t)
+        if alpha is not None:
+            for time, value in zip(t.tolist(), alpha.tolist(), strict=True):
+                self.logger.record(f"train/score_coefficient_t{time:.2f}", value)
+        self.logger.record("train/max_std", self.policy.log_std_bounds[1].exp().item())
+        self.logger.record("train/value_scale", self.policy.value_scale.item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", self._schedule("clip_range", self._pretrained)(self._current_progress_remaining))
+
+    # ------------------------------------------------------------------ public
+
+    def learn(
+        self: SelfScoReFlowPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str = "ScoReFlowPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfScoReFlowPPO:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,  # type: ignore[arg-type]
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """
+        As in Stable-Baselines3, but atomic, and refused if a parameter is not finite: a good checkpoint is never overwritten by a bad one.
+
+        :param path: path (".zip" is added if it has no suffix) or file object
+        :param exclude: names of attributes not to save
+        :param include: names of attributes to save although they are excluded by default
+        :raises FloatingPointError: if a parameter is NaN or infinite
+        """
+        culprit = non_finite_parameter(self.policy)
+        if culprit is not None:
+            raise FloatingPointError(f"Not saved: parameter '{culprit}' is NaN or infinite. Load the last checkpoint instead.")
+        if not isinstance(path, (str, Path)):
+            super().save(path, exclude, include)
+            return
+        path = Path(path)
+        with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
+            super().save(temporary, exclude, include)
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """As in Stable-Baselines3; a file saved without ``bc_coef`` takes its own weights as the reference policy."""
+        if isinstance(load_path_or_dict, dict) and self.bc_coef > 0 and "reference" not in load_path_or_dict:
+            actor = {name: load_path_or_dict["policy"][name] for name in self.reference.state_dict()}
+            load_path_or_dict = {**load_path_or_dict, "reference": actor}
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names, variables = super()._get_torch_save_params()
+        return [*names, *(["reference"] if self.bc_coef > 0 else [])], variables
