@@ -10,7 +10,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
-BENCHMARKS := $(filter-out benchmarks/_%.py benchmarks/__init__.py,$(wildcard benchmarks/*.py))
 
 # One thread. With networks of this size, OpenMP threads that spin while they wait make training 10-20x slower
 # as soon as another process (an env worker, a second run) wants the same core. `make OMP_NUM_THREADS=4 ...` overrides.
@@ -58,7 +57,7 @@ check-codestyle: $(STAMP)  ## Check import order and format, changing nothing
 commit-checks: format lint type  ## What to run before a commit
 
 benchmark: $(STAMP)  ## Print the benchmark commands (they take long: start them one by one)
-	@$(if $(BENCHMARKS),printf '$(BIN)/python %s\n' $(BENCHMARKS),echo "no scripts under benchmarks/ yet; when there are: $(BIN)/python benchmarks/<script>.py")
+	@grep -h "^    python -m benchmarks" benchmarks/*.py | sed "s#    python#$(BIN)/python#"
 
 build: $(STAMP)  ## Build the wheel into dist/
 	rm -rf build

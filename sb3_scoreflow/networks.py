@@ -79,7 +79,7 @@ class VelocityField(nn.Module):
         net_arch: Sequence[int],
         activation_fn: type[nn.Module] = nn.ReLU,
         time_embedding_dim: int = 16,
-        prior_std: float = 0.5,
+        prior_std: float = 0.2,
     ) -> None:
         super().__init__()
         if len(net_arch) == 0 or min(net_arch) < 1:

@@ -35,7 +35,7 @@ class FlowMatchingPolicy(BasePolicy):
     :param action_space: Box with finite bounds, float32 or float64
     :param lr_schedule: learning rate schedule, used by the subclasses that own an optimizer
     :param net_arch: hidden widths, a list for every network or a dictionary (``pi``: velocity field, ``vf``: critic);
-        default ``dict(pi=[256, 256, 256], vf=[256, 256, 256])``
+        default ``dict(pi=[256, 256], vf=[256, 256])``
     :param activation_fn: activation of the velocity field
     :param denoising_steps: Euler steps ``K`` per action, at least 1
     :param inference_steps: Euler steps of the deterministic sampler, ``denoising_steps`` if None; may be changed after training
@@ -66,7 +66,7 @@ class FlowMatchingPolicy(BasePolicy):
         denoising_steps: int = 4,
         inference_steps: int | None = None,
         time_embedding_dim: int = 16,
-        prior_std: float = 0.5,
+        prior_std: float = 0.2,
         observation_normalization: ObservationNormalization = "auto",
         use_sde: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
@@ -95,7 +95,7 @@ class FlowMatchingPolicy(BasePolicy):
             squash_output=True,
         )
         if net_arch is None:
-            net_arch = dict(pi=[256, 256, 256], vf=[256, 256, 256])
+            net_arch = dict(pi=[256, 256], vf=[256, 256])
         elif not isinstance(net_arch, dict):
             net_arch = dict(pi=list(net_arch), vf=list(net_arch))
         if "pi" not in net_arch:

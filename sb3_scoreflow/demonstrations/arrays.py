@@ -67,8 +67,9 @@ def clean_array(name: str, values: Any) -> np.ndarray:
     finite = np.isfinite(array)
     if not finite.all():
         first = tuple(int(i) for i in np.unravel_index(np.argmin(finite), finite.shape))
+        n_bad = finite.size - np.count_nonzero(finite)
         raise ValueError(
-            f"`{name}` has {finite.size - np.count_nonzero(finite)} values that are NaN or infinite as float32, the first at "
+            f"`{name}` has {n_bad} value(s) that are NaN or infinite as float32, the first at "
             f"index {first}. Remove the episodes they belong to."
         )
     return array

@@ -89,6 +89,17 @@ class Demonstrations:
         self._stops = stops
         self._starts = np.concatenate([[0], stops[:-1]])
 
+    @classmethod
+    def from_arrays(cls, observations: Any, actions: Any, *args: Any, **kwargs: Any) -> "Demonstrations":
+        """
+        The constructor by the name of the other sources (``load_demonstrations``, ``collect_demonstrations``).
+
+        :param observations: see the class
+        :param actions: see the class
+        :return: the demonstrations
+        """
+        return cls(observations, actions, *args, **kwargs)
+
     def __len__(self) -> int:
         """The number of transitions."""
         return len(self.actions)

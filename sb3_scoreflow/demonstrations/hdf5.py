@@ -41,7 +41,10 @@ def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None
     h5py = _import_h5py()
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"There is no demonstration file {path} (seen from {Path.cwd()}). Check the path.")
+        raise FileNotFoundError(
+            f"There is no demonstration file {path} (seen from {Path.cwd()}). Check the path. "
+            "Data that come with the package are named like 'builtin:hopper-medium'."
+        )
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder. Pass the path of an HDF5 file in it.")
     if path.stat().st_size == 0:

@@ -67,7 +67,7 @@ class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstr
         if not finite.all():
             index = tuple(int(i) for i in np.argwhere(~finite)[0])
             raise ValueError(
-                f"The action chunk has {int((~finite).sum())} values that are not finite, the first at {index}: "
+                f"The action chunk has {int((~finite).sum())} value(s) that are not finite, the first at {index}: "
                 f"{chunk[index]}. The policy has diverged (lower its learning rate) or its observations are not finite."
             )
         return chunk

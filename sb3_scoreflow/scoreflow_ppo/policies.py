@@ -64,7 +64,7 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         denoising_steps: int = 4,
         inference_steps: int | None = None,
         time_embedding_dim: int = 16,
-        prior_std: float = 0.5,
+        prior_std: float = 0.2,
         score_drift: ScoreDrift = "learned",
         score_scale: float = 1.0,
         score_clip: float = 10.0,

@@ -25,6 +25,8 @@ class ReturnStatistics:
         :param rewards: of one step, shape ``(n_envs,)``
         :param dones: whether each episode ended with it, same shape
         """
+        if not np.isfinite(rewards).all():  # the update refuses such a rollout; the statistics must survive it
+            return
         if len(self.returns) != len(rewards):  # first step, or loaded with another number of environments
             self.returns = np.zeros(len(rewards))
         self.returns = self.gamma * self.returns + rewards

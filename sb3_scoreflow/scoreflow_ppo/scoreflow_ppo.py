@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 
@@ -98,7 +99,7 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         learning_rate: float | Schedule | None = None,
         n_steps: int | None = None,
         batch_size: int = 256,
-        n_epochs: int = 10,
+        n_epochs: int = 5,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         clip_range: float | Schedule | None = None,
@@ -323,6 +324,7 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self.num_env_steps = 0
+        self.return_statistics.gamma = self.gamma  # may have been changed on loading
         self._setup_lr_schedule()
         if self.bc_coef > 0 and not self._reference_is_set:
             self._fill_reference()
@@ -514,7 +516,8 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         self.logger.record("train/max_std", self.policy.log_std_bounds[1].exp().item())
         self.logger.record("train/value_scale", self.policy.value_scale.item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", self._schedule("clip_range", self._pretrained)(self._current_progress_remaining))
+        for name in ["clip_range"] if self.clip_range_vf is None else ["clip_range", "clip_range_vf"]:
+            self.logger.record(f"train/{name}", self._schedule(name, self._pretrained)(self._current_progress_remaining))
 
     # ------------------------------------------------------------------ public
 
@@ -556,11 +559,20 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
             super().save(temporary, exclude, include)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
-        """As in Stable-Baselines3; a file saved without ``bc_coef`` takes its own weights as the reference policy."""
-        if isinstance(load_path_or_dict, dict) and self.bc_coef > 0 and "reference" not in load_path_or_dict:
-            actor = {name: load_path_or_dict["policy"][name] for name in self.reference.state_dict()}
-            load_path_or_dict = {**load_path_or_dict, "reference": actor}
-        super().set_parameters(load_path_or_dict, exact_match, device)
+        """
+        As in Stable-Baselines3. With ``bc_coef``, parameters saved without it take their own weights as the reference policy;
+        without it, a saved reference policy is left out.
+        """
+        if isinstance(load_path_or_dict, dict):
+            parameters = dict(load_path_or_dict)
+        else:
+            parameters = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
+        if self.bc_coef == 0:
+            parameters.pop("reference", None)
+        elif "reference" not in parameters and "policy" in parameters:
+            names = self.reference.state_dict().keys() & parameters["policy"].keys()
+            parameters["reference"] = {name: parameters["policy"][name] for name in names}
+        super().set_parameters(parameters, exact_match, device)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()

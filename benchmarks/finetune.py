@@ -1,0 +1,162 @@
+"""
+Fine-tuning from one clone: ScoReFlowPPO with learned, constant and no score (ReinFlow), and a Gaussian PPO cloned from the same data.
+
+    python -m benchmarks.finetune
+
+For every seed one behaviour-cloned flow policy is the common start of the three flow variants. All get the same env steps. One CSV per run in
+``benchmarks/results/finetune/``, a summary of all seeds as JSON (env steps to thresholds as ratios, confidence intervals) and a plot.
+"""
+
+import argparse
+import json
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+from benchmarks.gaussian_baseline import clone, gaussian_ppo, normalised
+from benchmarks.learning import (
+    CurveRecorder,
+    evaluate,
+    final_return,
+    finite_or_none,
+    mean_and_interval,
+    read_curve,
+    steps_to,
+)
+from benchmarks.provenance import ROOT, provenance
+from sb3_scoreflow import ActionChunking, ScoReFlowPPO, load_demonstrations, pretrain_bc
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ENV_ID = "Hopper-v5"
+HORIZON = 4
+RESULTS = ROOT / "benchmarks/results/finetune"
+# The same iteration for everyone; what differs is in the variants.
+COMMON: dict[str, Any] = dict(n_steps=100, batch_size=500, n_epochs=8, gamma=0.99, gae_lambda=0.95)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "learned_score": dict(score_drift="learned"),
+    "constant_score": dict(score_drift="constant"),
+    "no_score": dict(score_drift="none"),
+    "gaussian_ppo": dict(learning_rate=2e-4, clip_range=0.2),
+}
+LABELS = dict(
+    learned_score="learned score", constant_score="constant score", no_score="no score (ReinFlow)", gaussian_ppo="Gaussian PPO"
+)
+CLONE_BATCHES = 10_000
+GAUSSIAN_STD = 0.2
+
+
+def make_env(n_envs: int, seed: int) -> VecEnv:
+    return make_vec_env(ENV_ID, n_envs=n_envs, seed=seed, wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=HORIZON))
+
+
+def run(variants: list[str], seed: int, timesteps: int) -> None:
+    demonstrations = load_demonstrations("builtin:hopper-medium")
+    weights: dict[str, torch.Tensor] | None = None
+    for variant in variants:
+        env, eval_env = make_env(20, 1000 * seed), make_env(1, 1000 * seed + 500)
+        model: Any
+        if variant == "gaussian_ppo":
+            eval_env = normalised(eval_env, demonstrations, training=False)
+            model = gaussian_ppo(env, demonstrations, GAUSSIAN_STD, seed, **COMMON, **VARIANTS[variant])
+            clone(model, demonstrations, HORIZON, CLONE_BATCHES, 256, seed)
+        else:
+            model = ScoReFlowPPO("FlowPolicy", env, seed=seed, device="cpu", **COMMON, **VARIANTS[variant])
+            if weights is None:
+                pretrain_bc(model, demonstrations, n_batches=CLONE_BATCHES, seed=seed)
+                weights = model.policy.state_dict()
+                weights = {name: tensor.clone() for name, tensor in weights.items() if "score_coefficient_net" not in name}
+            # Everything but the score's own net, which the variants without it do not have.
+            model.policy.load_state_dict(weights, strict=False)
+            model.on_pretrained()
+        recorder = CurveRecorder(RESULTS / f"{ENV_ID}_{variant}_seed{seed}.csv", eval_env, eval_every=20_000)
+        model.learn(timesteps, callback=recorder)
+        print(variant, seed, "final deterministic return over 20 episodes:", round(evaluate(model, eval_env, 20)), flush=True)
+
+
+def summarise(seeds: list[int]) -> None:
+    curves = {
+        variant: [read_curve(path) for seed in seeds if (path := RESULTS / f"{ENV_ID}_{variant}_seed{seed}.csv").exists()]
+        for variant in VARIANTS
+    }
+    curves = {variant: runs for variant, runs in curves.items() if len(runs) == len(seeds)}
+    columns = ("return_exploring", "return_deterministic")
+    summary: dict[str, Any] = {"env": ENV_ID, "seeds": seeds, **provenance(), "settings": {**COMMON, "variants": VARIANTS}}
+    # Thresholds between the clone's level and the best final level of any variant, the same for all.
+    for column in columns:
+        start = np.mean([final_return({column: c[column][:2]}, column) for runs in curves.values() for c in runs])
+        best = max(np.mean([final_return(c, column) for c in runs]) for runs in curves.values())
+        summary[column] = {"start": float(start), "best_final": float(best), "variants": {}}
+        for variant, runs in curves.items():
+            entry: dict[str, Any] = {"final": mean_and_interval([final_return(c, column) for c in runs])}
+            for fraction in (0.5, 0.75, 0.9):
+                threshold = float(start + fraction * (best - start))
+                steps = [steps_to(c, column, threshold) for c in runs]
+                reference = [steps_to(c, column, threshold) for c in curves.get("no_score", runs)]
+                entry[f"steps_to_{fraction:.0%}"] = {
+                    "threshold": threshold,
+                    "per_seed": steps,
+                    "median": float(np.median(steps)),
+                }
+                finite = all(np.isfinite([*steps, *reference]))
+                ratios = [float(np.log(max(r, 1) / max(s, 1))) for r, s in zip(reference, steps, strict=True)] if finite else []
+                if ratios:  # geometric mean over seeds; each ratio is between two runs from the same clone
+                    interval = mean_and_interval(ratios)
+                    entry[f"steps_to_{fraction:.0%}"]["speedup_over_no_score"] = {
+                        "mean": float(np.exp(interval["mean"])),
+                        "ci95": np.exp(interval["ci95"]).tolist(),
+                    }
+            summary[column]["variants"][variant] = entry
+    summary["wall_seconds"] = {
+        v: mean_and_interval([float(c["wall_seconds"][-1]) for c in runs]) for v, runs in curves.items()
+    }
+    (RESULTS / f"{ENV_ID}_summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot(curves, columns)
+    for column in columns:
+        for variant, entry in summary[column]["variants"].items():
+            steps = {
+                name: round(value["median"])
+                for name, value in entry.items()
+                if "steps" in name and np.isfinite(value["median"])
+            }
+            print(column, variant, round(entry["final"]["mean"]), [round(x) for x in entry["final"]["ci95"]], steps)
+
+
+def plot(curves: dict[str, list[dict[str, np.ndarray]]], columns: tuple[str, str]) -> None:
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    for axes, column, title in zip(panels, columns, ("while exploring", "deterministic"), strict=True):
+        for variant, runs in curves.items():
+            grid = np.linspace(0, min(c["env_steps"][-1] for c in runs), 50)
+            values = np.array([np.interp(grid, c["env_steps"][(ok := ~np.isnan(c[column]))], c[column][ok]) for c in runs])
+            (line,) = axes.plot(grid, values.mean(0), label=LABELS[variant])
+            axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
+        axes.set(xlabel="environment steps", title=f"return {title}")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"{ENV_ID}, mean and range over seeds")
+    panels[0].legend()
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"{ENV_ID}.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timesteps", type=int, default=70_000, help="chunks of 4 actions (default 70000)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="runs to make; none: only summarise"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for seed in arguments.seeds:
+        if arguments.variants:
+            run(arguments.variants, seed, arguments.timesteps)
+    summarise(arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()

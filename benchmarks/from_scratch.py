@@ -1,0 +1,78 @@
+"""
+From scratch, without demonstrations: ScoReFlowPPO at its defaults, without the score, and Stable-Baselines3's PPO at its defaults.
+
+    python -m benchmarks.from_scratch --env HalfCheetah-v5
+    python -m benchmarks.from_scratch --env Pendulum-v1
+
+One CSV per run in ``benchmarks/results/from_scratch/``, and a summary of all seeds as JSON.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+
+from benchmarks.learning import CurveRecorder, final_return, mean_and_interval, read_curve
+from benchmarks.provenance import ROOT, provenance
+from sb3_scoreflow import ScoReFlowPPO
+
+RESULTS = ROOT / "benchmarks/results/from_scratch"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "scoreflow": dict(algorithm=ScoReFlowPPO, policy="FlowPolicy", n_envs=8),
+    "no_score": dict(algorithm=ScoReFlowPPO, policy="FlowPolicy", n_envs=8, score_drift="none"),
+    "sb3_ppo": dict(algorithm=PPO, policy="MlpPolicy", n_envs=1),
+}
+
+
+def run(env_id: str, variant: str, seed: int, timesteps: int, path: Path) -> None:
+    arguments = dict(VARIANTS[variant])
+    algorithm, policy, n_envs = arguments.pop("algorithm"), arguments.pop("policy"), arguments.pop("n_envs")
+    env = make_vec_env(env_id, n_envs=n_envs, seed=1000 * seed)
+    eval_env = make_vec_env(env_id, n_envs=1, seed=1000 * seed + 500)
+    model: BaseAlgorithm = algorithm(policy, env, seed=seed, device="cpu", **arguments)
+    model.learn(timesteps, callback=CurveRecorder(path, eval_env, eval_every=timesteps // 10))
+
+
+def summarise(env_id: str, seeds: list[int]) -> None:
+    summary: dict[str, Any] = {"env": env_id, "seeds": seeds, **provenance(), "variants": {}}
+    for variant in VARIANTS:
+        paths = [RESULTS / f"{env_id}_{variant}_seed{seed}.csv" for seed in seeds]
+        if not all(path.exists() for path in paths):
+            continue
+        curves = [read_curve(path) for path in paths]
+        entry = {
+            c: mean_and_interval([final_return(v, c, 2) for v in curves]) for c in ("return_exploring", "return_deterministic")
+        }
+        entry["env_steps"] = {"per_seed": [float(curve["env_steps"][-1]) for curve in curves]}
+        entry["wall_seconds"] = mean_and_interval([float(curve["wall_seconds"][-1]) for curve in curves])
+        summary["variants"][variant] = entry
+    path = RESULTS / f"{env_id}_summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    for variant, entry in summary["variants"].items():
+        print(variant, {name: round(value["mean"], 1) for name, value in entry.items() if "mean" in value})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--timesteps", type=int, default=250_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="runs to make; none: only summarise"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    # Seeds outside, variants inside: variants that are compared run next to each other in time.
+    for seed in arguments.seeds:
+        for variant in arguments.variants:
+            run(arguments.env, variant, seed, arguments.timesteps, RESULTS / f"{arguments.env}_{variant}_seed{seed}.csv")
+    summarise(arguments.env, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()

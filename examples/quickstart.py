@@ -1,0 +1,106 @@
+"""
+Behaviour cloning on mediocre Hopper demonstrations, then fine-tuning with ScoReFlowPPO.
+
+    python examples/quickstart.py
+
+Prints the return of the demonstrations, of their clone and of the fine-tuned policy, and leaves a saved model and a picture of the learning
+curve in ``demo_output/``.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_scoreflow import ActionChunking, ScoReFlowPPO, load_demonstrations, pretrain_bc
+
+matplotlib.use("Agg")  # no screen needed
+import matplotlib.pyplot as plt
+
+ENV_ID = "Hopper-v5"
+CHUNK = dict(wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=4))  # the policy predicts 4 actions at a time
+
+
+class LearningCurve(BaseCallback):
+    """Records the mean return of the last 50 episodes at the end of every rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.env_steps: list[int] = []
+        self.returns: list[float] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, ScoReFlowPPO)
+        episodes = list(self.model.ep_info_buffer or [])[-50:]
+        if episodes:
+            self.env_steps.append(self.model.num_env_steps)
+            self.returns.append(float(np.mean([episode["r"] for episode in episodes])))
+
+
+def plot(path: Path, curve: LearningCurve, demonstrated: float, cloned: float, tuned: float) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4))
+    axes.plot(curve.env_steps, curve.returns, label="fine-tuning, while exploring")
+    axes.axhline(demonstrated, color="gray", linestyle=":", label=f"demonstrations ({demonstrated:.0f})")
+    axes.axhline(cloned, color="tab:orange", linestyle="--", label=f"clone, deterministic ({cloned:.0f})")
+    axes.plot(
+        curve.env_steps[-1], tuned, "*", color="tab:green", markersize=14, label=f"fine-tuned, deterministic ({tuned:.0f})"
+    )
+    axes.set(xlabel="environment steps", ylabel="return", title=f"ScoReFlowPPO on {ENV_ID}", ylim=(0, None))
+    axes.legend(loc="best")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timesteps", type=int, default=60_000, help="chunks of 4 actions to train for (default 60000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo_output"), help="folder for model and picture (default demo_output)"
+    )
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # networks of this size are slower with more, and far slower beside environment processes
+    start = time.time()
+
+    demonstrations = load_demonstrations("builtin:hopper-medium")
+    print(demonstrations.describe(), end="\n\n")
+
+    env = make_vec_env(ENV_ID, n_envs=20, seed=arguments.seed, **CHUNK)
+    eval_env = make_vec_env(ENV_ID, seed=10_000 + arguments.seed, **CHUNK)
+    model = ScoReFlowPPO("FlowPolicy", env, n_steps=100, batch_size=500, n_epochs=8, seed=arguments.seed, device="cpu")
+
+    pretrain_bc(model, demonstrations, seed=arguments.seed, progress_bar=True)
+    cloned, cloned_std = evaluate_policy(model, eval_env, n_eval_episodes=20)
+    print(f"clone: return {cloned:.0f} +- {cloned_std:.0f} over 20 episodes")
+
+    curve = LearningCurve()
+    model.learn(arguments.timesteps, callback=curve, progress_bar=True)
+    model.save(arguments.output / "hopper_scoreflow")
+    tuned, tuned_std = evaluate_policy(model, eval_env, n_eval_episodes=20)
+
+    plot(
+        arguments.output / "learning_curve.png",
+        curve,
+        float(demonstrations.episode_returns.mean()),
+        float(cloned),
+        float(tuned),
+    )
+    print(
+        f"fine-tuned: return {tuned:.0f} +- {tuned_std:.0f} over 20 episodes, {tuned / cloned:.2f} times the clone's, "
+        f"after {model.num_env_steps} environment steps and {time.time() - start:.0f} s in all"
+    )
+    print(f"wrote {arguments.output}/hopper_scoreflow.zip and {arguments.output}/learning_curve.png")
+
+
+if __name__ == "__main__":
+    main()

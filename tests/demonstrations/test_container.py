@@ -1,0 +1,257 @@
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sb3_scoreflow.demonstrations import Demonstrations
+
+
+def numbered(*lengths: int, terminated: tuple[bool, ...] | None = None, **kwargs: Any) -> Demonstrations:
+    """Episodes of these lengths; transition i has observation [i, -i], action [10 i] and reward i."""
+    ends = np.zeros(sum(lengths), dtype=bool)
+    ends[np.cumsum(lengths) - 1] = True
+    terminations = np.zeros_like(ends)
+    terminations[ends] = True if terminated is None else terminated
+    i = np.arange(len(ends))
+    return Demonstrations(np.stack([i, -i], axis=1) * 1.0, i[:, None] * 10.0, i, terminations, ends & ~terminations, **kwargs)
+
+
+def as_dict_observations(demonstrations: Demonstrations) -> Demonstrations:
+    i = np.arange(len(demonstrations))
+    observations = {
+        "state": demonstrations.observations,
+        "image": np.broadcast_to(i[:, None, None, None], (len(i), 4, 4, 1)).astype(np.uint8),
+    }
+    return Demonstrations(
+        observations,
+        demonstrations.actions,
+        demonstrations.rewards,
+        demonstrations.terminations,
+        demonstrations.truncations,
+        metadata=demonstrations.metadata,
+    )
+
+
+def test_basic_numbers() -> None:
+    d = numbered(2, 3, 1, terminated=(True, False, True), metadata={"env": "Test-v0"})
+    assert (len(d), d.n_episodes) == (6, 3)
+    assert d.observation_shape == (2,) and d.action_shape == (1,)
+    assert d.episode_slices == [slice(0, 2), slice(2, 5), slice(5, 6)]
+    np.testing.assert_array_equal(d.episode_lengths, [2, 3, 1])
+    np.testing.assert_array_equal(d.episode_returns, [0 + 1, 2 + 3 + 4, 5])
+    assert d.episode_returns.dtype == np.float64
+    np.testing.assert_array_equal(d.terminations, [False, True, False, False, False, True])
+    np.testing.assert_array_equal(d.truncations, [False, False, False, False, True, False])
+    assert d.metadata == {"env": "Test-v0"}
+    assert repr(d) == "Demonstrations(n_episodes=3, n_transitions=6)"
+
+
+def test_types() -> None:
+    flags = [0, 1]
+    d = Demonstrations(np.zeros((2, 3)), np.array([1, 2]), [1, 2], flags)
+    assert isinstance(d.observations, np.ndarray)
+    assert d.observations.dtype == np.float32
+    assert d.actions.dtype == np.int64 and d.action_shape == ()
+    assert d.rewards.dtype == np.float32
+    assert d.terminations.dtype == np.bool_ and d.truncations.dtype == np.bool_
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    d = Demonstrations(images, np.zeros((2, 1), np.float16), None, None, np.array([0.0, 1.0]))
+    assert isinstance(d.observations, np.ndarray)
+    assert d.observations.dtype == np.uint8 and np.shares_memory(d.observations, images)
+    assert d.actions.dtype == np.float32
+    np.testing.assert_array_equal(d.rewards, [0, 0])
+
+
+def test_trailing_partial_episode_is_dropped() -> None:
+    with pytest.warns(UserWarning, match="Dropped 2 transitions after the last episode end"):
+        d = Demonstrations(np.arange(5.0), np.arange(5.0), np.arange(5.0), [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(d.observations, [0, 1, 2])
+    np.testing.assert_array_equal(d.rewards, [0, 1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        numbered(3, 2)
+
+
+def nan_at(index: tuple[int, ...], shape: tuple[int, ...], value: float = np.nan) -> np.ndarray:
+    array = np.zeros(shape)
+    array[index] = value
+    return array
+
+
+ENDS = [False, False, True]
+GOOD = np.zeros((3, 2))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((GOOD, GOOD), r"Neither `terminations` nor `truncations` was given.*Pass one: flags of shape \(N,\)"),
+        ((GOOD, GOOD, None, [0, 0, 0]), r"None of the 3 transitions ends an episode.*Set `truncations` to True on the last"),
+        ((GOOD[:2], GOOD, None, ENDS), r"`observations` has length 2 but `actions` has length 3"),
+        (({"a": GOOD, "b": GOOD[:1]}, GOOD, None, ENDS), r"`observations\['b'\]` has length 1 but `actions` has length 3"),
+        ((GOOD, GOOD, [0.0], ENDS), r"`rewards` has length 1 but `actions` has length 3"),
+        ((GOOD, GOOD, None, None, ENDS[:2]), r"`truncations` has length 2 but `actions` has length 3"),
+        ((GOOD[:0], GOOD[:0], None, []), r"empty: `actions` has length 0\. Pass at least one whole episode"),
+        ((nan_at((1, 0), (3, 2)), GOOD, None, ENDS), r"`observations` has 1 value\(s\).*the first at index \(1, 0\)\. Remove"),
+        (({"a": nan_at((2, 1), (3, 2))}, GOOD, None, ENDS), r"`observations\['a'\]` has 1 value\(s\).*index \(2, 1\)"),
+        ((GOOD, nan_at((0, 1), (3, 2), np.inf), None, ENDS), r"`actions` has 1 value\(s\).*index \(0, 1\)"),
+        ((GOOD, nan_at((0, 1), (3, 2), 1e300), None, ENDS), r"`actions` has 1 value\(s\) that are NaN or infinite as float32"),
+        ((GOOD, GOOD, [0, np.nan, np.nan], ENDS), r"`rewards` has 2 value\(s\).*index \(1,\)"),
+        ((GOOD, np.array(["a", "b", "c"]), None, ENDS), r"`actions` has dtype <U1; demonstrations hold numbers only"),
+        ((np.array([{}, {}, {}]), GOOD, None, ENDS), r"`observations` has dtype object"),
+        ((GOOD, GOOD * 1j, None, ENDS), r"`actions` has dtype complex128"),
+        (({}, GOOD, None, ENDS), r"`observations` is a dict with the keys \[\]; it needs at least one key"),
+        (({1: GOOD}, GOOD, None, ENDS), r"`observations` is a dict with the keys \[1\].*only str keys"),
+        ((GOOD, 1.0, None, ENDS), r"`actions` is a single scalar"),
+        ((GOOD, GOOD, GOOD, ENDS), r"`rewards` has shape \(3, 2\)"),
+        ((GOOD, GOOD, None, GOOD), r"`terminations` has shape \(3, 2\)"),
+        ((GOOD, GOOD, None, [0, 0, 2]), r"`terminations` holds values other than 0 and 1"),
+    ],
+)
+def test_constructor_errors(args: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Demonstrations(*args)
+
+
+def test_metadata_errors() -> None:
+    for metadata in ({"a": [1]}, {"a": None}, {1: "a"}):
+        with pytest.raises(ValueError, match=r"`metadata\[.*keys must be str, values str, int, float or bool"):
+            Demonstrations(GOOD, GOOD, None, ENDS, metadata=metadata)  # type: ignore[arg-type]
+    assert Demonstrations(GOOD, GOOD, None, ENDS, metadata={"a": np.float64(2)}).metadata == {"a": 2.0}
+
+
+def test_episode() -> None:
+    d = as_dict_observations(numbered(2, 3))
+    for index in (1, -1):
+        episode = d.episode(index)
+        assert isinstance(episode.observations, dict)
+        np.testing.assert_array_equal(episode.observations["state"][:, 0], [2, 3, 4])
+        np.testing.assert_array_equal(episode.observations["image"][:, 0, 0, 0], [2, 3, 4])
+        np.testing.assert_array_equal(episode.actions[:, 0], [20, 30, 40])
+    for index in (2, -3):
+        with pytest.raises(IndexError, match=f"Episode {index} was asked for, but there are 2"):
+            d.episode(index)
+
+
+@pytest.mark.parametrize("dicts", [False, True])
+def test_split_is_by_episode_and_seeded(dicts: bool) -> None:
+    d = numbered(*range(1, 11))
+    d = as_dict_observations(d) if dicts else d
+    train, validation = d.split(0.3, seed=0)
+    assert (train.n_episodes, validation.n_episodes) == (7, 3)
+    assert len(train) + len(validation) == len(d)
+    # Rewards number the transitions: every episode is whole, on one side
+    sides = [{tuple(side.rewards[s]) for s in side.episode_slices} for side in (train, validation)]
+    assert sides[0] | sides[1] == {tuple(d.rewards[s]) for s in d.episode_slices}
+    assert not sides[0] & sides[1]
+    np.testing.assert_array_equal(d.split(0.3, seed=0)[1].rewards, validation.rewards)
+    assert any(not np.array_equal(d.split(0.3, seed=s)[1].rewards, validation.rewards) for s in (1, 2, 3))
+    if isinstance(validation.observations, dict):
+        np.testing.assert_array_equal(validation.observations["image"][:, 3, 3, 0], validation.rewards)
+    else:
+        np.testing.assert_array_equal(validation.observations[:, 0], validation.rewards)
+
+
+def test_split_edges() -> None:
+    assert [side.n_episodes for side in numbered(1, 1).split(0.01, seed=0)] == [1, 1]
+    assert [side.n_episodes for side in numbered(1, 1).split(0.99, seed=0)] == [1, 1]
+    with pytest.raises(ValueError, match="A split needs at least 2 episodes, there is 1"):
+        numbered(5).split(0.5, seed=0)
+    for fraction in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"`validation_fraction` must lie in \(0, 1\), got"):
+            numbered(2, 2).split(fraction, seed=0)
+
+
+def test_take() -> None:
+    d = numbered(2, 3, 4)
+    assert d.take() is d
+    assert d.take(n_episodes=99) is d
+    assert d.take(n_transitions=9) is d
+    np.testing.assert_array_equal(d.take(n_episodes=2).rewards, np.arange(5))
+    np.testing.assert_array_equal(d.take(n_transitions=8).rewards, np.arange(5))
+    np.testing.assert_array_equal(d.take(n_transitions=5).rewards, np.arange(5))
+    np.testing.assert_array_equal(d.take(n_transitions=4).rewards, np.arange(2))
+    np.testing.assert_array_equal(d.take(n_episodes=1, n_transitions=8).rewards, np.arange(2))
+    assert not np.shares_memory(d.take(n_episodes=1).actions, d.actions)
+    with pytest.raises(ValueError, match=r"`n_transitions`=1 is less than the first episode's 2 transitions"):
+        d.take(n_transitions=1)
+    with pytest.raises(ValueError, match="`n_episodes` must be at least 1, got 0"):
+        d.take(n_episodes=0)
+    with pytest.raises(ValueError, match="`n_transitions` must be at least 1, got -1"):
+        d.take(n_transitions=-1)
+
+
+def test_concatenate() -> None:
+    a, b = numbered(2, 3, metadata={"env": "A", "seed": 1}), numbered(1, metadata={"env": "A", "seed": 2})
+    both = Demonstrations.concatenate([a, b])
+    np.testing.assert_array_equal(both.rewards, [0, 1, 2, 3, 4, 0])
+    np.testing.assert_array_equal(both.episode_lengths, [2, 3, 1])
+    assert both.metadata == {"env": "A"}
+    dicts = Demonstrations.concatenate([as_dict_observations(a), as_dict_observations(b)])
+    assert isinstance(dicts.observations, dict)
+    np.testing.assert_array_equal(dicts.observations["image"][:, 0, 0, 0], [0, 1, 2, 3, 4, 0])
+    with pytest.raises(ValueError, match="no demonstrations to concatenate"):
+        Demonstrations.concatenate([])
+    with pytest.raises(ValueError, match=r"differ in keys, shapes or types: number 0 .* number 1 has .*image"):
+        Demonstrations.concatenate([a, as_dict_observations(b)])
+    integers = Demonstrations(np.zeros((1, 2)), np.zeros((1, 1), int), None, [True])
+    with pytest.raises(ValueError, match=r"number 1 has .*int64"):
+        Demonstrations.concatenate([a, integers])
+
+
+def test_statistics_and_description() -> None:
+    d = numbered(2, 3, terminated=(True, False), metadata={"env": "Test-v0"})
+    assert d.statistics() == {
+        "n_episodes": 2.0,
+        "n_transitions": 5.0,
+        "return_mean": 5.0,
+        "return_std": 4.0,
+        "return_min": 1.0,
+        "return_max": 9.0,
+        "length_mean": 2.5,
+        "length_min": 2.0,
+        "length_max": 3.0,
+        "terminated_fraction": 0.5,
+        "action_min": 0.0,
+        "action_max": 40.0,
+    }
+    lines = dict(line.split("  ", 1) for line in d.describe().splitlines())
+    lines = {name: text.strip() for name, text in lines.items()}
+    assert lines == {
+        "episodes": "2",
+        "transitions": "5",
+        "return": "5.0 +/- 4.0, 1.0 to 9.0",
+        "episode length": "2.5, 2 to 3",
+        "terminated": "50.0% of the episodes",
+        "action values": "0 to 40",
+        "actions": "(1,) float32",
+        "observations": "(2,) float32",
+        "metadata: env": "Test-v0",
+    }
+
+
+def test_returns_to_go() -> None:
+    d = numbered(2, 3, terminated=(True, False))
+    returns, terminated = d.returns_to_go(0.5)
+    np.testing.assert_allclose(returns, [0 + 0.5 * 1, 1, 2 + 0.5 * 3 + 0.25 * 4, 3 + 0.5 * 4, 4])
+    assert returns.dtype == np.float32
+    np.testing.assert_array_equal(terminated, [True, True, False, False, False])
+    np.testing.assert_array_equal(d.returns_to_go(0.0)[0], d.rewards)
+    starts = [s.start for s in d.episode_slices]
+    np.testing.assert_allclose(d.returns_to_go(1.0)[0][starts], d.episode_returns)
+    with pytest.raises(ValueError, match=r"`gamma` must lie in \[0, 1\], got 1\.1"):
+        d.returns_to_go(1.1)
+
+
+def test_returns_to_go_of_a_million() -> None:
+    n = 1_000_000
+    ends = np.zeros(n, dtype=bool)
+    ends[999::1000] = True
+    d = Demonstrations(np.zeros((n, 1), np.float32), np.zeros((n, 1), np.float32), np.ones(n), None, ends)
+    start = time.perf_counter()
+    returns, _ = d.returns_to_go(0.99)
+    assert time.perf_counter() - start < 5.0
+    expected = (1 - 0.99 ** np.arange(1000, 0, -1)) / 0.01
+    np.testing.assert_allclose(returns.reshape(1000, 1000), np.tile(expected, (1000, 1)), rtol=1e-5)
