@@ -79,14 +79,14 @@ def run(variants: list[str], seed: int, timesteps: int) -> None:
         print(variant, seed, "final deterministic return over 20 episodes:", round(evaluate(model, eval_env, 20)), flush=True)
 
 
-def summarise(seeds: list[int]) -> None:
+def summarise(seeds: list[int], origin: dict[str, Any]) -> None:
     curves = {
         variant: [read_curve(path) for seed in seeds if (path := RESULTS / f"{ENV_ID}_{variant}_seed{seed}.csv").exists()]
         for variant in VARIANTS
     }
     curves = {variant: runs for variant, runs in curves.items() if len(runs) == len(seeds)}
     columns = ("return_exploring", "return_deterministic")
-    summary: dict[str, Any] = {"env": ENV_ID, "seeds": seeds, **provenance(), "settings": {**COMMON, "variants": VARIANTS}}
+    summary: dict[str, Any] = {"env": ENV_ID, "seeds": seeds, **origin, "settings": {**COMMON, "variants": VARIANTS}}
     # Thresholds between the clone's level and the best final level of any variant, the same for all.
     for column in columns:
         start = np.mean([final_return({column: c[column][:2]}, column) for runs in curves.values() for c in runs])
@@ -151,11 +151,12 @@ def main() -> None:
         "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="runs to make; none: only summarise"
     )
     arguments = parser.parse_args()
+    origin = provenance()  # now: the working tree may be another one when the runs end
     torch.set_num_threads(1)
     for seed in arguments.seeds:
         if arguments.variants:
             run(arguments.variants, seed, arguments.timesteps)
-    summarise(arguments.seeds)
+    summarise(arguments.seeds, origin)
 
 
 if __name__ == "__main__":

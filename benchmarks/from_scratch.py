@@ -38,8 +38,8 @@ def run(env_id: str, variant: str, seed: int, timesteps: int, path: Path) -> Non
     model.learn(timesteps, callback=CurveRecorder(path, eval_env, eval_every=timesteps // 10))
 
 
-def summarise(env_id: str, seeds: list[int]) -> None:
-    summary: dict[str, Any] = {"env": env_id, "seeds": seeds, **provenance(), "variants": {}}
+def summarise(env_id: str, seeds: list[int], origin: dict[str, Any]) -> None:
+    summary: dict[str, Any] = {"env": env_id, "seeds": seeds, **origin, "variants": {}}
     for variant in VARIANTS:
         paths = [RESULTS / f"{env_id}_{variant}_seed{seed}.csv" for seed in seeds]
         if not all(path.exists() for path in paths):
@@ -66,12 +66,13 @@ def main() -> None:
         "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="runs to make; none: only summarise"
     )
     arguments = parser.parse_args()
+    origin = provenance()  # now: the working tree may be another one when the runs end
     torch.set_num_threads(1)
     # Seeds outside, variants inside: variants that are compared run next to each other in time.
     for seed in arguments.seeds:
         for variant in arguments.variants:
             run(arguments.env, variant, seed, arguments.timesteps, RESULTS / f"{arguments.env}_{variant}_seed{seed}.csv")
-    summarise(arguments.env, arguments.seeds)
+    summarise(arguments.env, arguments.seeds, origin)
 
 
 if __name__ == "__main__":
