@@ -1,14 +1,18 @@
 """
-Fine-tuning from one clone: ScoReFlowPPO with learned, constant and no score (ReinFlow), and a Gaussian PPO cloned from the same data.
+Fine-tuning from one clone: ScoReFlowPPO with learned, constant and no score (ReinFlow), and a Gaussian PPO cloned from the
+same data.
 
     python -m benchmarks.finetune
 
-For every seed one behaviour-cloned flow policy is the common start of the three flow variants. All get the same env steps. One CSV per run in
-``benchmarks/results/finetune/``, a summary of all seeds as JSON (env steps to thresholds as ratios, confidence intervals) and a plot.
+For every seed one behaviour-cloned flow policy is the common start of the three flow variants. All get the same env steps. One
+CSV per run in ``benchmarks/results/finetune/``, a summary of all seeds as JSON (env steps to thresholds as ratios, confidence
+intervals) and a plot.
 """
 
 import argparse
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.gaussian_baseline import clone, gaussian_ppo, normalised
 from benchmarks.learning import (
+    Curve,
     CurveRecorder,
     evaluate,
     final_return,
@@ -49,10 +54,15 @@ LABELS = dict(
 )
 CLONE_BATCHES = 10_000
 GAUSSIAN_STD = 0.2
+COLUMNS = ("return_exploring", "return_deterministic")
+
+
+def curve_path(variant: str, seed: int) -> Path:
+    return RESULTS / f"{ENV_ID}_{variant}_seed{seed}.csv"
 
 
 def make_env(n_envs: int, seed: int) -> VecEnv:
-    return make_vec_env(ENV_ID, n_envs=n_envs, seed=seed, wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=HORIZON))
+    return make_vec_env(ENV_ID, n_envs=n_envs, seed=seed, wrapper_class=partial(ActionChunking, horizon=HORIZON))
 
 
 def run(variants: list[str], seed: int, timesteps: int) -> None:
@@ -74,62 +84,56 @@ def run(variants: list[str], seed: int, timesteps: int) -> None:
             # Everything but the score's own net, which the variants without it do not have.
             model.policy.load_state_dict(weights, strict=False)
             model.on_pretrained()
-        recorder = CurveRecorder(RESULTS / f"{ENV_ID}_{variant}_seed{seed}.csv", eval_env, eval_every=20_000)
+        recorder = CurveRecorder(curve_path(variant, seed), eval_env, eval_every=20_000)
         model.learn(timesteps, callback=recorder)
         print(variant, seed, "final deterministic return over 20 episodes:", round(evaluate(model, eval_env, 20)), flush=True)
 
 
-def summarise(seeds: list[int], origin: dict[str, Any]) -> None:
-    curves = {
-        variant: [read_curve(path) for seed in seeds if (path := RESULTS / f"{ENV_ID}_{variant}_seed{seed}.csv").exists()]
-        for variant in VARIANTS
+def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: float) -> dict[str, Any]:
+    """Env steps to a threshold, and how many times fewer than the variant without score; each ratio is between runs of one clone."""
+    steps = [steps_to(curve, column, threshold) for curve in runs]
+    result: dict[str, Any] = {
+        "threshold": threshold,
+        "per_seed": [finite_or_none(x) for x in steps],
+        "median": finite_or_none(float(np.median(steps))),
     }
+    reference_steps = [steps_to(curve, column, threshold) for curve in reference]
+    if np.isfinite([*steps, *reference_steps]).all():
+        logs = mean_and_interval([float(np.log(max(r, 1) / max(s, 1))) for r, s in zip(reference_steps, steps, strict=True)])
+        result["speedup_over_no_score"] = {
+            "geometric_mean": float(np.exp(logs["mean"])),
+            "ci95": np.exp(logs["ci95"]).tolist(),
+        }
+    return result
+
+
+def summarise(seeds: list[int], origin: dict[str, Any]) -> None:
+    curves = {v: [read_curve(p) for seed in seeds if (p := curve_path(v, seed)).exists()] for v in VARIANTS}
     curves = {variant: runs for variant, runs in curves.items() if len(runs) == len(seeds)}
-    columns = ("return_exploring", "return_deterministic")
     summary: dict[str, Any] = {"env": ENV_ID, "seeds": seeds, **origin, "settings": {**COMMON, "variants": VARIANTS}}
-    # Thresholds between the clone's level and the best final level of any variant, the same for all.
-    for column in columns:
-        start = np.mean([final_return({column: c[column][:2]}, column) for runs in curves.values() for c in runs])
-        best = max(np.mean([final_return(c, column) for c in runs]) for runs in curves.values())
-        summary[column] = {"start": float(start), "best_final": float(best), "variants": {}}
+    for column in COLUMNS:
+        # Thresholds between the clones' level and the best final level of any variant, the same for all.
+        start = float(np.mean([np.nanmean(curve[column][:2]) for runs in curves.values() for curve in runs]))
+        best = max(float(np.mean([final_return(curve, column) for curve in runs])) for runs in curves.values())
+        variants = {}
         for variant, runs in curves.items():
-            entry: dict[str, Any] = {"final": mean_and_interval([final_return(c, column) for c in runs])}
+            entry = {"final": mean_and_interval([final_return(curve, column) for curve in runs])}
             for fraction in (0.5, 0.75, 0.9):
-                threshold = float(start + fraction * (best - start))
-                steps = [steps_to(c, column, threshold) for c in runs]
-                reference = [steps_to(c, column, threshold) for c in curves.get("no_score", runs)]
-                entry[f"steps_to_{fraction:.0%}"] = {
-                    "threshold": threshold,
-                    "per_seed": steps,
-                    "median": float(np.median(steps)),
-                }
-                finite = all(np.isfinite([*steps, *reference]))
-                ratios = [float(np.log(max(r, 1) / max(s, 1))) for r, s in zip(reference, steps, strict=True)] if finite else []
-                if ratios:  # geometric mean over seeds; each ratio is between two runs from the same clone
-                    interval = mean_and_interval(ratios)
-                    entry[f"steps_to_{fraction:.0%}"]["speedup_over_no_score"] = {
-                        "mean": float(np.exp(interval["mean"])),
-                        "ci95": np.exp(interval["ci95"]).tolist(),
-                    }
-            summary[column]["variants"][variant] = entry
+                threshold = start + fraction * (best - start)
+                entry[f"steps_to_{fraction:.0%}"] = speed(runs, curves.get("no_score", runs), column, threshold)
+            variants[variant] = entry
+            print(column, variant, json.dumps({k: v.get("mean", v.get("median")) for k, v in entry.items()}))
+        summary[column] = {"start": start, "best_final": best, "variants": variants}
     summary["wall_seconds"] = {
         v: mean_and_interval([float(c["wall_seconds"][-1]) for c in runs]) for v, runs in curves.items()
     }
     (RESULTS / f"{ENV_ID}_summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot(curves, columns)
-    for column in columns:
-        for variant, entry in summary[column]["variants"].items():
-            steps = {
-                name: round(value["median"])
-                for name, value in entry.items()
-                if "steps" in name and np.isfinite(value["median"])
-            }
-            print(column, variant, round(entry["final"]["mean"]), [round(x) for x in entry["final"]["ci95"]], steps)
+    plot(curves)
 
 
-def plot(curves: dict[str, list[dict[str, np.ndarray]]], columns: tuple[str, str]) -> None:
+def plot(curves: dict[str, list[Curve]]) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    for axes, column, title in zip(panels, columns, ("while exploring", "deterministic"), strict=True):
+    for axes, column, title in zip(panels, COLUMNS, ("while exploring", "deterministic"), strict=True):
         for variant, runs in curves.items():
             grid = np.linspace(0, min(c["env_steps"][-1] for c in runs), 50)
             values = np.array([np.interp(grid, c["env_steps"][(ok := ~np.isnan(c[column]))], c[column][ok]) for c in runs])

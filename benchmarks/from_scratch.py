@@ -1,5 +1,6 @@
 """
-From scratch, without demonstrations: ScoReFlowPPO at its defaults, without the score, and Stable-Baselines3's PPO at its defaults.
+From scratch, without demonstrations: ScoReFlowPPO at its defaults, without the score, and Stable-Baselines3's PPO at its
+defaults.
 
     python -m benchmarks.from_scratch --env HalfCheetah-v5
     python -m benchmarks.from_scratch --env Pendulum-v1

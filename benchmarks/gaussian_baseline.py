@@ -1,4 +1,6 @@
-"""The baseline of the fine-tuning benchmark: a Gaussian PPO policy (Stable-Baselines3's) cloned from the same demonstrations."""
+"""
+The baseline of the fine-tuning benchmark: a Gaussian PPO policy (Stable-Baselines3's) cloned from the same demonstrations.
+"""
 
 import math
 
@@ -14,10 +16,11 @@ from sb3_scoreflow import CosineSchedule, Demonstrations
 def normalised(env: VecEnv, demonstrations: Demonstrations, training: bool) -> VecNormalize:
     """The env with observations standardised by the demonstrations' statistics (fixed) and, for training, scaled rewards."""
     assert isinstance(demonstrations.observations, np.ndarray)
+    statistics = FixedStatistics(shape=demonstrations.observations.shape[1:])
+    statistics.mean = demonstrations.observations.mean(0, dtype=np.float64)
+    statistics.var = demonstrations.observations.var(0, dtype=np.float64)
     wrapped = VecNormalize(env, training=training, norm_reward=training)
-    wrapped.obs_rms = FixedStatistics(shape=env.observation_space.shape)
-    wrapped.obs_rms.mean = demonstrations.observations.mean(0, dtype=np.float64)
-    wrapped.obs_rms.var = demonstrations.observations.var(0, dtype=np.float64)
+    wrapped.obs_rms = statistics  # type: ignore[assignment]  # declared as the dictionary of Dict observations
     return wrapped
 
 
@@ -41,7 +44,7 @@ def clone(model: PPO, demonstrations: Demonstrations, horizon: int, n_batches: i
         optimizer.param_groups[0]["lr"] = schedule(1 - i / n_batches)
         batch = chunks[rng.integers(len(chunks), size=batch_size)]
         obs = th.as_tensor(env.normalize_obs(batch.observations), dtype=th.float32)
-        mean = model.policy.get_distribution(obs).distribution.mean
+        mean = model.policy.get_distribution(obs).mode()
         error = (mean - th.as_tensor(batch.actions).flatten(1)).pow(2).view(*batch.mask.shape, -1)
         mask = th.as_tensor(batch.mask).unsqueeze(-1)
         loss = (error * mask).sum() / (mask.sum() * error.shape[-1])

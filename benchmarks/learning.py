@@ -13,12 +13,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
+#: Columns of a learning curve
+Curve = dict[str, np.ndarray]
 FIELDS = ("env_steps", "timesteps", "return_exploring", "return_deterministic", "wall_seconds")
 
 
 class CurveRecorder(BaseCallback):
     """
-    One CSV row per evaluation, written at once: env steps, mean return of the episodes that ended since, deterministic return, training time.
+    One CSV row per evaluation, written at once: env steps, mean return of the episodes that ended since, deterministic return,
+    training time.
 
     :param path: CSV file
     :param eval_env: environment of the deterministic evaluation
@@ -73,7 +76,7 @@ class CurveRecorder(BaseCallback):
         self.evaluation_seconds += time.perf_counter() - began
 
 
-def read_curve(path: Path) -> dict[str, np.ndarray]:
+def read_curve(path: Path) -> Curve:
     """
     :param path: CSV file of :class:`CurveRecorder`
     :return: its columns
@@ -83,12 +86,12 @@ def read_curve(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name]) for row in rows]) for name in FIELDS}
 
 
-def final_return(curve: dict[str, np.ndarray], column: str, n_last: int = 3) -> float:
+def final_return(curve: Curve, column: str, n_last: int = 3) -> float:
     """Mean of the last evaluations, which a single lucky evaluation does not decide."""
     return float(np.nanmean(curve[column][-n_last:]))
 
 
-def steps_to(curve: dict[str, np.ndarray], column: str, threshold: float) -> float:
+def steps_to(curve: Curve, column: str, threshold: float) -> float:
     """Env steps at which the curve first reaches a threshold, interpolated linearly; infinity if it never does."""
     x, y = curve["env_steps"], curve[column]
     x, y = x[~np.isnan(y)], y[~np.isnan(y)]

@@ -1,10 +1,11 @@
 """
-Time of sampling (one batch of 40 observations) and of the update (4000 chains), one thread, beside the same matrix products alone.
+Time of sampling (one batch of 40 observations) and of the update (4000 chains), one thread, beside the same matrix products
+alone.
 
     python -m benchmarks.timing
 
-K = 4, chunks of 4 actions of 3 dimensions, 11 observations, velocity field 512x3, critic 256x3. What is compared is timed alternately in one
-process; medians go to ``benchmarks/results/timing.json``.
+K = 4, chunks of 4 actions of 3 dimensions, 11 observations, velocity field 512x3, critic 256x3. What is compared is timed
+alternately in one process; medians go to ``benchmarks/results/timing.json``.
 """
 
 import json
@@ -39,7 +40,9 @@ class Task(Env[np.ndarray, np.ndarray]):
 
 
 def products(rows: int, width: int, dims: tuple[int, int], calls: int, backward: bool) -> Callable[[], None]:
-    """The matrix products of an MLP with three hidden layers, by ``torch.mm`` into buffers: forward, or forward and backward."""
+    """
+    The matrix products of an MLP with three hidden layers, by ``torch.mm`` into buffers: forward, or forward and backward.
+    """
     sizes = [(dims[0], width), (width, width), (width, width), (width, dims[1])]
     weights = [th.randn(a, b) for a, b in sizes]
     inputs, outputs = [th.randn(rows, a) for a, _ in sizes], [th.randn(rows, b) for _, b in sizes]

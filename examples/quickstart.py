@@ -3,12 +3,13 @@ Behaviour cloning on mediocre Hopper demonstrations, then fine-tuning with ScoRe
 
     python examples/quickstart.py
 
-Prints the return of the demonstrations, of their clone and of the fine-tuned policy, and leaves a saved model and a picture of the learning
-curve in ``demo_output/``.
+Prints the return of the demonstrations, of their clone and of the fine-tuned policy, and leaves a saved model and a picture of
+the learning curve in ``demo_output/``.
 """
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +18,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_scoreflow import ActionChunking, ScoReFlowPPO, load_demonstrations, pretrain_bc
 
@@ -24,7 +26,17 @@ matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
 
 ENV_ID = "Hopper-v5"
-CHUNK = dict(wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=4))  # the policy predicts 4 actions at a time
+
+
+def make_env(n_envs: int, seed: int) -> VecEnv:
+    """Hopper environments that take 4 actions at a time."""
+    return make_vec_env(ENV_ID, n_envs=n_envs, seed=seed, wrapper_class=partial(ActionChunking, horizon=4))
+
+
+def evaluate(model: ScoReFlowPPO, env: VecEnv) -> tuple[float, float]:
+    """Mean and standard deviation of the deterministic policy's return over 20 episodes."""
+    returns, _ = evaluate_policy(model, env, n_eval_episodes=20, return_episode_rewards=True)
+    return float(np.mean(returns)), float(np.std(returns))
 
 
 class LearningCurve(BaseCallback):
@@ -75,18 +87,17 @@ def main() -> None:
     demonstrations = load_demonstrations("builtin:hopper-medium")
     print(demonstrations.describe(), end="\n\n")
 
-    env = make_vec_env(ENV_ID, n_envs=20, seed=arguments.seed, **CHUNK)
-    eval_env = make_vec_env(ENV_ID, seed=10_000 + arguments.seed, **CHUNK)
+    env, eval_env = make_env(20, arguments.seed), make_env(1, 10_000 + arguments.seed)
     model = ScoReFlowPPO("FlowPolicy", env, n_steps=100, batch_size=500, n_epochs=8, seed=arguments.seed, device="cpu")
 
     pretrain_bc(model, demonstrations, seed=arguments.seed, progress_bar=True)
-    cloned, cloned_std = evaluate_policy(model, eval_env, n_eval_episodes=20)
+    cloned, cloned_std = evaluate(model, eval_env)
     print(f"clone: return {cloned:.0f} +- {cloned_std:.0f} over 20 episodes")
 
     curve = LearningCurve()
     model.learn(arguments.timesteps, callback=curve, progress_bar=True)
     model.save(arguments.output / "hopper_scoreflow")
-    tuned, tuned_std = evaluate_policy(model, eval_env, n_eval_episodes=20)
+    tuned, tuned_std = evaluate(model, eval_env)
 
     plot(
         arguments.output / "learning_curve.png",

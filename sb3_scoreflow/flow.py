@@ -1,11 +1,11 @@
 """
 Mathematics of flow matching: pure functions on tensors, no state, no networks.
 
-Notation: ``x_0 ~ N(0, I)`` is noise at ``t = 0``, ``x_1`` is data (an action in ``[-1, 1]``) at ``t = 1``.
-Every function keeps the dtype and the device of its tensors, and broadcasts ``t`` against ``x``.
+Notation: ``x_0 ~ N(0, I)`` is noise at ``t = 0``, ``x_1`` is data (an action in ``[-1, 1]``) at ``t = 1``. Every function
+keeps the dtype and the device of its tensors, and broadcasts ``t`` against ``x``.
 
-Sources: Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747) for path, target and loss;
-ScoRe-Flow (arXiv 2604.10962, Section 3) for the closed-form score and the marginal-preserving SDE.
+Sources: Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747) for path, target and loss; ScoRe-Flow (arXiv
+2604.10962, Section 3) for the closed-form score and the marginal-preserving SDE.
 """
 
 from collections.abc import Callable

@@ -55,14 +55,17 @@ class TimeFeatures(NamedTuple):
 
 class VelocityField(nn.Module):
     """
-    ``v(x, t, s)``: the flow of a Gaussian prior plus an MLP with pre-activation residual blocks on [x, time embedding, features].
+    ``v(x, t, s)``: the flow of a Gaussian prior plus an MLP with pre-activation residual blocks on [x, time embedding,
+    features].
 
-    For actions ``a ~ N(0, prior_std^2 I)`` the exact velocity is ``(t prior_std^2 - (1 - t)) x / ((1 - t)^2 + t^2 prior_std^2)``; the network learns
-    the difference (ours; the papers' networks start near ``v = 0``, so that an untrained policy passes ``x_0 ~ N(0, I)`` on as its action, and
-    reinforcement learning from scratch sees a random number where its own noise should be; see docs/implementation.md).
+    For actions ``a ~ N(0, prior_std^2 I)`` the exact velocity is ``(t prior_std^2 - (1 - t)) x / ((1 - t)^2 + t^2
+    prior_std^2)``; the network learns the difference (ours; the papers' networks start near ``v = 0``, so that an untrained
+    policy passes ``x_0 ~ N(0, I)`` on as its action, and reinforcement learning from scratch sees a random number where its
+    own noise should be; see docs/implementation.md).
 
-    The first layer is split by input, ``W [x, tau, s] = W_x x + W_tau tau + W_s s``: the observation's share is computed once per
-    observation (:meth:`condition`), the time's share once per time (:meth:`time_features`), and only ``W_x x`` once per step.
+    The first layer is split by input, ``W [x, tau, s] = W_x x + W_tau tau + W_s s``: the observation's share is computed once
+    per observation (:meth:`condition`), the time's share once per time (:meth:`time_features`), and only ``W_x x`` once per
+    step.
 
     :param features_dim: width of the observation features
     :param action_dim: flattened width of the action
@@ -142,9 +145,9 @@ class NoiseNet(nn.Module):
     """
     Standard deviation of a denoising step, per action dimension, bounded in ``[min_std, max_std]``.
 
-    ``log std^2`` interpolates linearly between the bounds with ``tanh`` of an MLP of (time embedding, features); it does not see
-    ``x`` (arXiv 2505.22094, Section 4; arXiv 2604.10962, Section 4). The last layer starts at zero (ours): every policy starts at the geometric
-    mean of the bounds, in every state.
+    ``log std^2`` interpolates linearly between the bounds with ``tanh`` of an MLP of (time embedding, features); it does not
+    see ``x`` (arXiv 2505.22094, Section 4; arXiv 2604.10962, Section 4). The last layer starts at zero (ours): every policy
+    starts at the geometric mean of the bounds, in every state.
 
     :param features_dim: width of the observation features
     :param action_dim: flattened width of the action
@@ -152,7 +155,9 @@ class NoiseNet(nn.Module):
     :param net_arch: widths of the hidden layers
     """
 
-    def __init__(self, features_dim: int, action_dim: int, time_embedding_dim: int, net_arch: Sequence[int] = (64, 64)) -> None:
+    def __init__(
+        self, features_dim: int, action_dim: int, time_embedding_dim: int, net_arch: Sequence[int] = (64, 64)
+    ) -> None:
         super().__init__()
         widths = [features_dim + time_embedding_dim, *net_arch]
         layers: list[nn.Module] = []
@@ -186,8 +191,8 @@ class ScoreCoefficient(nn.Module):
     """
     Coefficient of the score in the drift, ``alpha(t) = min((1 - t) softplus(g(t)) c, 2 c)`` (arXiv 2604.10962, Section 4).
 
-    ``g`` is a tiny MLP of ``t`` alone; the factor ``1 - t`` cancels the pole of the score. The last layer's weights start at zero and
-    its bias at -2, so ``softplus(g) = 0.127`` at every ``t`` before training.
+    ``g`` is a tiny MLP of ``t`` alone; the factor ``1 - t`` cancels the pole of the score. The last layer's weights start at
+    zero and its bias at -2, so ``softplus(g) = 0.127`` at every ``t`` before training.
 
     :param score_scale: ``c``
     """
@@ -255,7 +260,9 @@ class ObservationNormalizer(nn.Module):
             mean, var = mean_buffer.to(th.float64), var_buffer.to(th.float64)
             delta, total = part.mean(0) - mean, old_count + batch
             mean_buffer.copy_(mean + delta * batch / total)
-            var_buffer.copy_((var * old_count + part.var(0, unbiased=False) * batch + delta**2 * old_count * batch / total) / total)
+            var_buffer.copy_(
+                (var * old_count + part.var(0, unbiased=False) * batch + delta**2 * old_count * batch / total) / total
+            )
         self.count += batch
 
     def reset(self) -> None:

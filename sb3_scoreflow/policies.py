@@ -18,8 +18,8 @@ from sb3_scoreflow.utils import check_choice
 
 ObservationNormalization = Literal["auto", "running", "fixed", "none"]
 
-#: Deterministic actions are computed in blocks of exactly this many rows: matrix libraries pick other kernels, with other rounding, for
-#: other batch sizes, so only a fixed shape makes an action independent of the batch that it is computed in.
+#: Deterministic actions are computed in blocks of exactly this many rows: matrix libraries pick other kernels, with other
+#: rounding, for other batch sizes, so only a fixed shape makes an action independent of the batch that it is computed in.
 _DETERMINISTIC_BLOCK = 8
 
 
@@ -27,24 +27,27 @@ class FlowMatchingPolicy(BasePolicy):
     """
     A flow-matching policy for Box actions of any shape with finite bounds.
 
-    Actions are generated in [-1, 1] per dimension by integrating a velocity field from ``x_0`` at ``t = 0`` to the action at ``t = 1`` and are
-    rescaled to the bounds. ``predict(deterministic=True)`` starts from ``x_0 = 0`` and is bit-identical from call to call and over batch
-    compositions; otherwise ``x_0 ~ N(0, I)``.
+    Actions are generated in [-1, 1] per dimension by integrating a velocity field from ``x_0`` at ``t = 0`` to the action at
+    ``t = 1`` and are rescaled to the bounds. ``predict(deterministic=True)`` starts from ``x_0 = 0`` and is bit-identical from
+    call to call and over batch compositions; otherwise ``x_0 ~ N(0, I)``.
 
     :param observation_space: observation space
     :param action_space: Box with finite bounds, float32 or float64
     :param lr_schedule: learning rate schedule, used by the subclasses that own an optimizer
-    :param net_arch: hidden widths, a list for every network or a dictionary (``pi``: velocity field, ``vf``: critic);
-        default ``dict(pi=[256, 256], vf=[256, 256])``
+    :param net_arch: hidden widths, a list for every network or a dictionary (``pi``: velocity field, ``vf``: critic); default
+        ``dict(pi=[256, 256], vf=[256, 256])``
     :param activation_fn: activation of the velocity field
     :param denoising_steps: Euler steps ``K`` per action, at least 1
-    :param inference_steps: Euler steps of the deterministic sampler, ``denoising_steps`` if None; may be changed after training
+    :param inference_steps: Euler steps of the deterministic sampler, ``denoising_steps`` if None; may be changed after
+        training
     :param time_embedding_dim: width of the time embedding, even
-    :param prior_std: standard deviation of the Gaussian whose flow the untrained velocity field starts from, in normalised action units
-    :param observation_normalization: "fixed": statistics are fitted by :func:`~sb3_scoreflow.pretrain_bc` only; "running": and updated
-        after every rollout; "auto": running until pretraining has fitted them, fixed from then on; "none": never
+    :param prior_std: standard deviation of the Gaussian whose flow the untrained velocity field starts from, in normalised
+        action units
+    :param observation_normalization: "fixed": statistics are fitted by :func:`~sb3_scoreflow.pretrain_bc` only; "running": and
+        updated after every rollout; "auto": running until pretraining has fitted them, fixed from then on; "none": never
     :param use_sde: for Stable-Baselines3's call only; True is an error
-    :param features_extractor_class: features extractor; default by observation space (see ``policy_aliases`` of the algorithms)
+    :param features_extractor_class: features extractor; default by observation space (see ``policy_aliases`` of the
+        algorithms)
     :param features_extractor_kwargs: keyword arguments of the features extractor
     :param normalize_images: whether to divide images by 255
     :param optimizer_class: optimizer
@@ -76,7 +79,9 @@ class FlowMatchingPolicy(BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if use_sde:
-            raise ValueError("use_sde=True is not supported: a flow policy explores along its denoising chain (see min_std and max_std).")
+            raise ValueError(
+                "use_sde=True is not supported: a flow policy explores along its denoising chain (see min_std and max_std)."
+            )
         check_action_space(action_space)
         check_choice("observation_normalization", observation_normalization, get_args(ObservationNormalization))
         if features_extractor_class is None:
@@ -113,7 +118,9 @@ class FlowMatchingPolicy(BasePolicy):
         self.normalizer = ObservationNormalizer(observation_space)
         self.features_extractor = self.make_features_extractor()
         self.features_dim = self.features_extractor.features_dim
-        self.velocity_field = VelocityField(self.features_dim, self.action_dim, net_arch["pi"], activation_fn, time_embedding_dim, prior_std)
+        self.velocity_field = VelocityField(
+            self.features_dim, self.action_dim, net_arch["pi"], activation_fn, time_embedding_dim, prior_std
+        )
         self.register_buffer("pretrained", th.tensor(False))
 
     @classmethod
@@ -161,11 +168,9 @@ class FlowMatchingPolicy(BasePolicy):
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :return: float observations: images scaled, discrete ones one-hot, vectors standardised
         """
-        return self.normalizer(preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images))  # type: ignore[arg-type]
+        return self.normalizer(preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images))
 
-    def extract_features(  # type: ignore[override]
-        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
-    ) -> th.Tensor:
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None) -> th.Tensor:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param features_extractor: the actor's if None
@@ -227,7 +232,9 @@ class FlowMatchingPolicy(BasePolicy):
     # ------------------------------------------------------------------ actions
 
     def _deterministic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
-        """Action for a block of observations starting from ``noise``, which is 0; subclasses with other dynamics override it."""
+        """
+        Action for a block of observations starting from ``noise``, which is 0; subclasses with other dynamics override it.
+        """
         return self.sample_ode(obs, noise, self.inference_steps)
 
     def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
@@ -259,9 +266,11 @@ class FlowMatchingPolicy(BasePolicy):
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """
-        Rescale actions from [-1, 1] to the bounds; of a flattened denoising chain, its last point (design: chain as the stored action).
+        Rescale actions from [-1, 1] to the bounds; of a flattened denoising chain, its last point (design: chain as the stored
+        action).
 
-        :param scaled_action: shape ``(batch, *action_shape)``, ``action_shape``, or chains of shape ``(batch, (K + 1) * action_dim)``
+        :param scaled_action: shape ``(batch, *action_shape)``, ``action_shape``, or chains of shape ``(batch, (K + 1) *
+            action_dim)``
         :return: actions within the bounds, in the action space's dtype, shape ``(batch, *action_shape)`` or ``action_shape``
         :raises FloatingPointError: if an action is NaN or infinite, before the environment sees it
         """
@@ -271,8 +280,12 @@ class FlowMatchingPolicy(BasePolicy):
             scaled_action = scaled_action.reshape(len(scaled_action), -1)[:, -self.action_dim :].reshape(-1, *space.shape)
         if not np.isfinite(scaled_action).all():
             culprit = non_finite_parameter(self)
-            cause = f"the policy's parameter '{culprit}' is" if culprit else "an observation, or what the networks make of it, is"
-            raise FloatingPointError(f"The policy produced a NaN or infinite action: {cause} not finite. Go back to the last checkpoint.")
+            cause = (
+                f"the policy's parameter '{culprit}' is" if culprit else "an observation, or what the networks make of it, is"
+            )
+            raise FloatingPointError(
+                f"The policy produced a NaN or infinite action: {cause} not finite. Go back to the last checkpoint."
+            )
         # Rounding may carry the rescaled action past its bound by one unit in the last place: clip on both sides.
         action = super().unscale_action(np.clip(scaled_action, -1.0, 1.0))
         return np.clip(action, space.low, space.high).astype(space.dtype, copy=False)
@@ -286,14 +299,19 @@ def check_action_space(action_space: spaces.Space) -> None:
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"action_space must be a Box (flow policies generate continuous actions), got {action_space}.")
     if not np.issubdtype(action_space.dtype, np.floating):
-        raise ValueError(f"action_space must have a floating-point dtype, got {action_space.dtype}; wrap the env to cast its actions.")
+        raise ValueError(
+            f"action_space must have a floating-point dtype, got {action_space.dtype}; wrap the env to cast its actions."
+        )
     low, high = action_space.low, action_space.high
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(
-            f"action_space must have finite bounds, got low={low}, high={high}; wrap the env with gymnasium.wrappers.RescaleAction or give bounds."
+            f"action_space must have finite bounds, got low={low}, high={high}; wrap the env with "
+            "gymnasium.wrappers.RescaleAction or give bounds."
         )
     if not (low < high).all():
-        raise ValueError(f"action_space must have low < high in every dimension, got low={low}, high={high}; drop the fixed dimensions.")
+        raise ValueError(
+            f"action_space must have low < high in every dimension, got low={low}, high={high}; drop the fixed dimensions."
+        )
 
 
 def non_finite_parameter(module: nn.Module) -> str | None:

@@ -32,7 +32,13 @@ class ChainRolloutBuffer(RolloutBuffer):
     """
 
     def __init__(
-        self, buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, *, denoising_steps: int, **kwargs: Any
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        denoising_steps: int,
+        **kwargs: Any,
     ) -> None:
         super().__init__(buffer_size, observation_space, chain_space(action_space, denoising_steps), **kwargs)
 
@@ -41,6 +47,12 @@ class DictChainRolloutBuffer(DictRolloutBuffer):
     """:class:`ChainRolloutBuffer` for Dict observations; the parameters are the same."""
 
     def __init__(
-        self, buffer_size: int, observation_space: spaces.Dict, action_space: spaces.Space, *, denoising_steps: int, **kwargs: Any
+        self,
+        buffer_size: int,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        *,
+        denoising_steps: int,
+        **kwargs: Any,
     ) -> None:
         super().__init__(buffer_size, observation_space, chain_space(action_space, denoising_steps), **kwargs)

@@ -1,8 +1,9 @@
 """
 The one place where arguments of :class:`ScoReFlowPPO` left at None get their values.
 
-A policy that starts from random weights has to find its way, one that starts from demonstrations must not lose it: the two want different
-learning rates and noise. Which column applies is decided by the policy's ``pretrained`` flag, which :func:`~sb3_scoreflow.pretrain_bc` sets.
+A policy that starts from random weights has to find its way, one that starts from demonstrations must not lose it: the two
+want different learning rates and noise. Which column applies is decided by the policy's ``pretrained`` flag, which
+:func:`~sb3_scoreflow.pretrain_bc` sets.
 """
 
 from typing import Any

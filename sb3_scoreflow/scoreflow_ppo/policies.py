@@ -36,18 +36,21 @@ class ChainEvaluation(NamedTuple):
 
 class ScoReFlowPolicy(FlowMatchingPolicy):
     """
-    Flow policy whose denoising steps are Gaussian: mean steered by the score, standard deviation learned (arXiv 2604.10962, Section 4).
+    Flow policy whose denoising steps are Gaussian: mean steered by the score, standard deviation learned (arXiv 2604.10962,
+    Section 4).
 
     The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` and, set through the algorithm's arguments of the same names:
 
     :param score_drift: "learned": coefficient net; "constant": ``(1 - t) softplus(-2) score_scale``; "none": ReinFlow
     :param score_scale: ``c`` in the coefficient, positive
     :param score_clip: bound of the absolute score, positive
-    :param noise: "learned": noise net; "constant": ``max_std``; "score_matched": ``sqrt(2 alpha(t) / K)``, at least ``min_std``
+    :param noise: "learned": noise net; "constant": ``max_std``; "score_matched": ``sqrt(2 alpha(t) / K)``, at least
+        ``min_std``
     :param min_std: lower bound of a step's standard deviation, positive
     :param max_std: upper bound, at least ``min_std``
     :param critic_activation_fn: activation of the critic
-    :param share_features_extractor: whether the critic sees the actor's features (without gradient) instead of its own extractor's
+    :param share_features_extractor: whether the critic sees the actor's features (without gradient) instead of its own
+        extractor's
     """
 
     value_scale: th.Tensor
@@ -232,11 +235,13 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         """
         Sample a chain, as :meth:`collect_rollouts` of Stable-Baselines3 expects of an actor-critic.
 
-        The last point is stored unclamped, so the density that scores it is the one that it was drawn from; ``unscale_action`` clamps.
+        The last point is stored unclamped, so the density that scores it is the one that it was drawn from; ``unscale_action``
+        clamps.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to take the means, from ``x_0 = 0``
-        :return: flattened chains ``(batch, (K + 1) * action_dim)``, values ``(batch, 1)``, normalised log-probabilities ``(batch,)``
+        :return: flattened chains ``(batch, (K + 1) * action_dim)``, values ``(batch, 1)``, normalised log-probabilities
+            ``(batch,)``
         """
         preprocessed = self.preprocess(obs)
         features = self.features_extractor(preprocessed)

@@ -9,15 +9,16 @@ class ReturnStatistics:
     """
     Running standard deviation of the discounted return ``G_t = gamma G_{t-1} + r_t``, reset at the end of every episode.
 
-    The same quantity as in VecNormalize and in the official code, but applied to the critic's unit instead of to the rewards: logs, timeout
-    bootstrap and a user's own wrappers keep seeing true rewards (ours).
+    The same quantity as in VecNormalize and in the official code, but applied to the critic's unit instead of to the rewards:
+    logs, timeout bootstrap and a user's own wrappers keep seeing true rewards (ours).
 
     :param gamma: discount per step of the vectorised environment
     """
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
-        self.statistics = RunningMeanStd(shape=())
+        # Without the default's 1e-4 observations of a unit normal, which would pass for a tiny scale while there is no reward
+        self.statistics = RunningMeanStd(epsilon=0.0, shape=())
         self.returns = np.zeros(0)
 
     def update(self, rewards: np.ndarray, dones: np.ndarray) -> None:

@@ -1,8 +1,6 @@
 """ScoRe-Flow: PPO on the denoising chain of a flow-matching policy (arXiv 2604.10962)."""
 
-import warnings
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -10,16 +8,18 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import explained_variance
 
 from sb3_scoreflow import flow
-from sb3_scoreflow.policies import FlowMatchingPolicy, check_action_space, non_finite_parameter
+from sb3_scoreflow.algorithm import FlowAlgorithm
+from sb3_scoreflow.policies import FlowMatchingPolicy
+from sb3_scoreflow.scoreflow_ppo.arguments import check_arguments, check_batch_size
 from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, ITERATION_SIZE
+from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
     ChainEvaluation,
     CnnPolicy,
@@ -30,28 +30,29 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
     ScoReFlowPolicy,
 )
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
-from sb3_scoreflow.utils import atomic_path
 
 SelfScoReFlowPPO = TypeVar("SelfScoReFlowPPO", bound="ScoReFlowPPO")
 
 
-class ScoReFlowPPO(OnPolicyAlgorithm):
+class ScoReFlowPPO(FlowAlgorithm):
     """
     PPO on the denoising chain of a flow policy; the score steers the mean, the variance is learned (arXiv 2604.10962).
 
     Arguments shared with :class:`stable_baselines3.PPO` keep its names and meaning. Arguments left at None get the values of
     ``sb3_scoreflow/scoreflow_ppo/defaults.py``, by whether the policy was pretrained.
 
-    :param policy: "FlowPolicy" (features extractor by observation space), "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a class
-    :param env: environment with a Box action space of finite bounds (a chunked one: see :class:`~sb3_scoreflow.ActionChunking`)
+    :param policy: "FlowPolicy" (features extractor by observation space), "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a
+        class
+    :param env: environment with a Box action space of finite bounds (a chunked one: see
+        :class:`~sb3_scoreflow.ActionChunking`)
     :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
     :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: 2048 over all environments
     :param batch_size: minibatch size, in chains
     :param n_epochs: passes over the rollout per iteration
     :param gamma: discount per step (per chunk, with ActionChunking)
     :param gae_lambda: trade-off of bias and variance in GAE
-    :param clip_range: PPO's clip range of the ratio, a float or schedule; the ratio is a geometric mean over the chain's
-        ``(K + 1) action_dim`` numbers, so it is far smaller than PPO's usual 0.2
+    :param clip_range: PPO's clip range of the ratio, a float or schedule; the ratio is a geometric mean over the chain's ``(K
+        + 1) action_dim`` numbers, so it is far smaller than PPO's usual 0.2
     :param clip_range_vf: clip range of the value function in units of the return's standard deviation, None to deactivate
     :param normalize_advantage: whether to normalise advantages per minibatch
     :param ent_coef: coefficient of the chain's entropy (normalised once by ``(K + 1) action_dim``)
@@ -74,8 +75,8 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
     :param critic_warmup_iterations: first iterations that train the critic only
     :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return
     :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
-    :param log_prob_clip: bound of the absolute normalised log-probability (1 in the official code, where it stops gradients at small
-        standard deviations), None to deactivate
+    :param log_prob_clip: bound of the absolute normalised log-probability (1 in the official code, where it stops gradients at
+        small standard deviations), None to deactivate
     :param policy_kwargs: further keyword arguments of the policy (``net_arch``, ``activation_fn``, ...)
     :param verbose: 0 nothing, 1 info, 2 debug
     :param seed: seed of the pseudo-random generators
@@ -90,7 +91,8 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: ScoReFlowPolicy  # type: ignore[assignment]
+    defaults = DEFAULTS
+    policy: ScoReFlowPolicy
 
     def __init__(
         self,
@@ -174,9 +176,7 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         self.bc_coef = bc_coef
         self.log_prob_clip = log_prob_clip
 
-        #: Environment steps taken, counted inside chunks (``num_timesteps`` counts calls to ``env.step``)
         self.num_env_steps = 0
-        #: Iterations trained since construction
         self.n_iterations = 0
         self.return_statistics = ReturnStatistics(gamma)
         self._reference_is_set = False
@@ -187,14 +187,14 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
     # ------------------------------------------------------------------ set-up
 
     def _setup_model(self) -> None:
-        self._check_arguments()
+        check_arguments(self)
         if self.n_steps is None:
             self.n_steps = max(ITERATION_SIZE // self.n_envs, 1)
-        self._check_batch_size()
+        check_batch_size(self)
         dict_observations = isinstance(self.observation_space, spaces.Dict)
         chain_buffer = DictChainRolloutBuffer if dict_observations else ChainRolloutBuffer
         if self.rollout_buffer_class is None:
-            self.rollout_buffer_class = chain_buffer  # type: ignore[assignment]
+            self.rollout_buffer_class = chain_buffer
         elif not issubclass(self.rollout_buffer_class, chain_buffer):
             raise ValueError(
                 f"rollout_buffer_class must be a subclass of {chain_buffer.__name__}, which stores denoising chains, "
@@ -208,7 +208,7 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
             score_clip=self.score_clip,
             noise=self.noise,
             min_std=self.min_std,
-            max_std=self._schedule("max_std", pretrained=False)(1.0),
+            max_std=self._schedule("max_std")(1.0),
         )
         clash = sorted(set(arguments) & set(self.policy_kwargs))
         if clash:
@@ -223,66 +223,11 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         if self.bc_coef > 0:
             self.reference = self._make_reference()
 
-    def _check_arguments(self) -> None:
-        check_action_space(self.action_space)
-        positive = dict(batch_size=self.batch_size, n_epochs=self.n_epochs, max_grad_norm=self.max_grad_norm)
-        if self.n_steps is not None:
-            positive["n_steps"] = self.n_steps
-        optional = dict(target_kl=self.target_kl, log_prob_clip=self.log_prob_clip, clip_range=self.clip_range, clip_range_vf=self.clip_range_vf)
-        positive.update({name: value for name, value in optional.items() if isinstance(value, (int, float))})
-        for name, value in positive.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
-        rates = dict(
-            learning_rate=self.learning_rate,
-            noise_learning_rate=self.noise_learning_rate,
-            critic_learning_rate=self.critic_learning_rate,
-            ent_coef=self.ent_coef,
-            vf_coef=self.vf_coef,
-            bc_coef=self.bc_coef,
-            critic_warmup_iterations=self.critic_warmup_iterations,
-        )
-        for name, value in rates.items():
-            if isinstance(value, (int, float)) and not value >= 0:
-                raise ValueError(f"{name} must not be negative, got {value}.")
-        for name, value in dict(gamma=self.gamma, gae_lambda=self.gae_lambda).items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value}.")
-        flow.time_grid(self.denoising_steps)  # raises if impossible
-        if self.denoising_steps == 1 and self.score_drift != "none":
-            warnings.warn(
-                f"score_drift={self.score_drift!r} with denoising_steps=1 only shrinks the initial noise (the only step is at t = 0, where the "
-                "score is -x): set denoising_steps to 2 or more, or score_drift='none'.",
-                stacklevel=4,
-            )
-
-    def _check_batch_size(self) -> None:
-        size = self.n_steps * self.n_envs
-        if self.normalize_advantage and min(self.batch_size, size) == 1:
-            raise ValueError(
-                f"normalize_advantage needs minibatches of at least 2 chains, got batch_size={self.batch_size} and n_steps * n_envs = {size}."
-            )
-        if size % self.batch_size:
-            warnings.warn(
-                f"batch_size={self.batch_size} does not divide the rollout of n_steps * n_envs = {self.n_steps} * {self.n_envs} = {size} chains: every epoch "
-                f"ends with a minibatch of {size % self.batch_size}. Choose a batch_size that is a factor of {size}.",
-                stacklevel=4,
-            )
-
-    def _schedule(self, name: str, pretrained: bool) -> FloatSchedule:
-        """Schedule of an argument; None gets its default."""
-        value = getattr(self, name)
-        return FloatSchedule(DEFAULTS["pretrained" if pretrained else "scratch"][name] if value is None else value)
-
-    @property
-    def _pretrained(self) -> bool:
-        return hasattr(self, "policy") and bool(self.policy.pretrained)
-
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = self._schedule("learning_rate", self._pretrained)
-
     def _make_reference(self) -> FlowMatchingPolicy:
-        """The pretrained actor that ``bc_coef`` pulls towards: only the actor's part of the policy, filled by the first ``learn``."""
+        """
+        The pretrained actor that ``bc_coef`` pulls towards: only the actor's part of the policy, filled by the first
+        ``learn``.
+        """
         policy = self.policy
         reference = FlowMatchingPolicy(
             self.observation_space,
@@ -306,7 +251,10 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         self._reference_is_set = True
 
     def on_pretrained(self) -> None:
-        """Called by :func:`~sb3_scoreflow.pretrain_bc`: forget what belonged to the weights before (optimizer moments, reference)."""
+        """
+        Called by :func:`~sb3_scoreflow.pretrain_bc`: forget what belonged to the weights before (optimizer moments,
+        reference).
+        """
         self.policy.optimizer.state = defaultdict(dict)
         self._reference_is_set = False
         self._setup_lr_schedule()
@@ -325,6 +273,8 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         if reset_num_timesteps:
             self.num_env_steps = 0
         self.return_statistics.gamma = self.gamma  # may have been changed on loading
+        if reset_num_timesteps or self._last_obs is None:  # when Stable-Baselines3 resets the environments
+            self.return_statistics.returns = np.zeros(0)
         self._setup_lr_schedule()
         if self.bc_coef > 0 and not self._reference_is_set:
             self._fill_reference()
@@ -343,25 +293,15 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
             callback = CallbackList([ReturnStatisticsCallback(self.return_statistics), callback])
         return super()._init_callback(callback, progress_bar)
 
-    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        self.num_env_steps += sum(info.get("n_env_steps", 1) for info in infos)
-        super()._update_info_buffer(infos, dones)
-
-    def dump_logs(self, iteration: int = 0) -> None:
-        """Stable-Baselines3's logs and ``time/env_steps``: environment steps counted inside chunks."""
-        self.logger.record("time/env_steps", self.num_env_steps)
-        super().dump_logs(iteration)
-
     def _update_noise_bounds(self) -> None:
-        max_std = self._schedule("max_std", self._pretrained)(self._current_progress_remaining)
-        self.policy.set_std_bounds(self.min_std, max_std)
+        self.policy.set_std_bounds(self.min_std, self._scheduled("max_std"))
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         names = dict(velocity="learning_rate", noise="noise_learning_rate", critic="critic_learning_rate")
         assert isinstance(optimizers, th.optim.Optimizer)
         for group in optimizers.param_groups:
             name = names[group["name"]]
-            group["lr"] = self._schedule(name, self._pretrained)(self._current_progress_remaining)
+            group["lr"] = self._scheduled(name)
             self.logger.record(f"train/{name}", group["lr"])
 
     # ------------------------------------------------------------------ update
@@ -380,20 +320,9 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
                 break
             self._n_updates += 1
         self.n_iterations += 1
-        culprit = non_finite_parameter(self.policy)
-        if culprit is not None:
-            raise FloatingPointError(
-                f"Parameter '{culprit}' became NaN or infinite in iteration {self.n_iterations}: lower the learning rates or max_grad_norm, "
-                "and go on from the last checkpoint."
-            )
+        self._check_parameters()
         self._log_update(logs)
-        # After the update, so that one normalisation serves both the rollout and its update: the first PPO ratio stays exactly 1.
-        if self.policy.updates_observation_statistics:
-            observations = self.rollout_buffer.observations
-            if isinstance(observations, dict):
-                self.policy.normalizer.update({key: th.as_tensor(part, device=self.device) for key, part in observations.items()})
-            else:
-                self.policy.normalizer.update(th.as_tensor(observations, device=self.device))
+        self._update_observation_statistics()
         self._update_noise_bounds()
 
     def _train_epoch(self, warming_up: bool, logs: dict[str, list[float]]) -> bool:
@@ -402,7 +331,7 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
 
         :return: False if ``target_kl`` ended the update
         """
-        clip_range = self._schedule("clip_range", self._pretrained)(self._current_progress_remaining)
+        clip_range = self._scheduled("clip_range")
         for batch in self.rollout_buffer.get(self.batch_size):
             if warming_up:
                 values = self.policy.predict_values(batch.observations).flatten()
@@ -437,26 +366,16 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         log_ratio = log_prob - old_log_prob
         ratio = log_ratio.exp()
         loss = -th.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
-        with th.no_grad():
-            logs["policy_gradient_loss"].append(loss.item())
-            logs["clip_fraction"].append(((ratio - 1).abs() > clip_range).float().mean().item())
-            logs["approx_kl"].append(((ratio - 1) - log_ratio).mean().item())
-            logs["ratio_mean"].append(ratio.mean().item())
-            logs["ratio_std"].append(ratio.std(unbiased=False).item())
-            logs["ratio_min"].append(ratio.min().item())
-            logs["ratio_max"].append(ratio.max().item())
-            logs["clamped_action_fraction"].append((batch.actions[:, -self.policy.action_dim :].abs() > 1).float().mean().item())
-            logs["clamped_mean_fraction"].append((evaluation.mean.abs() >= 1).float().mean().item())
-            for k in range(self.denoising_steps):
-                std = evaluation.std[:, k]
-                for statistic, value in (("mean", std.mean()), ("min", std.min()), ("max", std.max())):
-                    logs[f"std_step{k}_{statistic}"].append(value.item())
+        actions = batch.actions[:, -self.policy.action_dim :]
+        diagnostics = chain_diagnostics(evaluation, actions, log_ratio.detach(), clip_range)
+        for name, value in {"policy_gradient_loss": loss.item(), **diagnostics}.items():
+            logs[name].append(value)
         return loss
 
     def _value_loss(self, values: th.Tensor, batch: RolloutBufferSamples, logs: dict[str, list[float]]) -> th.Tensor:
         """Squared error in units of the critic's scale, which keeps the loss of order 1 for any reward."""
         if self.clip_range_vf is not None:
-            bound = self._schedule("clip_range_vf", self._pretrained)(self._current_progress_remaining) * self.policy.value_scale
+            bound = self._scheduled("clip_range_vf") * self.policy.value_scale
             values = batch.old_values + th.maximum(th.minimum(values - batch.old_values, bound), -bound)
         loss = ((batch.returns - values) / self.policy.value_scale).pow(2).mean()
         logs["value_loss"].append(loss.item())
@@ -472,11 +391,14 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         return loss
 
     def _step(self, losses: dict[str, th.Tensor], logs: dict[str, list[float]]) -> None:
-        """One optimizer step, each parameter group's gradient clipped by itself so that the critic's cannot drown the actor's."""
+        """
+        One optimizer step, each parameter group's gradient clipped by itself so that the critic's cannot drown the actor's.
+        """
         for name, term in losses.items():
             if not bool(th.isfinite(term)):
                 raise FloatingPointError(
-                    f"{name} is {term.item()} in iteration {self.n_iterations + 1}, before the parameters changed: check rewards and observations "
+                    f"{name} is {term.item()} in iteration {self.n_iterations + 1}, before the parameters changed: check "
+                    "rewards and observations "
                     "for huge values, or lower the learning rates, and go on from the last checkpoint."
                 )
         loss = th.stack(list(losses.values())).sum()
@@ -487,19 +409,6 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
             norm = th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
             logs[f"grad_norm_{group['name']}"].append(norm.item())
         self.policy.optimizer.step()
-
-    def _check_rollout(self) -> None:
-        """Refuse to learn from NaN: it would reach every weight in one step."""
-        observations = self.rollout_buffer.observations
-        parts = observations if isinstance(observations, dict) else {"observations": observations}
-        for name, part in {**parts, "rewards": self.rollout_buffer.rewards}.items():
-            bad = ~np.isfinite(part)
-            if bad.any():
-                where = tuple(int(i) for i in np.argwhere(bad)[0])
-                raise FloatingPointError(
-                    f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {where[0]} of env {where[1]}): fix the "
-                    "environment (VecCheckNan finds the step) and go on from the last checkpoint."
-                )
 
     def _log_update(self, logs: dict[str, list[float]]) -> None:
         extremes = {"min": np.min, "max": np.max}
@@ -517,7 +426,7 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
         self.logger.record("train/value_scale", self.policy.value_scale.item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name in ["clip_range"] if self.clip_range_vf is None else ["clip_range", "clip_range_vf"]:
-            self.logger.record(f"train/{name}", self._schedule(name, self._pretrained)(self._current_progress_remaining))
+            self.logger.record(f"train/{name}", self._scheduled(name))
 
     # ------------------------------------------------------------------ public
 
@@ -538,25 +447,6 @@ class ScoReFlowPPO(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """
-        As in Stable-Baselines3, but atomic, and refused if a parameter is not finite: a good checkpoint is never overwritten by a bad one.
-
-        :param path: path (".zip" is added if it has no suffix) or file object
-        :param exclude: names of attributes not to save
-        :param include: names of attributes to save although they are excluded by default
-        :raises FloatingPointError: if a parameter is NaN or infinite
-        """
-        culprit = non_finite_parameter(self.policy)
-        if culprit is not None:
-            raise FloatingPointError(f"Not saved: parameter '{culprit}' is NaN or infinite. Load the last checkpoint instead.")
-        if not isinstance(path, (str, Path)):
-            super().save(path, exclude, include)
-            return
-        path = Path(path)
-        with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
-            super().save(temporary, exclude, include)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
         """

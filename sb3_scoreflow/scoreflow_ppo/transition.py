@@ -60,15 +60,15 @@ def chain_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tens
     """
     Log-density of a chain per dimension and point of the chain.
 
-    ``[log N(x_0; 0, I) + sum_k log N(x_{k+1}; mean_k, std_k)] / ((K + 1) action_dim)``, so that the PPO ratio is a geometric mean
-    (arXiv 2604.10962, released code). The truncation of the noise only adds a constant, which every ratio cancels.
+    ``[log N(x_0; 0, I) + sum_k log N(x_{k+1}; mean_k, std_k)] / ((K + 1) action_dim)``, so that the PPO ratio is a geometric
+    mean (arXiv 2604.10962, released code). The truncation of the noise only adds a constant, which every ratio cancels.
 
     :param chain: shape ``(batch, K + 1, action_dim)``
     :param mean: shape ``(batch, K, action_dim)``
     :param std: broadcastable to ``mean``
     :return: shape ``(batch,)``
     """
-    batch, points, action_dim = chain.shape
+    _, points, action_dim = chain.shape
     deviation = (chain[:, 1:] - mean) / std
     log_std = th.log(std).expand_as(mean)
     quadratic = deviation.pow(2).sum((1, 2)) + chain[:, 0].pow(2).sum(1)
@@ -79,8 +79,8 @@ def chain_entropy(std: th.Tensor) -> th.Tensor:
     """
     Entropy of a chain, normalised once by ``(K + 1) action_dim``, as the log-probability is.
 
-    It is the entropy of ``x_0`` plus the conditional entropies of the steps. The released code divides by ``K + 1`` a second time, so
-    its entropy coefficient of 0.03 acts like 0.03 / (K + 1).
+    It is the entropy of ``x_0`` plus the conditional entropies of the steps. The released code divides by ``K + 1`` a second
+    time, so its entropy coefficient of 0.03 acts like 0.03 / (K + 1).
 
     :param std: shape ``(batch, K, action_dim)``
     :return: shape ``(batch,)``

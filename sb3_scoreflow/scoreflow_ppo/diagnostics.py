@@ -1,0 +1,34 @@
+"""What a minibatch tells about the update; every number is logged under ``train/``."""
+
+import torch as th
+
+from sb3_scoreflow.scoreflow_ppo.policies import ChainEvaluation
+
+
+@th.no_grad()
+def chain_diagnostics(
+    evaluation: ChainEvaluation, actions: th.Tensor, log_ratio: th.Tensor, clip_range: float
+) -> dict[str, float]:
+    """
+    :param evaluation: of the minibatch's chains, ``K`` transitions each
+    :param actions: the chains' last points, before clamping, shape ``(batch, action_dim)``
+    :param log_ratio: logarithm of the PPO ratio, shape ``(batch,)``
+    :param clip_range: PPO's clip range
+    :return: clip fraction, approximate KL divergence (http://joschu.net/blog/kl-approx.html), statistics of the ratio, shares
+        of clamped actions and means, and statistics of the standard deviation of each denoising step
+    """
+    ratio = log_ratio.exp()
+    numbers = {
+        "clip_fraction": ((ratio - 1).abs() > clip_range).float().mean(),
+        "approx_kl": ((ratio - 1) - log_ratio).mean(),
+        "ratio_mean": ratio.mean(),
+        "ratio_std": ratio.std(unbiased=False),
+        "ratio_min": ratio.min(),
+        "ratio_max": ratio.max(),
+        "clamped_action_fraction": (actions.abs() > 1).float().mean(),
+        "clamped_mean_fraction": (evaluation.mean.abs() >= 1).float().mean(),
+    }
+    for k, std in enumerate(evaluation.std.unbind(1)):
+        numbers.update({f"std_step{k}_mean": std.mean(), f"std_step{k}_min": std.min(), f"std_step{k}_max": std.max()})
+    # One transfer from the device for all of them.
+    return dict(zip(numbers, th.stack(list(numbers.values())).tolist(), strict=True))
