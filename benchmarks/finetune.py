@@ -90,7 +90,7 @@ def run(variants: list[str], seed: int, timesteps: int) -> None:
 
 
 def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: float) -> dict[str, Any]:
-    """Env steps to a threshold, and how many times fewer than the variant without score; each ratio is between runs of one clone."""
+    """Env steps to a threshold, and how many times fewer than without score; each ratio is between runs of one clone."""
     steps = [steps_to(curve, column, threshold) for curve in runs]
     result: dict[str, Any] = {
         "threshold": threshold,

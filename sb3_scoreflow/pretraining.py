@@ -89,18 +89,22 @@ def pretrain_bc(
         raise ValueError(f"model must be a FlowMatchingPolicy or an algorithm that has one, got {type(model).__name__}.")
     if n_epochs is not None and n_batches is not None:
         raise ValueError(f"Give n_epochs or n_batches, not both (got n_epochs={n_epochs}, n_batches={n_batches}).")
-    for name, fraction in dict(ema_decay=ema_decay, validation_fraction=validation_fraction).items():
-        if not 0 <= fraction < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {fraction}.")
-    counts = dict(n_epochs=n_epochs, n_batches=n_batches, batch_size=batch_size, log_interval=log_interval)
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}.")
+    _check_numbers(
+        fractions=dict(ema_decay=ema_decay, validation_fraction=validation_fraction),
+        counts=dict(n_epochs=n_epochs, n_batches=n_batches, batch_size=batch_size, log_interval=log_interval),
+        amounts=dict(
+            learning_rate=learning_rate,
+            final_learning_rate=final_learning_rate,
+            weight_decay=weight_decay,
+            critic_batches=critic_batches,
+        ),
+    )
     if critic_batches and (isinstance(model, FlowMatchingPolicy) or not hasattr(policy, "value_net")):
         raise ValueError(
             "critic_batches needs an algorithm with a value function, such as ScoReFlowPPO; pass critic_batches=0."
         )
     horizon = _check_spaces(policy, demonstrations, clip_actions)
+    demonstrations = _known_observations(policy, demonstrations)
     critic_targets = critic_data(model, demonstrations, horizon, critic_batches) if critic_batches else None
 
     rng = np.random.default_rng(seed)
@@ -132,6 +136,21 @@ def pretrain_bc(
         returns, _ = evaluate_policy(policy, eval_env, n_eval_episodes, return_episode_rewards=True)
         history.record(n_batches, {"bc/eval_return": float(np.mean(returns)), "bc/eval_return_std": float(np.std(returns))})
     return dict(history.metrics)
+
+
+def _check_numbers(fractions: dict[str, float], counts: dict[str, int | None], amounts: dict[str, float]) -> None:
+    """
+    :raises ValueError: if a fraction is outside [0, 1), a count (None: not given) below 1, or an amount negative
+    """
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {fraction}.")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")
+    for name, amount in amounts.items():
+        if not amount >= 0:
+            raise ValueError(f"{name} must not be negative, got {amount}.")
 
 
 class _History:
@@ -279,6 +298,21 @@ def _check_spaces(policy: FlowMatchingPolicy, demonstrations: Demonstrations, cl
                 f"by up to {excess.max():.3g}: pass clip_actions=True to clip them, or check the units of the actions."
             )
     return horizon
+
+
+def _known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> Demonstrations:
+    """Without the observation keys that the policy's observation space lacks (the arrays are shared, not copied)."""
+    space, given = policy.observation_space, demonstrations.observations
+    if not isinstance(space, spaces.Dict) or not isinstance(given, dict) or set(given) == set(space.spaces):
+        return demonstrations
+    return Demonstrations(
+        {key: given[key] for key in space.spaces},
+        demonstrations.actions,
+        demonstrations.rewards,
+        demonstrations.terminations,
+        demonstrations.truncations,
+        metadata=demonstrations.metadata,
+    )
 
 
 def _vector_parts(demonstrations: Demonstrations, policy: FlowMatchingPolicy) -> Any:

@@ -44,6 +44,9 @@ def check_arguments(model: "ScoReFlowPPO") -> None:
     for name, fraction in dict(gamma=model.gamma, gae_lambda=model.gae_lambda).items():
         if not 0 <= fraction <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {fraction}.")
+    final_std = model.max_std(0.0) if callable(model.max_std) else model.min_std
+    if not final_std >= model.min_std:
+        raise ValueError(f"max_std must end at min_std or above, got min_std={model.min_std} and a final max_std={final_std}.")
     flow.time_grid(model.denoising_steps)  # raises if impossible
     if model.denoising_steps == 1 and model.score_drift != "none":
         warnings.warn(

@@ -30,7 +30,8 @@ class ReturnStatistics:
             return
         if len(self.returns) != len(rewards):  # first step, or loaded with another number of environments
             self.returns = np.zeros(len(rewards))
-        self.returns = self.gamma * self.returns + rewards
+        # SubprocVecEnv passes float64 on, DummyVecEnv float32: rounded alike, both give the same run.
+        self.returns = self.gamma * self.returns + rewards.astype(np.float32)
         self.statistics.update(self.returns)
         self.returns = np.where(dones, 0.0, self.returns)
 

@@ -1,0 +1,310 @@
+"""Impossible arguments are refused at construction and on loading, with the argument's name and value; NaN stops training."""
+
+import inspect
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
+from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer
+from tests.conformance import algorithms
+from tests.conformance.algorithms import Algorithm
+from tests.conformance.envs import make_toy
+from tests.conformance.saving import saved
+
+#: Arguments and what the message has to say. Each is tried on every algorithm that has the arguments.
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    (dict(denoising_steps=0), "denoising_steps must be at least 1, got 0"),
+    (dict(denoising_steps=-3), "denoising_steps must be at least 1, got -3"),
+    (dict(learning_rate=-1e-3), "learning_rate must not be negative, got -0.001"),
+    (dict(learning_rate=float("nan")), "learning_rate must not be negative, got nan"),
+    (dict(noise_learning_rate=-1e-3), "noise_learning_rate must not be negative, got -0.001"),
+    (dict(critic_learning_rate=-1e-3), "critic_learning_rate must not be negative, got -0.001"),
+    (dict(gamma=1.01), "gamma must be in [0, 1], got 1.01"),
+    (dict(gamma=-0.1), "gamma must be in [0, 1], got -0.1"),
+    (dict(gae_lambda=1.5), "gae_lambda must be in [0, 1], got 1.5"),
+    (dict(n_steps=0), "n_steps must be positive, got 0"),
+    (dict(batch_size=0), "batch_size must be positive, got 0"),
+    (dict(n_epochs=0), "n_epochs must be positive, got 0"),
+    (dict(max_grad_norm=0.0), "max_grad_norm must be positive, got 0.0"),
+    (dict(target_kl=0.0), "target_kl must be positive, got 0.0"),
+    (dict(target_kl=-0.01), "target_kl must be positive, got -0.01"),
+    (dict(clip_range=0.0), "clip_range must be positive, got 0.0"),
+    (dict(clip_range_vf=-0.2), "clip_range_vf must be positive, got -0.2"),
+    (dict(ent_coef=-0.01), "ent_coef must not be negative, got -0.01"),
+    (dict(vf_coef=-0.5), "vf_coef must not be negative, got -0.5"),
+    (dict(bc_coef=-1.0), "bc_coef must not be negative, got -1.0"),
+    (dict(critic_warmup_iterations=-1), "critic_warmup_iterations must not be negative, got -1"),
+    (dict(log_prob_clip=0.0), "log_prob_clip must be positive, got 0.0"),
+    (dict(min_std=0.5, max_std=0.2), "min_std must be positive and at most max_std, got min_std=0.5, max_std=0.2"),
+    (dict(min_std=0.0), "min_std must be positive, got 0.0"),
+    (dict(min_std=-0.1), "min_std must be positive, got -0.1"),
+    # Not after hours of training, when the schedule gets there.
+    (
+        dict(min_std=0.1, max_std=HoldCosineSchedule(0.4, 0.05)),
+        "max_std must end at min_std or above, got min_std=0.1 and a final max_std=0.05",
+    ),
+    (dict(score_scale=0.0), "score_scale must be positive, got 0.0"),
+    (dict(score_clip=-1.0), "score_clip must be positive, got -1.0"),
+    (dict(score_drift="lerned"), "score_drift must be one of 'learned', 'constant', 'none', got 'lerned'"),
+    (dict(noise="loud"), "noise must be one of 'learned', 'constant', 'score_matched', got 'loud'"),
+    (
+        dict(score_drift="none", noise="score_matched"),
+        "noise='score_matched' needs a score: set score_drift to 'learned' or 'con",
+    ),
+    (
+        dict(batch_size=1),
+        "normalize_advantage needs minibatches of at least 2 chains, got batch_size=1 and n_steps * n_envs = 16",
+    ),
+    (
+        dict(n_steps=1),
+        "normalize_advantage needs minibatches of at least 2 chains, got batch_size=16 and n_steps * n_envs = 1",
+    ),
+    (
+        dict(rollout_buffer_class=RolloutBuffer),
+        "rollout_buffer_class must be a subclass of ChainRolloutBuffer, which stores den",
+    ),
+]
+
+#: Of the policy, which cannot be changed when loading.
+IMPOSSIBLE_POLICY: list[tuple[dict[str, Any], str]] = [
+    (dict(time_embedding_dim=3), "time_embedding_dim must be a positive even number, got 3"),
+    (dict(prior_std=0.0), "prior_std must be positive, got 0.0"),
+    (dict(inference_steps=0), "inference_steps must be at least 1, got 0"),
+    (
+        dict(observation_normalization="sometimes"),
+        "observation_normalization must be one of 'auto', 'running', 'fixed', 'none', got",
+    ),
+    (dict(net_arch=[]), "net_arch['pi'] needs at least one hidden layer of positive width, got []"),
+    (dict(net_arch=[16, 0]), "net_arch['pi'] needs at least one hidden layer of positive width, got [16, 0]"),
+]
+
+
+def has(algorithm: Algorithm, arguments: dict[str, Any]) -> bool:
+    return arguments.keys() <= inspect.signature(algorithm.cls).parameters.keys()
+
+
+ROWS = [
+    pytest.param(each, *row, id=f"{each}-{row[0]}")
+    for each in algorithms.ALGORITHMS
+    for row in IMPOSSIBLE
+    if has(each, row[0])
+]
+
+
+@pytest.mark.parametrize(("each", "arguments", "message"), ROWS)
+def test_impossible_arguments_are_refused(each: Algorithm, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        each.make("FlowPolicy", make_toy(), **arguments)
+
+
+@pytest.mark.parametrize(("each", "arguments", "message"), ROWS)
+def test_impossible_arguments_are_refused_when_loading(each: Algorithm, arguments: dict[str, Any], message: str) -> None:
+    file = saved(each.make("FlowPolicy", make_toy()))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        each.cls.load(file, make_toy(), **arguments)
+
+
+def test_table_of_impossible_arguments_is_used(algorithm: Algorithm) -> None:
+    """An algorithm that joins has to have at least the common arguments, so that it is tested at all."""
+    assert {"denoising_steps", "learning_rate", "gamma", "n_steps", "batch_size"} <= inspect.signature(
+        algorithm.cls
+    ).parameters.keys()
+
+
+@pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE_POLICY, ids=str)
+def test_impossible_policy_arguments_are_refused(algorithm: Algorithm, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        algorithm.make("FlowPolicy", make_toy(), policy_kwargs=arguments)
+
+
+def test_buffer_has_to_fit_the_observations(ppo: Algorithm) -> None:
+    for buffer_class in (DictRolloutBuffer, ChainRolloutBuffer):
+        with pytest.raises(ValueError, match="must be a subclass of DictChainRolloutBuffer, which stores denoising chains"):
+            ppo.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=buffer_class)
+
+    class Mine(ChainRolloutBuffer):
+        pass
+
+    model = ppo.make("FlowPolicy", make_toy(), rollout_buffer_class=Mine).learn(ppo.iteration())
+    assert type(model.rollout_buffer) is Mine
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arguments", "message"),
+    [
+        (CosineSchedule, dict(warmup_fraction=1.0), "warmup_fraction must be in [0, 1), got 1.0"),
+        (CosineSchedule, dict(warmup_fraction=-0.1), "warmup_fraction must be in [0, 1), got -0.1"),
+        (HoldCosineSchedule, dict(final_value=0.1, hold_fraction=1.0), "hold_fraction must be in [0, 1), got 1.0"),
+    ],
+)
+def test_impossible_schedules_are_refused(schedule: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        schedule(1e-3, **arguments)
+
+
+# ------------------------------------------------------------------ warnings
+
+
+def test_batch_size_that_leaves_a_remainder_warns_and_works(ppo: Algorithm) -> None:
+    message = (
+        r"batch_size=5 does not divide the rollout of n_steps \* n_envs = 7 \* 3 = 21 chains: every epoch ends with a "
+        r"minibatch of 1\. Choose a batch_size that is a factor of 21"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        model = ppo.make("FlowPolicy", make_toy(n_envs=3), n_steps=7, batch_size=5)
+    assert caught[0].filename == algorithms.__file__, "it points at the call of the constructor"
+    model.learn(2 * 21)  # advantages of a single chain cannot be normalised
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+    with pytest.warns(UserWarning, match="batch_size=10 does not divide the rollout"):
+        ppo.cls.load(saved(ppo.make("FlowPolicy", make_toy())), make_toy(), batch_size=10)
+
+
+@pytest.mark.parametrize("score_drift", ["learned", "constant"])
+def test_score_drift_with_one_denoising_step_warns(ppo: Algorithm, score_drift: str) -> None:
+    message = f"score_drift='{score_drift}' with denoising_steps=1 only shrinks the initial noise .* set denoising_steps to 2"
+    with pytest.warns(UserWarning, match=message) as caught:
+        ppo.make("FlowPolicy", make_toy(), score_drift=score_drift, denoising_steps=1)
+    assert caught[0].filename == algorithms.__file__
+
+
+def test_possible_arguments_do_not_warn(algorithm: Algorithm) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        algorithm.make("FlowPolicy", make_toy())
+        algorithm.cls("FlowPolicy", make_toy(n_envs=2))
+        if has(algorithm, dict(score_drift="none")):
+            algorithm.make("FlowPolicy", make_toy(), score_drift="none", denoising_steps=1)
+
+
+# ------------------------------------------------------------------ NaN stops training
+
+
+class Autosave(BaseCallback):
+    """Overwrites one file at every step; may plant a NaN before it does."""
+
+    def __init__(self, path: Path, nan_at: int | None = None, parameter: str | None = None) -> None:
+        super().__init__()
+        self.path, self.nan_at, self.parameter = path, nan_at, parameter
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.nan_at:
+            with th.no_grad():
+                dict(self.model.policy.named_parameters())[self.parameter or ""].view(-1)[0] = th.nan
+        else:
+            self.model.save(self.path)
+        return True
+
+
+def assert_usable(algorithm: Algorithm, path: Path, num_timesteps: int) -> None:
+    """The file is from that step, and training goes on from it."""
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    loaded = algorithm.cls.load(path, make_toy(n_envs=2))
+    assert loaded.num_timesteps == num_timesteps
+    loaded.learn(2 * algorithm.iteration(2), reset_num_timesteps=False)
+    action = loaded.predict(np.zeros(3, np.float32), deterministic=True)[0]
+    assert np.isfinite(action).all()
+    if hasattr(loaded, "return_statistics"):
+        assert np.isfinite(loaded.return_statistics.statistics.var)
+        assert loaded.return_statistics.scale == pytest.approx(float(loaded.return_statistics.statistics.var) ** 0.5)
+
+
+def test_nan_reward(algorithm: Algorithm, tmp_path: Path) -> None:
+    env = make_toy(n_envs=2, fault="reward", faulty_from=21)
+    model = algorithm.make("FlowPolicy", env)
+    message = (
+        r"The environment returned NaN or infinite rewards \(24 entries, the first at step 4 of env 0\): fix the environment"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip"))
+    # Its policy is as it was before that rollout, and what was saved during it is good.
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+    assert_usable(algorithm, tmp_path / "last.zip", 64)
+
+
+@pytest.mark.parametrize("kind", ["flat", "float64"])
+def test_nan_observation(algorithm: Algorithm, kind: str) -> None:
+    model = algorithm.make("FlowPolicy", make_toy(kind, fault="observation", faulty_from=21))
+    with pytest.raises(
+        FloatingPointError, match="The policy produced a NaN or infinite action: an observation, or what the networks"
+    ):
+        model.learn(4 * algorithm.iteration())
+    assert model.num_timesteps == 21
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.state_dict().values())
+
+
+def test_nan_in_the_observation_after_the_rollout(algorithm: Algorithm) -> None:
+    """It is not stored, but its value is bootstrapped from."""
+    model = algorithm.make("FlowPolicy", make_toy(fault="observation", faulty_from=16, length=100))
+    with pytest.raises(
+        FloatingPointError, match=r"is nan in iteration 1, before the parameters changed: check rewards and observations"
+    ):
+        model.learn(4 * algorithm.iteration())
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.state_dict().values())
+
+
+def test_infinite_observation_is_named(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The normaliser bounds it, so the policy acts on; the update refuses it."""
+    env = make_toy(n_envs=2)
+    step = env.step_wait
+
+    def faulty() -> Any:
+        obs, rewards, dones, infos = step()
+        if model.num_timesteps == 8:  # the steps counted before this one
+            obs = np.array(obs)
+            obs[1, 2] = np.inf
+        return obs, rewards, dones, infos
+
+    monkeypatch.setattr(env, "step_wait", faulty)
+    model = algorithm.make("FlowPolicy", env)
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite observations \(1 entries, the first at step 5 of env 1\)"):
+        model.learn(algorithm.iteration(2))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_loss_that_overflows_is_named_before_it_does_harm(algorithm: Algorithm, tmp_path: Path) -> None:
+    model = algorithm.make("FlowPolicy", make_toy(n_envs=2, fault="huge", faulty_from=17))
+    with pytest.raises(FloatingPointError, match=r"\w+_loss is (nan|inf) in iteration 2, before the parameters changed"):
+        model.learn(4 * algorithm.iteration(2))
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+    assert model._n_updates == 2
+
+
+def test_parameter_that_becomes_nan_in_the_update_is_named(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = algorithm.make("FlowPolicy", make_toy(), n_epochs=1)
+    step = model.policy.optimizer.step
+
+    def faulty_step() -> None:
+        step()
+        with th.no_grad():
+            model.policy.velocity_field.output_layer.bias[1] = th.inf
+
+    monkeypatch.setattr(model.policy.optimizer, "step", faulty_step)
+    message = r"Parameter 'velocity_field\.output_layer\.bias' became NaN or infinite in iteration 1: lower the learning rates"
+    with pytest.raises(FloatingPointError, match=message):
+        model.learn(algorithm.iteration())
+    with pytest.raises(FloatingPointError, match="Not saved"):
+        model.save(io.BytesIO())
+
+
+def test_last_checkpoint_survives_a_nan_parameter(algorithm: Algorithm, tmp_path: Path) -> None:
+    """The file is overwritten at every step, but not with NaN, wherever that is noticed first."""
+    parameter = "velocity_field.output_layer.bias"
+    model = algorithm.make("FlowPolicy", make_toy(n_envs=2))
+    with pytest.raises(FloatingPointError, match=rf"the policy's parameter '{re.escape(parameter)}' is not finite"):
+        model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip", 20, parameter))
+    assert_usable(algorithm, tmp_path / "last.zip", 38)
+    unused_in_acting = next((name for name, _ in model.policy.named_parameters() if name.startswith("value_net")), None)
+    if unused_in_acting is not None:
+        model = algorithm.make("FlowPolicy", make_toy(n_envs=2))
+        with pytest.raises(FloatingPointError, match=rf"Not saved: parameter '{re.escape(unused_in_acting)}' is NaN"):
+            model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip", 20, unused_in_acting))
+        assert_usable(algorithm, tmp_path / "last.zip", 38)

@@ -1,0 +1,256 @@
+"""learn -> save -> load -> learn gives what an uninterrupted run gives, to the last bit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
+from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.envs import make_toy
+from tests.conformance.saving import assert_same
+
+#: Of an algorithm's attributes, those that differ by design: what is rebuilt, and wall-clock times.
+NOT_COMPARED = {
+    "env",
+    "policy",
+    "reference",
+    "rollout_buffer",
+    "_logger",
+    "_vec_normalize_env",
+    "start_time",
+    "ep_info_buffer",
+}
+
+
+class Boundary(BaseCallback):
+    """
+    At the start of the rollout after ``num_timesteps`` steps, save (if there is a path) and reseed the global generators.
+
+    Their state is not part of a checkpoint, and loading draws from them.
+    """
+
+    def __init__(self, at: int, path: Path | None = None) -> None:
+        super().__init__()
+        self.at, self.path, self.reached = at, path, False
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps == self.at:
+            self.reached = True
+            if self.path is not None:
+                self.model.save(self.path)
+            set_random_seed(42)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def attributes(model: Any) -> dict[str, Any]:
+    """Counters, schedules and statistics: everything that a file holds beside parameters."""
+    values = {name: value for name, value in vars(model).items() if name not in NOT_COMPARED}
+    values["ep_info_buffer"] = [{k: v for k, v in episode.items() if k != "t"} for episode in model.ep_info_buffer]
+    return values
+
+
+def assert_same_training_state(a: Any, b: Any) -> None:
+    assert_same(_plain(a.get_parameters()), _plain(b.get_parameters()))
+    ours, theirs = attributes(a), attributes(b)
+    # Where the run began (and so "fps") is when learn() was called; the rollout buffer is filled anew.
+    for values in (ours, theirs):
+        values.pop("_num_timesteps_at_start")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        left, right = (_comparable(values[name]) for values in (ours, theirs))
+        assert_same(left, right, name)
+
+
+def _plain(value: Any) -> Any:
+    return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+def _comparable(value: Any) -> Any:
+    """Arrays as bytes, so that equality is one truth value."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return (str(value.dtype), value.shape, value.tobytes())
+    if isinstance(value, dict):
+        return {key: _comparable(part) for key, part in value.items()}
+    if type(value).__module__.startswith(("sb3_scoreflow", "stable_baselines3")) and hasattr(value, "__dict__"):
+        return {"class": type(value).__name__, **_comparable(vars(value))}
+    return value if not callable(value) or isinstance(value, type) else type(value)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "cosine": dict(learning_rate=CosineSchedule(1e-2, 1e-4, warmup_fraction=0.4)),
+    "linear": dict(learning_rate=LinearSchedule(1e-2, 1e-3, 0.9)),
+    "SGD": dict(learning_rate=1e-2, policy_kwargs=dict(optimizer_class=th.optim.SGD, optimizer_kwargs=dict(momentum=0.9))),
+}
+PPO_VARIANTS: dict[str, dict[str, Any]] = {
+    "schedules": dict(
+        learning_rate=CosineSchedule(1e-2, 1e-4, warmup_fraction=0.4),
+        noise_learning_rate=CosineSchedule(5e-3),
+        critic_learning_rate=LinearSchedule(1e-2, 1e-3, 0.9),
+        max_std=HoldCosineSchedule(0.4, 0.2, hold_fraction=0.3),
+        clip_range=LinearSchedule(0.1, 0.01, 1.0),
+        clip_range_vf=0.5,
+    ),
+    "bc": dict(bc_coef=0.5, learning_rate=1e-2),
+    "critic-warm-up": dict(critic_warmup_iterations=2),
+    "noise": dict(noise="score_matched", min_std=0.05, normalize_reward=False),
+    "constant-noise": dict(noise="constant", score_drift="none", max_std=HoldCosineSchedule(0.4, 0.2, hold_fraction=0.3)),
+    "target-kl": dict(target_kl=1e-6, learning_rate=1e-2, ent_coef=0.01),
+}
+
+
+def check_resume(
+    algorithm: Algorithm, path: Path, n_envs: int, alias: str = "FlowPolicy", kind: str = "flat", **kwargs: Any
+) -> None:
+    """Interrupt a run of four iterations after each of the first three, and compare with the run that went on."""
+    iteration = algorithm.iteration(n_envs)
+    for done in (1, 2, 3):
+        at = done * iteration
+        model = algorithm.make(alias, make_toy(kind, n_envs), kind, **kwargs)
+        boundary = Boundary(at, path)
+        model.learn(4 * iteration, callback=boundary)
+        assert boundary.reached and model.num_timesteps == 4 * iteration
+
+        resumed = algorithm.cls.load(path, make_toy(kind, n_envs), device="cpu")
+        assert resumed.num_timesteps == at
+        boundary = Boundary(at)
+        resumed.learn(4 * iteration - at, callback=boundary, reset_num_timesteps=False)
+        assert boundary.reached
+        assert_same_training_state(resumed, model)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_resumed_run_equals_the_uninterrupted(algorithm: Algorithm, variant: str, n_envs: int, tmp_path: Path) -> None:
+    check_resume(algorithm, tmp_path / "model.zip", n_envs, **VARIANTS[variant])
+
+
+@pytest.mark.parametrize("variant", PPO_VARIANTS)
+def test_resumed_run_equals_the_uninterrupted_ppo(ppo: Algorithm, variant: str, tmp_path: Path) -> None:
+    check_resume(ppo, tmp_path / "model.zip", 2, **PPO_VARIANTS[variant])
+
+
+def test_resumed_run_equals_the_uninterrupted_for_every_alias(algorithm: Algorithm, case: Case, tmp_path: Path) -> None:
+    check_resume(algorithm, tmp_path / "model.zip", 1, case.alias, case.kind)
+
+
+def test_the_comparison_can_fail(algorithm: Algorithm, tmp_path: Path) -> None:
+    """A lost optimizer moment or a shifted schedule must be seen."""
+    path, iteration = tmp_path / "model.zip", algorithm.iteration()
+    rate = CosineSchedule(1e-2, 1e-4, warmup_fraction=0.4)
+    model = algorithm.make("FlowPolicy", make_toy(), learning_rate=rate)
+    model.learn(4 * iteration, callback=Boundary(iteration, path))
+    for fault in ("moments", "progress", "seed"):
+        resumed = algorithm.cls.load(path, make_toy(), device="cpu")
+        if fault == "moments":
+            resumed.policy.optimizer.state.clear()
+        if fault == "seed":
+            resumed.learn(3 * iteration, reset_num_timesteps=False)
+        else:
+            total = 3 * iteration + (1 if fault == "progress" else 0)
+            resumed.learn(total, callback=[Boundary(iteration), _StopAt(4 * iteration)], reset_num_timesteps=False)
+        with pytest.raises(AssertionError):
+            assert_same(_plain(resumed.get_parameters()), _plain(model.get_parameters()))
+
+
+class _StopAt(BaseCallback):
+    def __init__(self, num_timesteps: int) -> None:
+        super().__init__()
+        self.at = num_timesteps
+
+    def _on_step(self) -> bool:
+        return self.model.num_timesteps <= self.at
+
+
+def test_saved_after_learning_goes_on_as_the_model_in_memory(algorithm: Algorithm, tmp_path: Path) -> None:
+    iteration = algorithm.iteration(2)
+    model = algorithm.make("FlowPolicy", make_toy(n_envs=2)).learn(2 * iteration)
+    model.save(tmp_path / "model")
+    loaded = algorithm.cls.load(tmp_path / "model", make_toy(n_envs=2), device="cpu")
+    for each in (model, loaded):
+        each.learn(2 * iteration, callback=Boundary(2 * iteration), reset_num_timesteps=False)
+    assert model.num_timesteps == 4 * iteration
+    assert_same_training_state(loaded, model)
+
+
+def test_statistics_and_counters_are_in_the_file(ppo: Algorithm, tmp_path: Path) -> None:
+    model = ppo.make("FlowPolicy", make_toy(n_envs=2), max_std=HoldCosineSchedule(0.4, 0.2, 0.0)).learn(3 * ppo.iteration(2))
+    model.save(tmp_path / "model")
+    loaded = ppo.cls.load(tmp_path / "model", make_toy(n_envs=2))
+    assert (loaded.num_timesteps, loaded.num_env_steps, loaded.n_iterations, loaded._n_updates) == (96, 96, 3, 6)
+    statistics = loaded.return_statistics.statistics
+    assert statistics.count == pytest.approx(96, abs=1)
+    assert statistics.var == model.return_statistics.statistics.var > 0
+    assert loaded.policy.value_scale == model.policy.value_scale == pytest.approx(statistics.var**0.5, rel=1e-6)
+    assert loaded.policy.log_std_bounds[1].exp().item() == pytest.approx(0.2, rel=1e-6)
+    # The observation normaliser has seen every observation of the three rollouts.
+    assert loaded.policy.normalizer.count == 96
+    assert th.equal(loaded.policy.normalizer.get_buffer("mean_0"), model.policy.normalizer.get_buffer("mean_0"))
+    assert loaded.policy.normalizer.get_buffer("var_0").min() < 0.5
+    data = load_from_zip_file(tmp_path / "model.zip")[0]
+    assert data is not None and "_last_obs" in data
+
+
+def test_return_statistics_start_anew_with_the_episodes(ppo: Algorithm, tmp_path: Path) -> None:
+    """Loading a checkpoint from within an episode resets the environments, and so has to reset their running returns."""
+    model = ppo.make("FlowPolicy", make_toy(length=5), gamma=0.9).learn(ppo.iteration())
+    assert model.return_statistics.returns != 0  # 16 steps: one step into the fourth episode
+    model.save(tmp_path / "model")
+    loaded = ppo.cls.load(tmp_path / "model", make_toy(length=5))
+    seen: list[tuple[float, float]] = []
+
+    def record(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        seen.append((float(local["self"].return_statistics.returns[0]), float(local["rewards"][0])))
+        return len(seen) < 2
+
+    loaded.learn(ppo.iteration(), callback=record, reset_num_timesteps=False)
+    assert seen[0][0] == pytest.approx(seen[0][1])
+    assert seen[1][0] == pytest.approx(0.9 * seen[0][1] + seen[1][1])
+    model.learn(ppo.iteration())  # resets as well
+    assert model.return_statistics.returns == pytest.approx(model.rollout_buffer.rewards.flatten()[-1:])
+
+
+def test_env_steps_inside_chunks_go_on_counting(ppo: Algorithm, tmp_path: Path) -> None:
+    model = ppo.make("FlowPolicy", make_toy()).learn(ppo.iteration())
+    model.num_env_steps = 1000
+    model.save(tmp_path / "model")
+    loaded = ppo.cls.load(tmp_path / "model", make_toy())
+    assert loaded.learn(ppo.iteration(), reset_num_timesteps=False).num_env_steps == 1000 + ppo.iteration()
+    assert loaded.learn(ppo.iteration()).num_env_steps == ppo.iteration()
+
+
+def test_resume_with_vec_normalize(algorithm: Algorithm, tmp_path: Path) -> None:
+    iteration = algorithm.iteration()
+    model = algorithm.make("FlowPolicy", VecNormalize(make_toy()))
+    boundary = Boundary(iteration, tmp_path / "model")
+    statistics = tmp_path / "normalize.pkl"
+
+    class SaveStatistics(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            if self.model.num_timesteps == iteration:
+                env = self.model.get_vec_normalize_env()
+                assert env is not None
+                env.save(str(statistics))
+
+        def _on_step(self) -> bool:
+            return True
+
+    model.learn(3 * iteration, callback=[SaveStatistics(), boundary])
+    env = VecNormalize.load(str(statistics), make_toy())
+    # A reset counts its observations: the interrupted run reset once more than the other one.
+    env.training = False
+    env.reset()
+    env.training = True
+    resumed = algorithm.cls.load(tmp_path / "model", env, device="cpu", force_reset=False)
+    resumed.learn(2 * iteration, callback=Boundary(iteration), reset_num_timesteps=False)
+    assert resumed.get_vec_normalize_env() is env
+    assert_same(_plain(resumed.get_parameters()), _plain(model.get_parameters()))

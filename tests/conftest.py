@@ -1,0 +1,5 @@
+"""One torch thread: with networks of test size, waiting OpenMP threads cost more than they bring, and reductions stay reproducible."""
+
+import torch as th
+
+th.set_num_threads(1)

@@ -1,0 +1,853 @@
+"""Behaviour cloning: a distribution known in closed form, bookkeeping against independent loops, and every way to refuse."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from sb3_scoreflow import Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
+from sb3_scoreflow.critic_pretraining import chunk_returns
+from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS
+
+OBS, ACTION = 3, 2
+VECTOR = spaces.Box(-np.inf, np.inf, (OBS,))
+PLAIN = spaces.Box(-1, 1, (ACTION,))
+IMAGE = spaces.Box(0, 255, (3, 36, 36), dtype=np.uint8)
+
+
+class BlankEnv(gym.Env):
+    """Spaces, and a reward that says how near the action is to the observation's first numbers."""
+
+    def __init__(self, observation_space: spaces.Space = VECTOR, action_space: spaces.Box = PLAIN) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.full(OBS, 0.1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        return (
+            np.full(OBS, 0.1 * (self.steps + 1), np.float32),
+            float(action[0] - 0.5 * self.steps),
+            self.steps == 3,
+            False,
+            {},
+        )
+
+
+def _policy(observation_space: spaces.Space = VECTOR, action_space: spaces.Box = PLAIN, **kwargs: Any) -> FlowMatchingPolicy:
+    th.manual_seed(0)
+    return FlowMatchingPolicy(observation_space, action_space, **(dict(net_arch=[16]) | kwargs)).eval()
+
+
+def _model(env: gym.Env | None = None, **kwargs: Any) -> ScoReFlowPPO:
+    arguments: dict[str, Any] = dict(n_steps=16, batch_size=16, n_epochs=1, seed=0, device="cpu")
+    arguments |= dict(policy_kwargs=dict(net_arch=[16])) | kwargs
+    return ScoReFlowPPO("FlowPolicy", BlankEnv() if env is None else env, **arguments)
+
+
+def _ends(n: int, length: int) -> np.ndarray:
+    return np.arange(n) % length == length - 1
+
+
+def _demonstrations(n: int = 60, length: int = 10, seed: int = 0, **kwargs: Any) -> Demonstrations:
+    rng = np.random.default_rng(seed)
+    arguments: dict[str, Any] = dict(
+        observations=rng.normal(size=(n, OBS)) * [1.0, 5.0, 0.1] + [0.0, 3.0, -2.0],
+        actions=rng.uniform(-0.9, 0.9, (n, ACTION)),
+        rewards=rng.normal(size=n),
+        terminations=_ends(n, length),
+    )
+    return Demonstrations(**(arguments | kwargs))
+
+
+def _state(module: nn.Module) -> dict[str, th.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def _assert_same(module: nn.Module, state: dict[str, th.Tensor]) -> None:
+    for name, value in module.state_dict().items():
+        assert th.equal(value, state[name]), name
+
+
+def _clone(model: Any, demonstrations: Demonstrations | None = None, **kwargs: Any) -> dict[str, list[float]]:
+    arguments = dict(n_batches=4, batch_size=16, seed=0) | kwargs
+    return pretrain_bc(model, _demonstrations() if demonstrations is None else demonstrations, **arguments)
+
+
+# ---------------------------------------------------------------------- the distribution
+
+
+MEAN, STD = np.array([0.3, -0.2]), np.array([0.15, 0.25])
+
+
+@pytest.fixture(scope="module", name="gaussian_clone")
+def _gaussian_clone() -> tuple[FlowMatchingPolicy, dict[str, list[float]]]:
+    """A small net trained on actions ~ N(MEAN, STD^2) that have nothing to do with the observations."""
+    rng, n = np.random.default_rng(0), 10_000
+    actions = np.clip(rng.normal(MEAN, STD, (n, ACTION)), -1, 1)
+    demonstrations = _demonstrations(n, actions=actions)
+    policy = _policy(net_arch=[64, 64], denoising_steps=32)
+    history = _clone(policy, demonstrations, n_batches=1000, batch_size=512, log_interval=250, learning_rate=3e-3)
+    return policy, history
+
+
+def _exact_velocity(x: np.ndarray, t: float) -> np.ndarray:
+    """E[x_1 - x_0 | x_t = x] per dimension, by the rule of conditioning a Gaussian."""
+    covariance, variance = t * STD**2 - (1 - t), (1 - t) ** 2 + t**2 * STD**2
+    return MEAN + covariance / variance * (x - t * MEAN)
+
+
+def test_cloning_recovers_the_velocity_of_a_gaussian(gaussian_clone: tuple[FlowMatchingPolicy, dict]) -> None:
+    """
+    Root-mean-square error over the marginal of each t. This run is off by 0.015 to 0.035, growing with t as the marginal gets
+    narrow, an untrained field by 0.3 to 0.8: the tolerance leaves room for other machines and none for no training.
+    """
+    policy, untrained = gaussian_clone[0], _policy(net_arch=[64, 64])
+    rng = np.random.default_rng(1)
+    obs = th.as_tensor(_demonstrations(2000, seed=2).observations)
+    for t in (0.0, 0.2, 0.4, 0.6, 0.8):
+        x = (1 - t) * rng.normal(size=(2000, ACTION)) + t * rng.normal(MEAN, STD, (2000, ACTION))
+        errors = []
+        for field in (policy, untrained):
+            with th.no_grad():
+                velocity = field.velocity(obs, th.as_tensor(x).float(), th.tensor(t)).double().numpy()
+            errors.append(math.sqrt(np.square(velocity - _exact_velocity(x, t)).mean()))
+        assert errors[0] < 0.08 and errors[0] < errors[1] / 5, (t, errors)
+
+
+def test_cloning_reaches_the_smallest_possible_loss(gaussian_clone: tuple[FlowMatchingPolicy, dict]) -> None:
+    """The loss cannot go below Var(x_1 - x_0 | x_t), averaged over t; 128 000 numbers give it a standard error of 0.6%."""
+    t = (np.arange(10_000)[:, None] + 0.5) / 10_000
+    conditional = 1 + STD**2 - (t * STD**2 - (1 - t)) ** 2 / ((1 - t) ** 2 + t**2 * STD**2)
+    assert gaussian_clone[1]["bc/loss"][-1] == pytest.approx(conditional.mean(), rel=0.03)
+
+
+def test_clone_samples_the_demonstrated_distribution(gaussian_clone: tuple[FlowMatchingPolicy, dict]) -> None:
+    policy, n = gaussian_clone[0], 4000
+    obs = th.as_tensor(_demonstrations(n, seed=3).observations)
+    with th.no_grad():
+        actions = policy.sample_ode(obs, th.randn(n, ACTION, generator=th.Generator().manual_seed(0))).numpy()
+    np.testing.assert_allclose(actions.mean(0), MEAN, atol=0.03)
+    np.testing.assert_allclose(actions.std(0), STD, rtol=0.12)
+
+
+# ---------------------------------------------------------------------- moving average, schedule, batches
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7, 0.995])
+def test_policy_ends_with_the_moving_average(decay: float) -> None:
+    """Weights after every step, averaged again by hand; the first step starts the average."""
+    policy, steps = _policy(), []
+    actor = [*policy.features_extractor.named_parameters(), *policy.velocity_field.named_parameters()]
+    handle = register_optimizer_step_post_hook(
+        lambda *_: steps.append({name: p.detach().clone().double() for name, p in actor})
+    )
+    try:
+        _clone(policy, n_batches=6, ema_decay=decay, learning_rate=1e-2)
+    finally:
+        handle.remove()
+    assert len(steps) == 6
+    for name, parameter in actor:
+        average = steps[0][name]
+        for step in steps[1:]:
+            average = decay * average + (1 - decay) * step[name]
+        np.testing.assert_allclose(parameter.detach(), average, rtol=1e-5, atol=1e-7)
+        assert (parameter - steps[-1][name]).abs().max() > 1e-5 or decay == 0
+
+
+def test_learning_rate_is_a_cosine_over_the_run() -> None:
+    history = _clone(_policy(), n_batches=8, learning_rate=1e-2, final_learning_rate=1e-3, log_interval=1)
+    expected = [1e-3 + 0.5 * 9e-3 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
+    assert history["bc/learning_rate"] == pytest.approx(expected, rel=1e-9)
+    assert history["batch"] == list(range(1, 9))
+
+
+def test_first_step_is_adamw_with_decoupled_decay() -> None:
+    """p (1 - lr wd) - lr g / (|g| + eps), with the gradient of the loss on a batch that can be drawn again."""
+    policy, plain = _policy(), _policy()
+    before = _state(policy)
+    for model, weight_decay in ((policy, 0.5), (plain, 0.0)):
+        _clone(model, n_batches=1, learning_rate=1e-2, weight_decay=weight_decay)
+    for name, parameter in policy.velocity_field.named_parameters():
+        start, without = before[f"velocity_field.{name}"], plain.velocity_field.get_parameter(name)
+        th.testing.assert_close(parameter, without - 0.005 * start, rtol=1e-5, atol=1e-7)
+        # One step of Adam from zero moments moves every entry by the learning rate, whatever the gradient's size
+        moved = (without - start).abs()
+        assert moved.max() <= 1.001e-2 and (moved > 0.9e-2).float().mean() > 0.5
+
+
+@pytest.fixture(name="drawn")
+def _drawn(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Indices of all chunks gathered, batch by batch."""
+    original, batches = ActionChunks.__getitem__, []
+
+    def gather(self: ActionChunks, indices: np.ndarray) -> ChunkBatch:
+        batches.append(indices)
+        return original(self, indices)
+
+    monkeypatch.setattr(ActionChunks, "__getitem__", gather)
+    return batches
+
+
+def test_epochs_visit_every_transition_equally(drawn: list[np.ndarray]) -> None:
+    history = _clone(_policy(), n_batches=None, n_epochs=3, batch_size=16)
+    assert [len(batch) for batch in drawn] == 3 * [16, 16, 16, 12]
+    assert history["batch"] == [12]
+    for epoch in range(3):
+        assert sorted(np.concatenate(drawn[4 * epoch : 4 * epoch + 4])) == list(range(60))
+    assert not np.array_equal(drawn[0], drawn[4])  # shuffled anew
+
+
+def test_batches_are_counted_across_epochs(drawn: list[np.ndarray]) -> None:
+    history = _clone(_policy(), n_batches=6, batch_size=16, log_interval=4)
+    assert [len(batch) for batch in drawn] == [16, 16, 16, 12, 16, 16]
+    assert history["batch"] == [4, 6]
+
+
+def test_default_is_ten_thousand_batches() -> None:
+    """By the learning rate of the second batch, after which the callback ends the run."""
+    history = _clone(_policy(), n_batches=None, log_interval=2, callback=lambda metrics: False)
+    rate = 1e-4 + 0.5 * 9e-4 * (1 + math.cos(math.pi / 10_000))
+    assert history["bc/learning_rate"] == [pytest.approx(rate, rel=1e-12)]
+
+
+def test_logged_loss_is_the_mean_since_the_last_log_point() -> None:
+    fine, coarse = (_clone(_policy(), n_batches=7, log_interval=interval)["bc/loss"] for interval in (1, 3))
+    assert coarse == pytest.approx([np.mean(fine[:3]), np.mean(fine[3:6]), fine[6]], rel=1e-5)
+
+
+def test_loss_is_the_mean_squared_error_of_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise is standard normal, times are uniform, actions are scaled to [-1, 1], and the loss is the mean over elements."""
+    space = spaces.Box(np.array([0.0, -10.0]), np.array([1.0, 30.0]))
+    rng, n = np.random.default_rng(0), 4096
+    actions = rng.uniform(space.low, space.high, (n, ACTION))
+    policy, seen = _policy(action_space=space), []
+    original = policy.flow_matching_loss
+
+    def loss(obs: Any, actions: th.Tensor, noise: th.Tensor, t: th.Tensor) -> th.Tensor:
+        error = original(obs, actions, noise, t)
+        seen.append((actions, noise, t, error.detach()))
+        return error
+
+    monkeypatch.setattr(policy, "flow_matching_loss", loss)
+    history = _clone(policy, _demonstrations(n, length=8, actions=actions), n_batches=2, batch_size=n, log_interval=1)
+    for (scaled, noise, t, error), logged in zip(seen, history["bc/loss"], strict=True):
+        expected = 2 * (actions - space.low) / (space.high - space.low) - 1
+        order = np.lexsort(scaled.numpy().round(4).T), np.lexsort(expected.round(4).T)
+        np.testing.assert_allclose(scaled.numpy()[order[0]], expected[order[1]], atol=2e-4)
+        assert abs(noise.mean()) < 0.05 and noise.std() == pytest.approx(1, abs=0.05)
+        assert t.min() >= 0 and t.max() <= 1 and t.mean() == pytest.approx(0.5, abs=0.025)
+        assert t.std() == pytest.approx(math.sqrt(1 / 12), abs=0.01)
+        assert logged == pytest.approx(float(error.double().mean()), rel=1e-5)
+    assert not th.equal(seen[0][1][:10], seen[1][1][:10])  # drawn anew
+
+
+# ---------------------------------------------------------------------- chunks and masks
+
+
+CHUNKS = spaces.Box(-2, 2, (4, 3))
+
+
+def test_chunks_of_demonstrated_actions_are_learned() -> None:
+    """The actions of the next four steps, which the step number in the observation decides, in the environment's units."""
+    n, length = 200, 8
+    step = np.arange(n) % length
+    actions = np.stack([step / 4 - 1, 1 - step / 4, np.full(n, 0.5)], axis=1)
+    obs = np.repeat(step[:, None], OBS, axis=1) / 4.0
+    demonstrations = Demonstrations(obs, actions, terminations=_ends(n, length))
+    policy = _policy(action_space=CHUNKS, net_arch=[64, 64], denoising_steps=8)
+    _clone(policy, demonstrations, n_batches=500, batch_size=128, learning_rate=3e-3, ema_decay=0.98)
+    # Chunks that stay within the episode; the noise in x_0 = 0 leaves errors far below the 0.25 between two steps
+    chunks = policy.predict(obs[:5].astype(np.float32), deterministic=True)[0]
+    assert chunks.shape == (5, 4, 3)
+    for start in range(5):
+        np.testing.assert_allclose(chunks[start], actions[start : start + 4], atol=0.1)
+
+
+def test_padding_is_not_trained() -> None:
+    """In episodes of one step, all but the first action of a chunk is padding: those outputs keep their weights."""
+    policy = _policy(action_space=CHUNKS)
+    before = _state(policy.velocity_field)
+    n = 40
+    actions = np.random.default_rng(0).uniform(-1, 1, (n, 3))
+    demonstrations = _demonstrations(n, actions=actions, terminations=np.ones(n, dtype=bool))
+    _clone(policy, demonstrations, weight_decay=0.0)
+    for name in ("output_layer.weight", "output_layer.bias"):
+        after = policy.velocity_field.get_parameter(name)
+        assert th.equal(after[3:], before[name][3:])
+        assert (after[:3] - before[name][:3]).abs().min() > 0
+
+
+def test_loss_does_not_see_padded_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Absurd padding leaves the logged loss as it is. The net must not read the action (its layer is zeroed): a padded action is
+    still part of the point x_t that the others are predicted from.
+    """
+    losses = []
+    demonstrations = _demonstrations(60, length=5, actions=np.random.default_rng(0).uniform(-1, 1, (60, 3)))
+    original: Callable = ActionChunks.__getitem__
+    for absurd in (None, 2.0, -1.7):
+
+        def gather(self: ActionChunks, indices: np.ndarray, absurd: float | None = absurd) -> ChunkBatch:
+            batch = original(self, indices)
+            assert 0 < batch.mask.mean() < 1
+            if absurd is None:
+                return batch
+            return batch._replace(actions=np.where(batch.mask[..., None], batch.actions, np.float32(absurd)))
+
+        monkeypatch.setattr(ActionChunks, "__getitem__", gather)
+        policy = _policy(action_space=CHUNKS)
+        nn.init.zeros_(policy.velocity_field.action_layer.weight)
+        losses.append(_clone(policy, demonstrations, learning_rate=0.0, final_learning_rate=0.0, log_interval=1)["bc/loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
+
+
+def test_masked_loss_is_a_mean_over_what_is_left(monkeypatch: pytest.MonkeyPatch, drawn: list[np.ndarray]) -> None:
+    policy, errors = _policy(action_space=CHUNKS), []
+    original = policy.flow_matching_loss
+
+    def loss(*args: Any) -> th.Tensor:
+        errors.append(original(*args))
+        return errors[-1]
+
+    monkeypatch.setattr(policy, "flow_matching_loss", loss)
+    demonstrations = _demonstrations(60, length=5, actions=np.random.default_rng(0).uniform(-1, 1, (60, 3)))
+    history = _clone(policy, demonstrations, log_interval=1)
+    for indices, error, logged in zip(drawn, errors, history["bc/loss"], strict=True):
+        total = count = 0.0
+        for row, index in enumerate(indices):
+            left = min(4, 5 - index % 5)  # actions before the end of the episode
+            total += float(error[row, : 3 * left].detach().double().sum())
+            count += 3 * left
+        assert logged == pytest.approx(total / count, rel=1e-5)
+
+
+# ---------------------------------------------------------------------- validation
+
+
+def _numbered_episodes(n_episodes: int, length: int) -> Demonstrations:
+    """Observations that name their episode."""
+    n = n_episodes * length
+    obs = np.repeat((np.arange(n) // length)[:, None], OBS, axis=1).astype(np.float32)
+    return _demonstrations(n, length, observations=obs)
+
+
+def test_validation_episodes_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = _policy()
+    original, seen = policy.flow_matching_loss, {True: set[float](), False: set[float]()}
+
+    def loss(obs: th.Tensor, *args: Any) -> th.Tensor:
+        seen[policy.training].update(obs[:, 0].tolist())
+        return original(obs, *args)
+
+    monkeypatch.setattr(policy, "flow_matching_loss", loss)
+    _clone(policy, _numbered_episodes(10, 6), n_batches=None, n_epochs=1, validation_fraction=0.3)
+    training, validation = seen[True], seen[False]
+    assert len(training) == 7 and len(validation) == 3 and not training & validation
+    # The normaliser belongs to training, too
+    assert float(policy.normalizer.count) == 42
+    mean = policy.normalizer.get_buffer("mean_0")
+    np.testing.assert_allclose(mean, np.full(OBS, np.mean(list(training))), rtol=1e-6)
+
+
+def test_validation_loss_belongs_to_the_averaged_weights_and_one_noise() -> None:
+    """With frozen weights it does not move; after training it is that of the policy that is left behind."""
+    arguments: dict[str, Any] = dict(validation_fraction=0.3, log_interval=1)
+    policy = _policy()
+    frozen = _clone(policy, learning_rate=0.0, final_learning_rate=0.0, weight_decay=0.0, **arguments)
+    assert len(set(frozen["bc/validation_loss"])) == 1 and len(set(frozen["bc/loss"])) == 4
+    trained = _clone(policy, learning_rate=3e-2, ema_decay=0.9, n_batches=12, **arguments)
+    after = _clone(policy, learning_rate=0.0, final_learning_rate=0.0, weight_decay=0.0, n_batches=1, **arguments)
+    assert after["bc/validation_loss"][0] == pytest.approx(trained["bc/validation_loss"][-1], rel=1e-6)
+    assert trained["bc/validation_loss"][-1] != trained["bc/validation_loss"][-2]
+
+
+def test_validating_often_changes_nothing() -> None:
+    """The averaged weights are only lent to the policy."""
+    states = []
+    for interval in (1, 100):
+        policy = _policy()
+        _clone(policy, n_batches=8, validation_fraction=0.3, log_interval=interval, learning_rate=1e-2)
+        states.append(_state(policy))
+    for name, value in states[0].items():
+        assert th.equal(value, states[1][name]), name
+
+
+def test_no_validation_by_default() -> None:
+    assert "bc/validation_loss" not in _clone(_policy())
+
+
+def test_validation_needs_two_episodes() -> None:
+    with pytest.raises(ValueError, match="needs at least 2 episodes, there is 1"):
+        _clone(_policy(), _demonstrations(10, length=10), validation_fraction=0.5)
+
+
+# ---------------------------------------------------------------------- observations
+
+
+def test_normalizer_is_fitted_to_the_demonstrations() -> None:
+    demonstrations = _demonstrations()
+    assert isinstance(demonstrations.observations, np.ndarray)
+    for mode in ("auto", "fixed", "running"):
+        policy = _policy(observation_normalization=mode)
+        policy.normalizer.update(th.full((1000, OBS), 50.0))  # statistics of an earlier life are forgotten
+        _clone(policy, demonstrations)
+        data = demonstrations.observations.astype(np.float64)
+        np.testing.assert_allclose(policy.normalizer.get_buffer("mean_0"), data.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(policy.normalizer.get_buffer("var_0"), data.var(0), rtol=1e-5)
+        assert float(policy.normalizer.count) == len(data)
+
+
+def test_normalizer_can_be_switched_off() -> None:
+    policy = _policy(observation_normalization="none")
+    _clone(policy)
+    assert not policy.normalizer.fitted
+
+
+def test_dict_observations_and_images() -> None:
+    """Vectors are fitted, images and discrete parts are not; keys that the policy does not know are ignored."""
+    space = spaces.Dict({"camera": IMAGE, "state": VECTOR, "mode": spaces.Discrete(3)})
+    rng, n = np.random.default_rng(0), 20
+    obs: dict[str, np.ndarray] = {
+        "camera": rng.integers(0, 256, (n, *IMAGE.shape), dtype=np.uint8),
+        "state": rng.normal(4.0, 2.0, (n, OBS)),
+        "mode": rng.integers(0, 3, n),
+        "unknown": rng.normal(size=(n, 7)),
+    }
+    policy = _policy(space)
+    before = _state(policy)
+    _clone(policy, _demonstrations(n, observations=obs), n_batches=2)
+    assert {name for name, _ in policy.normalizer.named_buffers()} == {"count", "mean_0", "var_0"}
+    np.testing.assert_allclose(policy.normalizer.get_buffer("mean_0"), obs["state"].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(policy.normalizer.get_buffer("var_0"), obs["state"].var(0), rtol=1e-5)
+    extractor = [name for name, _ in policy.features_extractor.named_parameters()]
+    assert len(extractor) > 0
+    for name in extractor:  # the image encoder is part of the actor, and is trained
+        assert not th.equal(policy.features_extractor.get_parameter(name), before[f"features_extractor.{name}"]), name
+
+
+def test_channel_last_images() -> None:
+    """Demonstrations recorded from an environment whose images SB3 transposes."""
+    policy, rng = _policy(IMAGE), np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 36, 36, 3), dtype=np.uint8)
+    losses = [
+        _clone(_policy(IMAGE), _demonstrations(20, observations=obs))["bc/loss"]
+        for obs in (images, images.transpose(0, 3, 1, 2))
+    ]
+    assert losses[0] == losses[1]
+    assert not policy.normalizer.keys
+
+
+# ---------------------------------------------------------------------- what may call it, and what it leaves behind
+
+
+def test_only_the_actor_is_trained() -> None:
+    model = _model()
+    before = _state(model.policy)
+    _clone(model)
+    moved = {name.split(".")[0] for name, p in model.policy.named_parameters() if not th.equal(p, before[name])}
+    assert moved == {"velocity_field"}
+
+
+def test_bare_policy_works_like_a_model() -> None:
+    """The same weights in, the same seed: the same weights out, and no logger needed."""
+    model, policy = _model(), _policy()
+    policy.load_state_dict({name: value for name, value in model.policy.state_dict().items() if name in policy.state_dict()})
+    histories = [_clone(model), _clone(policy)]
+    state = model.policy.state_dict()
+    _assert_same(policy, {name: state[name] for name in policy.state_dict()})
+    assert histories[0]["bc/loss"] == histories[1]["bc/loss"]
+    assert bool(policy.pretrained)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_mode_is_restored(training: bool) -> None:
+    policy = _policy()
+    policy.set_training_mode(training)
+    _clone(policy, validation_fraction=0.2)
+    assert policy.training == policy.velocity_field.training == training
+
+
+def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
+    """Both columns of defaults.py, and Adam's memory of the weights before."""
+    model = _model()
+    assert not bool(model.policy.pretrained) and model.policy.updates_observation_statistics
+    columns = []
+    for column in ("scratch", "pretrained"):
+        model.learn(16, reset_num_timesteps=False)
+        defaults = DEFAULTS[column]
+        rates = {group["name"]: group["lr"] for group in model.policy.optimizer.param_groups}
+        expected = dict(
+            velocity=defaults["learning_rate"],
+            noise=defaults["noise_learning_rate"],
+            critic=defaults["critic_learning_rate"],
+        )
+        assert rates == pytest.approx(expected)
+        assert model.policy.log_std_bounds[1].exp().item() == pytest.approx(defaults["max_std"], rel=1e-5)
+        assert model.logger.name_to_value.get("train/clip_range", defaults["clip_range"]) == defaults["clip_range"]
+        columns.append(expected)
+        assert len(model.policy.optimizer.state) > 0
+        if column == "scratch":
+            _clone(model)
+            assert len(model.policy.optimizer.state) == 0
+            assert bool(model.policy.pretrained) and not model.policy.updates_observation_statistics
+            assert model.lr_schedule(1.0) == DEFAULTS["pretrained"]["learning_rate"]
+            # The noise is that of the new column even before learning
+            assert model.policy.log_std_bounds[1].exp().item() == pytest.approx(DEFAULTS["pretrained"]["max_std"], rel=1e-5)
+    assert columns[0] != columns[1]
+
+
+def test_explicit_arguments_survive_pretraining() -> None:
+    model = _model(learning_rate=7e-4, max_std=0.33)
+    _clone(model)
+    model.learn(16)
+    rates = {group["name"]: group["lr"] for group in model.policy.optimizer.param_groups}
+    assert rates["velocity"] == pytest.approx(7e-4)
+    assert model.policy.log_std_bounds[1].exp().item() == pytest.approx(0.33, rel=1e-5)
+
+
+# ---------------------------------------------------------------------- seeds
+
+
+def test_seed_makes_runs_equal_and_leaves_global_generators_alone() -> None:
+    th.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    runs = []
+    for seed in (3, 3, 4):
+        model = _model()
+        before = th.random.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+        history = _clone(model, _numbered_episodes(8, 5), seed=seed, critic_batches=3, validation_fraction=0.25)
+        assert th.equal(th.random.get_rng_state(), before[0])
+        np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]  # noqa: NPY002
+        runs.append((_state(model.policy), {k: v for k, v in history.items() if "time" not in k}))
+    assert runs[0][1] == runs[1][1] != runs[2][1]
+    for name, value in runs[0][0].items():
+        assert th.equal(value, runs[1][0][name]), name
+    assert any(not th.equal(value, runs[2][0][name]) for name, value in runs[0][0].items())
+
+
+# ---------------------------------------------------------------------- history, logger, callback, evaluation
+
+
+def test_history_goes_through_the_models_logger(tmp_path: Path) -> None:
+    model = _model()
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    history = _clone(model, n_batches=9, log_interval=4, validation_fraction=0.2)
+    assert history["batch"] == [4, 8, 9]
+    table = pd.read_csv(tmp_path / "progress.csv")
+    for key in ("bc/loss", "bc/learning_rate", "bc/validation_loss"):
+        assert len(history[key]) == 3
+        np.testing.assert_allclose(table[key], history[key], rtol=1e-6)
+
+
+def test_model_without_logger_gets_one_like_its_own(tmp_path: Path) -> None:
+    model = _model(tensorboard_log=str(tmp_path))
+    _clone(model)
+    assert [path.name for path in tmp_path.iterdir()] == ["BC_1"]
+
+
+def test_callback_sees_the_metrics_and_can_stop() -> None:
+    seen: list[dict[str, float]] = []
+
+    def callback(metrics: dict[str, float]) -> bool | None:
+        seen.append(metrics)
+        return False if len(seen) == 3 else None
+
+    policy = _policy()
+    history = _clone(policy, n_batches=50, log_interval=2, callback=callback)
+    assert history["batch"] == [2, 4, 6]
+    assert [metrics["bc/loss"] for metrics in seen] == history["bc/loss"]
+    assert bool(policy.pretrained)  # what it has is kept
+
+
+def test_stopped_run_keeps_the_average_so_far() -> None:
+    """Stopping after two of many batches: the same as the first two steps of the average."""
+    policy, steps = _policy(), []
+    weight = policy.velocity_field.output_layer.weight
+    handle = register_optimizer_step_post_hook(lambda *_: steps.append(weight.detach().clone()))
+    try:
+        _clone(policy, n_batches=50, log_interval=1, ema_decay=0.6, callback=lambda metrics: len(steps) < 2)
+    finally:
+        handle.remove()
+    assert len(steps) == 2
+    th.testing.assert_close(weight.detach(), 0.6 * steps[0] + 0.4 * steps[1], rtol=1e-5, atol=1e-7)
+
+
+def test_evaluation_is_deterministic_and_of_the_clone() -> None:
+    policy = _policy()
+    history = _clone(policy, eval_env=Monitor(BlankEnv()), n_eval_episodes=2)
+    obs, total = np.full(OBS, 0.1, np.float32), 0.0
+    for step in range(1, 4):
+        total += float(policy.predict(obs, deterministic=True)[0][0]) - 0.5 * step
+        obs = np.full(OBS, 0.1 * (step + 1), np.float32)
+    assert history["bc/eval_return"] == [pytest.approx(total, rel=1e-5)]
+    assert history["bc/eval_return_std"] == [0.0]
+
+
+def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    _clone(_policy(), n_batches=5, progress_bar=True)
+    captured = capsys.readouterr()
+    assert "behaviour cloning" in captured.err + captured.out and "5/5" in captured.err + captured.out
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def _refused(match: str, model: Any = None, demonstrations: Any = None, **kwargs: Any) -> None:
+    """The message, and that nothing has changed."""
+    model = _model() if model is None else model
+    policy = model if isinstance(model, FlowMatchingPolicy) else model.policy
+    before = _state(policy)
+    with pytest.raises(ValueError, match=match):
+        _clone(model, demonstrations, **kwargs)
+    _assert_same(policy, before)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        (dict(n_epochs=1, n_batches=2), r"Give n_epochs or n_batches, not both \(got n_epochs=1, n_batches=2\)"),
+        (dict(n_batches=0), "n_batches must be at least 1, got 0"),
+        (dict(n_batches=None, n_epochs=-1), "n_epochs must be at least 1, got -1"),
+        (dict(batch_size=0), "batch_size must be at least 1, got 0"),
+        (dict(log_interval=0), "log_interval must be at least 1, got 0"),
+        (dict(ema_decay=1.0), r"ema_decay must be in \[0, 1\), got 1.0"),
+        (dict(ema_decay=-0.1), r"ema_decay must be in \[0, 1\), got -0.1"),
+        (dict(validation_fraction=1.0), r"validation_fraction must be in \[0, 1\), got 1.0"),
+        (dict(validation_fraction=-0.5), r"validation_fraction must be in \[0, 1\), got -0.5"),
+        (dict(critic_batches=-1), "critic_batches must not be negative, got -1"),
+        (dict(learning_rate=-1e-3), "learning_rate must not be negative, got -0.001"),
+        (dict(final_learning_rate=float("nan")), "final_learning_rate must not be negative, got nan"),
+        (dict(weight_decay=-1.0), "weight_decay must not be negative, got -1.0"),
+    ],
+)
+def test_impossible_arguments(kwargs: dict[str, Any], match: str) -> None:
+    _refused(match, **kwargs)
+
+
+def test_model_of_another_kind() -> None:
+    with pytest.raises(ValueError, match="model must be a FlowMatchingPolicy or an algorithm that has one, got PPO"):
+        _clone(PPO("MlpPolicy", BlankEnv(), n_steps=16, batch_size=16, device="cpu"))
+    with pytest.raises(ValueError, match="got dict"):
+        _clone({})
+
+
+def test_demonstrations_of_another_kind() -> None:
+    _refused(
+        r"demonstrations must be Demonstrations \(see load_demonstrations\), got str", demonstrations="builtin:hopper-medium"
+    )
+
+
+def test_critic_of_a_bare_policy() -> None:
+    _refused("critic_batches needs an algorithm with a value function", model=_policy(), critic_batches=5)
+
+
+@pytest.mark.parametrize(
+    ("space", "observations", "match"),
+    [
+        (VECTOR, np.zeros((60, 4)), r"Demonstrated 'observations' have shape \(4,\), but the environment's have shape \(3,\)"),
+        (VECTOR, np.zeros(60), r"Demonstrated 'observations' have shape \(\), but the environment's have shape \(3,\)"),
+        (VECTOR, {"state": np.zeros((60, OBS))}, "the demonstrations hold dict observations"),
+        (spaces.Dict(state=VECTOR), np.zeros((60, OBS)), "the demonstrations hold ndarray observations"),
+        (
+            spaces.Dict(state=VECTOR, hand=VECTOR, arm=VECTOR),
+            {"state": np.zeros((60, OBS)), "extra": np.zeros((60, 1))},
+            r"lack the observation keys \['arm', 'hand'\] of the policy's observation space; they have \['extra', 'state'\]",
+        ),
+        (
+            spaces.Dict(state=VECTOR),
+            {"state": np.zeros((60, 5))},
+            r"Demonstrated 'state' have shape \(5,\), but the environment's have shape \(3,\)",
+        ),
+        (IMAGE, np.zeros((60, *IMAGE.shape)), "Demonstrated 'observations' have dtype float32, .*: give integers"),
+        (spaces.Discrete(3), np.zeros(60), r"have dtype float32, but the observation space is Discrete\(3\): give integers"),
+        (spaces.Discrete(3), np.arange(60) % 4, r"Demonstrated 'observations' are in \[0, 3\], outside Discrete\(3\)"),
+        (spaces.Discrete(3), np.arange(60) % 3 - 1, r"are in \[-1, 1\], outside Discrete\(3\)"),
+    ],
+)
+def test_observations_of_another_environment(space: spaces.Space, observations: Any, match: str) -> None:
+    _refused(match, model=_policy(space), demonstrations=_demonstrations(observations=observations))
+
+
+@pytest.mark.parametrize(
+    ("space", "shape", "match"),
+    [
+        (PLAIN, (3,), r"shape \(3,\), which fits neither the action space's shape \(2,\) nor chunks of it, \(horizon, 3\)"),
+        (CHUNKS, (2,), r"shape \(2,\), which fits neither the action space's shape \(4, 3\) nor chunks of it, \(horizon, 2\)"),
+        (CHUNKS, (4,), r"shape \(4,\), which fits neither"),
+        (CHUNKS, (3, 4), r"shape \(3, 4\), which fits neither"),
+    ],
+)
+def test_actions_of_another_environment(space: spaces.Box, shape: tuple[int, ...], match: str) -> None:
+    _refused(match, model=_policy(action_space=space), demonstrations=_demonstrations(actions=np.zeros((60, *shape))))
+
+
+@pytest.mark.parametrize("space", [PLAIN, spaces.Box(-1, 1, (4, ACTION))], ids=["plain", "chunks"])
+def test_actions_outside_the_bounds(space: spaces.Box) -> None:
+    """The message says how many transitions and how far; a share of rounding is forgiven; clipping is an option."""
+    actions = np.zeros((60, ACTION))
+    actions[[3, 7, 7], [0, 0, 1]] = [1.25, -1.5, 1.1]
+    demonstrations = _demonstrations(actions=actions)
+    _refused(
+        "2 of 60 demonstrated actions are outside the action space's bounds, by up to 0.5: pass clip_actions=True",
+        model=_policy(action_space=space),
+        demonstrations=demonstrations,
+    )
+    clipped = _clone(_policy(action_space=space), demonstrations, clip_actions=True)
+    expected = _clone(_policy(action_space=space), _demonstrations(actions=np.clip(actions, -1, 1)))
+    assert clipped["bc/loss"] == expected["bc/loss"]
+    _clone(_policy(action_space=space), _demonstrations(actions=np.full((60, ACTION), 1 + 5e-7)))
+
+
+def test_one_bound_per_dimension() -> None:
+    space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]))
+    inside = np.tile([-1.0, 10.0], (60, 1))
+    _clone(_policy(action_space=space), _demonstrations(actions=inside))
+    _refused(
+        "60 of 60 .* by up to 9", model=_policy(action_space=space), demonstrations=_demonstrations(actions=inside[:, ::-1])
+    )
+
+
+def test_nan_loss_keeps_the_previous_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good clone, then a run that diverges at its third batch: everything is as the good run left it."""
+    model = _model()
+    _clone(model)
+    before, training = _state(model.policy), model.policy.training
+    original, calls = model.policy.flow_matching_loss, []
+
+    def loss(*args: Any) -> th.Tensor:
+        calls.append(1)
+        return original(*args) * (float("nan") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(model.policy, "flow_matching_loss", loss)
+    with pytest.raises(FloatingPointError, match=r"loss became nan before batch 4; .* Lower learning_rate=0.05"):
+        _clone(model, _demonstrations(seed=1), n_batches=10, log_interval=4, learning_rate=0.05)
+    _assert_same(model.policy, before)
+    assert model.policy.training == training
+    assert len(calls) == 4  # it stopped at the log point
+
+
+def test_nan_gradient_names_the_parameter_and_keeps_the_previous_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finite loss whose gradient is not: only the parameters tell."""
+    policy = _policy()
+    before, original, bias = _state(policy), policy.flow_matching_loss, policy.velocity_field.output_layer.bias
+    monkeypatch.setattr(policy, "flow_matching_loss", lambda *args: original(*args) + (bias - bias).sqrt())
+    with pytest.raises(FloatingPointError, match=r"made parameter 'velocity_field.output_layer.bias' NaN or infinite"):
+        _clone(policy, n_batches=1)
+    _assert_same(policy, before)
+    assert not bool(policy.pretrained) and not policy.normalizer.fitted
+
+
+# ---------------------------------------------------------------------- critic
+
+
+def _slow_returns(demonstrations: Demonstrations, horizon: int, gamma: float) -> np.ndarray:
+    """The definition: chunk j of the rest of the episode is discounted by gamma^j."""
+    returns = np.zeros(len(demonstrations))
+    ends = demonstrations.terminations | demonstrations.truncations
+    for i in range(len(demonstrations)):
+        for j in range(i, len(demonstrations)):
+            returns[i] += gamma ** ((j - i) // horizon) * float(demonstrations.rewards[j])
+            if ends[j]:
+                break
+    return returns
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("horizon", [1, 3, 20])
+def test_chunk_returns_against_a_double_loop(horizon: int, gamma: float) -> None:
+    rng, n = np.random.default_rng(0), 70
+    ends = rng.random(n) < 0.1
+    ends[-1] = True
+    truncated = ends & (rng.random(n) < 0.5)
+    demonstrations = _demonstrations(n, terminations=ends & ~truncated, truncations=truncated)
+    assert len(set(demonstrations.episode_lengths.tolist())) > 2
+    returns, _ = chunk_returns(demonstrations, horizon, gamma)
+    np.testing.assert_allclose(returns, _slow_returns(demonstrations, horizon, gamma), rtol=1e-5, atol=1e-5)
+
+
+def test_returns_that_truncation_cuts_short_are_marked() -> None:
+    """What lies beyond the cut is worth gamma^(chunks left) of a return; more than 5% is too much."""
+    n, length, horizon, gamma = 60, 20, 3, 0.6
+    episode = np.arange(n) // length
+    ends = _ends(n, length)
+    demonstrations = _demonstrations(n, terminations=ends & (episode != 1), truncations=ends & (episode != 0))
+    _, complete = chunk_returns(demonstrations, horizon, gamma)
+    for i in range(n):
+        chunks_left = math.ceil((length - i % length) / horizon)
+        # Episode 0 terminates, episode 1 is truncated, episode 2 terminates at its time limit
+        assert complete[i] == (episode[i] != 1 or gamma**chunks_left <= 0.05)
+    assert 0 < complete[20:40].sum() < 20
+
+
+def _countdown(length: int = 12, n_episodes: int = 40) -> tuple[Demonstrations, np.ndarray]:
+    """Reward 1 per step and an observation that says how many are left: the discounted return is known."""
+    n = length * n_episodes
+    left = length - np.arange(n) % length
+    obs = np.repeat(left[:, None], OBS, axis=1).astype(np.float32)
+    demonstrations = _demonstrations(n, length, observations=obs, rewards=np.ones(n))
+    return demonstrations, (1 - 0.9**left) / (1 - 0.9)
+
+
+def test_critic_pretraining_learns_the_returns() -> None:
+    demonstrations, returns = _countdown()
+    model = _model(gamma=0.9)
+    obs = th.as_tensor(demonstrations.observations)
+    history = _clone(model, demonstrations, critic_batches=1000, batch_size=64)
+    values = model.policy.predict_values(obs).detach().numpy().ravel()
+    # A fresh critic predicts about 0, an error of the returns' own size
+    assert np.square(values - returns).mean() < 0.02 * np.square(returns).mean()
+    assert float(model.policy.value_scale) == pytest.approx(returns.std(), rel=1e-4)
+    assert history["bc/critic_loss"][0] < 0.5 and len(history["bc/critic_loss"]) == 1
+
+
+def test_critic_pretraining_leaves_the_actor_alone() -> None:
+    demonstrations, _ = _countdown()
+    states = []
+    for critic_batches in (0, 20):
+        model = _model()
+        _clone(model, demonstrations, critic_batches=critic_batches)
+        states.append(_state(model.policy))
+    for name, value in states[0].items():
+        critic = name.startswith(("value_net", "vf_features_extractor", "value_scale"))
+        assert critic or th.equal(value, states[1][name]), name
+    assert not th.equal(states[0]["value_net.0.weight"], states[1]["value_net.0.weight"])
+
+
+def test_critic_needs_complete_returns() -> None:
+    demonstrations = _demonstrations(terminations=None, truncations=_ends(60, 10))
+    _refused(
+        r"critic_batches=5: no demonstrated return is complete, .* \(gamma=0.99\). Pass critic_batches=0",
+        demonstrations=demonstrations,
+        critic_batches=5,
+    )
+
+
+def test_critic_of_chunks_discounts_per_chunk() -> None:
+    """An action space of 4-action chunks: one discount per 4 steps."""
+    demonstrations, _ = _countdown()
+    actions = np.zeros((len(demonstrations), 3))
+    demonstrations = _demonstrations(
+        len(demonstrations), 12, observations=demonstrations.observations, rewards=demonstrations.rewards, actions=actions
+    )
+    model = _model(BlankEnv(action_space=CHUNKS), gamma=0.5)
+    _clone(model, demonstrations, critic_batches=1)
+    assert float(model.policy.value_scale) == pytest.approx(_slow_returns(demonstrations, 4, 0.5).std(), rel=1e-4)
