@@ -66,7 +66,7 @@ def test_checkpoint_callback(algorithm: Algorithm, tmp_path: Path) -> None:
         loaded = algorithm.cls.load(tmp_path / f"toy_{n}_steps", env)
         assert loaded.num_timesteps == n
     # The last one was saved in the second rollout, after which came one update.
-    assert (loaded._n_updates, model._n_updates) == (2, 4)
+    assert model._n_updates == 2 * loaded._n_updates > 0
     loaded.learn(algorithm.iteration(2), reset_num_timesteps=False)
 
 

@@ -68,6 +68,19 @@ def test_load_with_other_arguments(algorithm: Algorithm) -> None:
     assert loaded.seed == 11
 
 
+def test_load_with_other_noise(ppo: Algorithm) -> None:
+    file = saved(ppo.make("FlowPolicy", make_toy(), noise="constant", max_std=0.4).learn(ppo.iteration()))
+    loaded = ppo.cls.load(file, make_toy(), min_std=0.05, max_std=0.2)
+    used: list[list[float]] = []
+
+    def record(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        used.append(loaded.policy.log_std_bounds.exp().tolist())
+        return False
+
+    loaded.learn(1, callback=record)
+    assert used[0] == pytest.approx([0.05, 0.2])
+
+
 def test_return_statistics_follow_gamma(ppo: Algorithm) -> None:
     file = saved(ppo.make("FlowPolicy", make_toy(), gamma=0.9).learn(ppo.iteration()))
     assert ppo.cls.load(file, make_toy(), gamma=0.5).learn(ppo.iteration()).return_statistics.gamma == 0.5

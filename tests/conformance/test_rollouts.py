@@ -182,7 +182,9 @@ def test_log_probability_is_that_of_the_gaussian_chain(ppo: Algorithm, score_dri
         mean = np.clip(x + drift / steps, -1, 1)
         deviation = (chain[:, k + 1] - mean) / max_std
         assert np.abs(deviation).max() <= 3 + 1e-4, "the noise is truncated to three standard deviations"
-        assert 0.5 < (deviation**2).mean() < 1.6, "of 64 unit normal deviates, whose mean square has a standard deviation of 0.18"
+        assert 0.5 < (deviation**2).mean() < 1.6, (
+            "of 64 unit normal deviates, whose mean square has a standard deviation of 0.18"
+        )
         log_prob += (-0.5 * deviation**2 - np.log(max_std) - 0.5 * np.log(2 * np.pi)).sum(1)
     np.testing.assert_allclose(flatten(rollout["log_probs"]), log_prob / ((steps + 1) * 2), atol=1e-5)
 
