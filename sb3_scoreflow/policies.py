@@ -58,6 +58,7 @@ class FlowMatchingPolicy(BasePolicy):
     #: Features extractor of the alias; None chooses by observation space.
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor] | None] = None
     pretrained: th.Tensor
+    _inference_steps: th.Tensor
 
     def __init__(
         self,
@@ -110,7 +111,6 @@ class FlowMatchingPolicy(BasePolicy):
         self.action_dim = get_action_dim(action_space)
         flow.time_grid(denoising_steps)  # raises if impossible
         self.denoising_steps = denoising_steps
-        self.inference_steps = denoising_steps if inference_steps is None else inference_steps
         self.time_embedding_dim = time_embedding_dim
         self.prior_std = prior_std
         self.observation_normalization = observation_normalization
@@ -122,6 +122,10 @@ class FlowMatchingPolicy(BasePolicy):
             self.features_dim, self.action_dim, net_arch["pi"], activation_fn, time_embedding_dim, prior_std
         )
         self.register_buffer("pretrained", th.tensor(False))
+        # In the state dict, so that a model saved after changing it acts as it did; 0 follows denoising_steps.
+        self.register_buffer("_inference_steps", th.tensor(0))
+        if inference_steps is not None:
+            self.inference_steps = inference_steps
 
     @classmethod
     def _choose_features_extractor(cls, space: spaces.Space, normalize_images: bool) -> type[BaseFeaturesExtractor]:
@@ -134,13 +138,13 @@ class FlowMatchingPolicy(BasePolicy):
     @property
     def inference_steps(self) -> int:
         """Euler steps of the deterministic sampler; may be set at any time."""
-        return self._inference_steps
+        return int(self._inference_steps) or self.denoising_steps
 
     @inference_steps.setter
     def inference_steps(self, value: int) -> None:
         if value < 1:
             raise ValueError(f"inference_steps must be at least 1, got {value}.")
-        self._inference_steps = value
+        self._inference_steps.fill_(value)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -149,7 +153,7 @@ class FlowMatchingPolicy(BasePolicy):
             net_arch=self.net_arch,
             activation_fn=self.activation_fn,
             denoising_steps=self.denoising_steps,
-            inference_steps=self.inference_steps,
+            inference_steps=int(self._inference_steps) or None,
             time_embedding_dim=self.time_embedding_dim,
             prior_std=self.prior_std,
             observation_normalization=self.observation_normalization,

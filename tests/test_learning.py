@@ -22,7 +22,7 @@ N_ENVS, LENGTH = 16, 5
 
 class ReachEnv(gym.Env):
     """
-    :param shuffled: whether every reward is one drawn from the rewards so far: the same numbers, telling nothing about actions
+    :param shuffled: whether every reward is that of another point and goal, drawn anew: like numbers that tell nothing
     """
 
     observation_space = spaces.Box(-2, 2, (4,))
@@ -30,7 +30,6 @@ class ReachEnv(gym.Env):
 
     def __init__(self, shuffled: bool = False) -> None:
         self.shuffled = shuffled
-        self.rewards: list[float] = []
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -41,10 +40,8 @@ class ReachEnv(gym.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.position = np.clip(self.position + 0.5 * action, -2, 2)
         self.steps += 1
-        reward = -float(np.linalg.norm(self.position - self.goal))
-        if self.shuffled:
-            self.rewards.append(reward)
-            reward = float(self.np_random.choice(self.rewards))
+        position, goal = self.np_random.uniform(-1, 1, (2, 2)) if self.shuffled else (self.position, self.goal)
+        reward = -float(np.linalg.norm(position - goal))
         return self._observation(), reward, False, self.steps == LENGTH, {}
 
     def _observation(self) -> np.ndarray:
