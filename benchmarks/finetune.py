@@ -33,7 +33,7 @@ from benchmarks.learning import (
     steps_to,
 )
 from benchmarks.provenance import ROOT, provenance
-from sb3_scoreflow import ActionChunking, ScoReFlowPPO, load_demonstrations, pretrain_bc
+from sb3_scoreflow import ActionChunking, CosineSchedule, HoldCosineSchedule, ScoReFlowPPO, load_demonstrations, pretrain_bc
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,13 +41,14 @@ import matplotlib.pyplot as plt
 ENV_ID = "Hopper-v5"
 HORIZON = 4
 RESULTS = ROOT / "benchmarks/results/finetune"
-# The same iteration for everyone; what differs is in the variants.
-COMMON: dict[str, Any] = dict(n_steps=100, batch_size=500, n_epochs=8, gamma=0.99, gae_lambda=0.95)
+# The same iteration for everyone; learning rate and noise decay as in the published settings.
+COMMON: dict[str, Any] = dict(n_steps=100, batch_size=500, n_epochs=8, learning_rate=CosineSchedule(2e-4, 2e-5))
+FLOW: dict[str, Any] = dict(noise_learning_rate=CosineSchedule(2e-4, 2e-5), max_std=HoldCosineSchedule(0.24, 0.1))
 VARIANTS: dict[str, dict[str, Any]] = {
-    "learned_score": dict(score_drift="learned"),
-    "constant_score": dict(score_drift="constant"),
-    "no_score": dict(score_drift="none"),
-    "gaussian_ppo": dict(learning_rate=2e-4, clip_range=0.2),
+    "learned_score": dict(score_drift="learned", **FLOW),
+    "constant_score": dict(score_drift="constant", **FLOW),
+    "no_score": dict(score_drift="none", **FLOW),
+    "gaussian_ppo": dict(clip_range=0.2),
 }
 LABELS = dict(
     learned_score="learned score", constant_score="constant score", no_score="no score (ReinFlow)", gaussian_ppo="Gaussian PPO"
@@ -110,7 +111,12 @@ def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: flo
 def summarise(seeds: list[int], origin: dict[str, Any]) -> None:
     curves = {v: [read_curve(p) for seed in seeds if (p := curve_path(v, seed)).exists()] for v in VARIANTS}
     curves = {variant: runs for variant, runs in curves.items() if len(runs) == len(seeds)}
-    summary: dict[str, Any] = {"env": ENV_ID, "seeds": seeds, **origin, "settings": {**COMMON, "variants": VARIANTS}}
+    summary: dict[str, Any] = {
+        "env": ENV_ID,
+        "seeds": seeds,
+        **origin,
+        "settings": {"common": repr(COMMON), "variants": {v: repr(a) for v, a in VARIANTS.items()}},
+    }
     for column in COLUMNS:
         # Thresholds between the clones' level and the best final level of any variant, the same for all.
         start = float(np.mean([np.nanmean(curve[column][:2]) for runs in curves.values() for curve in runs]))

@@ -11,7 +11,7 @@ from typing import Any
 #: argument -> value, for a policy trained from scratch and for a pretrained one
 DEFAULTS: dict[str, dict[str, Any]] = {
     "scratch": dict(learning_rate=3e-4, noise_learning_rate=3e-4, critic_learning_rate=1e-3, clip_range=0.02, max_std=0.4),
-    "pretrained": dict(learning_rate=2e-4, noise_learning_rate=2e-4, critic_learning_rate=1e-3, clip_range=0.02, max_std=0.24),
+    "pretrained": dict(learning_rate=2e-4, noise_learning_rate=2e-4, critic_learning_rate=1e-3, clip_range=0.01, max_std=0.24),
 }
 
 #: Environment steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None.
