@@ -46,4 +46,5 @@ def provenance() -> dict[str, Any]:
         "platform": platform.system(),
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("OMP_", "MALLOC_", "MKL_"))},
     }

@@ -15,12 +15,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_scoreflow import ActionChunking, ScoReFlowPPO, load_demonstrations, pretrain_bc
+from sb3_scoreflow import ActionChunking, CosineSchedule, HoldCosineSchedule, ScoReFlowPPO, load_demonstrations, pretrain_bc
 
 matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
@@ -44,6 +44,7 @@ class LearningCurve(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
+        self.timesteps: list[int] = []
         self.env_steps: list[int] = []
         self.returns: list[float] = []
 
@@ -54,18 +55,19 @@ class LearningCurve(BaseCallback):
         assert isinstance(self.model, ScoReFlowPPO)
         episodes = list(self.model.ep_info_buffer or [])[-50:]
         if episodes:
+            self.timesteps.append(self.model.num_timesteps)
             self.env_steps.append(self.model.num_env_steps)
             self.returns.append(float(np.mean([episode["r"] for episode in episodes])))
 
 
-def plot(path: Path, curve: LearningCurve, demonstrated: float, cloned: float, tuned: float) -> None:
+def plot(path: Path, curve: LearningCurve, checks: EvalCallback, demonstrated: float, cloned: float) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     axes.plot(curve.env_steps, curve.returns, label="fine-tuning, while exploring")
+    # EvalCallback counts chunks; the exploring curve gives the environment steps that they took.
+    steps = np.interp(checks.evaluations_timesteps, curve.timesteps, curve.env_steps)
+    axes.plot(steps, np.mean(checks.evaluations_results, axis=1), "o-", label="fine-tuning, deterministic")
     axes.axhline(demonstrated, color="gray", linestyle=":", label=f"demonstrations ({demonstrated:.0f})")
-    axes.axhline(cloned, color="tab:orange", linestyle="--", label=f"clone, deterministic ({cloned:.0f})")
-    axes.plot(
-        curve.env_steps[-1], tuned, "*", color="tab:green", markersize=14, label=f"fine-tuned, deterministic ({tuned:.0f})"
-    )
+    axes.axhline(cloned, color="black", linestyle="--", label=f"clone, deterministic ({cloned:.0f})")
     axes.set(xlabel="environment steps", ylabel="return", title=f"ScoReFlowPPO on {ENV_ID}", ylim=(0, None))
     axes.legend(loc="best")
     figure.tight_layout()
@@ -76,9 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timesteps", type=int, default=60_000, help="chunks of 4 actions to train for (default 60000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo_output"), help="folder for model and picture (default demo_output)"
-    )
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for model and picture")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # networks of this size are slower with more, and far slower beside environment processes
@@ -87,30 +87,40 @@ def main() -> None:
     demonstrations = load_demonstrations("builtin:hopper-medium")
     print(demonstrations.describe(), end="\n\n")
 
-    env, eval_env = make_env(20, arguments.seed), make_env(1, 10_000 + arguments.seed)
-    model = ScoReFlowPPO("FlowPolicy", env, n_steps=100, batch_size=500, n_epochs=8, seed=arguments.seed, device="cpu")
+    env, test_env = make_env(20, arguments.seed), make_env(1, 20_000 + arguments.seed)
+    model = ScoReFlowPPO(
+        "FlowPolicy",
+        env,
+        n_steps=100,
+        batch_size=500,
+        n_epochs=8,
+        learning_rate=CosineSchedule(2e-4, 2e-5),
+        noise_learning_rate=CosineSchedule(2e-4, 2e-5),
+        max_std=HoldCosineSchedule(0.24, 0.1),
+        seed=arguments.seed,
+        device="cpu",
+    )
 
     pretrain_bc(model, demonstrations, seed=arguments.seed, progress_bar=True)
-    cloned, cloned_std = evaluate(model, eval_env)
-    print(f"clone: return {cloned:.0f} +- {cloned_std:.0f} over 20 episodes")
+    cloned, cloned_std = evaluate(model, test_env)
+    print(f"clone: return {cloned:.0f} +- {cloned_std:.0f} over 20 episodes\n")
 
-    curve = LearningCurve()
-    model.learn(arguments.timesteps, callback=curve, progress_bar=True)
-    model.save(arguments.output / "hopper_scoreflow")
-    tuned, tuned_std = evaluate(model, eval_env)
+    # The best checkpoint is chosen on environments of its own, so that the final evaluation is on fresh episodes.
+    curve, check_env, folder = LearningCurve(), make_env(5, 10_000 + arguments.seed), str(arguments.output)
+    checks = EvalCallback(
+        check_env, n_eval_episodes=10, eval_freq=250, best_model_save_path=folder, log_path=folder, verbose=0, warn=False
+    )
+    model.learn(arguments.timesteps, callback=[curve, checks], progress_bar=True)
+    best = ScoReFlowPPO.load(arguments.output / "best_model", device="cpu")
+    tuned, tuned_std = evaluate(best, test_env)
+    last, last_std = evaluate(model, test_env)
 
-    plot(
-        arguments.output / "learning_curve.png",
-        curve,
-        float(demonstrations.episode_returns.mean()),
-        float(cloned),
-        float(tuned),
-    )
-    print(
-        f"fine-tuned: return {tuned:.0f} +- {tuned_std:.0f} over 20 episodes, {tuned / cloned:.2f} times the clone's, "
-        f"after {model.num_env_steps} environment steps and {time.time() - start:.0f} s in all"
-    )
-    print(f"wrote {arguments.output}/hopper_scoreflow.zip and {arguments.output}/learning_curve.png")
+    picture = arguments.output / "learning_curve.png"
+    plot(picture, curve, checks, float(demonstrations.episode_returns.mean()), cloned)
+    print(f"\nlast iteration:  return {last:.0f} +- {last_std:.0f} over 20 episodes, {last / cloned:.2f} times the clone's")
+    print(f"best checkpoint: return {tuned:.0f} +- {tuned_std:.0f} over 20 episodes, {tuned / cloned:.2f} times the clone's")
+    print(f"{model.num_env_steps} environment steps, {time.time() - start:.0f} s in all")
+    print(f"wrote {arguments.output / 'best_model.zip'} and {picture}")
 
 
 if __name__ == "__main__":
