@@ -80,13 +80,14 @@ class FlowAlgorithm(OnPolicyAlgorithm):
         observations = self.rollout_buffer.observations
         parts = observations if isinstance(observations, dict) else {"observations": observations}
         for name, part in {**parts, "rewards": self.rollout_buffer.rewards}.items():
+            if part.dtype.kind != "f":  # images and indices cannot be NaN
+                continue
             bad = ~np.isfinite(part)
             if bad.any():
                 step, env = (int(i) for i in np.argwhere(bad)[0][:2])
                 raise FloatingPointError(
                     f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
-                    f"env {env}): "
-                    "fix the environment (VecCheckNan finds the step) and go on from the last checkpoint."
+                    f"env {env}): fix the environment (VecCheckNan finds the step) and go on from the last checkpoint."
                 )
 
     def _check_parameters(self) -> None:

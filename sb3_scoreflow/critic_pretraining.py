@@ -20,8 +20,7 @@ def critic_data(model: Any, demonstrations: Demonstrations, horizon: int, n_batc
     if len(indices) == 0:
         raise ValueError(
             f"critic_batches={n_batches}: no demonstrated return is complete, because every episode is truncated within the "
-            "discount's reach "
-            f"(gamma={model.gamma}). Pass critic_batches=0, and set critic_warmup_iterations instead."
+            f"discount's reach (gamma={model.gamma}). Pass critic_batches=0, and set critic_warmup_iterations instead."
         )
     return returns, indices
 

@@ -283,8 +283,8 @@ def _check_spaces(policy: FlowMatchingPolicy, demonstrations: Demonstrations, cl
         if action_space.shape[1:] != demonstrations.action_shape:
             raise ValueError(
                 f"Demonstrated actions have shape {demonstrations.action_shape}, which fits neither the action space's shape "
-                f"{action_space.shape} nor "
-                f"chunks of it, (horizon, {', '.join(map(str, demonstrations.action_shape))}): is this the right environment?"
+                f"{action_space.shape} nor chunks of it, (horizon, {', '.join(map(str, demonstrations.action_shape))}): is "
+                "this the right environment?"
             )
         low, high, horizon = low[0], high[0], action_space.shape[0]
     if not clip_actions:
@@ -294,8 +294,8 @@ def _check_spaces(policy: FlowMatchingPolicy, demonstrations: Demonstrations, cl
         if outside.any():
             raise ValueError(
                 f"{int(outside.any(axis=tuple(range(1, outside.ndim))).sum())} of {len(demonstrations)} demonstrated actions "
-                "are outside the action space's bounds, "
-                f"by up to {excess.max():.3g}: pass clip_actions=True to clip them, or check the units of the actions."
+                f"are outside the action space's bounds, by up to {excess.max():.3g}: pass clip_actions=True to clip them, or "
+                "check the units of the actions."
             )
     return horizon
 

@@ -50,9 +50,8 @@ def check_arguments(model: "ScoReFlowPPO") -> None:
     flow.time_grid(model.denoising_steps)  # raises if impossible
     if model.denoising_steps == 1 and model.score_drift != "none":
         warnings.warn(
-            f"score_drift={model.score_drift!r} with denoising_steps=1 only shrinks the initial noise (the only step is at t "
-            "= 0, where the "
-            "score is -x): set denoising_steps to 2 or more, or score_drift='none'.",
+            f"score_drift={model.score_drift!r} with denoising_steps=1 only shrinks the initial noise (the only step is at "
+            "t = 0, where the score is -x): set denoising_steps to 2 or more, or score_drift='none'.",
             stacklevel=4,
         )
 
@@ -71,7 +70,7 @@ def check_batch_size(model: "ScoReFlowPPO") -> None:
     if size % model.batch_size:
         warnings.warn(
             f"batch_size={model.batch_size} does not divide the rollout of n_steps * n_envs = {model.n_steps} * "
-            f"{model.n_envs} = {size} chains: every epoch "
-            f"ends with a minibatch of {size % model.batch_size}. Choose a batch_size that is a factor of {size}.",
+            f"{model.n_envs} = {size} chains: every epoch ends with a minibatch of {size % model.batch_size}. Choose a batch_size "
+            f"that is a factor of {size}.",
             stacklevel=4,
         )

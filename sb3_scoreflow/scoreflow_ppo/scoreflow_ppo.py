@@ -197,8 +197,8 @@ class ScoReFlowPPO(FlowAlgorithm):
             self.rollout_buffer_class = chain_buffer
         elif not issubclass(self.rollout_buffer_class, chain_buffer):
             raise ValueError(
-                f"rollout_buffer_class must be a subclass of {chain_buffer.__name__}, which stores denoising chains, "
-                f"got {self.rollout_buffer_class.__name__}."
+                f"rollout_buffer_class must be a subclass of {chain_buffer.__name__}, which stores denoising chains, got "
+                f"{self.rollout_buffer_class.__name__}."
             )
         # The policy acts by these arguments, so it must be built (and saved by itself) with them.
         arguments = dict(
@@ -316,9 +316,10 @@ class ScoReFlowPPO(FlowAlgorithm):
         warming_up = self.n_iterations < self.critic_warmup_iterations
         logs: dict[str, list[float]] = defaultdict(list)
         for _ in range(self.n_epochs):
-            if not self._train_epoch(warming_up, logs):
-                break
+            completed = self._train_epoch(warming_up, logs)
             self._n_updates += 1
+            if not completed:
+                break
         self.n_iterations += 1
         self._check_parameters()
         self._log_update(logs)
@@ -398,8 +399,8 @@ class ScoReFlowPPO(FlowAlgorithm):
             if not bool(th.isfinite(term)):
                 raise FloatingPointError(
                     f"{name} is {term.item()} in iteration {self.n_iterations + 1}, before the parameters changed: check "
-                    "rewards and observations "
-                    "for huge values, or lower the learning rates, and go on from the last checkpoint."
+                    "rewards and observations for huge values, or lower the learning rates, and go on from the last "
+                    "checkpoint."
                 )
         loss = th.stack(list(losses.values())).sum()
         logs["loss"].append(loss.item())
