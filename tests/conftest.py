@@ -1,4 +1,4 @@
-"""One torch thread: with networks of test size, waiting OpenMP threads cost more than they bring, and reductions stay reproducible."""
+"""One torch thread: with networks of test size, waiting OpenMP threads cost more than they bring."""
 
 import torch as th
 

@@ -70,7 +70,7 @@ def check_batch_size(model: "ScoReFlowPPO") -> None:
     if size % model.batch_size:
         warnings.warn(
             f"batch_size={model.batch_size} does not divide the rollout of n_steps * n_envs = {model.n_steps} * "
-            f"{model.n_envs} = {size} chains: every epoch ends with a minibatch of {size % model.batch_size}. Choose a batch_size "
-            f"that is a factor of {size}.",
+            f"{model.n_envs} = {size} chains: every epoch ends with a minibatch of {size % model.batch_size}. Choose a "
+            f"batch_size that is a factor of {size}.",
             stacklevel=4,
         )
