@@ -18,7 +18,7 @@ export OMP_NUM_THREADS = 1
 export MALLOC_MMAP_THRESHOLD_ = 1073741824
 export MALLOC_TRIM_THRESHOLD_ = 1073741824
 
-.PHONY: help install demo test test-slow lint format type check-codestyle commit-checks benchmark build clean
+.PHONY: help install demo test test-slow lint format type check-codestyle commit-checks doc benchmark build clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,9 @@ check-codestyle: $(STAMP)  ## Check import order and format, changing nothing
 
 commit-checks: format lint type  ## What to run before a commit
 
+doc: $(STAMP)  ## Build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
 benchmark: $(STAMP)  ## Print the benchmark commands (they take long: start them one by one)
 	@echo "export OMP_NUM_THREADS=$(OMP_NUM_THREADS) MALLOC_MMAP_THRESHOLD_=$(MALLOC_MMAP_THRESHOLD_) MALLOC_TRIM_THRESHOLD_=$(MALLOC_TRIM_THRESHOLD_)"
 	@grep -h "^    python -m benchmarks" benchmarks/*.py | sed "s#    python#$(BIN)/python#"
@@ -68,5 +71,5 @@ build: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 clean:  ## Remove caches and build outputs (.venv stays)
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache htmlcov .coverage .coverage.*
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache htmlcov .coverage .coverage.*
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
