@@ -34,8 +34,8 @@ class FlowMatchingPolicy(BasePolicy):
     :param observation_space: observation space
     :param action_space: Box with finite bounds, float32 or float64
     :param lr_schedule: learning rate schedule, used by the subclasses that own an optimizer
-    :param net_arch: hidden widths, a list for every network or a dictionary (``pi``: velocity field, ``vf``: critic); default
-        ``dict(pi=[256, 256], vf=[256, 256])``
+    :param net_arch: hidden widths, a list for every network or a dictionary (``pi``: velocity field, ``vf``: critic,
+        ``noise``: noise net); default ``dict(pi=[256, 256], vf=[256, 256])``
     :param activation_fn: activation of the velocity field
     :param denoising_steps: Euler steps ``K`` per action, at least 1
     :param inference_steps: Euler steps of the deterministic sampler, ``denoising_steps`` if None; may be changed after

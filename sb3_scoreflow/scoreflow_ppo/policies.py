@@ -122,7 +122,8 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         if score_drift == "learned":
             self.score_coefficient_net = ScoreCoefficient(score_scale)
         if noise == "learned":
-            self.noise_net = NoiseNet(self.features_dim, self.action_dim, time_embedding_dim)
+            noise_arch = self.net_arch.get("noise", [64, 64])
+            self.noise_net = NoiseNet(self.features_dim, self.action_dim, time_embedding_dim, noise_arch)
         self.register_buffer("log_std_bounds", th.zeros(2))
         self.set_std_bounds(min_std, max_std)
         # The bare velocity needs no critic; what follows is the value function, in units of `value_scale`.

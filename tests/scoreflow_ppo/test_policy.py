@@ -459,3 +459,12 @@ def test_flow_policy_sees_what_the_algorithm_sees(space: spaces.Space) -> None:
     # Means are clipped at every step, the ODE's points only at the end: equal while no mean reaches a bound
     assert np.abs(actions).max() < 1
     np.testing.assert_allclose(flow_policy.predict(raw, deterministic=True)[0], actions, rtol=1e-5, atol=1e-6)
+
+
+def test_noise_net_takes_its_widths_from_net_arch() -> None:
+    policy = _policy(net_arch=dict(pi=[8], vf=[8], noise=[5, 3]))
+    assert [layer.out_features for layer in policy.noise_net.net if isinstance(layer, th.nn.Linear)] == [
+        5,
+        3,
+        policy.action_dim,
+    ]
