@@ -1,15 +1,17 @@
-"""Flow-matching policies for Stable-Baselines3: behaviour cloning, then fine-tuning with ScoRe-Flow."""
+"""Flow-matching policies for Stable-Baselines3: behaviour cloning, then fine-tuning with ScoRe-Flow or RLDT."""
 
 from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations, load_demonstrations
 from sb3_scoreflow.envs import ActionChunking
 from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.pretraining import pretrain_bc
+from sb3_scoreflow.rldt import RLDT
 from sb3_scoreflow.schedules import CosineSchedule, HoldCosineSchedule
 from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "RLDT",
     "ActionChunking",
     "CosineSchedule",
     "Demonstrations",

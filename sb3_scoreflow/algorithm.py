@@ -1,15 +1,19 @@
 """What the algorithms of this package share on top of Stable-Baselines3's OnPolicyAlgorithm."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
 from sb3_scoreflow.utils import atomic_path
+
+SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
 
 class FlowAlgorithm(OnPolicyAlgorithm):
@@ -35,10 +39,14 @@ class FlowAlgorithm(OnPolicyAlgorithm):
     def _pretrained(self) -> bool:
         return hasattr(self, "policy") and bool(self.policy.pretrained)
 
-    def _schedule(self, name: str) -> FloatSchedule:
-        """Schedule of an argument; None gets its default, by whether the policy is pretrained."""
+    def _resolved(self, name: str) -> Any:
+        """Value of an argument; None gets its default, by whether the policy is pretrained."""
         value = getattr(self, name)
-        return FloatSchedule(self.defaults["pretrained" if self._pretrained else "scratch"][name] if value is None else value)
+        return self.defaults["pretrained" if self._pretrained else "scratch"][name] if value is None else value
+
+    def _schedule(self, name: str) -> FloatSchedule:
+        """Schedule of an argument, its default if it is None."""
+        return FloatSchedule(self._resolved(name))
 
     def _scheduled(self, name: str) -> float:
         """Value of an argument at the current point of training."""
@@ -46,6 +54,57 @@ class FlowAlgorithm(OnPolicyAlgorithm):
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = self._schedule("learning_rate")
+
+    def _check_policy_kwargs(self, arguments: dict[str, Any]) -> None:
+        """:raises ValueError: if the user gave the policy an argument that belongs to the algorithm"""
+        clash = sorted(set(arguments) & set(self.policy_kwargs))
+        if clash:
+            raise ValueError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
+
+    # ------------------------------------------------------------------ learn
+
+    def _own_callback(self) -> BaseCallback | None:
+        """A callback of the algorithm's own, called before the user's in every step."""
+        return None
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        own = self._own_callback()
+        if own is not None:
+            if isinstance(callback, list):
+                callback = CallbackList(callback)
+            elif not isinstance(callback, BaseCallback):
+                callback = ConvertCallback(callback)
+            callback = CallbackList([own, callback])
+        return super()._init_callback(callback, progress_bar)
+
+    def learn(
+        self: SelfFlowAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfFlowAlgorithm:
+        """
+        As in Stable-Baselines3.
+
+        :param total_timesteps: calls of ``env.step`` over all environments (chunks, with ActionChunking), at least
+        :param callback: called in every step
+        :param log_interval: iterations between logs, None for none
+        :param tb_log_name: name of the run for tensorboard, the algorithm's if None
+        :param reset_num_timesteps: whether to start counting (and the schedules) anew
+        :param progress_bar: whether to show a progress bar
+        :return: the model
+        """
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,  # type: ignore[arg-type]
+            tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
 
     # ------------------------------------------------------------------ environment steps inside chunks
 
@@ -89,6 +148,21 @@ class FlowAlgorithm(OnPolicyAlgorithm):
                     f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
                     f"env {env}): fix the environment (VecCheckNan finds the step) and go on from the last checkpoint."
                 )
+
+    def _check_losses(self, losses: dict[str, th.Tensor]) -> None:
+        for name, term in losses.items():
+            if not bool(th.isfinite(term)):
+                raise FloatingPointError(
+                    f"{name} is {term.item()} in iteration {self.n_iterations + 1}, before the parameters changed: check "
+                    "rewards and observations for huge values, or lower the learning rates, and go on from the last "
+                    "checkpoint."
+                )
+
+    def _log_means(self, logs: dict[str, list[float]]) -> None:
+        """Log the mean of every number seen in the iteration; of those named so, the minimum or maximum."""
+        extremes = {"min": np.min, "max": np.max}
+        for name, values in logs.items():
+            self.logger.record(f"train/{name}", float(extremes.get(name.rsplit("_", 1)[-1], np.mean)(values)))
 
     def _check_parameters(self) -> None:
         culprit = non_finite_parameter(self.policy)

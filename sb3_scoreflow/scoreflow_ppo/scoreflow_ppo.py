@@ -1,13 +1,13 @@
 """ScoRe-Flow: PPO on the denoising chain of a flow-matching policy (arXiv 2604.10962)."""
 
 from collections import defaultdict
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
@@ -30,8 +30,6 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
     ScoReFlowPolicy,
 )
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
-
-SelfScoReFlowPPO = TypeVar("SelfScoReFlowPPO", bound="ScoReFlowPPO")
 
 
 class ScoReFlowPPO(FlowAlgorithm):
@@ -210,9 +208,7 @@ class ScoReFlowPPO(FlowAlgorithm):
             min_std=self.min_std,
             max_std=self._schedule("max_std")(1.0),
         )
-        clash = sorted(set(arguments) & set(self.policy_kwargs))
-        if clash:
-            raise ValueError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
+        self._check_policy_kwargs(arguments)
         users = self.policy_kwargs, self.rollout_buffer_kwargs
         self.policy_kwargs = {**self.policy_kwargs, **arguments}
         self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "denoising_steps": self.denoising_steps}
@@ -284,14 +280,8 @@ class ScoReFlowPPO(FlowAlgorithm):
         self._update_noise_bounds()
         return result
 
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        if self.normalize_reward:
-            if isinstance(callback, list):
-                callback = CallbackList(callback)
-            elif not isinstance(callback, BaseCallback):
-                callback = ConvertCallback(callback)
-            callback = CallbackList([ReturnStatisticsCallback(self.return_statistics), callback])
-        return super()._init_callback(callback, progress_bar)
+    def _own_callback(self) -> BaseCallback | None:
+        return ReturnStatisticsCallback(self.return_statistics) if self.normalize_reward else None
 
     def _update_noise_bounds(self) -> None:
         self.policy.set_std_bounds(self.min_std, self._scheduled("max_std"))
@@ -395,13 +385,7 @@ class ScoReFlowPPO(FlowAlgorithm):
         """
         One optimizer step, each parameter group's gradient clipped by itself so that the critic's cannot drown the actor's.
         """
-        for name, term in losses.items():
-            if not bool(th.isfinite(term)):
-                raise FloatingPointError(
-                    f"{name} is {term.item()} in iteration {self.n_iterations + 1}, before the parameters changed: check "
-                    "rewards and observations for huge values, or lower the learning rates, and go on from the last "
-                    "checkpoint."
-                )
+        self._check_losses(losses)
         loss = th.stack(list(losses.values())).sum()
         logs["loss"].append(loss.item())
         self.policy.optimizer.zero_grad()
@@ -412,9 +396,7 @@ class ScoReFlowPPO(FlowAlgorithm):
         self.policy.optimizer.step()
 
     def _log_update(self, logs: dict[str, list[float]]) -> None:
-        extremes = {"min": np.min, "max": np.max}
-        for name, values in logs.items():
-            self.logger.record(f"train/{name}", float(extremes.get(name.rsplit("_", 1)[-1], np.mean)(values)))
+        self._log_means(logs)
         buffer = self.rollout_buffer
         self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
         with th.no_grad():
@@ -430,24 +412,6 @@ class ScoReFlowPPO(FlowAlgorithm):
             self.logger.record(f"train/{name}", self._scheduled(name))
 
     # ------------------------------------------------------------------ public
-
-    def learn(
-        self: SelfScoReFlowPPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int | None = 1,
-        tb_log_name: str = "ScoReFlowPPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfScoReFlowPPO:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,  # type: ignore[arg-type]
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
         """

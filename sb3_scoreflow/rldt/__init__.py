@@ -1,0 +1,6 @@
+"""RLDT: reinforcement learning by density transport, on the same flow policies."""
+
+from sb3_scoreflow.rldt.presets import PRESETS
+from sb3_scoreflow.rldt.rldt import RLDT
+
+__all__ = ["PRESETS", "RLDT"]

@@ -1,0 +1,63 @@
+"""Checks of :class:`RLDT`'s arguments, at construction and on loading."""
+
+import warnings
+from typing import TYPE_CHECKING, get_args
+
+from sb3_scoreflow import flow
+from sb3_scoreflow.policies import check_action_space
+from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
+from sb3_scoreflow.utils import check_choice
+
+if TYPE_CHECKING:
+    from sb3_scoreflow.rldt.rldt import RLDT
+
+_COUNTS = ("batch_size", "critic_steps", "n_refreshes", "refresh_size", "actor_batch_size", "n_particles", "history_size")
+_POSITIVE = (*_COUNTS, "max_grad_norm")
+_NOT_NEGATIVE = (
+    "learning_rate",
+    "critic_learning_rate",
+    "encoder_learning_rate",
+    "actor_steps",
+    "temperature",
+    "consistency_coef",
+    "fisher_coef",
+    "critic_warmup_transitions",
+    "learning_rate_warmup_steps",
+    "exploration_scale",
+)
+
+
+def check_arguments(model: "RLDT") -> None:
+    """
+    :param model: before its networks are built
+    :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+    """
+    check_action_space(model.action_space)
+    for name in (*_POSITIVE, *(["n_steps"] if model.n_steps is not None else [])):
+        value = getattr(model, name)
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+    for name in _NOT_NEGATIVE:
+        value = getattr(model, name)
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value}.")
+    for name in ("gamma", "td_lambda", "new_fraction"):
+        value = getattr(model, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}.")
+    if not 0 < model.tau <= 1:
+        raise ValueError(f"tau must be in (0, 1], got {model.tau}.")
+    check_choice("kernel", model.kernel, get_args(Kernel))
+    check_choice("temperature_scaling", model.temperature_scaling, get_args(TemperatureScaling))
+    if model.bandwidth is not None and not model.bandwidth > 0:
+        raise ValueError(f"bandwidth must be positive or None (median of the particles' distances), got {model.bandwidth}.")
+    if model.reward_scale != "ema" and not (isinstance(model.reward_scale, (int, float)) and model.reward_scale > 0):
+        raise ValueError(f"reward_scale must be 'ema' or a positive number, got {model.reward_scale!r}.")
+    if model.target_clip is not None and not (len(model.target_clip) == 2 and model.target_clip[0] < model.target_clip[1]):
+        raise ValueError(f"target_clip must be None or two numbers (low, high) with low < high, got {model.target_clip}.")
+    flow.time_grid(model.denoising_steps)  # raises if impossible
+    if model.kernel == "rbf" and model.n_particles == 1:
+        warnings.warn(
+            "n_particles=1 leaves nothing to repel: the transport field is that of kernel='delta'. Use 4 or more particles.",
+            stacklevel=4,
+        )

@@ -1,0 +1,290 @@
+"""The last rollouts, kept as trajectories."""
+
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.preprocessing import get_obs_shape
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+
+class TrajectoryBatch(NamedTuple):
+    """``m`` trajectories of ``n_steps`` transitions each; a trajectory is one environment's stretch of one rollout."""
+
+    observations: PyTorchObs  #: ``s_t``, shape ``(m * n_steps, ...)`` per part
+    next_observations: PyTorchObs  #: ``s_{t+1}``, the last one of its episode where that was truncated, same shape
+    actions: th.Tensor  #: normalised, shape ``(m, n_steps, action_dim)``
+    rewards: th.Tensor  #: shape ``(m, n_steps)``
+    terminated: th.Tensor  #: whether ``s_{t+1}`` is worth nothing, shape ``(m, n_steps)``, bool
+    ended: th.Tensor  #: whether the episode terminated or was truncated with the step, same shape, bool
+    valid: th.Tensor  #: whether the transition counts (False after a success, if those are ignored), same shape, bool
+
+
+class RolloutHistory(RolloutBuffer):
+    """
+    A ring of the last ``history_size`` rollouts, for flat, image and Dict observations.
+
+    Rewards are kept as the environment gave them, with termination and truncation told apart: targets bootstrap at a
+    truncation with the critic of the day, not with that of the rollout.
+
+    Memory in bytes: ``history_size * n_envs * ((n_steps + 1) * observation bytes + n_steps * (4 * action_dim + 8))``, the
+    eight being reward (4) and four flags, and one more observation for every truncated episode. Observations keep the dtype of
+    their space (float64 becomes float32).
+
+    :param buffer_size: steps per environment
+    :param observation_space: observation space
+    :param action_space: action space
+    :param device: device of the samples
+    :param gae_lambda: not used (Stable-Baselines3's interface)
+    :param gamma: not used (Stable-Baselines3's interface)
+    :param n_envs: number of environments
+    :param history_size: rollouts kept, at least 1
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+        history_size: int = 20,
+    ) -> None:
+        if history_size < 1:
+            raise ValueError(f"history_size must be at least 1, got {history_size}.")
+        self.history_size = history_size
+        self.n_rollouts = 0  # completed since construction
+        self._parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        self._store: dict[str, np.ndarray] = {}
+        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+
+    def _allocate(self) -> None:
+        shape = (self.history_size, self.buffer_size, self.n_envs)
+        self._store = {
+            key: np.zeros((shape[0], shape[1] + 1, shape[2], *_shape(space)), _dtype(space))
+            for key, space in self._parts.items()
+        }
+        self._actions = np.zeros((*shape, self.action_dim), np.float32)
+        self._rewards = np.zeros(shape, np.float32)
+        self._terminated, self._truncated, self._success, self._after_success = (np.zeros(shape, bool) for _ in range(4))
+        self._final: list[dict[tuple[int, int], dict[str, np.ndarray]]] = [{} for _ in range(self.history_size)]
+        self._complete = np.zeros(self.history_size, bool)
+        self._succeeded = np.zeros(self.n_envs, bool)
+
+    def reset(self) -> None:
+        """Begin a rollout; it replaces the oldest one."""
+        if not self._store:
+            self._allocate()
+        self.pos, self.full = 0, False
+        self._recorded = -1
+        self._slot = self.n_rollouts % self.history_size
+        self._complete[self._slot] = False
+        self._final[self._slot] = {}
+        views = {key: part[self._slot, :-1] for key, part in self._store.items()}
+        self.observations = views if isinstance(self.observation_space, spaces.Dict) else views[""]  # type: ignore[assignment]
+        self.actions, self.rewards = self._actions[self._slot], self._rewards[self._slot]
+
+    def record(
+        self,
+        rewards: np.ndarray,
+        episode_starts: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+        new_obs: np.ndarray | dict[str, np.ndarray],
+    ) -> None:
+        """
+        What :meth:`add` is not told; to be called before it in every step (see :class:`RolloutHistoryCallback`).
+
+        :param rewards: without bootstrap, shape ``(n_envs,)``
+        :param episode_starts: whether the step was the first of its episode, same shape
+        :param dones: whether it was the last, same shape
+        :param infos: of every environment; "TimeLimit.truncated", "terminal_observation" and "is_success" are read
+        :param new_obs: next observations, shape ``(n_envs, ...)`` per part
+        """
+        slot, step = self._slot, self.pos
+        self._write(step + 1, new_obs)
+        self._rewards[slot, step] = rewards
+        final = [info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None for info in infos]
+        truncated = np.array([observation is not None for observation in final]) & dones
+        self._truncated[slot, step] = truncated
+        self._terminated[slot, step] = dones & ~truncated
+        for env in np.flatnonzero(truncated):
+            parts = self._as_parts(final[env])
+            self._final[slot][step, int(env)] = {
+                key: np.asarray(part, self._store[key].dtype).reshape(self._store[key].shape[3:])
+                for key, part in parts.items()
+            }
+        success = np.array([bool(info.get("is_success", False)) for info in infos])
+        self._after_success[slot, step] = self._succeeded & ~episode_starts.astype(bool)
+        self._success[slot, step] = success
+        self._succeeded = self._after_success[slot, step] | success
+        self._recorded = step
+
+    def add(
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor,
+        log_prob: th.Tensor,
+    ) -> None:
+        """
+        :param obs: observations, shape ``(n_envs, ...)`` per part
+        :param action: normalised actions, shape ``(n_envs, action_dim)``
+        :param reward: not used: it holds Stable-Baselines3's bootstrap at timeouts
+        :param episode_start: not used
+        :param value: not used
+        :param log_prob: not used
+        :raises RuntimeError: if :meth:`record` was not called for this step
+        """
+        if self._recorded != self.pos:
+            raise RuntimeError(
+                "RolloutHistory.add() was called before record(): the algorithm's own callback, which records transitions, "
+                "must see every step. If you call collect_rollouts() yourself, pass it a callback from model._init_callback()."
+            )
+        self._write(self.pos, obs)
+        self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        """
+        The rollout is complete: from now on it is sampled.
+
+        :param last_values: not used
+        :param dones: not used
+        """
+        self._complete[self._slot] = True
+        self.n_rollouts += 1
+
+    def get(self, batch_size: int | None = None) -> NoReturn:
+        """:raises NotImplementedError: always; a history is drawn from with :meth:`sample`"""
+        raise NotImplementedError("A RolloutHistory has no single pass over one rollout: draw trajectories with sample().")
+
+    def fits(self, other: "RolloutHistory") -> bool:
+        """Whether this history can stand in for another one: same spaces, environments, steps and size."""
+        names = ("buffer_size", "n_envs", "history_size", "observation_space", "action_space")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    @property
+    def fill(self) -> float:
+        """Share of the history that holds rollouts, in [0, 1]."""
+        return float(self._complete.mean())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the arrays (see the class for the formula)."""
+        flags = (self._terminated, self._truncated, self._success, self._after_success)
+        arrays = [*self._store.values(), self._actions, self._rewards, *flags]
+        final = [part for rollout in self._final for parts in rollout.values() for part in parts.values()]
+        return sum(array.nbytes for array in [*arrays, *final])
+
+    # ------------------------------------------------------------------ drawing
+
+    def sample(self, n_trajectories: int, new_fraction: float = 1 / 3, balance_success: bool = False) -> TrajectoryBatch:  # type: ignore[override]
+        """
+        Draw different trajectories with torch's global generator.
+
+        :param n_trajectories: how many, fewer if the history has fewer
+        :param new_fraction: share to be drawn from the last rollout at least, as far as it has that many, in [0, 1]
+        :param balance_success: whether to draw trajectories with and without a success half and half (as far as there are that
+            many of both), to ignore what comes after a success, and to let it end the episode for the critic
+        :return: the trajectories
+        :raises RuntimeError: if no rollout has been completed
+        """
+        if not self._complete.any():
+            raise RuntimeError("The history is empty: no rollout has been completed.")
+        new_slot = (self.n_rollouts - 1) % self.history_size
+        old_slots = np.flatnonzero(self._complete & (np.arange(self.history_size) != new_slot))
+        new, old = self._trajectories(np.array([new_slot])), self._trajectories(old_slots)
+        n_new = min(max(int(np.ceil(new_fraction * n_trajectories)), n_trajectories - len(old)), len(new))
+        n_old = min(n_trajectories - n_new, len(old))
+        chosen = np.concatenate([self._draw(new, n_new, balance_success), self._draw(old, n_old, balance_success)])
+        return self._gather(chosen[:, 0], chosen[:, 1], balance_success)
+
+    def _trajectories(self, slots: np.ndarray) -> np.ndarray:
+        """All (slot, environment) pairs of some slots, shape ``(n, 2)``."""
+        return np.stack(np.meshgrid(slots, np.arange(self.n_envs), indexing="ij"), axis=-1).reshape(-1, 2)
+
+    def _draw(self, pool: np.ndarray, size: int, balance_success: bool) -> np.ndarray:
+        """Some of the pool's rows, each at most once."""
+        if not balance_success:
+            return _choose(pool, size)
+        success = self._success[pool[:, 0], :, pool[:, 1]].any(-1)
+        n_success = min(max(size // 2, size - int((~success).sum())), int(success.sum()))
+        return np.concatenate([_choose(pool[success], n_success), _choose(pool[~success], size - n_success)])
+
+    def _gather(self, slots: np.ndarray, envs: np.ndarray, ignore_after_success: bool) -> TrajectoryBatch:
+        # The two index arrays are separated by a slice, so NumPy puts the trajectories first: (m, n_steps, ...).
+        observations, next_observations = {}, {}
+        truncated = self._truncated[slots, :, envs]
+        for key, store in self._store.items():
+            rows = store[slots, :, envs]
+            following = rows[:, 1:].copy()
+            for m, step in np.argwhere(truncated):
+                following[m, step] = self._final[slots[m]][int(step), int(envs[m])][key]
+            observations[key] = self.to_torch(rows[:, :-1].reshape(-1, *store.shape[3:]), copy=False)
+            next_observations[key] = self.to_torch(following.reshape(-1, *store.shape[3:]), copy=False)
+        terminated, valid = self._terminated[slots, :, envs], np.ones_like(truncated)
+        ended = terminated | truncated
+        if ignore_after_success:
+            success = self._success[slots, :, envs]
+            terminated, ended, valid = terminated | success, ended | success, ~self._after_success[slots, :, envs]
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        return TrajectoryBatch(
+            observations if is_dict else observations[""],
+            next_observations if is_dict else next_observations[""],
+            *(
+                self.to_torch(array, copy=False)
+                for array in (self._actions[slots, :, envs], self._rewards[slots, :, envs], terminated, ended, valid)
+            ),
+        )
+
+    # ------------------------------------------------------------------ parts of an observation
+
+    def _as_parts(self, obs: Any) -> dict[str, Any]:
+        return obs if isinstance(self.observation_space, spaces.Dict) else {"": obs}
+
+    def _write(self, step: int, obs: Any) -> None:
+        for key, part in self._as_parts(obs).items():
+            store = self._store[key]
+            store[self._slot, step] = np.asarray(part).reshape(store.shape[2:])
+
+
+def _shape(space: spaces.Space) -> tuple[int, ...]:
+    shape = get_obs_shape(space)
+    assert isinstance(shape, tuple)  # nested Dict spaces are refused by Stable-Baselines3
+    return shape
+
+
+def _dtype(space: spaces.Space) -> np.dtype:
+    assert space.dtype is not None
+    return np.dtype(np.float32) if space.dtype == np.float64 else np.dtype(space.dtype)
+
+
+def _choose(rows: np.ndarray, size: int) -> np.ndarray:
+    return rows[th.randperm(len(rows))[:size].numpy()]
+
+
+class RolloutHistoryCallback(BaseCallback):
+    """
+    Tells a :class:`RolloutHistory` what Stable-Baselines3 does not pass to its buffer, before the rewards are changed.
+
+    :param buffer: the history
+    """
+
+    def __init__(self, buffer: RolloutHistory) -> None:
+        super().__init__()
+        self.buffer = buffer
+
+    def _on_step(self) -> bool:
+        names = self.locals
+        starts = names["self"]._last_episode_starts
+        self.buffer.record(names["rewards"], starts, names["dones"], names["infos"], names["new_obs"])
+        return True

@@ -1,0 +1,95 @@
+"""
+The critics' update: regression on TD(lambda) targets, each member on trajectories of its own (arXiv 2606.08602, Section 4).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_scoreflow.rldt.buffers import TrajectoryBatch
+from sb3_scoreflow.rldt.policies import RLDTPolicy
+from sb3_scoreflow.rldt.targets import td_lambda_targets
+
+
+class CriticBatch(NamedTuple):
+    """A minibatch with rows of its own for every member."""
+
+    observations: PyTorchObs  #: shape ``(n_critics * batch, ...)`` per part
+    actions: th.Tensor  #: shape ``(n_critics, batch, action_dim)``
+    targets: th.Tensor  #: shape ``(n_critics, batch)``
+
+
+def take(obs: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
+    """
+    :param obs: shape ``(n, ...)`` per part
+    :param rows: indices, shape ``(m,)``
+    :return: these rows, shape ``(m, ...)`` per part
+    """
+    return {key: part[rows] for key, part in obs.items()} if isinstance(obs, dict) else obs[rows]
+
+
+@th.no_grad()
+def critic_targets(
+    policy: RLDTPolicy, batch: TrajectoryBatch, gamma: float, td_lambda: float, target_clip: tuple[float, float] | None
+) -> th.Tensor:
+    """
+    TD(lambda) targets in units of the policy's ``reward_scale``, for all trajectories in one go.
+
+    :param policy: its target networks and its actor give the next states' values
+    :param batch: ``m`` trajectories
+    :param gamma: discount per step
+    :param td_lambda: see :func:`~sb3_scoreflow.rldt.targets.td_lambda_targets`
+    :param target_clip: bounds of the targets, None for none
+    :return: shape ``(m, n_steps)``
+    """
+    next_values = policy.bootstrap_values(batch.next_observations, target=True).view_as(batch.rewards)
+    rewards = batch.rewards / policy.reward_scale
+    targets = td_lambda_targets(rewards, next_values, batch.terminated, batch.ended, gamma, td_lambda)
+    return targets if target_clip is None else targets.clamp(*target_clip)
+
+
+def critic_batches(
+    batch: TrajectoryBatch, targets: th.Tensor, n_critics: int, n_batches: int, batch_size: int
+) -> Iterator[CriticBatch]:
+    """
+    Minibatches in which every member sees its own share of the trajectories only, the shares being disjoint.
+
+    With fewer trajectories than members everyone sees all of them. A member passes over its share in random order, as often as
+    the number of minibatches asks for.
+
+    :param batch: ``m`` trajectories
+    :param targets: shape ``(m, n_steps)``
+    :param n_critics: members
+    :param n_batches: minibatches
+    :param batch_size: rows per member
+    :return: the minibatches; none if a member's share has no valid transition
+    """
+    m, n_steps = targets.shape
+    order = th.randperm(m, device=targets.device)
+    valid, rows = batch.valid.flatten(), th.arange(m * n_steps, device=targets.device).view(m, n_steps)
+    orders = []
+    for member in range(n_critics):
+        own = rows[order[member::n_critics] if m >= n_critics else order].flatten()
+        own = own[valid[own]]
+        if len(own) == 0:
+            return
+        passes = -(-n_batches * batch_size // len(own))
+        shuffled = th.cat([own[th.randperm(len(own), device=own.device)] for _ in range(passes)])
+        orders.append(shuffled[: n_batches * batch_size].view(n_batches, batch_size))
+    actions, flat_targets = batch.actions.flatten(0, 1), targets.flatten()
+    for chosen in th.stack(orders, dim=1):  # (n_critics, batch)
+        yield CriticBatch(take(batch.observations, chosen.flatten()), actions[chosen], flat_targets[chosen])
+
+
+def critic_loss(policy: RLDTPolicy, batch: CriticBatch) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param policy: with the critics
+    :param batch: of every member its own rows
+    :return: the members' mean squared errors, added up; and their predictions, shape ``(n_critics, batch)``
+    """
+    features = policy.extract_features(batch.observations, policy.critic_features_extractor)
+    condition = policy.critic.condition(features.view(*batch.targets.shape, -1))
+    q = policy.critic(condition, batch.actions.unsqueeze(2)).squeeze(-1)
+    return (q - batch.targets).pow(2).mean(-1).sum(), q

@@ -1,0 +1,289 @@
+"""Flow policy with an ensemble of Q networks, for RLDT."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_scoreflow import flow
+from sb3_scoreflow.networks import QEnsemble
+from sb3_scoreflow.policies import FlowMatchingPolicy, ObservationNormalization
+
+#: Rows of a chain that go through the networks together where no gradient is kept: activations then stay in the CPU's cache.
+_BLOCK = 1024
+
+
+class RLDTPolicy(FlowMatchingPolicy):
+    """
+    Flow policy with Q networks and their slowly moving targets (arXiv 2606.08602, Section 4).
+
+    The critics' input is the state's features and the normalised action, clamped to [-1, 1]: they are never asked about an
+    action outside the bounds. Their unit is ``reward_scale``; :meth:`predict_values` and :meth:`q_values` give reward units.
+
+    The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` (``net_arch`` has ``pi`` and ``vf``, default three layers of
+    256 for the critics) and, set through the algorithm's arguments of the same names:
+
+    :param n_critics: number of Q networks, at least 1
+    :param n_bootstrap_actions: actions per state over which a state's value is averaged, at least 1
+    :param exploration_scale: factor of the exploration noise, at least 0
+    :param exploration_steps: last denoising steps from which the noise's scale is taken; the very last gives none
+    :param critic_activation_fn: activation of the critics
+    """
+
+    reward_scale: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        critic_activation_fn: type[nn.Module] = nn.SiLU,
+        denoising_steps: int = 4,
+        inference_steps: int | None = None,
+        time_embedding_dim: int = 16,
+        prior_std: float = 0.2,
+        n_critics: int = 2,
+        n_bootstrap_actions: int = 2,
+        exploration_scale: float = 1.0,
+        exploration_steps: int = 2,
+        observation_normalization: ObservationNormalization = "auto",
+        use_sde: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        for name, count in (("n_bootstrap_actions", n_bootstrap_actions), ("exploration_steps", exploration_steps)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}.")
+        if not exploration_scale >= 0:
+            raise ValueError(f"exploration_scale must not be negative, got {exploration_scale}.")
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            dict(pi=[256, 256], vf=[256, 256, 256]) if net_arch is None else net_arch,
+            activation_fn,
+            denoising_steps,
+            inference_steps,
+            time_embedding_dim,
+            prior_std,
+            observation_normalization,
+            use_sde,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images,
+            optimizer_class,
+            optimizer_kwargs,
+        )
+        if "vf" not in self.net_arch:
+            raise ValueError(f"net_arch has no 'vf' entry for the critics, got keys {sorted(self.net_arch)}.")
+        self.n_critics = n_critics
+        self.n_bootstrap_actions = n_bootstrap_actions
+        self.exploration_scale = exploration_scale
+        self.exploration_steps = exploration_steps
+        self.critic_activation_fn = critic_activation_fn
+
+        self.critic_features_extractor = self.make_features_extractor()
+        self.critic = QEnsemble(n_critics, self.features_dim, self.action_dim, self.net_arch["vf"], critic_activation_fn)
+        self.target_critic_features_extractor = deepcopy(self.critic_features_extractor).requires_grad_(False)
+        self.target_critic = deepcopy(self.critic).requires_grad_(False)
+        self.register_buffer("reward_scale", th.ones(()))
+
+        learning_rate = lr_schedule(1)
+        groups = self.parameter_groups()
+        self.optimizer = self.optimizer_class(
+            [dict(params=parameters, name=name, lr=learning_rate) for name, parameters in groups.items() if parameters],
+            lr=learning_rate,  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """
+        :return: every trained parameter once: "velocity" (with the actor's features), "critic", "encoder" (the critics'
+            features)
+        """
+        return dict(
+            velocity=[*self.features_extractor.parameters(), *self.velocity_field.parameters()],
+            critic=list(self.critic.parameters()),
+            encoder=list(self.critic_features_extractor.parameters()),
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            critic_activation_fn=self.critic_activation_fn,
+            n_critics=self.n_critics,
+            n_bootstrap_actions=self.n_bootstrap_actions,
+            exploration_scale=self.exploration_scale,
+            exploration_steps=self.exploration_steps,
+        )
+        return data
+
+    # ------------------------------------------------------------------ actor
+
+    def condition(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :return: what the velocity field needs of them, shape ``(batch, width)``
+        """
+        return self.velocity_field.condition(self.extract_features(obs))
+
+    def sample_chains(self, condition: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Integrate the flow for ``n`` particles per observation and keep every point.
+
+        :param condition: from :meth:`condition`, shape ``(batch, width)``
+        :param noise: ``x_0``, shape ``(batch, n, action_dim)``
+        :return: chains, shape ``(K + 1, batch, n, action_dim)`` (the last point not clamped), and velocities ``(K, batch, n,
+            action_dim)``
+        """
+        field = self.velocity_field
+        time = field.time_features(flow.time_grid(self.denoising_steps, dtype=noise.dtype, device=noise.device))
+        condition = condition.unsqueeze(1)
+        points, velocities = [noise], []
+        for k in range(self.denoising_steps):
+            velocities.append(field(points[-1], time.at(k), condition))
+            points.append(points[-1] + velocities[-1] / self.denoising_steps)
+        return th.stack(points), th.stack(velocities)
+
+    def sample_actions(self, obs: PyTorchObs, n: int) -> th.Tensor:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param n: actions per observation
+        :return: samples of the policy, clamped to [-1, 1], shape ``(batch, n, action_dim)``
+        """
+        condition = self.condition(obs)
+        noise = th.randn(len(condition), n, self.action_dim, dtype=condition.dtype, device=condition.device)
+        rows = max(_BLOCK // n, 1)
+        blocks = zip(condition.split(rows), noise.split(rows), strict=True)
+        return th.cat([self.sample_chains(*block)[0][-1] for block in blocks]).clamp_(-1.0, 1.0)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
+        """
+        Act while exploring, as :meth:`collect_rollouts` of Stable-Baselines3 expects of an actor-critic.
+
+        Around the ODE's action ``a`` noise is drawn whose standard deviation is ``exploration_scale |a - e| /
+        sqrt(action_dim)``, ``e`` being the endpoint predicted at one of the last ``exploration_steps`` denoising steps, drawn
+        for every observation by itself: little where the flow is sure, none if it is the very last step, which predicts ``a``
+        (arXiv 2606.08602, Section 4; the square root, which makes the noise independent of the action's width, is ours).
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param deterministic: whether to start from ``x_0 = 0`` and add no noise
+        :return: normalised actions in [-1, 1], shape ``(batch, action_dim)``; zeros for value ``(batch, 1)`` and
+            log-probability ``(batch,)``, which a method without likelihoods does not use
+        """
+        condition = self.condition(obs)
+        batch = len(condition)
+        zeros = condition.new_zeros(batch)
+        noise = condition.new_zeros(batch, 1, self.action_dim)
+        if not deterministic:
+            noise = th.randn_like(noise)
+        chains, velocities = self.sample_chains(condition, noise)
+        action = chains[-1, :, 0]
+        if not deterministic and self.exploration_scale > 0:
+            window = min(self.exploration_steps, self.denoising_steps)
+            k = th.randint(self.denoising_steps - window, self.denoising_steps, (batch,), device=action.device)
+            rows = th.arange(batch, device=action.device)
+            t = (k / self.denoising_steps).unsqueeze(-1)
+            guess = flow.endpoint(chains[k, rows, 0], velocities[k, rows, 0], t)
+            distance = (action - guess).norm(dim=-1, keepdim=True)
+            # At the very last step the two are equal but for rounding.
+            distance = distance * (k < self.denoising_steps - 1).unsqueeze(-1)
+            action = action + self.exploration_scale * distance / self.action_dim**0.5 * th.randn_like(action)
+        return action.clamp(-1.0, 1.0), zeros.unsqueeze(-1), zeros
+
+    # ------------------------------------------------------------------ critics
+
+    def critic_condition(self, obs: PyTorchObs, target: bool = False) -> th.Tensor:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param target: whether for the target networks
+        :return: what the critics need of them, shape ``(n_critics, batch, width)``
+        """
+        if target:
+            return self.target_critic.condition(self.extract_features(obs, self.target_critic_features_extractor))
+        return self.critic.condition(self.extract_features(obs, self.critic_features_extractor))
+
+    def q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param actions: normalised actions, shape ``(batch, action_dim)``; clamped to [-1, 1]
+        :return: ``Q`` of every member in reward units, shape ``(n_critics, batch)``
+        """
+        q = self.critic(self.critic_condition(obs), actions.clamp(-1.0, 1.0).unsqueeze(1))
+        return q.squeeze(-1) * self.reward_scale
+
+    def bootstrap_values(self, obs: PyTorchObs, target: bool) -> th.Tensor:
+        """
+        Value of a state: the mean over ``n_bootstrap_actions`` samples of the policy of the minimum over the ensemble.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param target: whether by the target networks
+        :return: in units of ``reward_scale``, shape ``(batch,)``
+        """
+        actions = self.sample_actions(obs, self.n_bootstrap_actions)
+        critic, condition = self.target_critic if target else self.critic, self.critic_condition(obs, target)
+        rows = max(_BLOCK // self.n_bootstrap_actions, 1)
+        blocks = zip(condition.split(rows, dim=1), actions.split(rows), strict=True)
+        return th.cat([critic(*block).amin(0).mean(-1) for block in blocks])
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :return: values in reward units (:meth:`bootstrap_values` by the critics themselves), shape ``(batch, 1)``
+        """
+        return self.bootstrap_values(obs, target=False).unsqueeze(-1) * self.reward_scale
+
+    @th.no_grad()
+    def update_targets(self, tau: float) -> None:
+        """
+        ``target <- (1 - tau) target + tau online``.
+
+        :param tau: in (0, 1]; 1 copies
+        """
+        for online, target in (
+            (self.critic, self.target_critic),
+            (self.critic_features_extractor, self.target_critic_features_extractor),
+        ):
+            parameters: list[th.Tensor] = list(target.parameters())
+            if parameters:
+                th._foreach_lerp_(parameters, list(online.parameters()), tau)
+            _copy_buffers(online.buffers(), target.buffers())
+
+    def share_actor_features(self) -> None:
+        """Start the critics' features extractor from the actor's, as after behaviour cloning."""
+        self.critic_features_extractor.load_state_dict(self.features_extractor.state_dict())
+        self.target_critic_features_extractor.load_state_dict(self.features_extractor.state_dict())
+
+
+def _copy_buffers(sources: Iterable[th.Tensor], targets: Iterable[th.Tensor]) -> None:
+    """Running statistics (batch norm) are copied: averaging counts makes no sense."""
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+
+
+class MlpPolicy(RLDTPolicy):
+    """:class:`RLDTPolicy` that flattens observations."""
+
+    default_features_extractor_class = FlattenExtractor
+
+
+class CnnPolicy(RLDTPolicy):
+    """:class:`RLDTPolicy` with Stable-Baselines3's NatureCNN."""
+
+    default_features_extractor_class = NatureCNN
+
+
+class MultiInputPolicy(RLDTPolicy):
+    """:class:`RLDTPolicy` for Dict observations, with Stable-Baselines3's CombinedExtractor."""
+
+    default_features_extractor_class = CombinedExtractor

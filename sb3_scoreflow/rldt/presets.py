@@ -1,0 +1,71 @@
+"""
+The one place of RLDT's settings: defaults of arguments left at None, and the published settings as plain dictionaries.
+
+The defaults are for one or two CPU cores: iterations are small, so the critic works more per transition than in the paper, and
+the actor waits until the critic has seen enough transitions (docs/rldt.md has the measurements).
+"""
+
+from typing import Any
+
+#: argument -> value, for a policy trained from scratch and for a pretrained one
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "scratch": dict(learning_rate=3e-4, critic_learning_rate=1e-3, critic_warmup_transitions=4_000),
+    "pretrained": dict(learning_rate=2e-5, critic_learning_rate=1e-3, critic_warmup_transitions=15_000),
+}
+
+#: Steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None.
+ITERATION_SIZE = 1000
+
+#: Published settings (arXiv 2606.08602), to be used as ``RLDT("FlowPolicy", env, **PRESETS["locomotion"])``: dense rewards
+#: from a pretrained policy (100 envs), sparse success rewards (64 envs), and dense rewards from scratch (100 envs).
+PRESETS: dict[str, dict[str, Any]] = {
+    "locomotion": dict(
+        n_steps=500,
+        gamma=0.99,
+        denoising_steps=8,
+        critic_steps=512,
+        n_refreshes=16,
+        critic_learning_rate=1e-3,
+        actor_steps=32,
+        learning_rate=2e-5,
+        tau=0.005,
+        td_lambda=0.0,
+        reward_scale="ema",
+        consistency_coef=0.5,
+        critic_warmup_transitions=100_000,
+    ),
+    "sparse": dict(
+        n_steps=200,
+        gamma=0.999,
+        denoising_steps=8,
+        critic_steps=512,
+        n_refreshes=16,
+        critic_learning_rate=1e-3,
+        encoder_learning_rate=4e-5,
+        actor_steps=32,
+        learning_rate=2e-5,
+        tau=0.005,
+        td_lambda=0.5,
+        reward_scale=1.0,
+        target_clip=(0.0, 1.0),
+        balance_success=True,
+        consistency_coef=0.5,
+        history_size=10,
+        critic_warmup_transitions=25_600,
+    ),
+    "scratch": dict(
+        n_steps=500,
+        gamma=0.99,
+        denoising_steps=32,
+        critic_steps=1024,
+        n_refreshes=4,
+        critic_learning_rate=5e-4,
+        actor_steps=32,
+        learning_rate=2e-5,
+        tau=0.002,
+        td_lambda=0.5,
+        reward_scale="ema",
+        consistency_coef=1.0,
+        critic_warmup_transitions=100_000,
+    ),
+}

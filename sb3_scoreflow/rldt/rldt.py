@@ -1,0 +1,373 @@
+"""RLDT: density transport with a Stein variational field (arXiv 2606.08602)."""
+
+from collections import defaultdict
+from copy import deepcopy
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from sb3_scoreflow.algorithm import FlowAlgorithm
+from sb3_scoreflow.rldt.actor import Reference, actor_diagnostics, evaluate_actor
+from sb3_scoreflow.rldt.arguments import check_arguments
+from sb3_scoreflow.rldt.buffers import RolloutHistory, RolloutHistoryCallback, TrajectoryBatch
+from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets, take
+from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
+from sb3_scoreflow.rldt.presets import DEFAULTS, ITERATION_SIZE
+from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
+
+SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
+
+#: Weight of the newest rollout in the running mean of ``|r|`` (arXiv 2606.08602, released configuration).
+_REWARD_SCALE_RATE = 0.01
+
+#: Parameter group of the policy's optimizer -> argument that gives its learning rate
+RATE_NAMES = dict(velocity="learning_rate", critic="critic_learning_rate", encoder="encoder_learning_rate")
+
+
+class RLDT(FlowAlgorithm):
+    """
+    Density transport without likelihoods: particles drawn from the flow are moved along a Stein variational field of ``Q``,
+    and the flow is trained to follow (arXiv 2606.08602).
+
+    Arguments shared with Stable-Baselines3's algorithms keep their names and meaning. Arguments left at None get the values of
+    ``sb3_scoreflow/rldt/presets.py``, by whether the policy was pretrained; ``PRESETS`` there has the published settings.
+
+    :param policy: "FlowPolicy" (features extractor by observation space), "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a
+        class
+    :param env: environment with a Box action space of finite bounds (a chunked one: see
+        :class:`~sb3_scoreflow.ActionChunking`)
+    :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
+    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: 1000 over all environments
+    :param batch_size: minibatch size of every critic, in transitions
+    :param gamma: discount per step (per chunk, with ActionChunking)
+    :param critic_learning_rate: of the Q networks, a float or schedule
+    :param encoder_learning_rate: of the critics' features extractor, a float or schedule; None: ``critic_learning_rate``
+    :param critic_steps: gradient steps of the critics per iteration
+    :param n_refreshes: how often per iteration trajectories, next actions and targets are drawn anew; critic and actor steps
+        are shared out evenly among them
+    :param refresh_size: transitions drawn each time (in whole trajectories)
+    :param n_critics: number of Q networks
+    :param n_bootstrap_actions: next actions per state; their values (minimum over the target networks) are averaged
+    :param tau: share of the critics taken over by their targets after every critic step
+    :param td_lambda: ``lambda`` of the TD(lambda) targets, in [0, 1]
+    :param target_clip: bounds ``(low, high)`` of the targets, after division by the reward's scale; None for none
+    :param reward_scale: "ema" divides rewards by a running mean of ``|r|``, a number by itself
+    :param history_size: rollouts kept
+    :param new_fraction: least share of the trajectories drawn from the last rollout, in [0, 1]
+    :param balance_success: for sparse success rewards: draw trajectories with and without a success (``info["is_success"]``)
+        half and half, and ignore what comes after it
+    :param critic_warmup_transitions: transitions (calls of ``env.step`` per environment, so chunks with ActionChunking) until
+        which only the critics are trained
+    :param actor_steps: gradient steps of the actor per iteration
+    :param actor_batch_size: states per actor step
+    :param n_particles: particles per state
+    :param kernel: "rbf" (Stein variational gradient descent) or "delta" (plain gradient of Q)
+    :param bandwidth: ``h`` of the kernel; None: from the median distance of the particles
+    :param temperature: weight of the repulsion
+    :param temperature_scaling: "gradient" multiplies it by the mean norm of Q's gradient, "none" leaves it
+    :param consistency_coef: weight of the distance between predicted and actual end of the chain
+    :param fisher_coef: weight of the distance to the velocity field before the iteration
+    :param learning_rate_warmup_steps: actor steps over which its learning rate rises linearly from 0
+    :param exploration_scale: factor of the exploration noise (see :meth:`RLDTPolicy.forward`)
+    :param exploration_steps: last denoising steps that the noise's scale is taken from
+    :param denoising_steps: Euler steps ``K`` per action
+    :param max_grad_norm: largest gradient norm, for each parameter group by itself
+    :param rollout_buffer_class: subclass of the package's ``RolloutHistory``
+    :param rollout_buffer_kwargs: further keyword arguments of the buffer
+    :param stats_window_size: episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder of tensorboard logs
+    :param policy_kwargs: further keyword arguments of the policy (``net_arch``, ``activation_fn``, ...)
+    :param verbose: 0 nothing, 1 info, 2 debug
+    :param seed: seed of the pseudo-random generators
+    :param device: device of the networks
+    :param _init_setup_model: whether to build the networks at construction
+    :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "FlowPolicy": RLDTPolicy,
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    defaults = DEFAULTS
+    policy: RLDTPolicy
+    rollout_buffer: RolloutHistory
+
+    def __init__(
+        self,
+        policy: str | type[RLDTPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule | None = None,
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        gamma: float = 0.99,
+        critic_learning_rate: float | Schedule | None = None,
+        encoder_learning_rate: float | Schedule | None = None,
+        critic_steps: int = 256,
+        n_refreshes: int = 16,
+        refresh_size: int = 4096,
+        n_critics: int = 2,
+        n_bootstrap_actions: int = 2,
+        tau: float = 0.005,
+        td_lambda: float = 0.0,
+        target_clip: tuple[float, float] | None = None,
+        reward_scale: Literal["ema"] | float = "ema",
+        history_size: int = 20,
+        new_fraction: float = 1 / 3,
+        balance_success: bool = False,
+        critic_warmup_transitions: int | None = None,
+        actor_steps: int = 32,
+        actor_batch_size: int = 128,
+        n_particles: int = 8,
+        kernel: Kernel = "rbf",
+        bandwidth: float | None = None,
+        temperature: float = 1e-3,
+        temperature_scaling: TemperatureScaling = "gradient",
+        consistency_coef: float = 0.5,
+        fisher_coef: float = 0.2,
+        learning_rate_warmup_steps: int = 320,
+        exploration_scale: float = 1.0,
+        exploration_steps: int = 2,
+        denoising_steps: int = 4,
+        max_grad_norm: float = 1.0,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,  # type: ignore[arg-type]
+            env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,  # type: ignore[arg-type]  # None is resolved in _setup_lr_schedule
+            n_steps=n_steps,  # type: ignore[arg-type]  # None is resolved in _setup_model
+            gamma=gamma,
+            gae_lambda=1.0,  # this, ent_coef and vf_coef belong to policy gradients; not used
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.batch_size = batch_size
+        self.critic_learning_rate = critic_learning_rate
+        self.encoder_learning_rate = encoder_learning_rate
+        self.critic_steps = critic_steps
+        self.n_refreshes = n_refreshes
+        self.refresh_size = refresh_size
+        self.n_critics = n_critics
+        self.n_bootstrap_actions = n_bootstrap_actions
+        self.tau = tau
+        self.td_lambda = td_lambda
+        self.target_clip = target_clip
+        self.reward_scale = reward_scale
+        self.history_size = history_size
+        self.new_fraction = new_fraction
+        self.balance_success = balance_success
+        self.critic_warmup_transitions = critic_warmup_transitions
+        self.actor_steps = actor_steps
+        self.actor_batch_size = actor_batch_size
+        self.n_particles = n_particles
+        self.kernel = kernel
+        self.bandwidth = bandwidth
+        self.temperature = temperature
+        self.temperature_scaling = temperature_scaling
+        self.consistency_coef = consistency_coef
+        self.fisher_coef = fisher_coef
+        self.learning_rate_warmup_steps = learning_rate_warmup_steps
+        self.exploration_scale = exploration_scale
+        self.exploration_steps = exploration_steps
+        self.denoising_steps = denoising_steps
+
+        self.num_env_steps = 0
+        self.n_iterations = 0
+        #: Transitions that the critics have been trained with since construction or pretraining
+        self.n_transitions = 0
+        #: Gradient steps of the actor since construction or pretraining
+        self.n_actor_updates = 0
+        #: Running mean of ``|r|``, 0 while no reward has been seen
+        self.reward_magnitude = 0.0
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------ set-up
+
+    def _setup_model(self) -> None:
+        check_arguments(self)
+        if self.n_steps is None:
+            self.n_steps = max(ITERATION_SIZE // self.n_envs, 1)
+        if self.rollout_buffer_class is None:
+            self.rollout_buffer_class = RolloutHistory
+        elif not issubclass(self.rollout_buffer_class, RolloutHistory):
+            raise ValueError(
+                "rollout_buffer_class must be a subclass of RolloutHistory, which keeps trajectories, got "
+                f"{self.rollout_buffer_class.__name__}."
+            )
+        # The policy acts by these arguments, so it must be built (and saved by itself) with them.
+        arguments = {
+            name: getattr(self, name)
+            for name in ("denoising_steps", "n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps")
+        }
+        self._check_policy_kwargs(arguments)
+        history = self.__dict__.pop("rollout_buffer", None)  # of a model saved with include=["rollout_buffer"]
+        users = self.policy_kwargs, self.rollout_buffer_kwargs
+        self.policy_kwargs = {**self.policy_kwargs, **arguments}
+        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "history_size": self.history_size}
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs, self.rollout_buffer_kwargs = users
+        if isinstance(history, RolloutHistory) and history.fits(self.rollout_buffer):
+            history.device = self.device
+            self.rollout_buffer = history
+
+    def on_pretrained(self) -> None:
+        """
+        Called by :func:`~sb3_scoreflow.pretrain_bc`: the critics' features start from the actor's, warm-up begins, and what
+        belonged to the weights before is forgotten.
+        """
+        self.policy.optimizer.state = defaultdict(dict)
+        self.policy.share_actor_features()
+        self.n_transitions = self.n_actor_updates = 0
+        self._setup_lr_schedule()
+
+    # ------------------------------------------------------------------ hooks into Stable-Baselines3's loop
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self.num_env_steps = 0
+        self._setup_lr_schedule()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _own_callback(self) -> BaseCallback:
+        return RolloutHistoryCallback(self.rollout_buffer)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        assert isinstance(optimizers, th.optim.Optimizer)
+        rates = dict(velocity=self._scheduled("learning_rate"), critic=self._scheduled("critic_learning_rate"))
+        rates["encoder"] = rates["critic"] if self.encoder_learning_rate is None else self._scheduled("encoder_learning_rate")
+        if self.n_actor_updates < self.learning_rate_warmup_steps:
+            rates["velocity"] *= (self.n_actor_updates + 1) / self.learning_rate_warmup_steps
+        for group in optimizers.param_groups:
+            group["lr"] = rates[group["name"]]
+
+    # ------------------------------------------------------------------ update
+
+    def train(self) -> None:
+        """Update critics and actor from the rollout history."""
+        self._check_rollout()
+        self.policy.set_training_mode(True)
+        self._update_reward_scale()
+        self.n_transitions += self.rollout_buffer.rewards.size
+        warming_up = self.n_transitions <= self._resolved("critic_warmup_transitions")
+        reference = Reference(deepcopy(self.policy.features_extractor), deepcopy(self.policy.velocity_field))
+        logs: dict[str, list[float]] = defaultdict(list)
+        n_trajectories = -(-self.refresh_size // self.n_steps)
+        for refresh in range(self.n_refreshes):
+            batch = self.rollout_buffer.sample(n_trajectories, self.new_fraction, self.balance_success)
+            self._train_critic(batch, self._share(self.critic_steps, refresh), logs)
+            if not warming_up:
+                self._train_actor(batch, reference, self._share(self.actor_steps, refresh), logs)
+        self.n_iterations += 1
+        self._check_parameters()
+        self._log_update(logs)
+        self._update_observation_statistics()
+
+    def _share(self, total: int, refresh: int) -> int:
+        """Steps of one refresh, such that all refreshes together make ``total``."""
+        return (refresh + 1) * total // self.n_refreshes - refresh * total // self.n_refreshes
+
+    def _update_reward_scale(self) -> None:
+        if self.reward_scale != "ema":
+            self.policy.reward_scale.fill_(self.reward_scale)
+            return
+        magnitude = float(np.abs(self.rollout_buffer.rewards).mean())
+        if self.reward_magnitude > 0:
+            magnitude = self.reward_magnitude + _REWARD_SCALE_RATE * (magnitude - self.reward_magnitude)
+        self.reward_magnitude = magnitude
+        self.policy.reward_scale.fill_(magnitude if magnitude > 1e-8 else 1.0)
+
+    def _train_critic(self, batch: TrajectoryBatch, n_batches: int, logs: dict[str, list[float]]) -> None:
+        targets = critic_targets(self.policy, batch, self.gamma, self.td_lambda, self.target_clip)
+        logs["td_target_min"].append(targets.min().item())
+        logs["td_target_max"].append(targets.max().item())
+        for minibatch in critic_batches(batch, targets, self.n_critics, n_batches, self.batch_size):
+            loss, q = critic_loss(self.policy, minibatch)
+            self._step({"q_loss": loss}, ("critic", "encoder"), logs)
+            self.policy.update_targets(self.tau)
+            logs["q_loss"].append(loss.item())
+            logs["q_mean"].append(q.mean().item())
+            self._n_updates += 1
+
+    def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, logs: dict[str, list[float]]) -> None:
+        rows = batch.valid.flatten().nonzero().squeeze(-1)
+        for _ in range(n_steps):
+            chosen = rows[th.randint(len(rows), (self.actor_batch_size,), device=rows.device)]
+            evaluation = evaluate_actor(
+                self.policy,
+                reference,
+                take(batch.observations, chosen),
+                self.n_particles,
+                self.kernel,
+                self.bandwidth,
+                self.temperature,
+                self.temperature_scaling,
+            )
+            losses = {
+                "alignment_loss": evaluation.alignment,
+                "consistency_loss": self.consistency_coef * evaluation.consistency,
+                "fisher_loss": self.fisher_coef * evaluation.fisher,
+            }
+            self._step(losses, ("velocity",), logs)
+            self.n_actor_updates += 1
+            for name, value in actor_diagnostics(evaluation, self.denoising_steps).items():
+                logs[name].append(value)
+
+    def _step(self, losses: dict[str, th.Tensor], groups: tuple[str, ...], logs: dict[str, list[float]]) -> None:
+        """One optimizer step on some parameter groups, each group's gradient clipped by itself."""
+        optimizer = self.policy.optimizer
+        self._update_learning_rate(optimizer)
+        optimizer.zero_grad()
+        self._check_losses(losses)
+        th.stack(list(losses.values())).sum().backward()
+        for group in optimizer.param_groups:
+            if group["name"] in groups:
+                norm = th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+                logs[f"grad_norm_{group['name']}"].append(norm.item())
+        optimizer.step()
+
+    def _log_update(self, logs: dict[str, list[float]]) -> None:
+        for group in self.policy.optimizer.param_groups:
+            self.logger.record(f"train/{RATE_NAMES[group['name']]}", group["lr"])
+        self._log_means(logs)
+        self.logger.record("train/reward_scale", self.policy.reward_scale.item())
+        self.logger.record("train/buffer_fill", self.rollout_buffer.fill)
+        self.logger.record("train/n_actor_updates", self.n_actor_updates, exclude="tensorboard")
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
