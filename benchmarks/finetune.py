@@ -1,10 +1,11 @@
 """
-Fine-tuning from one clone: ScoReFlowPPO with learned, constant and no score (ReinFlow), and a Gaussian PPO cloned from the
-same data.
+Fine-tuning from one clone: RLDT, ScoReFlowPPO with learned, constant and no score (ReinFlow), and a Gaussian PPO cloned from
+the same data.
 
-    python -m benchmarks.finetune
+    python -m benchmarks.finetune --env Hopper-v5
+    python -m benchmarks.finetune --env HalfCheetah-v5
 
-For every seed one behaviour-cloned flow policy is the common start of the three flow variants. All get the same env steps. One
+For every seed one behaviour-cloned flow policy is the common start of the four flow variants. All get the same env steps. One
 CSV per run in ``benchmarks/results/finetune/``, a summary of all seeds as JSON (env steps to thresholds as ratios, confidence
 intervals) and a plot.
 """
@@ -33,15 +34,25 @@ from benchmarks.learning import (
     steps_to,
 )
 from benchmarks.provenance import ROOT, provenance
-from sb3_scoreflow import ActionChunking, CosineSchedule, HoldCosineSchedule, ScoReFlowPPO, load_demonstrations, pretrain_bc
+from sb3_scoreflow import (
+    RLDT,
+    ActionChunking,
+    CosineSchedule,
+    Demonstrations,
+    FlowMatchingPolicy,
+    HoldCosineSchedule,
+    ScoReFlowPPO,
+    load_demonstrations,
+    pretrain_bc,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ENV_ID = "Hopper-v5"
+DEMONSTRATIONS = {"Hopper-v5": "builtin:hopper-medium", "HalfCheetah-v5": "builtin:halfcheetah-medium"}
 HORIZON = 4
 RESULTS = ROOT / "benchmarks/results/finetune"
-# The same iteration for everyone; learning rate and noise decay as in the published settings.
+# The same iteration for everyone with a policy gradient; learning rate and noise decay as in the published settings.
 COMMON: dict[str, Any] = dict(n_steps=100, batch_size=500, n_epochs=8, learning_rate=CosineSchedule(2e-4, 2e-5))
 FLOW: dict[str, Any] = dict(noise_learning_rate=CosineSchedule(2e-4, 2e-5), max_std=HoldCosineSchedule(0.24, 0.1))
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -49,45 +60,58 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "constant_score": dict(score_drift="constant", **FLOW),
     "no_score": dict(score_drift="none", **FLOW),
     "gaussian_ppo": dict(clip_range=0.2),
+    "rldt": {},  # its defaults
 }
 LABELS = dict(
-    learned_score="learned score", constant_score="constant score", no_score="no score (ReinFlow)", gaussian_ppo="Gaussian PPO"
+    learned_score="learned score",
+    constant_score="constant score",
+    no_score="no score (ReinFlow)",
+    gaussian_ppo="Gaussian PPO",
+    rldt="RLDT",
 )
 CLONE_BATCHES = 10_000
 GAUSSIAN_STD = 0.2
 COLUMNS = ("return_exploring", "return_deterministic")
 
 
-def curve_path(variant: str, seed: int) -> Path:
-    return RESULTS / f"{ENV_ID}_{variant}_seed{seed}.csv"
+def curve_path(env_id: str, variant: str, seed: int) -> Path:
+    return RESULTS / f"{env_id}_{variant}_seed{seed}.csv"
 
 
-def make_env(n_envs: int, seed: int) -> VecEnv:
-    return make_vec_env(ENV_ID, n_envs=n_envs, seed=seed, wrapper_class=partial(ActionChunking, horizon=HORIZON))
+def make_env(env_id: str, n_envs: int, seed: int) -> VecEnv:
+    return make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=partial(ActionChunking, horizon=HORIZON))
 
 
-def run(variants: list[str], seed: int, timesteps: int) -> None:
-    demonstrations = load_demonstrations("builtin:hopper-medium")
-    weights: dict[str, torch.Tensor] | None = None
+def clone_weights(env_id: str, demonstrations: Demonstrations, seed: int) -> dict[str, torch.Tensor]:
+    """The clone that all flow variants of a seed start from: what it takes to act, without noise, score or critic."""
+    env = make_env(env_id, 1, 1000 * seed)
+    policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
+    pretrain_bc(policy, demonstrations, n_batches=CLONE_BATCHES, seed=seed)
+    return policy.state_dict()
+
+
+def run(env_id: str, variants: list[str], seed: int, timesteps: int) -> None:
+    demonstrations = load_demonstrations(DEMONSTRATIONS[env_id])
+    torch.manual_seed(seed)
+    weights = clone_weights(env_id, demonstrations, seed)
     for variant in variants:
-        env, eval_env = make_env(20, 1000 * seed), make_env(1, 1000 * seed + 500)
+        env, eval_env = make_env(env_id, 20, 1000 * seed), make_env(env_id, 1, 1000 * seed + 500)
         model: Any
         if variant == "gaussian_ppo":
             eval_env = normalised(eval_env, demonstrations, training=False)
             model = gaussian_ppo(env, demonstrations, GAUSSIAN_STD, seed, **COMMON, **VARIANTS[variant])
             clone(model, demonstrations, HORIZON, CLONE_BATCHES, 256, seed)
         else:
-            model = ScoReFlowPPO("FlowPolicy", env, seed=seed, device="cpu", **COMMON, **VARIANTS[variant])
-            if weights is None:
-                pretrain_bc(model, demonstrations, n_batches=CLONE_BATCHES, seed=seed)
-                weights = model.policy.state_dict()
-                weights = {name: tensor.clone() for name, tensor in weights.items() if "score_coefficient_net" not in name}
-            # Everything but the score's own net, which the variants without it do not have.
+            if variant == "rldt":
+                model = RLDT("FlowPolicy", env, seed=seed, device="cpu", **VARIANTS[variant])
+            else:
+                model = ScoReFlowPPO("FlowPolicy", env, seed=seed, device="cpu", **COMMON, **VARIANTS[variant])
             model.policy.load_state_dict(weights, strict=False)
             model.on_pretrained()
-        recorder = CurveRecorder(curve_path(variant, seed), eval_env, eval_every=20_000)
+        recorder = CurveRecorder(curve_path(env_id, variant, seed), eval_env, eval_every=20_000)
         model.learn(timesteps, callback=recorder)
-        print(variant, seed, "final deterministic return over 20 episodes:", round(evaluate(model, eval_env, 20)), flush=True)
+        final = evaluate(model, eval_env, 20)
+        print(env_id, variant, seed, "final deterministic return over 20 episodes:", round(final), flush=True)
 
 
 def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: float) -> dict[str, Any]:
@@ -108,11 +132,11 @@ def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: flo
     return result
 
 
-def summarise(seeds: list[int], origin: dict[str, Any]) -> None:
-    curves = {v: [read_curve(p) for seed in seeds if (p := curve_path(v, seed)).exists()] for v in VARIANTS}
+def summarise(env_id: str, seeds: list[int], origin: dict[str, Any]) -> None:
+    curves = {v: [read_curve(p) for seed in seeds if (p := curve_path(env_id, v, seed)).exists()] for v in VARIANTS}
     curves = {variant: runs for variant, runs in curves.items() if len(runs) == len(seeds)}
     summary: dict[str, Any] = {
-        "env": ENV_ID,
+        "env": env_id,
         "seeds": seeds,
         **origin,
         "settings": {"common": repr(COMMON), "variants": {v: repr(a) for v, a in VARIANTS.items()}},
@@ -130,14 +154,16 @@ def summarise(seeds: list[int], origin: dict[str, Any]) -> None:
             variants[variant] = entry
             print(column, variant, json.dumps({k: v.get("mean", v.get("median")) for k, v in entry.items()}))
         summary[column] = {"start": start, "best_final": best, "variants": variants}
-    summary["wall_seconds"] = {
-        v: mean_and_interval([float(c["wall_seconds"][-1]) for c in runs]) for v, runs in curves.items()
-    }
-    (RESULTS / f"{ENV_ID}_summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot(curves)
+    for column in ("wall_seconds", "cpu_seconds"):
+        summary[column] = {v: mean_and_interval([float(c[column][-1]) for c in runs]) for v, runs in curves.items()}
+    # The worst deterministic evaluation after the start, as a share of the clone's return
+    lowest = {v: [float(c[COLUMNS[1]][1:].min() / c[COLUMNS[1]][0]) for c in runs] for v, runs in curves.items()}
+    summary["lowest_deterministic_over_clone"] = lowest
+    (RESULTS / f"{env_id}_summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot(env_id, curves)
 
 
-def plot(curves: dict[str, list[Curve]]) -> None:
+def plot(env_id: str, curves: dict[str, list[Curve]]) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     for axes, column, title in zip(panels, COLUMNS, ("while exploring", "deterministic"), strict=True):
         for variant, runs in curves.items():
@@ -147,15 +173,16 @@ def plot(curves: dict[str, list[Curve]]) -> None:
             axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
         axes.set(xlabel="environment steps", title=f"return {title}")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"{ENV_ID}, mean and range over seeds")
+    panels[0].set_ylabel(f"{env_id}, mean and range over seeds")
     panels[0].legend()
     figure.tight_layout()
-    figure.savefig(RESULTS / f"{ENV_ID}.png", dpi=110)
+    figure.savefig(RESULTS / f"{env_id}.png", dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=70_000, help="chunks of 4 actions (default 70000)")
+    parser.add_argument("--env", default="Hopper-v5", choices=list(DEMONSTRATIONS))
+    parser.add_argument("--timesteps", type=int, default=75_000, help="chunks of 4 actions (default 75000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="runs to make; none: only summarise"
@@ -165,8 +192,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in arguments.seeds:
         if arguments.variants:
-            run(arguments.variants, seed, arguments.timesteps)
-    summarise(arguments.seeds, origin)
+            run(arguments.env, arguments.variants, seed, arguments.timesteps)
+    summarise(arguments.env, arguments.seeds, origin)
 
 
 if __name__ == "__main__":

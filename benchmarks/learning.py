@@ -15,13 +15,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 #: Columns of a learning curve
 Curve = dict[str, np.ndarray]
-FIELDS = ("env_steps", "timesteps", "return_exploring", "return_deterministic", "wall_seconds")
+FIELDS = ("env_steps", "timesteps", "return_exploring", "return_deterministic", "wall_seconds", "cpu_seconds")
 
 
 class CurveRecorder(BaseCallback):
     """
     One CSV row per evaluation, written at once: env steps, mean return of the episodes that ended since, deterministic return,
-    training time.
+    training time on the clock and on the processor (which other processes do not slow down).
 
     :param path: CSV file
     :param eval_env: environment of the deterministic evaluation
@@ -33,12 +33,12 @@ class CurveRecorder(BaseCallback):
         super().__init__()
         self.path, self.eval_env, self.eval_every, self.n_eval_episodes = path, eval_env, eval_every, n_eval_episodes
         self.env_steps = self.next_evaluation = 0
-        self.evaluation_seconds = 0.0
+        self.evaluation_seconds = self.evaluation_cpu_seconds = 0.0
         self.returns: list[float] = []
         self.rows: list[dict[str, float]] = []
 
     def _on_training_start(self) -> None:
-        self.start = time.perf_counter()
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="") as file:
             csv.DictWriter(file, FIELDS).writeheader()
@@ -60,7 +60,7 @@ class CurveRecorder(BaseCallback):
         self.record()
 
     def record(self) -> None:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         deterministic = float(np.mean(evaluate_policy(self.model, self.eval_env, self.n_eval_episodes)[0]))
         row = dict(
             env_steps=self.env_steps,
@@ -68,12 +68,14 @@ class CurveRecorder(BaseCallback):
             return_exploring=float(np.mean(self.returns)) if self.returns else float("nan"),
             return_deterministic=deterministic,
             wall_seconds=began - self.start - self.evaluation_seconds,
+            cpu_seconds=cpu_began - self.cpu_start - self.evaluation_cpu_seconds,
         )
         self.returns = []
         self.rows.append(row)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, FIELDS).writerow({name: f"{row[name]:.6g}" for name in FIELDS})
         self.evaluation_seconds += time.perf_counter() - began
+        self.evaluation_cpu_seconds += time.process_time() - cpu_began
 
 
 def read_curve(path: Path) -> Curve:
@@ -83,7 +85,7 @@ def read_curve(path: Path) -> Curve:
     """
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    return {name: np.array([float(row[name]) for row in rows]) for name in FIELDS}
+    return {name: np.array([float(row.get(name, "nan")) for row in rows]) for name in FIELDS}
 
 
 def final_return(curve: Curve, column: str, n_last: int = 3) -> float:

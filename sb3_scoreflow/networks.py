@@ -310,14 +310,14 @@ class ObservationNormalizer(nn.Module):
         """
         Merge the statistics of a batch into those kept (Chan et al.'s parallel formula, in float64).
 
-        :param observations: raw observations, shape ``(batch, ...)`` per part
+        :param observations: raw observations, any leading dimensions, the same for every part
         """
         parts = observations if isinstance(observations, dict) else {"": observations}
         old_count, batch = float(self.count), 0
         for index, key in enumerate(self.keys):
-            part = parts[key].to(th.float64)
-            batch = len(part)
             mean_buffer, var_buffer = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
+            part = parts[key].to(th.float64).reshape(-1, *mean_buffer.shape)
+            batch = len(part)
             mean, var = mean_buffer.to(th.float64), var_buffer.to(th.float64)
             delta, total = part.mean(0) - mean, old_count + batch
             mean_buffer.copy_(mean + delta * batch / total)
