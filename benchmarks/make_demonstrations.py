@@ -1,16 +1,18 @@
 """
-Make the built-in demonstrations ``hopper-medium``: train PPO on Hopper-v5 to medium strength, then record it exploring.
+Make built-in demonstrations: train PPO to medium strength, then record it exploring.
 
-    python -m benchmarks.make_demonstrations
+    python -m benchmarks.make_demonstrations  # hopper-medium
+    python -m benchmarks.make_demonstrations halfcheetah-medium
 
 Training stops when the exploring policy's mean return over its last 100 episodes passes ``--target``. That mean lags behind
-the improving policy: the default target of 890 gives demonstrations with a mean return of about 1090. Beside the data, a JSON
-file records how they were made.
+the improving policy: the default targets of 890 on Hopper and 1000 on HalfCheetah give demonstrations with mean returns of
+about 1090 and 2040. Beside the data, a JSON file records how they were made.
 """
 
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,43 @@ from stable_baselines3.common.vec_env import VecNormalize
 from benchmarks.provenance import ROOT, provenance
 from sb3_scoreflow.demonstrations import collect_demonstrations
 
-ENV_ID = "Hopper-v5"
 N_ENVS = 8
-PPO_ARGUMENTS: dict[str, Any] = dict(
-    n_steps=256, batch_size=256, n_epochs=10, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95, clip_range=0.2
-)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one set of demonstrations is made; the command line overrides what has an option."""
+
+    env_id: str
+    target: float
+    log_std_init: float
+    transitions: int
+    max_steps: int
+    ppo_arguments: dict[str, Any]
+
+
+RECIPES = {
+    "hopper-medium": Recipe(
+        env_id="Hopper-v5",
+        target=890.0,
+        log_std_init=-0.5,
+        transitions=30_000,
+        max_steps=1_000_000,
+        ppo_arguments=dict(
+            n_steps=256, batch_size=256, n_epochs=10, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95, clip_range=0.2
+        ),
+    ),
+    "halfcheetah-medium": Recipe(
+        env_id="HalfCheetah-v5",
+        target=1000.0,
+        log_std_init=-0.7,
+        transitions=25_000,
+        max_steps=1_000_000,
+        ppo_arguments=dict(
+            n_steps=512, batch_size=256, n_epochs=10, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95, clip_range=0.2
+        ),
+    ),
+}
 
 
 class StopAtReturn(BaseCallback):
@@ -53,22 +87,37 @@ class StopAtReturn(BaseCallback):
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=float, default=890.0, help="mean return at which training stops (default 890)")
-    parser.add_argument("--log-std-init", type=float, default=-0.5, help="initial log standard deviation (default -0.5)")
+    parser.add_argument("name", nargs="?", default="hopper-medium", choices=RECIPES, help="default hopper-medium")
+    for option, kind, meaning in (
+        ("target", float, "mean return at which training stops"),
+        ("log_std_init", float, "initial log standard deviation"),
+        ("transitions", int, "to record at most, in whole episodes"),
+        ("max_steps", int, "give up training after these"),
+    ):
+        defaults = ", ".join(f"{getattr(recipe, option):.10g} for {name}" for name, recipe in RECIPES.items())
+        parser.add_argument("--" + option.replace("_", "-"), type=kind, help=f"{meaning} (default {defaults})")
     parser.add_argument("--seed", type=int, default=0, help="of training; recording uses the next one (default 0)")
-    parser.add_argument("--transitions", type=int, default=30_000, help="to record at most, in whole episodes (default 30000)")
-    parser.add_argument("--max-steps", type=int, default=1_000_000, help="give up training after these (default 1000000)")
-    parser.add_argument("--output", type=Path, default=ROOT / "sb3_scoreflow/demonstrations/data/hopper-medium.hdf5")
+    parser.add_argument("--output", type=Path, help="HDF5 file (default: NAME.hdf5 among the package's built-in data)")
     parser.add_argument("--record", type=Path, help="JSON file (default: benchmarks/results/ and the name of the output)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    recipe = RECIPES[arguments.name]
+    for option in ("target", "log_std_init", "transitions", "max_steps"):
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, getattr(recipe, option))
+    if arguments.output is None:
+        arguments.output = ROOT / "sb3_scoreflow/demonstrations/data" / f"{arguments.name}.hdf5"
+    return arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
+    recipe = RECIPES[arguments.name]
+    source = provenance()  # of the code that runs, before its output changes the tree
     torch.set_num_threads(1)  # networks of this size are slower with more
-    env = VecNormalize(make_vec_env(ENV_ID, n_envs=N_ENVS, seed=arguments.seed), gamma=PPO_ARGUMENTS["gamma"])
+    vec_env = make_vec_env(recipe.env_id, n_envs=N_ENVS, seed=arguments.seed)
+    env = VecNormalize(vec_env, gamma=recipe.ppo_arguments["gamma"])
     policy_kwargs = dict(log_std_init=arguments.log_std_init, net_arch=[64, 64])
-    model = PPO("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=arguments.seed, device="cpu", **PPO_ARGUMENTS)
+    model = PPO("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=arguments.seed, device="cpu", **recipe.ppo_arguments)
 
     start = time.perf_counter()
     callback = StopAtReturn(arguments.target)
@@ -85,8 +134,8 @@ def main() -> None:
     demonstrations.save(arguments.output)
 
     record = {
-        **provenance(),
-        "env": ENV_ID,
+        **source,
+        "env": recipe.env_id,
         "seed": arguments.seed,
         "target_return": arguments.target,
         "training": {
@@ -96,7 +145,7 @@ def main() -> None:
             "mean_return_of_last_100_episodes": callback.mean_return,
             "n_envs": N_ENVS,
             "normalised": "observations and rewards, by VecNormalize",
-            **PPO_ARGUMENTS,
+            **recipe.ppo_arguments,
             "policy_kwargs": policy_kwargs,
             "final_std": model.policy.log_std.exp().tolist(),
         },
