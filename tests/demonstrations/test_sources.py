@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -6,6 +7,8 @@ import numpy as np
 import pytest
 
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations, register_source, sources
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def small(n_episodes: int = 1) -> Demonstrations:
@@ -27,18 +30,48 @@ def test_builtin_hopper_medium() -> None:
     assert d.metadata["env"] == "Hopper-v5" and d.metadata["deterministic"] is False
     assert (stats["action_min"], stats["action_max"]) == (-1.0, 1.0)
     assert d.observation_shape == (11,) and d.action_shape == (3,)
-    # It is Hopper: an episode's first observation is close to the initial state, replayed actions give the recorded rewards
+
+
+def test_builtin_halfcheetah_medium() -> None:
+    d = load_demonstrations("builtin:halfcheetah-medium")
+    stats = d.statistics()
+    assert len(d) == 25_000 and d.n_episodes == 25
+    assert 1500 < stats["return_mean"] < 2500
+    assert stats["return_std"] > 50
+    assert d.metadata["env"] == "HalfCheetah-v5" and d.metadata["deterministic"] is False
+    assert (stats["action_min"], stats["action_max"]) == (-1.0, 1.0)
+    assert d.observation_shape == (17,) and d.action_shape == (6,)
+    assert isinstance(d.observations, np.ndarray)
+    assert (np.cos(d.observations[:, 1]) > 0).mean() > 0.99  # it runs upright
+
+
+@pytest.mark.parametrize(("name", "n_positions"), [("hopper-medium", 5), ("halfcheetah-medium", 8)])
+def test_builtin_is_of_its_env(name: str, n_positions: int) -> None:
+    # Replayed from an episode's first observation, the actions give the recorded observations and rewards
+    d = load_demonstrations(f"builtin:{name}")
     episode = d.episode(0)
     assert isinstance(episode.observations, np.ndarray)
-    env = gym.make("Hopper-v5")
+    env = gym.make(str(d.metadata["env"]))
     env.reset(seed=0)
     unwrapped = env.unwrapped
-    qpos = np.concatenate([[0.0], episode.observations[0, :5]])
-    unwrapped.set_state(qpos, episode.observations[0, 5:])  # type: ignore[attr-defined]
+    qpos = np.concatenate([[0.0], episode.observations[0, :n_positions]])
+    unwrapped.set_state(qpos, episode.observations[0, n_positions:])  # type: ignore[attr-defined]
     for step in range(5):
         observation, reward, *_ = env.step(episode.actions[step])
         np.testing.assert_allclose(observation, episode.observations[step + 1], atol=1e-3)
         assert reward == pytest.approx(episode.rewards[step], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["hopper-medium", "halfcheetah-medium"])
+def test_builtin_is_what_its_record_says(name: str) -> None:
+    record = json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
+    d = load_demonstrations(f"builtin:{name}")
+    assert d.statistics() == pytest.approx(record["recording"]["statistics"], rel=1e-6)
+    assert d.metadata["env"] == record["env"]
+    assert d.metadata["seed"] == record["recording"]["seed"]
+    assert d.metadata["training_steps"] == record["training"]["steps"]
+    size = (ROOT / "sb3_scoreflow/demonstrations/data" / f"{name}.hdf5").stat().st_size
+    assert size == record["file_bytes"] <= 2_500_000
 
 
 def test_limits() -> None:
