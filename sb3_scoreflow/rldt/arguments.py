@@ -51,13 +51,15 @@ def check_arguments(model: "RLDT") -> None:
     check_choice("temperature_scaling", model.temperature_scaling, get_args(TemperatureScaling))
     if model.bandwidth is not None and not model.bandwidth > 0:
         raise ValueError(f"bandwidth must be positive or None (median of the particles' distances), got {model.bandwidth}.")
-    if model.reward_scale != "ema" and not (isinstance(model.reward_scale, (int, float)) and model.reward_scale > 0):
+    scale = model.reward_scale
+    if scale != "ema" and not (isinstance(scale, (int, float)) and 0 < scale < float("inf")):
         raise ValueError(f"reward_scale must be 'ema' or a positive number, got {model.reward_scale!r}.")
-    if model.target_clip is not None and not (len(model.target_clip) == 2 and model.target_clip[0] < model.target_clip[1]):
-        raise ValueError(f"target_clip must be None or two numbers (low, high) with low < high, got {model.target_clip}.")
+    clip = model.target_clip
+    if clip is not None and not (isinstance(clip, (tuple, list)) and len(clip) == 2 and clip[0] < clip[1]):
+        raise ValueError(f"target_clip must be None or two numbers (low, high) with low < high, got {clip}.")
     flow.time_grid(model.denoising_steps)  # raises if impossible
     if model.kernel == "rbf" and model.n_particles == 1:
         warnings.warn(
-            "n_particles=1 leaves nothing to repel: the transport field is that of kernel='delta'. Use 4 or more particles.",
+            "n_particles=1 leaves the kernel nothing to repel: use 4 or more particles, or kernel='delta'.",
             stacklevel=4,
         )

@@ -85,9 +85,21 @@ class RolloutHistory(RolloutBuffer):
         self._slot = self.n_rollouts % self.history_size
         self._complete[self._slot] = False
         self._final[self._slot] = {}
+        self._show_slot()
+
+    def _show_slot(self) -> None:
+        """Let the attributes that Stable-Baselines3's buffer has be views of the rollout begun last."""
         views = {key: part[self._slot, :-1] for key, part in self._store.items()}
         self.observations = views if isinstance(self.observation_space, spaces.Dict) else views[""]  # type: ignore[assignment]
         self.actions, self.rewards = self._actions[self._slot], self._rewards[self._slot]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickled, a view would become an array of its own, which takes space and is no view any more.
+        return {name: value for name, value in vars(self).items() if name not in ("observations", "actions", "rewards")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._show_slot()
 
     def record(
         self,
@@ -116,7 +128,8 @@ class RolloutHistory(RolloutBuffer):
         for env in np.flatnonzero(truncated):
             parts = self._as_parts(final[env])
             self._final[slot][step, int(env)] = {
-                key: np.asarray(part, self._store[key].dtype).reshape(self._store[key].shape[3:])
+                # A copy: environments may write their next observation into the same array.
+                key: np.reshape(part, self._store[key].shape[3:]).astype(self._store[key].dtype)
                 for key, part in parts.items()
             }
         success = np.array([bool(info.get("is_success", False)) for info in infos])
@@ -163,14 +176,27 @@ class RolloutHistory(RolloutBuffer):
         self._complete[self._slot] = True
         self.n_rollouts += 1
 
+    def discard_last(self) -> None:
+        """Forget the last completed rollout: the next one takes its place."""
+        self.n_rollouts -= 1
+        self._complete[self._slot] = False
+
     def get(self, batch_size: int | None = None) -> NoReturn:
         """:raises NotImplementedError: always; a history is drawn from with :meth:`sample`"""
         raise NotImplementedError("A RolloutHistory has no single pass over one rollout: draw trajectories with sample().")
 
-    def fits(self, other: "RolloutHistory") -> bool:
-        """Whether this history can stand in for another one: same spaces, environments, steps and size."""
+    def misfits(self, other: "RolloutHistory") -> list[str]:
+        """
+        :param other: a history
+        :return: names of the attributes that keep this history from standing in for the other one; none if it can
+        """
         names = ("buffer_size", "n_envs", "history_size", "observation_space", "action_space")
-        return all(getattr(self, name) == getattr(other, name) for name in names)
+        different = [name for name in names if getattr(self, name) != getattr(other, name)]
+        return different if type(self) is type(other) else ["class", *different]
+
+    def fits(self, other: "RolloutHistory") -> bool:
+        """Whether this history can stand in for another one: same class, spaces, environments, steps and size."""
+        return not self.misfits(other)
 
     @property
     def fill(self) -> float:

@@ -73,7 +73,7 @@ def critic_batches(
     for member in range(n_critics):
         own = rows[order[member::n_critics] if m >= n_critics else order].flatten()
         own = own[valid[own]]
-        if len(own) == 0:
+        if len(own) == 0 or n_batches == 0:
             return
         passes = -(-n_batches * batch_size // len(own))
         shuffled = th.cat([own[th.randperm(len(own), device=own.device)] for _ in range(passes)])

@@ -117,6 +117,16 @@ class RLDTPolicy(FlowMatchingPolicy):
             encoder=list(self.critic_features_extractor.parameters()),
         )
 
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        As in Stable-Baselines3: targets stay in evaluation mode, so that no dropout or batch statistics get into them.
+
+        :param mode: whether training mode (dropout, batch normalisation) is on
+        """
+        super().set_training_mode(mode)
+        self.target_critic.train(False)
+        self.target_critic_features_extractor.train(False)
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         data.update(

@@ -1,5 +1,6 @@
 """RLDT: density transport with a Stein variational field (arXiv 2606.08602)."""
 
+import warnings
 from collections import defaultdict
 from copy import deepcopy
 from typing import Any, ClassVar, Literal, TypeVar
@@ -57,7 +58,7 @@ class RLDT(FlowAlgorithm):
     :param td_lambda: ``lambda`` of the TD(lambda) targets, in [0, 1]
     :param target_clip: bounds ``(low, high)`` of the targets, after division by the reward's scale; None for none
     :param reward_scale: "ema" divides rewards by a running mean of ``|r|``, a number by itself
-    :param history_size: rollouts kept
+    :param history_size: rollouts kept; a saved model holds them only after ``model.save(path, include=["rollout_buffer"])``
     :param new_fraction: least share of the trajectories drawn from the last rollout, in [0, 1]
     :param balance_success: for sparse success rewards: draw trajectories with and without a success (``info["is_success"]``)
         half and half, and ignore what comes after it
@@ -74,7 +75,8 @@ class RLDT(FlowAlgorithm):
     :param fisher_coef: weight of the distance to the velocity field before the iteration
     :param learning_rate_warmup_steps: actor steps over which its learning rate rises linearly from 0
     :param exploration_scale: factor of the exploration noise (see :meth:`RLDTPolicy.forward`)
-    :param exploration_steps: last denoising steps that the noise's scale is taken from
+    :param exploration_steps: last denoising steps that the noise's scale is taken from; 1: no noise, as is with one denoising
+        step
     :param denoising_steps: Euler steps ``K`` per action
     :param max_grad_norm: largest gradient norm, for each parameter group by itself
     :param rollout_buffer_class: subclass of the package's ``RolloutHistory``
@@ -214,6 +216,9 @@ class RLDT(FlowAlgorithm):
 
     def _setup_model(self) -> None:
         check_arguments(self)
+        if self.target_clip is not None:  # a file gives it back as a list
+            low, high = self.target_clip
+            self.target_clip = (low, high)
         if self.n_steps is None:
             self.n_steps = max(ITERATION_SIZE // self.n_envs, 1)
         if self.rollout_buffer_class is None:
@@ -237,9 +242,21 @@ class RLDT(FlowAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs, self.rollout_buffer_kwargs = users
-        if isinstance(history, RolloutHistory) and history.fits(self.rollout_buffer):
-            history.device = self.device
-            self.rollout_buffer = history
+        if history is not None:
+            self._restore_history(history)
+
+    def _restore_history(self, history: RolloutHistory) -> None:
+        """Go on with the history of a file, if it fits what the model has been loaded for."""
+        different = history.misfits(self.rollout_buffer)
+        if different:
+            warnings.warn(
+                f"The saved rollout history does not fit ({', '.join(different)} changed): the model starts with an empty "
+                "one.",
+                stacklevel=4,
+            )
+            return
+        history.device = self.device
+        self.rollout_buffer = history
 
     def on_pretrained(self) -> None:
         """
@@ -282,7 +299,11 @@ class RLDT(FlowAlgorithm):
 
     def train(self) -> None:
         """Update critics and actor from the rollout history."""
-        self._check_rollout()
+        try:
+            self._check_rollout()
+        except FloatingPointError:
+            self.rollout_buffer.discard_last()  # or it would be drawn again, should training go on
+            raise
         self.policy.set_training_mode(True)
         self._update_reward_scale()
         self.n_transitions += self.rollout_buffer.rewards.size
@@ -308,13 +329,15 @@ class RLDT(FlowAlgorithm):
         if self.reward_scale != "ema":
             self.policy.reward_scale.fill_(self.reward_scale)
             return
-        magnitude = float(np.abs(self.rollout_buffer.rewards).mean())
+        magnitude = float(np.abs(self.rollout_buffer.rewards).mean(dtype=np.float64))  # the sum may be beyond float32
         if self.reward_magnitude > 0:
             magnitude = self.reward_magnitude + _REWARD_SCALE_RATE * (magnitude - self.reward_magnitude)
         self.reward_magnitude = magnitude
         self.policy.reward_scale.fill_(magnitude if magnitude > 1e-8 else 1.0)
 
     def _train_critic(self, batch: TrajectoryBatch, n_batches: int, logs: dict[str, list[float]]) -> None:
+        if n_batches == 0:
+            return
         targets = critic_targets(self.policy, batch, self.gamma, self.td_lambda, self.target_clip)
         logs["td_target_min"].append(targets.min().item())
         logs["td_target_max"].append(targets.max().item())
@@ -328,6 +351,8 @@ class RLDT(FlowAlgorithm):
 
     def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, logs: dict[str, list[float]]) -> None:
         rows = batch.valid.flatten().nonzero().squeeze(-1)
+        if len(rows) == 0:  # everything drawn comes after a success
+            return
         for _ in range(n_steps):
             chosen = rows[th.randint(len(rows), (self.actor_batch_size,), device=rows.device)]
             evaluation = evaluate_actor(

@@ -15,8 +15,8 @@ from sb3_scoreflow.utils import check_choice
 Kernel = Literal["rbf", "delta"]
 TemperatureScaling = Literal["gradient", "none"]
 
-#: Squared bandwidths below this are raised to it: particles that all coincide have none, and do not repel each other.
-_MIN_BANDWIDTH = 1e-12
+#: Bandwidths ``h`` below this are raised to it: particles that coincide but for float32's rounding must not repel each other.
+_MIN_BANDWIDTH = 1e-8
 
 
 class TransportField(NamedTuple):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sb3_scoreflow import ScoReFlowPPO
+from sb3_scoreflow import RLDT, ScoReFlowPPO
 
 
 class Case(NamedTuple):
@@ -31,12 +31,22 @@ class Algorithm:
     """
     :param cls: the algorithm
     :param cheap: constructor arguments with which an iteration takes milliseconds; "n_steps" is one of them
+    :param once: arguments with which an iteration has the fewest gradient steps
+    :param often: arguments with which it has so many that the weights get away from their initial values
     :param ratio: whether it stores denoising chains with values and log-probabilities, as PPO does
+    :param rollout: names of the buffer's arrays
+    :param resume: what a file has to include beyond the default for a run to go on as if it had not been interrupted
+    :param loss_key: a loss that every iteration logs
     """
 
     cls: Any
     cheap: dict[str, Any]
-    ratio: bool = False
+    once: dict[str, Any]
+    often: dict[str, Any]
+    ratio: bool
+    rollout: tuple[str, ...]
+    resume: tuple[str, ...]
+    loss_key: str
 
     def __str__(self) -> str:
         return self.cls.__name__
@@ -63,5 +73,35 @@ class Algorithm:
 
 
 ALGORITHMS = [
-    Algorithm(ScoReFlowPPO, dict(n_steps=16, batch_size=16, n_epochs=2), ratio=True),
+    Algorithm(
+        ScoReFlowPPO,
+        cheap=dict(n_steps=16, batch_size=16, n_epochs=2),
+        once=dict(n_epochs=1),
+        often=dict(n_epochs=4),
+        ratio=True,
+        rollout=("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns"),
+        resume=(),
+        loss_key="train/loss",
+    ),
+    Algorithm(
+        RLDT,
+        # The history is short so that it runs over, and a draw is a part of it.
+        cheap=dict(
+            n_steps=16,
+            batch_size=16,
+            critic_steps=4,
+            n_refreshes=2,
+            refresh_size=48,
+            history_size=3,
+            actor_steps=2,
+            critic_warmup_transitions=8,
+            learning_rate_warmup_steps=0,
+        ),
+        once=dict(critic_steps=1, n_refreshes=1, actor_steps=1),
+        often=dict(actor_steps=20),
+        ratio=False,
+        rollout=("observations", "actions", "rewards", "_terminated", "_truncated", "_success", "_after_success"),
+        resume=("rollout_buffer",),
+        loss_key="train/q_loss",
+    ),
 ]

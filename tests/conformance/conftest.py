@@ -1,8 +1,9 @@
 """
 Parametrises the suite over the algorithms.
 
-A test that takes ``algorithm`` runs for each of them, one that takes ``ppo`` instead for those with a PPO ratio, and one that
-takes ``case`` too for each of their policy aliases.
+A test that takes ``algorithm`` runs for each of them, one that takes ``ppo`` instead for those with a PPO ratio, one that
+takes ``rldt`` for those without, which keep a history of rollouts; and one that takes ``case`` too for each of their policy
+aliases.
 """
 
 import pytest
@@ -11,7 +12,12 @@ from tests.conformance.algorithms import ALGORITHMS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for fixture, algorithms in (("algorithm", ALGORITHMS), ("ppo", [each for each in ALGORITHMS if each.ratio])):
+    chosen = {
+        "algorithm": ALGORITHMS,
+        "ppo": [each for each in ALGORITHMS if each.ratio],
+        "rldt": [each for each in ALGORITHMS if not each.ratio],
+    }
+    for fixture, algorithms in chosen.items():
         if fixture not in metafunc.fixturenames:
             continue
         if "case" in metafunc.fixturenames:

@@ -8,19 +8,22 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tests.conformance.algorithms import Algorithm, Case
 from tests.conformance.envs import make_toy
 
-ARRAYS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
-
 
 class Rollouts(BaseCallback):
-    """Keeps copies of every rollout, taken before the update."""
+    """
+    Keeps copies of every rollout, taken before the update.
 
-    def __init__(self) -> None:
+    :param algorithm: tells which arrays a rollout has
+    """
+
+    def __init__(self, algorithm: Algorithm) -> None:
         super().__init__()
+        self.arrays = algorithm.rollout
         self.rollouts: list[dict[str, Any]] = []
 
     def _on_rollout_end(self) -> None:
         buffer = self.locals["rollout_buffer"]
-        self.rollouts.append({name: _copy(getattr(buffer, name)) for name in ARRAYS})
+        self.rollouts.append({name: _copy(getattr(buffer, name)) for name in self.arrays})
 
     def _on_step(self) -> bool:
         return True
@@ -38,7 +41,8 @@ def flatten(value: Any) -> Any:
 def assert_same_rollouts(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
-        for name in ARRAYS:
+        assert a.keys() == b.keys()
+        for name in a:
             parts = [(a[name][k], b[name][k]) for k in a[name]] if isinstance(a[name], dict) else [(a[name], b[name])]
             assert all(np.array_equal(x, y) for x, y in parts), name
 
@@ -46,7 +50,7 @@ def assert_same_rollouts(first: list[dict[str, Any]], second: list[dict[str, Any
 def collect(
     algorithm: Algorithm, case: Case, iterations: int = 1, n_envs: int = 2, **kwargs: Any
 ) -> tuple[Any, list[dict[str, Any]]]:
-    recorder = Rollouts()
+    recorder = Rollouts(algorithm)
     model = algorithm.make(case.alias, make_toy(case.kind, n_envs), case.kind, **kwargs)
     model.learn(iterations * algorithm.iteration(n_envs), callback=recorder)
     return model, recorder.rollouts

@@ -13,11 +13,12 @@ import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
+from sb3_scoreflow import CosineSchedule, Demonstrations, HoldCosineSchedule, pretrain_bc
+from sb3_scoreflow.rldt.buffers import RolloutHistory
 from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer
 from tests.conformance import algorithms
 from tests.conformance.algorithms import Algorithm
-from tests.conformance.envs import make_toy
+from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
 from tests.conformance.saving import saved
 
 #: Arguments and what the message has to say. Each is tried on every algorithm that has the arguments.
@@ -61,18 +62,71 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "noise='score_matched' needs a score: set score_drift to 'learned' or 'con",
     ),
     (
-        dict(batch_size=1),
+        dict(normalize_advantage=True, batch_size=1),
         "normalize_advantage needs minibatches of at least 2 chains, got batch_size=1 and n_steps * n_envs = 16",
     ),
     (
-        dict(n_steps=1),
+        dict(normalize_advantage=True, n_steps=1),
         "normalize_advantage needs minibatches of at least 2 chains, got batch_size=16 and n_steps * n_envs = 1",
     ),
-    (
-        dict(rollout_buffer_class=RolloutBuffer),
-        "rollout_buffer_class must be a subclass of ChainRolloutBuffer, which stores den",
-    ),
+    (dict(encoder_learning_rate=-1e-3), "encoder_learning_rate must not be negative, got -0.001"),
+    (dict(critic_steps=0), "critic_steps must be positive, got 0"),
+    (dict(n_refreshes=0), "n_refreshes must be positive, got 0"),
+    (dict(refresh_size=-1), "refresh_size must be positive, got -1"),
+    (dict(n_critics=0), "n_critics must be at least 1, got 0"),
+    (dict(n_bootstrap_actions=0), "n_bootstrap_actions must be at least 1, got 0"),
+    (dict(tau=0.0), "tau must be in (0, 1], got 0.0"),
+    (dict(tau=1.1), "tau must be in (0, 1], got 1.1"),
+    (dict(tau=float("nan")), "tau must be in (0, 1], got nan"),
+    (dict(td_lambda=-0.1), "td_lambda must be in [0, 1], got -0.1"),
+    (dict(td_lambda=1.1), "td_lambda must be in [0, 1], got 1.1"),
+    (dict(target_clip=(1.0, 0.0)), "target_clip must be None or two numbers (low, high) with low < high, got (1.0, 0.0)"),
+    (dict(target_clip=(1.0, 1.0)), "target_clip must be None or two numbers (low, high) with low < high, got (1.0, 1.0)"),
+    (dict(target_clip=(0.0, 1.0, 2.0)), "target_clip must be None or two numbers (low, high) with low < high, got (0.0, 1"),
+    (dict(target_clip=5.0), "target_clip must be None or two numbers (low, high) with low < high, got 5.0"),
+    (dict(reward_scale=0.0), "reward_scale must be 'ema' or a positive number, got 0.0"),
+    (dict(reward_scale=float("inf")), "reward_scale must be 'ema' or a positive number, got inf"),
+    (dict(reward_scale="mean"), "reward_scale must be 'ema' or a positive number, got 'mean'"),
+    (dict(history_size=0), "history_size must be positive, got 0"),
+    (dict(new_fraction=1.5), "new_fraction must be in [0, 1], got 1.5"),
+    (dict(new_fraction=-0.5), "new_fraction must be in [0, 1], got -0.5"),
+    (dict(critic_warmup_transitions=-1), "critic_warmup_transitions must not be negative, got -1"),
+    (dict(actor_steps=-1), "actor_steps must not be negative, got -1"),
+    (dict(actor_batch_size=0), "actor_batch_size must be positive, got 0"),
+    (dict(n_particles=0), "n_particles must be positive, got 0"),
+    (dict(kernel="linear"), "kernel must be one of 'rbf', 'delta', got 'linear'"),
+    (dict(bandwidth=0.0), "bandwidth must be positive or None (median of the particles' distances), got 0.0"),
+    (dict(temperature=-1e-3), "temperature must not be negative, got -0.001"),
+    (dict(temperature_scaling="norm"), "temperature_scaling must be one of 'gradient', 'none', got 'norm'"),
+    (dict(consistency_coef=-0.5), "consistency_coef must not be negative, got -0.5"),
+    (dict(fisher_coef=-0.2), "fisher_coef must not be negative, got -0.2"),
+    (dict(learning_rate_warmup_steps=-1), "learning_rate_warmup_steps must not be negative, got -1"),
+    (dict(exploration_scale=-1.0), "exploration_scale must not be negative, got -1.0"),
+    (dict(exploration_steps=0), "exploration_steps must be at least 1, got 0"),
 ]
+
+#: What differs between algorithms that have the argument. A RolloutBuffer is the base class of all.
+IMPOSSIBLE_BUFFER = {
+    "ScoReFlowPPO": "rollout_buffer_class must be a subclass of ChainRolloutBuffer, which stores denoising chains, got Rollou",
+    "RLDT": "rollout_buffer_class must be a subclass of RolloutHistory, which keeps trajectories, got RolloutBuffer",
+}
+
+#: Arguments for which no value is refused by us: switches, and what is handed on to Stable-Baselines3 or to the policy.
+UNCHECKED = {
+    "policy",
+    "env",
+    "normalize_advantage",
+    "normalize_reward",
+    "balance_success",
+    "rollout_buffer_kwargs",
+    "stats_window_size",
+    "tensorboard_log",
+    "policy_kwargs",
+    "verbose",
+    "seed",
+    "device",
+    "_init_setup_model",
+}
 
 #: Of the policy, which cannot be changed when loading.
 IMPOSSIBLE_POLICY: list[tuple[dict[str, Any], str]] = [
@@ -92,12 +146,12 @@ def has(algorithm: Algorithm, arguments: dict[str, Any]) -> bool:
     return arguments.keys() <= inspect.signature(algorithm.cls).parameters.keys()
 
 
-ROWS = [
-    pytest.param(each, *row, id=f"{each}-{row[0]}")
-    for each in algorithms.ALGORITHMS
-    for row in IMPOSSIBLE
-    if has(each, row[0])
-]
+def rows(algorithm: Algorithm) -> list[tuple[dict[str, Any], str]]:
+    own = (dict(rollout_buffer_class=RolloutBuffer), IMPOSSIBLE_BUFFER[str(algorithm)])
+    return [*(row for row in IMPOSSIBLE if has(algorithm, row[0])), own]
+
+
+ROWS = [pytest.param(each, *row, id=f"{each}-{row[0]}") for each in algorithms.ALGORITHMS for row in rows(each)]
 
 
 @pytest.mark.parametrize(("each", "arguments", "message"), ROWS)
@@ -114,16 +168,37 @@ def test_impossible_arguments_are_refused_when_loading(each: Algorithm, argument
 
 
 def test_table_of_impossible_arguments_is_used(algorithm: Algorithm) -> None:
-    """An algorithm that joins has to have at least the common arguments, so that it is tested at all."""
-    assert {"denoising_steps", "learning_rate", "gamma", "n_steps", "batch_size"} <= inspect.signature(
-        algorithm.cls
-    ).parameters.keys()
+    """An algorithm that joins has to have at least the common arguments, and a row for each of its own."""
+    names = inspect.signature(algorithm.cls).parameters.keys()
+    assert {"denoising_steps", "learning_rate", "gamma", "n_steps", "batch_size"} <= names
+    assert names - {name for arguments, _ in rows(algorithm) for name in arguments} <= UNCHECKED
+    assert all(any(has(each, arguments) for each in algorithms.ALGORITHMS) for arguments, _ in IMPOSSIBLE)
 
 
 @pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE_POLICY, ids=str)
 def test_impossible_policy_arguments_are_refused(algorithm: Algorithm, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         algorithm.make("FlowPolicy", make_toy(), policy_kwargs=arguments)
+
+
+def test_impossible_arguments_are_refused_by_the_policy_itself(algorithm: Algorithm) -> None:
+    """A policy may be built without its algorithm, and takes some of its arguments."""
+    cls = algorithm.cls.policy_aliases["FlowPolicy"]
+    tried: set[str] = set()
+    names = inspect.signature(cls).parameters.keys()
+    for arguments, _ in rows(algorithm):
+        if arguments.keys() <= names and not any(callable(value) for value in arguments.values()):
+            with pytest.raises(ValueError, match=rf"({'|'.join(arguments)})\b.*\b(must|needs)\b"):
+                cls(OBSERVATIONS["flat"][0], ACTION_SPACE, lambda _: 1e-3, **arguments)
+            tried |= arguments.keys()
+    assert tried == names & (inspect.signature(algorithm.cls).parameters.keys() - UNCHECKED)
+
+
+@pytest.mark.parametrize("widths", [[], [16, 0]])
+def test_critics_have_hidden_layers(rldt: Algorithm, widths: list[int]) -> None:
+    message = f"net_arch['vf'] needs at least one hidden layer of positive width, got {widths}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rldt.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=dict(pi=[16], vf=widths)))
 
 
 def test_buffer_has_to_fit_the_observations(ppo: Algorithm) -> None:
@@ -151,6 +226,25 @@ def test_impossible_schedules_are_refused(schedule: Any, arguments: dict[str, An
         schedule(1e-3, **arguments)
 
 
+def test_any_subclass_of_the_history_will_do(rldt: Algorithm) -> None:
+    class Mine(RolloutHistory):
+        pass
+
+    model = rldt.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=Mine).learn(rldt.iteration())
+    assert type(model.rollout_buffer) is Mine
+
+
+def test_critics_without_state_values_are_not_pretrained(rldt: Algorithm) -> None:
+    episode = dict(observations=np.zeros((4, 3), np.float32), actions=np.tile(ACTION_SPACE.low, (4, 1)))
+    flags = dict(rewards=np.ones(4, np.float32), terminations=np.arange(4) == 3, truncations=np.zeros(4, bool))
+    model, demonstrations = rldt.make("FlowPolicy", make_toy()), Demonstrations(**episode, **flags)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="critic_batches needs an algorithm with a value function, such as ScoReFlowPPO"):
+        pretrain_bc(model, demonstrations, n_batches=1, critic_batches=5)
+    assert not model.policy.pretrained
+    pretrain_bc(model, demonstrations, n_batches=1)
+    assert model.policy.pretrained
+
+
 # ------------------------------------------------------------------ warnings
 
 
@@ -176,6 +270,13 @@ def test_score_drift_with_one_denoising_step_warns(ppo: Algorithm, score_drift: 
     assert caught[0].filename == algorithms.__file__
 
 
+def test_a_single_particle_warns(rldt: Algorithm) -> None:
+    with pytest.warns(UserWarning, match="n_particles=1 leaves the kernel nothing to repel") as caught:
+        model = rldt.make("FlowPolicy", make_toy(), n_particles=1)
+    assert caught[0].filename == algorithms.__file__
+    model.learn(rldt.iteration())
+
+
 def test_possible_arguments_do_not_warn(algorithm: Algorithm) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -183,6 +284,8 @@ def test_possible_arguments_do_not_warn(algorithm: Algorithm) -> None:
         algorithm.cls("FlowPolicy", make_toy(n_envs=2))
         if has(algorithm, dict(score_drift="none")):
             algorithm.make("FlowPolicy", make_toy(), score_drift="none", denoising_steps=1)
+        if has(algorithm, dict(kernel="delta")):
+            algorithm.make("FlowPolicy", make_toy(), kernel="delta", n_particles=1)
 
 
 # ------------------------------------------------------------------ NaN stops training
@@ -271,21 +374,43 @@ def test_infinite_observation_is_named(algorithm: Algorithm, monkeypatch: pytest
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_loss_that_overflows_is_named_before_it_does_harm(algorithm: Algorithm, tmp_path: Path) -> None:
-    model = algorithm.make("FlowPolicy", make_toy(n_envs=2, fault="huge", faulty_from=17))
+    unscaled: dict[str, Any] = dict(reward_scale=1.0)  # divided by their mean, no rewards are too large for the loss
+    arguments = unscaled if has(algorithm, unscaled) else {}
+    model = algorithm.make("FlowPolicy", make_toy(n_envs=2, fault="huge", faulty_from=17), **arguments)
     with pytest.raises(FloatingPointError, match=r"\w+_loss is (nan|inf) in iteration 2, before the parameters changed"):
         model.learn(4 * algorithm.iteration(2))
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
     assert model.num_timesteps == 2 * algorithm.iteration(2)
 
 
+def test_huge_rewards_are_scaled(rldt: Algorithm) -> None:
+    """Their sum is beyond float32, their mean is not."""
+    model = rldt.make("FlowPolicy", make_toy(n_envs=2, fault="huge", faulty_from=17)).learn(2 * rldt.iteration(2))
+    assert model.reward_magnitude == pytest.approx(1e36)  # a share of 0.01 of the running mean
+    assert model.policy.reward_scale.item() == pytest.approx(1e36)
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+def test_rollout_with_nan_is_not_kept(rldt: Algorithm) -> None:
+    model = rldt.make("FlowPolicy", make_toy(n_envs=2, fault="reward", faulty_from=21)).learn(rldt.iteration(2))
+    with pytest.raises(FloatingPointError, match="The environment returned NaN or infinite rewards"):
+        model.learn(rldt.iteration(2), reset_num_timesteps=False)
+    assert (model.rollout_buffer.n_rollouts, model.rollout_buffer.fill) == (1, pytest.approx(1 / 3))
+    model.set_env(make_toy(n_envs=2))
+    model.learn(2 * rldt.iteration(2), reset_num_timesteps=False)
+    assert model.rollout_buffer.fill == 1 and np.isfinite(model.rollout_buffer._rewards).all()
+
+
 def test_parameter_that_becomes_nan_in_the_update_is_named(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = algorithm.make("FlowPolicy", make_toy(), n_epochs=1)
+    model = algorithm.make("FlowPolicy", make_toy(), **algorithm.once)
     step = model.policy.optimizer.step
 
     def faulty_step() -> None:
         step()
-        with th.no_grad():
-            model.policy.velocity_field.output_layer.bias[1] = th.inf
+        bias = model.policy.velocity_field.output_layer.bias
+        if bias.grad is not None:  # the actor's step, the last one
+            with th.no_grad():
+                bias[1] = th.inf
 
     monkeypatch.setattr(model.policy.optimizer, "step", faulty_step)
     message = r"Parameter 'velocity_field\.output_layer\.bias' became NaN or infinite in iteration 1: lower the learning rates"
@@ -302,9 +427,8 @@ def test_last_checkpoint_survives_a_nan_parameter(algorithm: Algorithm, tmp_path
     with pytest.raises(FloatingPointError, match=rf"the policy's parameter '{re.escape(parameter)}' is not finite"):
         model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip", 20, parameter))
     assert_usable(algorithm, tmp_path / "last.zip", 38)
-    unused_in_acting = next((name for name, _ in model.policy.named_parameters() if name.startswith("value_net")), None)
-    if unused_in_acting is not None:
-        model = algorithm.make("FlowPolicy", make_toy(n_envs=2))
-        with pytest.raises(FloatingPointError, match=rf"Not saved: parameter '{re.escape(unused_in_acting)}' is NaN"):
-            model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip", 20, unused_in_acting))
-        assert_usable(algorithm, tmp_path / "last.zip", 38)
+    unused_in_acting = next((name for name, _ in model.policy.named_parameters() if name.startswith(("value_net", "critic."))))
+    model = algorithm.make("FlowPolicy", make_toy(n_envs=2))
+    with pytest.raises(FloatingPointError, match=rf"Not saved: parameter '{re.escape(unused_in_acting)}' is NaN"):
+        model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip", 20, unused_in_acting))
+    assert_usable(algorithm, tmp_path / "last.zip", 38)

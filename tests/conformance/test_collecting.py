@@ -55,10 +55,10 @@ class Events(BaseCallback):
 # ------------------------------------------------------------------ callbacks
 
 
-def test_callbacks_are_called_as_by_ppo_and_see_the_same_locals(ppo: Algorithm) -> None:
+def test_callbacks_are_called_as_by_ppo_and_see_the_same_locals(algorithm: Algorithm) -> None:
     ours, theirs = Events(), Events()
     env = make_toy(n_envs=2)
-    ppo.make("FlowPolicy", env).learn(2 * ppo.iteration(2), callback=ours)
+    algorithm.make("FlowPolicy", env).learn(2 * algorithm.iteration(2), callback=ours)
     PPO("MlpPolicy", make_toy(n_envs=2), n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(2 * 32, callback=theirs)
     assert ours.events == theirs.events
     assert ours.events == ["training_start", *2 * ["rollout_start", *16 * ["step"], "rollout_end"], "training_end"]
@@ -115,7 +115,7 @@ def test_evaluating_inside_a_rollout_changes_nothing(algorithm: Algorithm, tmp_p
     """With EvalCallback, checkpoints and predictions in between: the same rollouts and parameters, to the last bit."""
     runs = []
     for disturbed in (False, True):
-        model, recorder = algorithm.make("FlowPolicy", make_toy(n_envs=2)), Rollouts()
+        model, recorder = algorithm.make("FlowPolicy", make_toy(n_envs=2)), Rollouts(algorithm)
         callbacks: list[BaseCallback] = [recorder]
         if disturbed:
             evaluation = EvalCallback(
@@ -171,7 +171,7 @@ def test_nothing_grows_over_rollouts(algorithm: Algorithm) -> None:
     n_envs, n_rollouts = 32, 12
     # SB3's Monitor keeps a list of all episodes, so it is left out.
     env = DummyVecEnv([lambda: ToyEnv(record=False)] * n_envs)
-    model = algorithm.make("FlowPolicy", env, n_epochs=1, batch_size=256)
+    model = algorithm.make("FlowPolicy", env, batch_size=256, **algorithm.once)
     iteration = algorithm.iteration(n_envs)
 
     def state() -> tuple[int, int, int]:

@@ -129,6 +129,17 @@ def test_arguments_are_those_of_sb3(ppo: Algorithm) -> None:
     assert inspect.signature(ppo.cls.learn).parameters.keys() == inspect.signature(PPO.learn).parameters.keys()
 
 
+def test_arguments_shared_with_sb3_keep_name_order_and_default(rldt: Algorithm) -> None:
+    ours, theirs = (inspect.signature(cls).parameters for cls in (rldt.cls, PPO))
+    # No likelihoods, so nothing of PPO's ratio, entropy and advantages, and no gSDE.
+    likelihoods = {"clip_range", "clip_range_vf", "normalize_advantage", "gae_lambda", "ent_coef", "vf_coef", "target_kl"}
+    assert set(theirs) - set(ours) == {*likelihoods, "n_epochs", "use_sde", "sde_sample_freq"}
+    shared = [name for name in theirs if name in ours]
+    assert [name for name in ours if name in theirs] == shared
+    differing = {name for name in shared if ours[name].default != theirs[name].default}
+    assert differing <= {"learning_rate", "n_steps", "batch_size", "max_grad_norm"}
+
+
 @pytest.mark.parametrize("method", ["learn", "predict", "save", "load", "set_env", "set_parameters", "get_parameters"])
 def test_methods_take_what_sb3s_take(algorithm: Algorithm, method: str) -> None:
     ours, theirs = (inspect.signature(getattr(cls, method)).parameters for cls in (algorithm.cls, PPO))
@@ -199,6 +210,49 @@ def test_learning_rate_as_number_callable_or_schedule(algorithm: Algorithm, lear
 
 
 @pytest.mark.parametrize(
+    ("rate", "expected"), [(0.02, 0.02), (half, 0.25e-3), (CosineSchedule(1e-2), 0.5e-2)], ids=["float", "callable", "cosine"]
+)
+@pytest.mark.parametrize("argument", ["critic_learning_rate", "encoder_learning_rate"])
+def test_critic_rates_as_number_callable_or_schedule(rldt: Algorithm, argument: str, rate: Any, expected: float) -> None:
+    others = dict(learning_rate=1e-4, critic_learning_rate=2e-4)
+    model = rldt.make("CnnPolicy", make_toy("image"), "image", **{**others, argument: rate})
+    steps = rldt.iteration()
+    model.learn(2 * steps, callback=lambda local, _: model.num_timesteps <= steps)
+    used = {group["name"]: group["lr"] for group in model.policy.optimizer.param_groups}
+    critic = expected if argument == "critic_learning_rate" else 2e-4
+    # The encoder's follows the critic's unless it is given.
+    assert used == pytest.approx(dict(velocity=1e-4, critic=critic, encoder=expected))
+
+
+def test_actor_rate_rises_over_the_warm_up(rldt: Algorithm) -> None:
+    model = rldt.make("FlowPolicy", make_toy(), learning_rate=1e-3, learning_rate_warmup_steps=5)
+    used = []
+    for _ in range(3):  # two actor steps each
+        model.learn(rldt.iteration(), reset_num_timesteps=False)
+        used.append(model.policy.optimizer.param_groups[0]["lr"])
+    assert model.n_actor_updates == 6
+    assert used == pytest.approx([2e-3 / 5, 4e-3 / 5, 1e-3])
+
+
+def test_steps_are_shared_out_among_refreshes(rldt: Algorithm) -> None:
+    """Also where there are fewer steps than refreshes."""
+    model = rldt.make("FlowPolicy", make_toy(), critic_steps=3, actor_steps=2, n_refreshes=5).learn(2 * rldt.iteration())
+    assert (model._n_updates, model.n_actor_updates) == (6, 4)
+
+
+def test_critic_trains_alone_until_it_has_seen_enough(rldt: Algorithm) -> None:
+    n = rldt.iteration(2)
+    model = rldt.make("FlowPolicy", make_toy(n_envs=2), critic_warmup_transitions=2 * n)
+    for iteration, (n_transitions, n_actor_updates) in enumerate([(n, 0), (2 * n, 0), (3 * n, 2)], start=1):
+        before = {name: parameter.clone() for name, parameter in model.policy.named_parameters()}
+        model.learn(n)
+        assert (model.n_transitions, model.n_actor_updates) == (n_transitions, n_actor_updates)
+        assert model._n_updates == 4 * iteration
+        moved = {name.split(".")[0] for name, p in model.policy.named_parameters() if not th.equal(p, before[name])}
+        assert moved == {"critic", "target_critic", *(["velocity_field"] if n_actor_updates else [])}
+
+
+@pytest.mark.parametrize(
     ("clip_range", "expected"), [(0.05, 0.05), (lambda progress: 0.1 * progress, 0.05), (LinearSchedule(0.1, 0.02, 1.0), 0.06)]
 )
 @pytest.mark.parametrize("argument", ["clip_range", "clip_range_vf"])
@@ -235,17 +289,24 @@ def test_max_std_as_number_callable_or_schedule(ppo: Algorithm, max_std: Any, fi
 # ------------------------------------------------------------------ policy arguments
 
 
-def test_net_arch_as_list_is_for_every_network(ppo: Algorithm) -> None:
-    policy = ppo.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=[12, 10])).policy
+def critic_widths(policy: Any) -> list[int]:
+    if hasattr(policy, "value_net"):
+        return hidden_widths(policy.value_net)
+    assert [p.shape for p in policy.critic.parameters()] == [p.shape for p in policy.target_critic.parameters()]
+    return [bias.shape[-1] for bias in policy.critic.biases]
+
+
+def test_net_arch_as_list_is_for_every_network(algorithm: Algorithm) -> None:
+    policy = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=[12, 10])).policy
     assert policy.velocity_field.action_layer.weight.shape == (12, 2)
     assert hidden_widths(policy.velocity_field)[-2:] == [10, 2]
-    assert hidden_widths(policy.value_net) == [12, 10, 1]
+    assert critic_widths(policy) == [12, 10, 1]
 
 
-def test_net_arch_as_dict_is_by_network(ppo: Algorithm) -> None:
-    policy = ppo.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=dict(pi=[14], vf=[9, 8]))).policy
+def test_net_arch_as_dict_is_by_network(algorithm: Algorithm) -> None:
+    policy = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=dict(pi=[14], vf=[9, 8]))).policy
     assert policy.velocity_field.output_layer.weight.shape == (2, 14)
-    assert hidden_widths(policy.value_net) == [9, 8, 1]
+    assert critic_widths(policy) == [9, 8, 1]
 
 
 @pytest.mark.parametrize(
@@ -256,9 +317,9 @@ def test_net_arch_as_dict_is_by_network(ppo: Algorithm) -> None:
         ([], r"net_arch\['pi'\] needs at least one hidden layer"),
     ],
 )
-def test_net_arch_without_a_network_is_refused(ppo: Algorithm, net_arch: Any, message: str) -> None:
+def test_net_arch_without_a_network_is_refused(algorithm: Algorithm, net_arch: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ppo.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch))
+        algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch))
 
 
 def test_activation_fn(algorithm: Algorithm) -> None:
@@ -276,7 +337,8 @@ def test_optimizer_class_and_kwargs(algorithm: Algorithm) -> None:
     assert type(model.policy.optimizer) is th.optim.SGD
     assert all(g["momentum"] == 0.8 and g["weight_decay"] == 1e-4 for g in model.policy.optimizer.param_groups)
     default = algorithm.make("FlowPolicy", make_toy()).policy.optimizer
-    assert type(default) is th.optim.Adam
+    documented = inspect.signature(algorithm.cls.policy_aliases["FlowPolicy"]).parameters["optimizer_class"].default
+    assert type(default) is documented and issubclass(documented, (th.optim.Adam, th.optim.AdamW))
     assert all(group["eps"] == 1e-5 for group in default.param_groups)
 
 
@@ -299,13 +361,26 @@ def test_use_sde_is_refused(algorithm: Algorithm) -> None:
         algorithm.cls.policy_aliases["FlowPolicy"](OBSERVATIONS["flat"][0], ACTION_SPACE, lambda _: 1e-3, use_sde=True)
 
 
-@pytest.mark.parametrize(
-    "argument", ["denoising_steps", "score_drift", "score_scale", "score_clip", "noise", "min_std", "max_std"]
-)
-def test_arguments_of_the_algorithm_are_refused_in_policy_kwargs(ppo: Algorithm, argument: str) -> None:
-    default = inspect.signature(ppo.cls.policy_aliases["FlowPolicy"]).parameters[argument].default
-    with pytest.raises(ValueError, match=rf"policy_kwargs must not contain \['{argument}'\]: pass them to {ppo} itself"):
-        ppo.make("FlowPolicy", make_toy(), policy_kwargs={argument: default})
+#: Arguments that the algorithm hands on to its policy.
+HANDED_ON = {
+    "ScoReFlowPPO": {"denoising_steps", "score_drift", "score_scale", "score_clip", "noise", "min_std", "max_std"},
+    "RLDT": {"denoising_steps", "n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps"},
+}
+
+
+def test_arguments_of_the_algorithm_are_refused_in_policy_kwargs(algorithm: Algorithm) -> None:
+    parameters = inspect.signature(algorithm.cls.policy_aliases["FlowPolicy"]).parameters
+    assert parameters.keys() & inspect.signature(algorithm.cls).parameters.keys() == HANDED_ON[str(algorithm)]
+    for argument in HANDED_ON[str(algorithm)]:
+        message = rf"policy_kwargs must not contain \['{argument}'\]: pass them to {algorithm} itself"
+        with pytest.raises(ValueError, match=message):
+            algorithm.make("FlowPolicy", make_toy(), policy_kwargs={argument: parameters[argument].default})
+
+
+@pytest.mark.parametrize("argument", ["n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps"])
+def test_policy_gets_the_arguments_of_the_algorithm(rldt: Algorithm, argument: str) -> None:
+    arguments: dict[str, Any] = {argument: 3}
+    assert getattr(rldt.make("FlowPolicy", make_toy(), **arguments).policy, argument) == 3
 
 
 def test_users_dictionaries_are_left_alone(algorithm: Algorithm) -> None:

@@ -269,7 +269,7 @@ def test_set_random_seed_starts_the_generators_anew(algorithm: Algorithm) -> Non
 # ------------------------------------------------------------------ import
 
 
-def test_core_works_without_optional_dependencies() -> None:
+def test_core_works_without_optional_dependencies(algorithm: Algorithm) -> None:
     """Import everything, learn, save and load in a process in which they cannot be imported."""
     program = """
 import sys
@@ -281,13 +281,15 @@ from stable_baselines3.common.env_util import make_vec_env
 for name in sb3_scoreflow.__all__:
     getattr(sb3_scoreflow, name)
 env = make_vec_env("Pendulum-v1", 2)
-arguments = dict(n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=dict(net_arch=[8]))
-model = sb3_scoreflow.ScoReFlowPPO("FlowPolicy", env, verbose=1, **arguments).learn(32)
+cls, arguments = sb3_scoreflow.CLASS, dict(ARGUMENTS, policy_kwargs=dict(net_arch=[8]))
+model = cls("FlowPolicy", env, verbose=1, **arguments).learn(32)
 file = io.BytesIO()
 model.save(file)
 file.seek(0)
-print(sb3_scoreflow.ScoReFlowPPO.load(file).num_timesteps)
+print(cls.load(file).num_timesteps)
 """
+    arguments = {**algorithm.cheap, **algorithm.once, "n_steps": 8, "batch_size": 8}
+    program = program.replace("CLASS", str(algorithm)).replace("ARGUMENTS", repr(arguments))
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "32"

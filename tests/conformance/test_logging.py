@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import configure
@@ -28,6 +29,25 @@ OWN_KEYS = {
     *(f"train/grad_norm_{group}" for group in ("velocity", "noise", "critic")),
     *(f"train/std_step{k}_{statistic}" for k in range(4) for statistic in ("mean", "min", "max")),
     *(f"train/score_coefficient_t{t:.2f}" for t in (0, 0.25, 0.5, 0.75)),
+}
+
+#: Logged by RLDT beside what every algorithm logs, in an iteration that trains the critics only ...
+CRITIC_KEYS = {
+    "time/env_steps",
+    *(f"train/{name}" for name in ("q_loss", "q_mean", "td_target_min", "td_target_max", "grad_norm_critic")),
+    *(f"train/{name}" for name in ("learning_rate", "critic_learning_rate", "reward_scale", "buffer_fill")),
+    *(f"train/{name}" for name in ("n_updates", "n_actor_updates")),
+}
+#: ... and in one that trains the actor too.
+ACTOR_KEYS = {
+    *(f"train/{name}_loss" for name in ("alignment", "consistency", "fisher")),
+    *(f"train/{name}_norm" for name in ("q_gradient", "attraction", "repulsion")),
+    *(f"train/{name}" for name in ("particle_spread", "clamped_particle_fraction", "grad_norm_velocity")),
+    *(f"train/velocity_grad_norm_step{k}" for k in range(4)),
+}
+SB3_KEYS = {
+    *(f"rollout/{name}" for name in ("ep_rew_mean", "ep_len_mean", "success_rate")),
+    *(f"time/{name}" for name in ("fps", "iterations", "time_elapsed", "total_timesteps")),
 }
 
 
@@ -76,6 +96,19 @@ def test_options_log_what_they_do(
     assert default.keys() - row.keys() == removed
 
 
+@pytest.mark.parametrize("kind", ["flat", "image"])
+def test_keys_of_critic_warm_up_and_training(rldt: Algorithm, tmp_path: Path, kind: str) -> None:
+    arguments: dict[str, Any] = dict(critic_warmup_transitions=20, actor_steps=20)
+    rows = logged(rldt.make("FlowPolicy", make_toy(kind), kind, **arguments), tmp_path, 3 * rldt.iteration())
+    encoder = {"train/encoder_learning_rate", "train/grad_norm_encoder"} if kind == "image" else set()
+    assert rows[0].keys() == SB3_KEYS | {"time/env_steps"}
+    assert rows[1].keys() == SB3_KEYS | CRITIC_KEYS | encoder
+    assert rows[2].keys() == SB3_KEYS | CRITIC_KEYS | encoder | ACTOR_KEYS
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    # Gradients reach every denoising depth.
+    assert all(rows[2][f"train/velocity_grad_norm_step{k}"] > 0 for k in range(4))
+
+
 # ------------------------------------------------------------------ values
 
 
@@ -103,6 +136,34 @@ def test_values_of_a_frozen_policy(ppo: Algorithm, tmp_path: Path) -> None:
     assert [r.get("train/n_updates", 0) for r in rows] == [0, 2, 4, 6]
     assert [r["time/total_timesteps"] for r in rows] == [r["time/env_steps"] for r in rows] == [32, 64, 96, 128]
     assert [r["time/iterations"] for r in rows] == [1, 2, 3, 4]
+
+
+def test_values_of_a_frozen_policy_rldt(rldt: Algorithm, tmp_path: Path) -> None:
+    """With all rates 0 and targets cut to one value, what is logged is known."""
+    rates: dict[str, Any] = dict(learning_rate=0.0, critic_learning_rate=0.0, target_clip=(1.25, 1.5), kernel="delta")
+    model = rldt.make("FlowPolicy", make_toy(n_envs=2), policy_kwargs=dict(observation_normalization="none"), **rates)
+    with th.no_grad():
+        model.policy.critic.weights[-1].zero_()
+        model.policy.critic.biases[-1].fill_(0.5)
+    rows = logged(model, tmp_path, 5 * rldt.iteration(2))
+    rewards = [[reward for *_, reward in toy.history] for toy in toys(model.env)]
+    magnitudes = np.abs(rewards).reshape(2, 5, 16).mean((0, 2))
+    scale = magnitudes[0]
+    for i, row in enumerate(rows[1:], start=1):
+        assert row["train/reward_scale"] == pytest.approx(scale, rel=1e-5)
+        scale += 0.01 * (magnitudes[i] - scale)
+        assert row["train/buffer_fill"] == pytest.approx(min(i, 3) / 3)
+        assert (row["train/n_updates"], row["train/n_actor_updates"]) == (4 * i, 2 * i)
+        assert 1.25 <= row["train/td_target_min"] <= row["train/td_target_max"] <= 1.5
+        assert row["train/q_mean"] == pytest.approx(0.5)
+        # Both critics' squared error to targets in that interval, added up
+        assert 2 * 0.75**2 <= row["train/q_loss"] <= 2 * 1.0**2
+        # The actor is its own reference; Q is flat, so there is nowhere to go.
+        assert row["train/fisher_loss"] == pytest.approx(0, abs=1e-10)
+        names = ("q_gradient_norm", "attraction_norm", "repulsion_norm", "alignment_loss")
+        assert [row[f"train/{name}"] for name in names] == [0, 0, 0, 0]
+        assert row["train/consistency_loss"] > 0 and row["train/particle_spread"] > 0
+        assert (row["train/learning_rate"], row["train/critic_learning_rate"]) == (0, 0)
 
 
 def test_clamped_actions_are_counted(ppo: Algorithm, tmp_path: Path) -> None:
@@ -163,14 +224,14 @@ def test_csv_json_and_tensorboard_agree(algorithm: Algorithm, tmp_path: Path) ->
     events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"eval/mean_reward", "rollout/ep_rew_mean", "time/fps", "train/loss", "train/learning_rate"} <= tags
+    assert {"eval/mean_reward", "rollout/ep_rew_mean", "time/fps", algorithm.loss_key, "train/learning_rate"} <= tags
     # As in SB3, what tensorboard's own axes tell is left out of it.
     assert not {"time/iterations", "time/time_elapsed", "time/total_timesteps", "train/n_updates"} & tags
     for tag in tags:
         values = [event.value for event in events.Scalars(tag)]
         assert values == pytest.approx([row[tag] for row in rows if tag in row], rel=1e-5, abs=1e-30), tag
     # Written by the evaluations, which dump what waits to be logged.
-    assert [event.step for event in events.Scalars("train/loss")] == [20, 40]
+    assert [event.step for event in events.Scalars(algorithm.loss_key)] == [20, 40]
 
 
 def test_tensorboard_folders(algorithm: Algorithm, tmp_path: Path) -> None:
@@ -197,5 +258,5 @@ def test_nothing_is_printed_unless_verbose(algorithm: Algorithm, capfd: pytest.C
     algorithm.make("FlowPolicy", make_toy(), verbose=1).learn(2 * algorithm.iteration())
     output = capfd.readouterr().out
     assert "Using cpu device" in output
-    for key in ("ep_rew_mean", "total_timesteps", "explained_variance", "n_updates"):
+    for key in ("ep_rew_mean", "total_timesteps", algorithm.loss_key.split("/")[1], "n_updates"):
         assert f"| {key}" in output or f"|    {key}" in output, key

@@ -34,17 +34,21 @@ class Boundary(BaseCallback):
     At the start of the rollout after ``num_timesteps`` steps, save (if there is a path) and reseed the global generators.
 
     Their state is not part of a checkpoint, and loading draws from them.
+
+    :param at: number of steps
+    :param path: of the file
+    :param include: what to save beyond the default
     """
 
-    def __init__(self, at: int, path: Path | None = None) -> None:
+    def __init__(self, at: int, path: Path | None = None, include: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.at, self.path, self.reached = at, path, False
+        self.at, self.path, self.include, self.reached = at, path, include, False
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps == self.at:
             self.reached = True
             if self.path is not None:
-                self.model.save(self.path)
+                self.model.save(self.path, include=self.include)
             set_random_seed(42)
 
     def _on_step(self) -> bool:
@@ -58,13 +62,15 @@ def attributes(model: Any) -> dict[str, Any]:
     return values
 
 
-def assert_same_training_state(a: Any, b: Any) -> None:
+def assert_same_training_state(a: Any, b: Any, algorithm: Algorithm) -> None:
     assert_same(_plain(a.get_parameters()), _plain(b.get_parameters()))
     ours, theirs = attributes(a), attributes(b)
     # Where the run began (and so "fps") is when learn() was called; the rollout buffer is filled anew.
     for values in (ours, theirs):
         values.pop("_num_timesteps_at_start")
     assert ours.keys() == theirs.keys()
+    for name in algorithm.resume:
+        ours[name], theirs[name] = getattr(a, name), getattr(b, name)
     for name in ours:
         left, right = (_comparable(values[name]) for values in (ours, theirs))
         assert_same(left, right, name)
@@ -80,6 +86,8 @@ def _comparable(value: Any) -> Any:
         return (str(value.dtype), value.shape, value.tobytes())
     if isinstance(value, dict):
         return {key: _comparable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_comparable(part) for part in value]
     if type(value).__module__.startswith(("sb3_scoreflow", "stable_baselines3")) and hasattr(value, "__dict__"):
         return {"class": type(value).__name__, **_comparable(vars(value))}
     return value if not callable(value) or isinstance(value, type) else type(value)
@@ -106,6 +114,17 @@ PPO_VARIANTS: dict[str, dict[str, Any]] = {
     "constant-noise": dict(noise="constant", score_drift="none", max_std=HoldCosineSchedule(0.4, 0.2, hold_fraction=0.3)),
     "target-kl": dict(target_kl=1e-6, learning_rate=1e-2, ent_coef=0.01),
 }
+RLDT_VARIANTS: dict[str, dict[str, Any]] = {
+    "schedules": dict(
+        learning_rate=CosineSchedule(1e-2, 1e-4, warmup_fraction=0.4),
+        critic_learning_rate=LinearSchedule(1e-2, 1e-3, 0.9),
+        encoder_learning_rate=CosineSchedule(5e-3),
+    ),
+    "warm-up": dict(critic_warmup_transitions=40, learning_rate_warmup_steps=3),
+    "sparse": dict(balance_success=True, reward_scale=1.0, target_clip=(0.0, 1.0), td_lambda=0.5, new_fraction=0.5),
+    "one-rollout": dict(history_size=1, n_critics=3, n_bootstrap_actions=1, kernel="delta"),
+    "long-history": dict(history_size=20, denoising_steps=2, exploration_scale=2.0),
+}
 
 
 def check_resume(
@@ -116,7 +135,7 @@ def check_resume(
     for done in (1, 2, 3):
         at = done * iteration
         model = algorithm.make(alias, make_toy(kind, n_envs), kind, **kwargs)
-        boundary = Boundary(at, path)
+        boundary = Boundary(at, path, algorithm.resume)
         model.learn(4 * iteration, callback=boundary)
         assert boundary.reached and model.num_timesteps == 4 * iteration
 
@@ -125,7 +144,7 @@ def check_resume(
         boundary = Boundary(at)
         resumed.learn(4 * iteration - at, callback=boundary, reset_num_timesteps=False)
         assert boundary.reached
-        assert_same_training_state(resumed, model)
+        assert_same_training_state(resumed, model, algorithm)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -139,6 +158,12 @@ def test_resumed_run_equals_the_uninterrupted_ppo(ppo: Algorithm, variant: str, 
     check_resume(ppo, tmp_path / "model.zip", 2, **PPO_VARIANTS[variant])
 
 
+@pytest.mark.parametrize("variant", RLDT_VARIANTS)
+def test_resumed_run_equals_the_uninterrupted_rldt(rldt: Algorithm, variant: str, tmp_path: Path) -> None:
+    kind = "image" if variant == "schedules" else "flat"  # an encoder
+    check_resume(rldt, tmp_path / "model.zip", 2, kind=kind, **RLDT_VARIANTS[variant])
+
+
 def test_resumed_run_equals_the_uninterrupted_for_every_alias(algorithm: Algorithm, case: Case, tmp_path: Path) -> None:
     check_resume(algorithm, tmp_path / "model.zip", 1, case.alias, case.kind)
 
@@ -148,9 +173,10 @@ def test_the_comparison_can_fail(algorithm: Algorithm, tmp_path: Path) -> None:
     path, iteration = tmp_path / "model.zip", algorithm.iteration()
     rate = CosineSchedule(1e-2, 1e-4, warmup_fraction=0.4)
     model = algorithm.make("FlowPolicy", make_toy(), learning_rate=rate)
-    model.learn(4 * iteration, callback=Boundary(iteration, path))
-    for fault in ("moments", "progress", "seed"):
-        resumed = algorithm.cls.load(path, make_toy(), device="cpu")
+    model.learn(4 * iteration, callback=Boundary(iteration, path, algorithm.resume))
+    for fault in ("moments", "progress", "seed", *algorithm.resume):
+        left_out = {fault: None} if fault in algorithm.resume else None
+        resumed = algorithm.cls.load(path, make_toy(), device="cpu", custom_objects=left_out)
         if fault == "moments":
             resumed.policy.optimizer.state.clear()
         if fault == "seed":
@@ -174,12 +200,12 @@ class _StopAt(BaseCallback):
 def test_saved_after_learning_goes_on_as_the_model_in_memory(algorithm: Algorithm, tmp_path: Path) -> None:
     iteration = algorithm.iteration(2)
     model = algorithm.make("FlowPolicy", make_toy(n_envs=2)).learn(2 * iteration)
-    model.save(tmp_path / "model")
+    model.save(tmp_path / "model", include=algorithm.resume)
     loaded = algorithm.cls.load(tmp_path / "model", make_toy(n_envs=2), device="cpu")
     for each in (model, loaded):
         each.learn(2 * iteration, callback=Boundary(2 * iteration), reset_num_timesteps=False)
     assert model.num_timesteps == 4 * iteration
-    assert_same_training_state(loaded, model)
+    assert_same_training_state(loaded, model, algorithm)
 
 
 def test_statistics_and_counters_are_in_the_file(ppo: Algorithm, tmp_path: Path) -> None:
@@ -198,6 +224,22 @@ def test_statistics_and_counters_are_in_the_file(ppo: Algorithm, tmp_path: Path)
     assert loaded.policy.normalizer.get_buffer("var_0").min() < 0.5
     data = load_from_zip_file(tmp_path / "model.zip")[0]
     assert data is not None and "_last_obs" in data
+
+
+def test_statistics_and_counters_are_in_the_file_rldt(rldt: Algorithm, tmp_path: Path) -> None:
+    """Without the history, but for that with all that the critics are."""
+    model = rldt.make("FlowPolicy", make_toy(n_envs=2), critic_warmup_transitions=40).learn(3 * rldt.iteration(2))
+    model.save(tmp_path / "model")
+    loaded = rldt.cls.load(tmp_path / "model", make_toy(n_envs=2))
+    assert (loaded.num_timesteps, loaded.num_env_steps, loaded.n_iterations, loaded._n_updates) == (96, 96, 3, 12)
+    assert (loaded.n_transitions, loaded.n_actor_updates) == (96, 4)
+    assert loaded.reward_magnitude == model.reward_magnitude > 0
+    assert loaded.policy.reward_scale.item() == pytest.approx(model.reward_magnitude)
+    assert loaded.policy.normalizer.count == 96
+    state, saved_state = loaded.policy.state_dict(), model.policy.state_dict()
+    for name in ("critic.action_weight", "target_critic.action_weight", "normalizer.mean_0"):
+        assert th.equal(state[name], saved_state[name]), name
+    assert not th.equal(state["critic.action_weight"], state["target_critic.action_weight"])
 
 
 def test_return_statistics_start_anew_with_the_episodes(ppo: Algorithm, tmp_path: Path) -> None:
@@ -219,19 +261,20 @@ def test_return_statistics_start_anew_with_the_episodes(ppo: Algorithm, tmp_path
     assert model.return_statistics.returns == pytest.approx(model.rollout_buffer.rewards.flatten()[-1:])
 
 
-def test_env_steps_inside_chunks_go_on_counting(ppo: Algorithm, tmp_path: Path) -> None:
-    model = ppo.make("FlowPolicy", make_toy()).learn(ppo.iteration())
+def test_env_steps_inside_chunks_go_on_counting(algorithm: Algorithm, tmp_path: Path) -> None:
+    iteration = algorithm.iteration()
+    model = algorithm.make("FlowPolicy", make_toy()).learn(iteration)
     model.num_env_steps = 1000
     model.save(tmp_path / "model")
-    loaded = ppo.cls.load(tmp_path / "model", make_toy())
-    assert loaded.learn(ppo.iteration(), reset_num_timesteps=False).num_env_steps == 1000 + ppo.iteration()
-    assert loaded.learn(ppo.iteration()).num_env_steps == ppo.iteration()
+    loaded = algorithm.cls.load(tmp_path / "model", make_toy())
+    assert loaded.learn(iteration, reset_num_timesteps=False).num_env_steps == 1000 + iteration
+    assert loaded.learn(iteration).num_env_steps == iteration
 
 
 def test_resume_with_vec_normalize(algorithm: Algorithm, tmp_path: Path) -> None:
     iteration = algorithm.iteration()
     model = algorithm.make("FlowPolicy", VecNormalize(make_toy()))
-    boundary = Boundary(iteration, tmp_path / "model")
+    boundary = Boundary(iteration, tmp_path / "model", algorithm.resume)
     statistics = tmp_path / "normalize.pkl"
 
     class SaveStatistics(BaseCallback):

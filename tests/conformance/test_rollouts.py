@@ -65,7 +65,7 @@ def test_advantages_are_those_of_the_definition(ppo: Algorithm, truncated: bool,
     monkeypatch.setattr(model.policy, "forward", forward)
     monkeypatch.setattr(model.policy, "predict_values", lambda obs: value(obs).unsqueeze(-1))
     monkeypatch.setattr(model, "train", lambda: None)
-    recorder = Rollouts()
+    recorder = Rollouts(ppo)
     model.learn(2 * ppo.iteration(2), callback=recorder)
     for i, toy in enumerate(toys(env)):
         assert len(toy.history) == 32
@@ -116,7 +116,7 @@ class RatioIsOne(Rollouts):
 
 
 def test_ratio_is_one_before_the_first_gradient_step(ppo: Algorithm, case: Case) -> None:
-    checker = RatioIsOne()
+    checker = RatioIsOne(ppo)
     model = ppo.make(case.alias, make_toy(case.kind, 2), case.kind, learning_rate=1e-2)
     model.learn(3 * ppo.iteration(2), callback=checker)
     assert len(checker.rollouts) == 3
@@ -134,7 +134,7 @@ def test_ratio_is_one_in_every_ablation(ppo: Algorithm, score_drift: str, noise:
     arguments: dict[str, Any] = dict(
         score_drift=score_drift, noise=noise, denoising_steps=denoising_steps, max_std=0.3, min_std=0.1
     )
-    checker = RatioIsOne()
+    checker = RatioIsOne(ppo)
     ppo.make("FlowPolicy", make_toy(), learning_rate=1e-2, **arguments).learn(2 * ppo.iteration(), callback=checker)
     assert len(checker.rollouts) == 2
 
@@ -166,7 +166,7 @@ def test_log_probability_is_that_of_the_gaussian_chain(ppo: Algorithm, score_dri
     )
     # Of the last rollout, with the weights that it was collected with: nothing may have changed since.
     model.learning_rate = model.noise_learning_rate = model.critic_learning_rate = 0.0
-    recorder = Rollouts()
+    recorder = Rollouts(ppo)
     model.policy.normalizer.update = lambda _: None
     model.learn(ppo.iteration(2), callback=recorder)
     rollout = recorder.rollouts[0]

@@ -85,7 +85,7 @@ def test_every_constructor_argument_is_kept(algorithm: Algorithm) -> None:
 def test_file_does_not_grow_with_rollout_or_training(algorithm: Algorithm) -> None:
     sizes = []
     for n_steps, iterations in ((16, 1), (16, 8), (512, 1)):
-        model = algorithm.make("FlowPolicy", make_toy(), n_steps=n_steps, n_epochs=1, stats_window_size=2)
+        model = algorithm.make("FlowPolicy", make_toy(), n_steps=n_steps, stats_window_size=2, **algorithm.once)
         sizes.append(len(saved(model.learn(n_steps * iterations)).getvalue()))
     # One chain of the rollout would be 40 bytes, 496 more of them 20 kB.
     assert max(sizes) - min(sizes) < 500, sizes
