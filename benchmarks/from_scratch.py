@@ -1,11 +1,14 @@
 """
-From scratch, without demonstrations: ScoReFlowPPO at its defaults, without the score, and Stable-Baselines3's PPO at its
-defaults.
+From scratch, without demonstrations: ScoReFlowPPO at its defaults and without the score, RLDT at its defaults, and
+Stable-Baselines3's PPO and SAC at theirs.
 
-    python -m benchmarks.from_scratch --env HalfCheetah-v5
-    python -m benchmarks.from_scratch --env Pendulum-v1
+    python -m benchmarks.from_scratch --env HalfCheetah-v5 --variants scoreflow no_score sb3_ppo
+    python -m benchmarks.from_scratch --env HalfCheetah-v5 --variants rldt sb3_sac --timesteps 100000
+    python -m benchmarks.from_scratch --env Pendulum-v1 --variants scoreflow no_score sb3_ppo
+    python -m benchmarks.from_scratch --env Pendulum-v1 --variants rldt sb3_sac --timesteps 50000
 
-One CSV per run in ``benchmarks/results/from_scratch/``, and a summary of all seeds as JSON.
+RLDT and SAC do many gradient steps per env step, so they get fewer env steps: the summary has every variant at the end of its
+runs and at the number of env steps that all of them have. One CSV per run in ``benchmarks/results/from_scratch/``.
 """
 
 import argparse
@@ -13,20 +16,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.learning import CurveRecorder, final_return, mean_and_interval, read_curve
+from benchmarks.learning import Curve, CurveRecorder, final_return, mean_and_interval, read_curve
 from benchmarks.provenance import ROOT, provenance
-from sb3_scoreflow import ScoReFlowPPO
+from sb3_scoreflow import RLDT, ScoReFlowPPO
 
 RESULTS = ROOT / "benchmarks/results/from_scratch"
 VARIANTS: dict[str, dict[str, Any]] = {
     "scoreflow": dict(algorithm=ScoReFlowPPO, policy="FlowPolicy", n_envs=8),
     "no_score": dict(algorithm=ScoReFlowPPO, policy="FlowPolicy", n_envs=8, score_drift="none"),
+    "rldt": dict(algorithm=RLDT, policy="FlowPolicy", n_envs=8),
     "sb3_ppo": dict(algorithm=PPO, policy="MlpPolicy", n_envs=1),
+    "sb3_sac": dict(algorithm=SAC, policy="MlpPolicy", n_envs=1),
 }
 
 
@@ -39,16 +45,22 @@ def run(env_id: str, variant: str, seed: int, timesteps: int, path: Path) -> Non
     model.learn(timesteps, callback=CurveRecorder(path, eval_env, eval_every=timesteps // 10))
 
 
+def return_at(curve: Curve, column: str, env_steps: float) -> float:
+    """Interpolated between evaluations."""
+    known = ~np.isnan(curve[column])
+    return float(np.interp(env_steps, curve["env_steps"][known], curve[column][known]))
+
+
 def summarise(env_id: str, seeds: list[int], origin: dict[str, Any]) -> None:
-    summary: dict[str, Any] = {"env": env_id, "seeds": seeds, **origin, "variants": {}}
-    for variant in VARIANTS:
-        paths = [RESULTS / f"{env_id}_{variant}_seed{seed}.csv" for seed in seeds]
-        if not all(path.exists() for path in paths):
-            continue
-        curves = [read_curve(path) for path in paths]
-        entry = {
-            c: mean_and_interval([final_return(v, c, 2) for v in curves]) for c in ("return_exploring", "return_deterministic")
-        }
+    paths = {v: [RESULTS / f"{env_id}_{v}_seed{seed}.csv" for seed in seeds] for v in VARIANTS}
+    runs = {v: [read_curve(path) for path in files] for v, files in paths.items() if all(path.exists() for path in files)}
+    common = min(float(curve["env_steps"][-1]) for curves in runs.values() for curve in curves)
+    summary: dict[str, Any] = {"env": env_id, "seeds": seeds, **origin, "common_env_steps": common, "variants": {}}
+    for variant, curves in runs.items():
+        entry: dict[str, Any] = {}
+        for column in ("return_exploring", "return_deterministic"):
+            entry[column] = mean_and_interval([final_return(curve, column, 2) for curve in curves])
+            entry[f"{column}_at_common"] = mean_and_interval([return_at(curve, column, common) for curve in curves])
         entry["env_steps"] = {"per_seed": [float(curve["env_steps"][-1]) for curve in curves]}
         entry["wall_seconds"] = mean_and_interval([float(curve["wall_seconds"][-1]) for curve in curves])
         summary["variants"][variant] = entry

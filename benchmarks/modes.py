@@ -1,0 +1,145 @@
+"""
+Eight equally good actions: how many of them a policy keeps. RLDT with both kernels, ScoReFlowPPO and a Gaussian PPO.
+
+    python -m benchmarks.modes
+
+One-step episodes, a constant observation, a 2-d action; the reward is a bump of width 0.1 around each of eight peaks on a
+circle. The flow policies start from one clone per seed, of actions around all the peaks with a standard deviation of 0.2; the
+Gaussian starts from the mean and standard deviation of those. Of 4000 samples after training: the share within 0.15 of a
+peak, and how many peaks have at least a quarter of their even share. Results: ``benchmarks/results/modes.json`` and a picture.
+"""
+
+import argparse
+import json
+import math
+from typing import Any
+
+import gymnasium as gym
+import matplotlib
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+
+from benchmarks.learning import mean_and_interval
+from benchmarks.provenance import ROOT, provenance
+from sb3_scoreflow import RLDT, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = ROOT / "benchmarks/results"
+N_PEAKS, RADIUS, WIDTH, NEAR = 8, 0.7, 0.1, 0.15
+ANGLES = 2 * np.pi * np.arange(N_PEAKS) / N_PEAKS
+PEAKS = RADIUS * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)
+N_SAMPLES = 4000
+K = 8  # four steps cannot make eight clusters
+SHARED: dict[str, Any] = dict(
+    denoising_steps=K, learning_rate=3e-4, critic_warmup_transitions=5_000, learning_rate_warmup_steps=100
+)
+VARIANTS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
+    "rldt_rbf": (RLDT, dict(kernel="rbf", **SHARED)),
+    "rldt_rbf_warm": (RLDT, dict(kernel="rbf", temperature=0.1, **SHARED)),
+    "rldt_delta": (RLDT, dict(kernel="delta", **SHARED)),
+    "scoreflow": (ScoReFlowPPO, dict(denoising_steps=K, n_steps=50, min_std=0.05)),
+    "gaussian_ppo": (PPO, dict(n_steps=50, batch_size=250, policy_kwargs=dict(log_std_init=math.log(0.53)))),
+}
+LABELS = dict(
+    rldt_rbf="RLDT, rbf",
+    rldt_rbf_warm="RLDT, rbf, temperature 0.1",
+    rldt_delta="RLDT, delta",
+    scoreflow="ScoReFlowPPO",
+    gaussian_ppo="Gaussian PPO",
+)
+
+
+class Peaks(gym.Env[np.ndarray, np.ndarray]):
+    """One step, one constant observation; see the module."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        squared = ((np.asarray(action) - PEAKS) ** 2).sum(-1).min()
+        return np.zeros(1, np.float32), float(np.exp(-squared / (2 * WIDTH**2))), True, False, {}
+
+
+def imprecise_demonstrations(seed: int, n: int = 10_000) -> Demonstrations:
+    rng = np.random.default_rng(seed)
+    actions = PEAKS[rng.integers(N_PEAKS, size=n)] + 0.2 * rng.normal(size=(n, 2))
+    actions = actions.clip(-1, 1).astype(np.float32)
+    done = np.ones(n, bool)
+    return Demonstrations(np.zeros((n, 1), np.float32), actions, np.zeros(n, np.float32), done, ~done)
+
+
+def draw(model: BaseAlgorithm | FlowMatchingPolicy) -> np.ndarray:
+    return model.predict(np.zeros((N_SAMPLES, 1), np.float32), deterministic=False)[0]
+
+
+def measure(samples: np.ndarray) -> dict[str, float]:
+    distances = np.linalg.norm(samples[:, None] - PEAKS, axis=-1)
+    on_peak = distances.min(1) < NEAR
+    shares = np.bincount(distances.argmin(1)[on_peak], minlength=N_PEAKS) / len(samples)
+    return {"on_a_peak": float(on_peak.mean()), "peaks_kept": int((shares >= 0.25 / N_PEAKS).sum())}
+
+
+def run(seed: int, timesteps: int) -> dict[str, np.ndarray]:
+    """Samples of every variant, and of the clone."""
+    th.manual_seed(seed)
+    start = FlowMatchingPolicy(Peaks.observation_space, Peaks.action_space, denoising_steps=K)
+    pretrain_bc(start, imprecise_demonstrations(seed), n_batches=3000, seed=seed)
+    samples = {"clone": draw(start)}
+    for variant, (algorithm, arguments) in VARIANTS.items():
+        env = make_vec_env(Peaks, n_envs=20, seed=seed)
+        alias = "MlpPolicy" if algorithm is PPO else "FlowPolicy"
+        model: Any = algorithm(alias, env, seed=seed, device="cpu", **arguments)
+        if algorithm is not PPO:
+            model.policy.load_state_dict(start.state_dict(), strict=False)
+            model.on_pretrained()
+        model.learn(timesteps)
+        samples[variant] = draw(model)
+        print(seed, variant, measure(samples[variant]), flush=True)
+    return samples
+
+
+def plot(samples: dict[str, np.ndarray]) -> None:
+    figure, panels = plt.subplots(1, len(samples), figsize=(2.6 * len(samples), 2.9), sharex=True, sharey=True)
+    for axes, (variant, points) in zip(panels, samples.items(), strict=True):
+        axes.scatter(*points[:1500].T, s=2, alpha=0.4)
+        axes.scatter(*PEAKS.T, s=60, facecolors="none", edgecolors="tab:red")
+        axes.set(title=LABELS.get(variant, variant), aspect="equal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+        axes.title.set_fontsize(9)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "modes.png", dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timesteps", type=int, default=40_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    origin = provenance()
+    th.set_num_threads(1)
+    runs = [run(seed, arguments.timesteps) for seed in arguments.seeds]
+    summary: dict[str, Any] = {
+        **origin,
+        "seeds": arguments.seeds,
+        "timesteps": arguments.timesteps,
+        "settings": {name: repr(settings) for name, (_, settings) in VARIANTS.items()},
+        "variants": {},
+    }
+    for variant in runs[0]:
+        measures = [measure(samples[variant]) for samples in runs]
+        summary["variants"][variant] = {name: mean_and_interval([m[name] for m in measures]) for name in measures[0]}
+    (RESULTS / "modes.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot(runs[0])
+
+
+if __name__ == "__main__":
+    main()
