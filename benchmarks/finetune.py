@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.gaussian_baseline import clone, gaussian_ppo, normalised
 from benchmarks.learning import (
+    COLUMNS,
     Curve,
     CurveRecorder,
     evaluate,
@@ -71,7 +72,6 @@ LABELS = dict(
 )
 CLONE_BATCHES = 10_000
 GAUSSIAN_STD = 0.2
-COLUMNS = ("return_exploring", "return_deterministic")
 
 
 def curve_path(env_id: str, variant: str, seed: int) -> Path:

@@ -16,6 +16,8 @@ from stable_baselines3.common.vec_env import VecEnv
 #: Columns of a learning curve
 Curve = dict[str, np.ndarray]
 FIELDS = ("env_steps", "timesteps", "return_exploring", "return_deterministic", "wall_seconds", "cpu_seconds")
+#: The returns among them
+COLUMNS = ("return_exploring", "return_deterministic")
 
 
 class CurveRecorder(BaseCallback):

@@ -43,7 +43,7 @@ VARIANTS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
     "rldt_rbf": (RLDT, dict(kernel="rbf", **SHARED)),
     "rldt_rbf_warm": (RLDT, dict(kernel="rbf", temperature=0.1, **SHARED)),
     "rldt_delta": (RLDT, dict(kernel="delta", **SHARED)),
-    "scoreflow": (ScoReFlowPPO, dict(denoising_steps=K, n_steps=50, min_std=0.05)),
+    "scoreflow": (ScoReFlowPPO, dict(denoising_steps=K, n_steps=50, batch_size=250, min_std=0.05)),
     "gaussian_ppo": (PPO, dict(n_steps=50, batch_size=250, policy_kwargs=dict(log_std_init=math.log(0.53)))),
 }
 LABELS = dict(
@@ -121,7 +121,7 @@ def plot(samples: dict[str, np.ndarray]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=40_000)
+    parser.add_argument("--timesteps", type=int, default=20_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     origin = provenance()
