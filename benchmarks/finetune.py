@@ -164,19 +164,22 @@ def summarise(env_id: str, seeds: list[int], origin: dict[str, Any]) -> None:
 
 
 def plot(env_id: str, curves: dict[str, list[Curve]]) -> None:
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    for axes, column, title in zip(panels, COLUMNS, ("while exploring", "deterministic"), strict=True):
-        for variant, runs in curves.items():
-            grid = np.linspace(0, min(c["env_steps"][-1] for c in runs), 50)
-            values = np.array([np.interp(grid, c["env_steps"][(ok := ~np.isnan(c[column]))], c[column][ok]) for c in runs])
-            (line,) = axes.plot(grid, values.mean(0), label=LABELS[variant])
-            axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
-        axes.set(xlabel="environment steps", title=f"return {title}")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"{env_id}, mean and range over seeds")
-    panels[0].legend()
+    """Both returns over environment steps and over processor time; mean and range over seeds."""
+    figure, panels = plt.subplots(2, 2, figsize=(11, 7.5), sharey=True)
+    abscissas = {"env_steps": "environment steps", "cpu_seconds": "processor seconds"}
+    for row, (x, label) in zip(panels, abscissas.items(), strict=True):
+        for axes, column, title in zip(row, COLUMNS, ("while exploring", "deterministic"), strict=True):
+            for variant, runs in curves.items():
+                grid = np.linspace(0, min(c[x][-1] for c in runs), 50)
+                values = np.array([np.interp(grid, c[x][(ok := ~np.isnan(c[column]))], c[column][ok]) for c in runs])
+                (line,) = axes.plot(grid, values.mean(0), label=LABELS[variant])
+                axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
+            axes.set(xlabel=label, title=f"return {title}")
+            axes.grid(alpha=0.3)
+        row[0].set_ylabel(f"{env_id}, mean and range over seeds")
+    panels[0, 0].legend()
     figure.tight_layout()
-    figure.savefig(RESULTS / f"{env_id}.png", dpi=110)
+    figure.savefig(RESULTS / f"{env_id}.png", dpi=100)
 
 
 def main() -> None:

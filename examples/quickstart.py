@@ -1,7 +1,8 @@
 """
-Behaviour cloning on mediocre Hopper demonstrations, then fine-tuning with ScoReFlowPPO.
+Behaviour cloning on mediocre Hopper demonstrations, then fine-tuning with ScoReFlowPPO (or RLDT).
 
     python examples/quickstart.py
+    python examples/quickstart.py --algorithm rldt
 
 Prints the return of the demonstrations, of their clone and of the fine-tuned policy, and leaves a saved model and a picture of
 the learning curve in ``demo_output/``.
@@ -20,7 +21,15 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_scoreflow import ActionChunking, CosineSchedule, HoldCosineSchedule, ScoReFlowPPO, load_demonstrations, pretrain_bc
+from sb3_scoreflow import (
+    RLDT,
+    ActionChunking,
+    CosineSchedule,
+    HoldCosineSchedule,
+    ScoReFlowPPO,
+    load_demonstrations,
+    pretrain_bc,
+)
 
 matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
@@ -33,7 +42,24 @@ def make_env(n_envs: int, seed: int) -> VecEnv:
     return make_vec_env(ENV_ID, n_envs=n_envs, seed=seed, wrapper_class=partial(ActionChunking, horizon=4))
 
 
-def evaluate(model: ScoReFlowPPO, env: VecEnv) -> tuple[float, float]:
+def make_model(algorithm: str, env: VecEnv, seed: int) -> ScoReFlowPPO | RLDT:
+    if algorithm == "rldt":
+        return RLDT("FlowPolicy", env, seed=seed, device="cpu")
+    return ScoReFlowPPO(
+        "FlowPolicy",
+        env,
+        n_steps=100,
+        batch_size=500,
+        n_epochs=8,
+        learning_rate=CosineSchedule(2e-4, 2e-5),
+        noise_learning_rate=CosineSchedule(2e-4, 2e-5),
+        max_std=HoldCosineSchedule(0.24, 0.1),
+        seed=seed,
+        device="cpu",
+    )
+
+
+def evaluate(model: ScoReFlowPPO | RLDT, env: VecEnv) -> tuple[float, float]:
     """Mean and standard deviation of the deterministic policy's return over 20 episodes."""
     returns, _ = evaluate_policy(model, env, n_eval_episodes=20, return_episode_rewards=True)
     return float(np.mean(returns)), float(np.std(returns))
@@ -52,7 +78,7 @@ class LearningCurve(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, ScoReFlowPPO)
+        assert isinstance(self.model, (ScoReFlowPPO, RLDT))
         episodes = list(self.model.ep_info_buffer or [])[-50:]
         if episodes:
             self.timesteps.append(self.model.num_timesteps)
@@ -60,7 +86,7 @@ class LearningCurve(BaseCallback):
             self.returns.append(float(np.mean([episode["r"] for episode in episodes])))
 
 
-def plot(path: Path, curve: LearningCurve, checks: EvalCallback, demonstrated: float, cloned: float) -> None:
+def plot(path: Path, title: str, curve: LearningCurve, checks: EvalCallback, demonstrated: float, cloned: float) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     axes.plot(curve.env_steps, curve.returns, label="fine-tuning, while exploring")
     # EvalCallback counts chunks; the exploring curve gives the environment steps that they took.
@@ -68,7 +94,7 @@ def plot(path: Path, curve: LearningCurve, checks: EvalCallback, demonstrated: f
     axes.plot(steps, np.mean(checks.evaluations_results, axis=1), "o-", label="fine-tuning, deterministic")
     axes.axhline(demonstrated, color="gray", linestyle=":", label=f"demonstrations ({demonstrated:.0f})")
     axes.axhline(cloned, color="black", linestyle="--", label=f"clone, deterministic ({cloned:.0f})")
-    axes.set(xlabel="environment steps", ylabel="return", title=f"ScoReFlowPPO on {ENV_ID}", ylim=(0, None))
+    axes.set(xlabel="environment steps", ylabel="return", title=title, ylim=(0, None))
     axes.legend(loc="best")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -76,6 +102,7 @@ def plot(path: Path, curve: LearningCurve, checks: EvalCallback, demonstrated: f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithm", choices=["scoreflow", "rldt"], default="scoreflow")
     parser.add_argument("--timesteps", type=int, default=70_000, help="chunks of 4 actions to train for (default 70000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for model and picture")
@@ -88,19 +115,7 @@ def main() -> None:
     print(demonstrations.describe(), end="\n\n")
 
     env, test_env = make_env(20, arguments.seed), make_env(1, 20_000 + arguments.seed)
-    model = ScoReFlowPPO(
-        "FlowPolicy",
-        env,
-        n_steps=100,
-        batch_size=500,
-        n_epochs=8,
-        learning_rate=CosineSchedule(2e-4, 2e-5),
-        noise_learning_rate=CosineSchedule(2e-4, 2e-5),
-        max_std=HoldCosineSchedule(0.24, 0.1),
-        seed=arguments.seed,
-        device="cpu",
-    )
-
+    model = make_model(arguments.algorithm, env, arguments.seed)
     pretrain_bc(model, demonstrations, seed=arguments.seed, progress_bar=True)
     cloned, cloned_std = evaluate(model, test_env)
     print(f"clone: return {cloned:.0f} +- {cloned_std:.0f} over 20 episodes\n")
@@ -108,16 +123,16 @@ def main() -> None:
     curve, folder = LearningCurve(), str(arguments.output)
     checks = EvalCallback(make_env(5, 10_000 + arguments.seed), n_eval_episodes=10, eval_freq=250, log_path=folder, verbose=0)
     model.learn(arguments.timesteps, callback=[curve, checks], progress_bar=True)
-    model.save(arguments.output / "hopper_scoreflow")
+    model.save(arguments.output / f"hopper_{arguments.algorithm}")
     tuned, tuned_std = evaluate(model, test_env)
 
     picture = arguments.output / "learning_curve.png"
-    plot(picture, curve, checks, float(demonstrations.episode_returns.mean()), cloned)
+    plot(picture, f"{type(model).__name__} on {ENV_ID}", curve, checks, float(demonstrations.episode_returns.mean()), cloned)
     print(
         f"\nfine-tuned: return {tuned:.0f} +- {tuned_std:.0f} over 20 episodes, {tuned / cloned:.2f} times the clone's, "
         f"after {model.num_env_steps} environment steps and {time.time() - start:.0f} s in all"
     )
-    print(f"wrote {arguments.output / 'hopper_scoreflow.zip'} and {picture}")
+    print(f"wrote {arguments.output / f'hopper_{arguments.algorithm}.zip'} and {picture}")
 
 
 if __name__ == "__main__":
