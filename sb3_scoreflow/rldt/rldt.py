@@ -281,6 +281,13 @@ class RLDT(FlowAlgorithm):
         if reset_num_timesteps:
             self.num_env_steps = 0
         self._setup_lr_schedule()
+        warmup, size = self._resolved("critic_warmup_transitions"), self.n_steps * self.n_envs
+        if self.actor_steps > 0 and self.n_transitions + -(-total_timesteps // size) * size <= warmup:
+            warnings.warn(
+                f"learn(total_timesteps={total_timesteps}) ends within the critics' warm-up: the actor will not change before "
+                f"critic_warmup_transitions={warmup} transitions ({self.n_transitions} so far). Train longer, or lower it.",
+                stacklevel=4,
+            )
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _own_callback(self) -> BaseCallback:

@@ -1,6 +1,7 @@
 """RLDT's iteration: what moves when, rates and scales, logs, refusal of NaN, and critics on chains whose Q is known."""
 
 import math
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -269,6 +270,21 @@ def test_each_group_is_clipped_by_itself() -> None:
 
 
 # ---------------------------------------------------------------------- learning rates
+
+
+@pytest.mark.parametrize(("total", "warns"), [(2 * SIZE, True), (2 * SIZE + 1, False)])
+def test_training_that_ends_within_the_warmup_warns(total: int, warns: bool) -> None:
+    model = _model(critic_warmup_transitions=2 * SIZE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(total)
+    caught = [warning for warning in caught if "critic_warmup_transitions" in str(warning.message)]
+    messages = [str(warning.message) for warning in caught]
+    assert all(warning.filename == __file__ for warning in caught)  # it points at the call of learn
+    assert len(messages) == warns
+    assert (model.n_actor_updates == 0) == warns  # it says what is the case
+    if warns:
+        assert f"total_timesteps={total}" in messages[0] and f"critic_warmup_transitions={2 * SIZE}" in messages[0]
 
 
 def test_learning_rate_of_the_actor_rises_linearly() -> None:
