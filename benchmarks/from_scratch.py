@@ -1,11 +1,11 @@
 """
-From scratch, without demonstrations: ScoReFlowPPO at its defaults and without the score, RLDT at its defaults, and
-Stable-Baselines3's PPO and SAC at theirs.
+From scratch, without demonstrations: ScoReFlowPPO at its defaults and without the score, RLDT at its defaults but for
+a wide prior, and Stable-Baselines3's PPO and SAC at theirs.
 
     python -m benchmarks.from_scratch --env HalfCheetah-v5 --variants scoreflow no_score sb3_ppo
-    python -m benchmarks.from_scratch --env HalfCheetah-v5 --variants rldt sb3_sac --timesteps 60000
+    python -m benchmarks.from_scratch --env HalfCheetah-v5 --variants rldt sb3_sac --timesteps 25000
     python -m benchmarks.from_scratch --env Pendulum-v1 --variants scoreflow no_score sb3_ppo
-    python -m benchmarks.from_scratch --env Pendulum-v1 --variants rldt sb3_sac --timesteps 30000
+    python -m benchmarks.from_scratch --env Pendulum-v1 --variants rldt sb3_sac --timesteps 15000
 
 RLDT and SAC do many gradient steps per env step, so they get fewer env steps: the summary has every variant at the end of its
 runs and at the number of env steps that all of them have. One CSV per run in ``benchmarks/results/from_scratch/``.
@@ -30,7 +30,8 @@ RESULTS = ROOT / "benchmarks/results/from_scratch"
 VARIANTS: dict[str, dict[str, Any]] = {
     "scoreflow": dict(algorithm=ScoReFlowPPO, policy="FlowPolicy", n_envs=8),
     "no_score": dict(algorithm=ScoReFlowPPO, policy="FlowPolicy", n_envs=8, score_drift="none"),
-    "rldt": dict(algorithm=RLDT, policy="FlowPolicy", n_envs=8),
+    # An untrained policy as wide as the action space: the critics learn nothing about actions that nobody tries.
+    "rldt": dict(algorithm=RLDT, policy="FlowPolicy", n_envs=8, policy_kwargs=dict(prior_std=1.0)),
     "sb3_ppo": dict(algorithm=PPO, policy="MlpPolicy", n_envs=1),
     "sb3_sac": dict(algorithm=SAC, policy="MlpPolicy", n_envs=1),
 }

@@ -1,6 +1,6 @@
 """
-Where RLDT's time goes: one iteration at the default settings on Hopper, split into its parts, for 4, 8 and 16 particles, one
-thread; beside it the same work done one trajectory, one critic and one particle at a time.
+Where RLDT's time goes: one iteration at the defaults for pretrained policies on Hopper, split into its parts, for 4, 8 and 16
+particles, one thread; beside it the same work done one trajectory, one critic and one particle at a time.
 
     python -m benchmarks.rldt_cost
 
@@ -24,6 +24,7 @@ from benchmarks.provenance import ROOT, provenance
 from sb3_scoreflow import RLDT, ActionChunking
 from sb3_scoreflow.rldt.actor import Reference
 from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets
+from sb3_scoreflow.rldt.presets import DEFAULTS
 
 REPEATS = 15
 N_CRITIC_STEPS, N_ACTOR_STEPS, PARTICLES = 8, 2, (4, 8, 16)
@@ -45,7 +46,8 @@ def main() -> None:
     origin = provenance()
     th.set_num_threads(1)
     env = make_vec_env("Hopper-v5", n_envs=20, seed=0, wrapper_class=partial(ActionChunking, horizon=4))
-    model = RLDT("FlowPolicy", env, seed=0, device="cpu", critic_warmup_transitions=0)
+    settings = {**DEFAULTS["pretrained"], "critic_warmup_transitions": 0}
+    model = RLDT("FlowPolicy", env, seed=0, device="cpu", **settings)
     model.learn(5 * model.n_steps * env.num_envs)
     policy = model.policy
     reference = Reference(deepcopy(policy.features_extractor), deepcopy(policy.velocity_field))
@@ -106,8 +108,11 @@ def main() -> None:
     per_iteration = {
         "rollout": times["rollout"],
         "targets": model.n_refreshes * times["targets"],
-        "critic_steps": model.critic_steps / N_CRITIC_STEPS * times["critic_steps"],
-        **{f"actor_{p}_particles": model.actor_steps / N_ACTOR_STEPS * times[f"actor_steps_{p}_particles"] for p in PARTICLES},
+        "critic_steps": settings["critic_steps"] / N_CRITIC_STEPS * times["critic_steps"],
+        **{
+            f"actor_{p}_particles": settings["actor_steps"] / N_ACTOR_STEPS * times[f"actor_steps_{p}_particles"]
+            for p in PARTICLES
+        },
     }
     default = ("rollout", "targets", "critic_steps", "actor_8_particles")
     total = sum(per_iteration[name] for name in default)

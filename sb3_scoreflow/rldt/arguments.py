@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sb3_scoreflow.rldt.rldt import RLDT
 
 _COUNTS = ("batch_size", "critic_steps", "n_refreshes", "refresh_size", "actor_batch_size", "n_particles", "history_size")
-_POSITIVE = (*_COUNTS, "max_grad_norm")
+_POSITIVE = (*_COUNTS, "n_steps", "max_grad_norm")
 _NOT_NEGATIVE = (
     "learning_rate",
     "critic_learning_rate",
@@ -33,9 +33,9 @@ def check_arguments(model: "RLDT") -> None:
     :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
     """
     check_action_space(model.action_space)
-    for name in (*_POSITIVE, *(["n_steps"] if model.n_steps is not None else [])):
+    for name in _POSITIVE:
         value = getattr(model, name)
-        if not value > 0:
+        if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
     for name in _NOT_NEGATIVE:
         value = getattr(model, name)

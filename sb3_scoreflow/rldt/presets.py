@@ -7,10 +7,27 @@ the actor waits until the critic has seen enough transitions (docs/rldt.md has t
 
 from typing import Any
 
-#: argument -> value, for a policy trained from scratch and for a pretrained one
+#: argument -> value, for a policy trained from scratch and for a pretrained one. From scratch the actor has far to go, so it
+#: takes many small steps; a clone has to be led on gently.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "scratch": dict(learning_rate=3e-4, critic_learning_rate=1e-3, critic_warmup_transitions=4_000),
-    "pretrained": dict(learning_rate=2e-5, critic_learning_rate=1e-3, critic_warmup_transitions=15_000),
+    "scratch": dict(
+        learning_rate=3e-4,
+        critic_learning_rate=1e-3,
+        critic_warmup_transitions=2_000,
+        critic_steps=512,
+        actor_steps=256,
+        actor_batch_size=64,
+        n_particles=4,
+    ),
+    "pretrained": dict(
+        learning_rate=2e-5,
+        critic_learning_rate=1e-3,
+        critic_warmup_transitions=15_000,
+        critic_steps=256,
+        actor_steps=32,
+        actor_batch_size=128,
+        n_particles=8,
+    ),
 }
 
 #: Steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None.
@@ -67,5 +84,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         reward_scale="ema",
         consistency_coef=1.0,
         critic_warmup_transitions=100_000,
+        policy_kwargs=dict(prior_std=1.0),  # as wide as the published networks, which pass their noise on before training
     ),
 }

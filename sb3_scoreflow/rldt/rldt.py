@@ -111,7 +111,7 @@ class RLDT(FlowAlgorithm):
         gamma: float = 0.99,
         critic_learning_rate: float | Schedule | None = None,
         encoder_learning_rate: float | Schedule | None = None,
-        critic_steps: int = 256,
+        critic_steps: int | None = None,
         n_refreshes: int = 16,
         refresh_size: int = 4096,
         n_critics: int = 2,
@@ -124,9 +124,9 @@ class RLDT(FlowAlgorithm):
         new_fraction: float = 1 / 3,
         balance_success: bool = False,
         critic_warmup_transitions: int | None = None,
-        actor_steps: int = 32,
-        actor_batch_size: int = 128,
-        n_particles: int = 8,
+        actor_steps: int | None = None,
+        actor_batch_size: int | None = None,
+        n_particles: int | None = None,
         kernel: Kernel = "rbf",
         bandwidth: float | None = None,
         temperature: float = 1e-3,
@@ -282,7 +282,7 @@ class RLDT(FlowAlgorithm):
             self.num_env_steps = 0
         self._setup_lr_schedule()
         warmup, size = self._resolved("critic_warmup_transitions"), self.n_steps * self.n_envs
-        if self.actor_steps > 0 and self.n_transitions + -(-total_timesteps // size) * size <= warmup:
+        if self._resolved("actor_steps") > 0 and self.n_transitions + -(-total_timesteps // size) * size <= warmup:
             warnings.warn(
                 f"learn(total_timesteps={total_timesteps}) ends within the critics' warm-up: the actor will not change before "
                 f"critic_warmup_transitions={warmup} transitions ({self.n_transitions} so far). Train longer, or lower it.",
@@ -320,9 +320,9 @@ class RLDT(FlowAlgorithm):
         n_trajectories = -(-self.refresh_size // self.n_steps)
         for refresh in range(self.n_refreshes):
             batch = self.rollout_buffer.sample(n_trajectories, self.new_fraction, self.balance_success)
-            self._train_critic(batch, self._share(self.critic_steps, refresh), logs)
+            self._train_critic(batch, self._share(self._resolved("critic_steps"), refresh), logs)
             if not warming_up:
-                self._train_actor(batch, reference, self._share(self.actor_steps, refresh), logs)
+                self._train_actor(batch, reference, self._share(self._resolved("actor_steps"), refresh), logs)
         self.n_iterations += 1
         self._check_parameters()
         self._log_update(logs)
@@ -360,13 +360,14 @@ class RLDT(FlowAlgorithm):
         rows = batch.valid.flatten().nonzero().squeeze(-1)
         if len(rows) == 0:  # everything drawn comes after a success
             return
+        batch_size, n_particles = self._resolved("actor_batch_size"), self._resolved("n_particles")
         for _ in range(n_steps):
-            chosen = rows[th.randint(len(rows), (self.actor_batch_size,), device=rows.device)]
+            chosen = rows[th.randint(len(rows), (batch_size,), device=rows.device)]
             evaluation = evaluate_actor(
                 self.policy,
                 reference,
                 take(batch.observations, chosen),
-                self.n_particles,
+                n_particles,
                 self.kernel,
                 self.bandwidth,
                 self.temperature,

@@ -40,7 +40,8 @@ def test_presets_name_arguments_and_train(name: str) -> None:
     assert set(PRESETS[name]) <= set(inspect.signature(RLDT).parameters)
     settings = {**PRESETS[name], **SMALL}
     env = make_vec_env(Reach, n_envs=4, seed=0)
-    model = RLDT("FlowPolicy", env, policy_kwargs=dict(net_arch=[16, 16]), seed=0, device="cpu", **settings)
+    settings["policy_kwargs"] = {"net_arch": [16, 16], **settings.get("policy_kwargs", {})}
+    model = RLDT("FlowPolicy", env, seed=0, device="cpu", **settings)
     for argument, value in settings.items():
         assert getattr(model, argument) == value
     model.learn(64)
