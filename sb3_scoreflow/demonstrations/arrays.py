@@ -8,6 +8,8 @@ import numpy as np
 Observations = np.ndarray | dict[str, np.ndarray]
 """One array of shape ``(N, ...)``, or one such array per key of a ``Dict`` observation space."""
 
+_BLOCK_ROWS = 256
+
 
 def map_observations(function: Callable[[np.ndarray], np.ndarray], observations: Observations) -> Observations:
     """
@@ -119,3 +121,22 @@ def clean_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str | int | 
             )
         clean[key] = value
     return clean
+
+
+def describe_array(array: np.ndarray) -> str:
+    """
+    :param array: ``(N, *shape)`` with at least one entry
+    :return: Its shape and type, the range of its values, and the ranges of its components' means and standard deviations
+    """
+    if array.size == 0:
+        return f"{array.shape[1:]} {array.dtype}"
+    n_rows = len(array)
+    # In blocks: of images, a copy of all as float64 may not fit into memory
+    blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, n_rows, _BLOCK_ROWS)]
+    means = sum(array[block].sum(axis=0, dtype=np.float64) for block in blocks) / n_rows
+    variances = sum(((array[block] - means) ** 2).sum(axis=0) for block in blocks) / n_rows
+    stds = np.sqrt(variances)
+    return (
+        f"{array.shape[1:]} {array.dtype}; values {array.min():.3g} to {array.max():.3g}, "
+        f"means {means.min():.3g} to {means.max():.3g}, stds {stds.min():.3g} to {stds.max():.3g}"
+    )

@@ -14,6 +14,7 @@ from sb3_scoreflow.demonstrations.arrays import (
     clean_metadata,
     clean_observations,
     clean_vector,
+    describe_array,
     map_observations,
     named_observations,
 )
@@ -286,18 +287,20 @@ class Demonstrations:
 
     def describe(self) -> str:
         """
-        :return: A table of the statistics, shapes and metadata, to print
+        :return: A table of the source, the statistics, shapes and metadata, to print. Of observations and actions: the range
+            of all values, and the ranges of the means and standard deviations of their components
         """
         stats = self.statistics()
+        arrays = {**named_observations(self.observations), "actions": self.actions}
         rows = {
+            "source": str(self.metadata.get("source", "collected" if "policy" in self.metadata else "not recorded")),
             "episodes": f"{self.n_episodes:,}",
             "transitions": f"{len(self):,}",
             "return": "{return_mean:.1f} +/- {return_std:.1f}, {return_min:.1f} to {return_max:.1f}".format(**stats),
             "episode length": "{length_mean:.1f}, {length_min:.0f} to {length_max:.0f}".format(**stats),
             "terminated": f"{stats['terminated_fraction']:.1%} of the episodes",
-            "action values": "{action_min:.3g} to {action_max:.3g}".format(**stats),
-            **{name: f"{shape} {dtype}" for name, (shape, dtype) in self._layout().items()},
-            **{f"metadata: {key}": str(value) for key, value in self.metadata.items()},
+            **{name: describe_array(arrays[name]) for name in sorted(arrays)},
+            **{f"metadata: {key}": str(value) for key, value in self.metadata.items() if key != "source"},
         }
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())

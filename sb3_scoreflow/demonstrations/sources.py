@@ -53,17 +53,20 @@ def load_demonstrations(
     """
     Load demonstrations from a file or another source.
 
-    :param source: ``"builtin:hopper-medium"`` or another ``"name:..."`` of a registered source; or the path of an HDF5 file
-        with D4RL's layout. Whatever exists as a file is taken for a path
+    :param source: ``"builtin:hopper-medium"``, ``"d4rl:hopper-medium-v2"`` or another ``"name:..."`` of a registered source;
+        or the path of an HDF5 file with D4RL's layout. Whatever exists as a file is taken for a path
     :param n_episodes: At most this many episodes, the first ones; no limit if None
     :param n_transitions: At most this many transitions, in whole episodes; no limit if None
     :param kwargs: Passed on to the source, such as ``max_episode_steps`` to a file without ``timeouts``
-    :return: The demonstrations
+    :return: The demonstrations; ``metadata`` holds their ``source``
     :raises ValueError: if the source is unknown, or see :meth:`Demonstrations.take`
     :raises FileNotFoundError: if the file does not exist
     """
     name, spec = _parse(source)
-    return _SOURCES[name](spec, **kwargs).take(n_episodes=n_episodes, n_transitions=n_transitions)
+    demonstrations = _SOURCES[name](spec, **kwargs).take(n_episodes=n_episodes, n_transitions=n_transitions)
+    # A file may say where its data came from in the first place
+    demonstrations.metadata.setdefault("source", f"{name}:{spec}")
+    return demonstrations
 
 
 def _parse(source: str | os.PathLike[str]) -> tuple[str, str]:

@@ -72,6 +72,7 @@ def test_records_what_happens() -> None:
     np.testing.assert_array_equal(d.terminations, [0, 0, 1, 0, 1])
     assert not d.truncations.any()
     assert d.metadata == {"policy": "<lambda>", "deterministic": False}
+    assert "source                   collected\n" in d.describe()
     assert not env.closed
 
 

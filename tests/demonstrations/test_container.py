@@ -220,16 +220,39 @@ def test_statistics_and_description() -> None:
     lines = dict(line.split("  ", 1) for line in d.describe().splitlines())
     lines = {name: text.strip() for name, text in lines.items()}
     assert lines == {
+        "source": "not recorded",
         "episodes": "2",
         "transitions": "5",
         "return": "5.0 +/- 4.0, 1.0 to 9.0",
         "episode length": "2.5, 2 to 3",
         "terminated": "50.0% of the episodes",
-        "action values": "0 to 40",
-        "actions": "(1,) float32",
-        "observations": "(2,) float32",
+        "actions": "(1,) float32; values 0 to 40, means 20 to 20, stds 14.1 to 14.1",
+        "observations": "(2,) float32; values -4 to 4, means -2 to 2, stds 1.41 to 1.41",
         "metadata: env": "Test-v0",
     }
+
+
+def test_description_of_dicts_images_and_many_transitions() -> None:
+    n = 1000
+    rng = np.random.default_rng(0)
+    images, state = rng.integers(0, 256, (n, 4, 4, 3), np.uint8), rng.normal(1e3, 1.0, (n, 5)).astype(np.float32)
+    ends = np.arange(n) == n - 1
+    d = Demonstrations(
+        {"image": images, "state": state}, np.zeros(n, int), None, ends, metadata={"source": "lab:1", "env": "X-v0"}
+    )
+    text = d.describe()
+    assert text.startswith("source ") and text.count("lab:1") == 1
+    assert d.statistics()["n_transitions"] == n
+    means, stds = images.mean(axis=0), images.std(axis=0)
+    assert (
+        f"observations['image']  (4, 4, 3) uint8; values 0 to 255, means {means.min():.3g} to {means.max():.3g}, "
+        f"stds {stds.min():.3g} to {stds.max():.3g}"
+    ) in text
+    stds = state.std(axis=0, dtype=np.float64)  # exact although the mean is a thousand times as large
+    assert f"stds {stds.min():.3g} to {stds.max():.3g}\n" in text
+    assert "() int64; values 0 to 0, means 0 to 0, stds 0 to 0" in text
+    empty = Demonstrations({"nothing": np.zeros((2, 0))}, np.zeros(2), None, [0, 1])
+    assert "observations['nothing']  (0,) float32\n" in empty.describe() + "\n"
 
 
 def test_returns_to_go() -> None:

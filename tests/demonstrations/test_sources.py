@@ -90,7 +90,7 @@ def test_unknown_builtin_lists_what_exists() -> None:
 
 
 def test_unknown_source_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"Unknown source 'moon' .*'moon:rocks'\. Known sources: \['builtin', 'file'\]"):
+    with pytest.raises(ValueError, match=r"Unknown source 'moon' .*'moon:rocks'\. Known sources: \['builtin', .*'file'"):
         load_demonstrations("moon:rocks")
 
 
@@ -99,6 +99,12 @@ def test_files(tmp_path: Path) -> None:
     small().save(path)
     for source in (path, str(path), f"file:{path}", f"file://{path}"):
         assert len(load_demonstrations(source)) == 2
+    # The source is recorded, and where the data came from in the first place outlives a copy
+    demonstrations = load_demonstrations(path)
+    assert demonstrations.metadata == {"source": f"file:{path}"}
+    demonstrations.save(tmp_path / "copy.hdf5")
+    assert load_demonstrations(tmp_path / "copy.hdf5").metadata == {"source": f"file:{path}"}
+    assert load_demonstrations("builtin:hopper-medium", n_episodes=1).metadata["source"] == "builtin:hopper-medium"
     with pytest.raises(FileNotFoundError, match=r"no demonstration file .*y\.hdf5"):
         load_demonstrations(tmp_path / "y.hdf5")
     with pytest.raises(FileNotFoundError, match=r"no demonstration file hopper-medium.*'builtin:hopper-medium'"):
