@@ -1,0 +1,298 @@
+"""
+Download a file with the standard library: resumable, checked, and in its place only when it is complete.
+
+Beside ``NAME``, while it is on its way: ``NAME.part`` (what has arrived), ``NAME.part.json`` (which file on the server that
+belongs to) and ``NAME.lock`` (keeps other processes waiting).
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+_ATTEMPTS = 3
+_PAUSE = 1.0
+"""Seconds between attempts."""
+_TIMEOUT = 30.0
+"""Seconds without any data after which an attempt has failed."""
+_BLOCK = 1 << 18
+"""Bytes per read."""
+
+
+class _BrokenTransferError(Exception):
+    """The transfer ended early; another attempt may bring the rest."""
+
+
+@dataclass
+class _Origin:
+    """Which file on the server a partial download belongs to."""
+
+    url: str
+    size: int | None
+    """Bytes; None if the server did not say: it is not resumable then."""
+    validator: str | None
+    """For ``If-Range``: the server sends the rest only if its file is still this one."""
+
+    def content_range(self, n_bytes: int) -> str:
+        """:return: The header of the response that continues after so many bytes"""
+        return f"bytes {n_bytes}-{(self.size or 0) - 1}/{self.size}"
+
+
+class _Partial:
+    """
+    What has arrived of a download, on disk.
+
+    :param path: Where the file goes when it is complete
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(f"{path.name}.part")
+        self._origin_path = path.with_name(f"{path.name}.part.json")
+
+    def resumable(self, url: str) -> tuple[int, _Origin | None]:
+        """
+        :param url: Where the rest would come from
+        :return: The number of bytes that have arrived and their origin; 0 and None if what is there (if anything) cannot be
+            continued from this URL
+        """
+        try:
+            origin = _Origin(**json.loads(self._origin_path.read_text(encoding="utf-8")))
+            n_bytes = self.path.stat().st_size
+        except (OSError, ValueError, TypeError):  # there is none, or it is not ours
+            return 0, None
+        if origin.url != url or origin.size is None or not 0 < n_bytes <= origin.size:
+            return 0, None
+        return n_bytes, origin
+
+    def restart(self, origin: _Origin) -> None:
+        """
+        Forget what has arrived.
+
+        :param origin: What will arrive
+        """
+        # In this order: at no time does what has arrived stand beside the origin of something else
+        self.discard()
+        self.path.touch()
+        self._origin_path.write_text(json.dumps(asdict(origin)), encoding="utf-8")
+
+    def discard(self) -> None:
+        """Delete all of it."""
+        self._origin_path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+    def move_to(self, path: Path) -> None:
+        """
+        :param path: Where to, in the same folder; in one step
+        """
+        os.replace(self.path, path)
+        self._origin_path.unlink(missing_ok=True)
+
+
+def download(
+    url: str, path: Path, *, check: Callable[[Path], object], advice: str, progress_bar: bool = True, noun: str = "file"
+) -> None:
+    """
+    Fetch a file that is not there yet. What arrives is kept until it is complete: a call after a failed one resumes it, if the
+    server supports that and has the same file still. Of several processes, one downloads and the others wait for it.
+
+    :param url: ``http`` or ``https``
+    :param path: Where to; missing folders are made
+    :param check: Gets the path of the complete download before that takes its place; raises OSError or ValueError if it is bad
+    :param advice: Last sentences of the error messages: what to do instead
+    :param progress_bar: Show a progress bar if tqdm is installed, else one line
+    :param noun: What error messages call the file
+    :raises ConnectionError: if the file cannot be fetched, or not completely
+    :raises OSError: if the folder cannot be written, or the check failed; nothing is at ``path`` then
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock(path.with_name(f"{path.name}.lock")))
+        except OSError as error:
+            raise OSError(f"The folder {path.parent}, for {url}, cannot be written: {error}. {advice}") from error
+        if path.exists():  # downloaded by the process that this one has waited for
+            return
+        partial = _Partial(path)
+        try:
+            _fetch(url, partial, path.name, progress_bar)
+        except (_BrokenTransferError, urllib.error.URLError) as error:
+            n_bytes, origin = partial.resumable(url)
+            kept = f"{n_bytes:,} bytes are kept in {partial.path}: the next call fetches the rest. " if origin else ""
+            raise ConnectionError(f"{url} could not be downloaded to {path}: {_reason(error)}. {kept}{advice}") from error
+        except OSError as error:
+            raise OSError(f"{url} was not stored at {path}, as {partial.path} cannot be written: {error}. {advice}") from error
+        try:
+            check(partial.path)
+        except (OSError, ValueError) as error:
+            partial.discard()
+            raise OSError(f"What {url} sent is no valid {noun}, so nothing was stored at {path}: {error} {advice}") from error
+        partial.move_to(path)
+
+
+def _fetch(url: str, partial: _Partial, name: str, progress_bar: bool) -> None:
+    """
+    Several attempts, each of which resumes where the last one ended.
+
+    :raises _BrokenTransferError: if none completes the file
+    :raises urllib.error.URLError: if the server cannot be reached or refuses, which further attempts would not change
+    """
+    attempt = 1
+    while True:
+        try:
+            _transfer(url, partial, name, progress_bar)
+            return
+        except _BrokenTransferError:
+            if attempt == _ATTEMPTS:
+                raise
+        attempt += 1
+        time.sleep(_PAUSE)
+
+
+def _transfer(url: str, partial: _Partial, name: str, progress_bar: bool) -> None:
+    """
+    One request for what is missing.
+
+    :raises _BrokenTransferError: if it is incomplete
+    :raises urllib.error.URLError: if the server cannot be reached or refuses
+    """
+    n_bytes, known = partial.resumable(url)
+    if known is not None and n_bytes == known.size:  # ended between the last byte and the check
+        return
+    headers = {"User-Agent": "sb3-scoreflow", "Accept-Encoding": "identity"}
+    if known is not None:
+        headers["Range"] = f"bytes={n_bytes}-"
+        if known.validator is not None:
+            headers["If-Range"] = known.validator
+    with _open(urllib.request.Request(url, headers=headers), partial) as response:
+        if response.status == http.client.PARTIAL_CONTENT:
+            origin = known
+            # A server that ignores If-Range, or counts differently: its bytes do not belong behind ours
+            if origin is None or response.headers.get("Content-Range") != origin.content_range(n_bytes):
+                partial.discard()
+                raise _BrokenTransferError("the file on the server has changed")
+        else:
+            # The whole file: a first request, no support for Range, or the server's file is another one now
+            n_bytes, origin = 0, _origin(url, response.headers)
+            partial.restart(origin)
+        with open(partial.path, "ab") as file, _progress(name, n_bytes, origin.size, progress_bar) as advance:
+            for block in _blocks(response):
+                file.write(block)
+                n_bytes += len(block)
+                advance(len(block))
+    # http.client does not complain when the connection is closed early
+    if origin.size is not None and n_bytes != origin.size:
+        raise _BrokenTransferError(f"the connection ended after {n_bytes:,} of {origin.size:,} bytes")
+
+
+def _origin(url: str, headers: http.client.HTTPMessage) -> _Origin:
+    """:return: What the headers of a response with the whole file say of it"""
+    length, etag = headers.get("Content-Length", ""), headers.get("ETag")
+    # A weak tag promises equal meaning, not equal bytes
+    validator = etag if etag is not None and not etag.startswith("W/") else headers.get("Last-Modified")
+    return _Origin(url, int(length) if length.isdecimal() else None, validator)
+
+
+def _open(request: urllib.request.Request, partial: _Partial) -> Any:
+    """
+    :return: The response
+    :raises _BrokenTransferError: if it did not come, or the range was refused
+    :raises urllib.error.URLError: if the server cannot be reached or refuses
+    """
+    try:
+        return urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            partial.discard()
+            raise _BrokenTransferError("the file on the server has become shorter") from error
+        raise
+    except urllib.error.URLError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenTransferError(f"the server did not answer properly ({type(error).__name__}: {error})") from error
+
+
+def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """
+    :return: The body, in blocks
+    :raises _BrokenTransferError: if the connection fails on the way
+    """
+    try:
+        while block := response.read(_BLOCK):
+            yield block
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenTransferError(f"the connection failed ({type(error).__name__}: {error})") from error
+
+
+def _reason(error: Exception) -> str:
+    """:return: What went wrong, in words"""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answered {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError):
+        return f"there is no connection to the server ({error.reason})"
+    return str(error)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """
+    Wait until no other process holds this lock. The system releases it when a process dies.
+
+    :param path: A file for it, deleted in the end
+    """
+    file = _acquire(path)
+    try:
+        yield
+    finally:
+        # Before it is released, so that nobody gets hold of a lock that is about to go. Windows deletes no open files
+        with contextlib.suppress(OSError):
+            path.unlink()
+        file.close()
+
+
+def _acquire(path: Path) -> IO[bytes]:
+    """:return: The open file that holds the lock"""
+    while True:
+        file = open(path, "ab")
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):  # Windows, or a file system without locks: processes are not kept apart there
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        # The lock that this process has waited for was deleted; others may hold a new one
+        file.close()
+
+
+@contextlib.contextmanager
+def _progress(name: str, initial: int, total: int | None, show: bool) -> Iterator[Callable[[int], object]]:
+    """
+    :param name: Of the file
+    :param initial: Bytes that are there already
+    :param total: Bytes in the end, None if unknown
+    :param show: Whether to show anything
+    :return: Function to call with every number of bytes that arrive
+    """
+    if not show:
+        yield lambda n_bytes: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        size = "" if total is None else f" ({total / 1e6:.1f} MB)"
+        print(f"Downloading {name}{size}", file=sys.stderr)
+        yield lambda n_bytes: None
+        return
+    with tqdm(desc=name, initial=initial, total=total, unit="B", unit_scale=True) as bar:
+        yield bar.update
