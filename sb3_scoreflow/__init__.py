@@ -1,6 +1,6 @@
 """Flow-matching policies for Stable-Baselines3: behaviour cloning, then fine-tuning with ScoRe-Flow or RLDT."""
 
-from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations, load_demonstrations
+from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations, load_demonstrations, normalized_score
 from sb3_scoreflow.envs import ActionChunking
 from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.pretraining import pretrain_bc
@@ -20,5 +20,6 @@ __all__ = [
     "ScoReFlowPPO",
     "collect_demonstrations",
     "load_demonstrations",
+    "normalized_score",
     "pretrain_bc",
 ]

@@ -1,10 +1,19 @@
 """Demonstrations: the container, its sources, and how to collect more."""
 
 # Importing a source registers it
-from sb3_scoreflow.demonstrations import builtin, hdf5  # noqa: F401
+from sb3_scoreflow.demonstrations import builtin, d4rl, hdf5  # noqa: F401
 from sb3_scoreflow.demonstrations.chunks import ActionChunks, ChunkBatch
 from sb3_scoreflow.demonstrations.collect import collect_demonstrations
 from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.d4rl import normalized_score
 from sb3_scoreflow.demonstrations.sources import load_demonstrations, register_source
 
-__all__ = ["ActionChunks", "ChunkBatch", "Demonstrations", "collect_demonstrations", "load_demonstrations", "register_source"]
+__all__ = [
+    "ActionChunks",
+    "ChunkBatch",
+    "Demonstrations",
+    "collect_demonstrations",
+    "load_demonstrations",
+    "normalized_score",
+    "register_source",
+]

@@ -38,7 +38,7 @@ def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None
     :raises OSError: if it cannot be read: empty, truncated, not HDF5
     :raises ValueError: if an array is missing or does not fit the others
     """
-    h5py = _import_h5py()
+    h5py = import_h5py()
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(
@@ -82,7 +82,7 @@ def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> 
     :param path: Where to; missing folders are made, ``~`` is expanded, an existing file is replaced in one step
     :raises ValueError: if an observation key has a slash, which HDF5 reserves, or a metadata key is reserved
     """
-    h5py = _import_h5py()
+    h5py = import_h5py()
     path = Path(path).expanduser()
     arrays = {
         "actions": demonstrations.actions,
@@ -113,7 +113,7 @@ def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> 
         temporary.unlink(missing_ok=True)
 
 
-def _import_h5py() -> ModuleType:
+def import_h5py() -> ModuleType:
     try:
         import h5py
     except ImportError as error:

@@ -1,0 +1,230 @@
+"""
+The data sets of D4RL (Fu et al., 2020, arXiv:2004.07219), read from its files without its package, and its normalised score.
+"""
+
+import difflib
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+
+from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.download import download
+from sb3_scoreflow.demonstrations.hdf5 import import_h5py, read_hdf5
+from sb3_scoreflow.demonstrations.sources import register_source
+
+DEFAULT_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+DEFAULT_DIRECTORY = "~/.d4rl/datasets"
+"""D4RL's own: what it has downloaded is found here, and the other way round."""
+URL_VARIABLE = "D4RL_DATASET_URL"
+DIRECTORY_VARIABLE = "D4RL_DATASET_DIR"
+
+_ROUNDING = 1e-5
+"""What float32 can make of an action at a bound, generously."""
+
+
+class _Task(NamedTuple):
+    environment: str
+    """The env of Gymnasium or Gymnasium-Robotics that takes the actions."""
+    max_episode_steps: int
+    """D4RL's step limit."""
+    min_return: float
+    """Mean return of a random policy: normalised score 0."""
+    max_return: float
+    """Mean return of an expert: normalised score 100."""
+
+
+_LOCOMOTION = {
+    # Version 4: it pays the reward for being healthy on the step on which the robot falls too, as D4RL's envs do. 5 does not
+    "hopper": _Task("Hopper-v4", 1000, -20.272305, 3234.3),
+    "walker2d": _Task("Walker2d-v4", 1000, 1.629008, 4592.3),
+    "halfcheetah": _Task("HalfCheetah-v4", 1000, -280.178953, 12135.0),
+    "ant": _Task("Ant-v4", 1000, -325.6, 3879.7),
+}
+_KITCHEN = {"kitchen": _Task("FrankaKitchen-v1", 280, 0.0, 4.0)}
+_ADROIT = {
+    "pen": _Task("AdroitHandPen-v1", 100, 96.262799, 3076.8331017826877),
+    "hammer": _Task("AdroitHandHammer-v1", 200, -274.856578, 12794.134825156867),
+    "door": _Task("AdroitHandDoor-v1", 200, -56.512833, 2880.5693087298737),
+    "relocate": _Task("AdroitHandRelocate-v1", 200, -6.425911, 4233.877797728884),
+}
+_TASKS = {**_LOCOMOTION, **_KITCHEN, **_ADROIT}
+
+_LOCOMOTION_KINDS = ("random", "medium", "expert", "medium-expert", "medium-replay", "full-replay")
+_KITCHEN_FILES = {
+    "complete": "mini_kitchen_microwave_kettle_light_slider-v0",
+    "partial": "kitchen_microwave_kettle_light_slider-v0",
+    "mixed": "kitchen_microwave_kettle_bottomburner_light-v0",
+}
+_ADROIT_SUFFIXES = {"human": "-v0_demos_clipped", "cloned": "-demos-v0-bc-combined", "expert": "-v0_expert_clipped"}
+
+_NAMES = (
+    "{hopper, walker2d, halfcheetah, ant}-{random, medium, expert, medium-expert, medium-replay, full-replay}-v2 "
+    "(-v1 as well; -v0 without full-replay), kitchen-{complete, partial, mixed}-v0, "
+    "{pen, hammer, door, relocate}-{human, cloned, expert}-v1 (-v0 as well)"
+)
+
+
+def _list_files() -> Iterator[tuple[str, str]]:
+    """:return: The name of each data set and its file, below the base URL"""
+    for task in _LOCOMOTION:
+        for kind in _LOCOMOTION_KINDS:
+            stem = f"{task}_{kind}".replace("-", "_")
+            if kind == "medium-replay":
+                # Called mixed at the time, and one file has the task's name abbreviated
+                yield f"{task}-{kind}-v0", f"gym_mujoco/{task.removesuffix('2d')}_mixed.hdf5"
+            elif kind != "full-replay":
+                yield f"{task}-{kind}-v0", f"gym_mujoco/{stem}.hdf5"
+            for version in ("v1", "v2"):
+                yield f"{task}-{kind}-{version}", f"gym_mujoco_{version}/{stem}-{version}.hdf5"
+    for kind, file in _KITCHEN_FILES.items():
+        yield f"kitchen-{kind}-v0", f"kitchen/{file}.hdf5"
+    for task in _ADROIT:
+        for kind, suffix in _ADROIT_SUFFIXES.items():
+            yield f"{task}-{kind}-v0", f"hand_dapg/{task}{suffix}.hdf5"
+            yield f"{task}-{kind}-v1", f"hand_dapg_v1/{task}-{kind}-v1.hdf5"
+
+
+DATASETS: dict[str, str] = dict(_list_files())
+"""The name of each data set and its file, below the base URL."""
+
+
+@register_source("d4rl")
+def load_d4rl(
+    spec: str,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    base_url: str | None = None,
+    max_episode_steps: int | None = None,
+    progress_bar: bool = True,
+) -> Demonstrations:
+    """
+    The source ``d4rl:NAME``, such as ``d4rl:hopper-medium-v2``. A file that is not in the directory is downloaded to it.
+
+    Episodes end where the file's ``terminals`` (a termination) or ``timeouts`` (a truncation) say so; in a file without
+    ``timeouts``, where the task's step limit is reached as well. Actions are clipped to [-1, 1], as all of these envs do.
+    Observations are those of the file; kitchen's are 9 robot positions, 21 object positions and 30 goals.
+
+    :param spec: Name of the data set, see :data:`DATASETS`
+    :param directory: Where the files are. Default: ``$D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``
+    :param base_url: Where they are downloaded from: what stands before ``gym_mujoco_v2/hopper_medium-v2.hdf5``.
+        Default: ``$D4RL_DATASET_URL``, else Berkeley's server
+    :param max_episode_steps: Step limit for a file without ``timeouts``. Default: the task's
+    :param progress_bar: Show a progress bar while downloading; it needs tqdm, without which there is one line of text
+    :return: The demonstrations; ``metadata`` has the env that fits the actions
+    :raises ValueError: if there is no data set of that name, or ``base_url`` has no ``http://`` or ``https://``
+    :raises ConnectionError: if the file cannot be downloaded
+    :raises OSError: if the directory cannot be written, or the file is empty, truncated or not HDF5
+    """
+    if spec not in DATASETS:
+        raise ValueError(f"There are no D4RL data named {spec!r}. {_nearest(spec)}Known names: {_NAMES}.")
+    base_url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    if not base_url.startswith(("http://", "https://")):
+        raise ValueError(
+            f"`base_url` (or ${URL_VARIABLE}) must begin with http:// or https://, got {base_url!r}. For files that are "
+            f"already here, pass `directory` or set ${DIRECTORY_VARIABLE}."
+        )
+    import_h5py()  # a missing package shall not be found out after the download
+    file = DATASETS[spec]
+    folder = Path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY).expanduser()
+    path = folder / file.rpartition("/")[2]
+    task = _TASKS[spec.partition("-")[0]]
+
+    def check(partial: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # reading it below warns
+            read_hdf5(partial, task.max_episode_steps)
+
+    if not path.exists():
+        download(
+            f"{base_url.rstrip('/')}/{file}",
+            path,
+            check=check,
+            advice=f"Without network, fetch the file elsewhere and put it at {path}, or name the folder that has it by "
+            f"`directory` or ${DIRECTORY_VARIABLE}; a mirror can be named by `base_url` or ${URL_VARIABLE}.",
+            progress_bar=progress_bar,
+            noun="D4RL file",
+        )
+    try:
+        demonstrations = read_hdf5(path, task.max_episode_steps if max_episode_steps is None else max_episode_steps)
+    except OSError as error:
+        raise OSError(f"{error} It stands for 'd4rl:{spec}': delete it, and the next call downloads it anew.") from error
+    _clip_actions(demonstrations.actions, spec)
+    demonstrations.metadata.update({"source": f"d4rl:{spec}", "env": task.environment})
+    return demonstrations
+
+
+def _nearest(spec: str) -> str:
+    """:return: A question with the most similar names, empty if none is"""
+    similar = difflib.get_close_matches(spec.lower(), sorted(DATASETS, reverse=True), n=3)
+    return f"Did you mean {' or '.join(map(repr, similar))}? " if similar else ""
+
+
+def _clip_actions(actions: np.ndarray, spec: str) -> None:
+    """
+    Clip to [-1, 1], in place; warn if that is more than rounding.
+
+    :param actions: ``(N, action_dim)``
+    :param spec: For the warning
+    """
+    excess = np.abs(actions).max() - 1.0
+    if excess > _ROUNDING:
+        n_outside = np.count_nonzero((np.abs(actions) > 1.0 + _ROUNDING).any(axis=-1))
+        warnings.warn(
+            f"{n_outside} of {len(actions)} actions of 'd4rl:{spec}' are outside [-1, 1], by up to {excess:.3g}: clipped, as "
+            "the env does.",
+            stacklevel=4,
+        )
+    if excess > 0:
+        np.clip(actions, -1.0, 1.0, out=actions)
+
+
+@overload
+def normalized_score(env_name: str, returns: float) -> float: ...
+@overload
+def normalized_score(env_name: str, returns: Sequence[float] | np.ndarray) -> np.ndarray: ...
+def normalized_score(env_name: str, returns: float | Sequence[float] | np.ndarray) -> float | np.ndarray:
+    """
+    D4RL's normalised score: 0 is a random policy, 100 D4RL's expert; ``100 (return - random) / (expert - random)``.
+
+    To compare with published scores, evaluate on version 4 of Gymnasium's envs: unlike D4RL's, version 5 does not reward the
+    step on which the robot falls (Hopper, Walker2d, Ant) and changes the models in places.
+
+    :param env_name: Task (``hopper``), data set (``hopper-medium-v2``) or env (``Hopper-v4``)
+    :param returns: Undiscounted return of an episode, or a sequence or array of any shape of them
+    :return: A float for one return, else an array of the same shape
+    :raises ValueError: if there is no score for that name, or ``returns`` are not numbers
+    """
+    task = _TASKS[_task_name(env_name)]
+    values = np.asarray(returns)
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"`returns` must be a number or an array of numbers, got {returns!r}.")
+    scores = 100.0 * (values - task.min_return) / (task.max_return - task.min_return)
+    return scores if values.ndim else float(scores)
+
+
+def _task_name(env_name: str) -> str:
+    """
+    :param env_name: Name of a task, data set or env
+    :return: Name of the task
+    :raises ValueError: if it is unknown
+    """
+    name = _unversioned(env_name.removeprefix("d4rl:"))
+    aliases = {_unversioned(task.environment): key for key, task in _TASKS.items()}
+    aliases.update({_unversioned(dataset): dataset.partition("-")[0] for dataset in DATASETS})
+    name = aliases.get(name, name)
+    if name not in _TASKS:
+        raise ValueError(
+            f"There is no normalised score for `env_name` {env_name!r}. Known tasks: {sorted(_TASKS)}; their data sets, "
+            f"such as 'hopper-medium-v2'; their envs: {sorted(task.environment for task in _TASKS.values())}, in any version."
+        )
+    return name
+
+
+def _unversioned(name: str) -> str:
+    """:return: The name in small letters, without its version"""
+    return re.sub(r"-v\d+$", "", name.lower())
