@@ -1,0 +1,118 @@
+"""A wrapper that picks entries of ``Dict`` observations, by rules that recorded data share."""
+
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+from gymnasium import spaces
+
+_NUMERIC_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class SelectObservations(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
+    """
+    Entries of ``Dict`` observations, on one level.
+
+    The keys of nested ``Dict`` spaces are joined by ``_``: SB3 takes one level only, and its ``CombinedExtractor`` makes
+    modules of these names, which may not contain a dot.
+
+    :param env: Env with a ``Dict`` observation space, which may be nested
+    :param observation_keys: Which entries to keep, nested ones by their joined keys: several for dict observations, or one str
+        for plain arrays. All if None
+    :raises ValueError: if a key is unknown, or an observation is not numeric
+    """
+
+    def __init__(self, env: gym.Env, observation_keys: str | Sequence[str] | None = None) -> None:
+        # Recorded, the arguments become part of the env's spec, so that a dataset of this env recovers the wrapper with it
+        gym.utils.RecordConstructorArgs.__init__(self, observation_keys=observation_keys)
+        gym.ObservationWrapper.__init__(self, env)
+        self._selection = select(env.observation_space, observation_keys, f"The env {env}")
+        picked = self._selection.pick(env.observation_space)
+        self.observation_space = spaces.Dict(picked) if isinstance(picked, dict) else picked
+
+    def observation(self, observation: Any) -> Any:
+        return self._selection.pick(observation)
+
+
+class Selection(NamedTuple):
+    """Which leaves of an observation to take, and how."""
+
+    paths: dict[str, tuple[str, ...]]
+    """The keys that lead to each leaf, under the name that it gets."""
+    is_dict: bool
+    """Whether the result is a dict, or the only leaf."""
+
+    def pick(self, tree: Any) -> Any:
+        """
+        :param tree: An observation, a batch of them, or their space
+        :return: The leaves
+        """
+        leaves = {name: _descend(tree, path) for name, path in self.paths.items()}
+        return leaves if self.is_dict else next(iter(leaves.values()))
+
+
+def select(space: spaces.Space, observation_keys: str | Sequence[str] | None, owner: str) -> Selection:
+    """
+    :param space: Space of the observations
+    :param observation_keys: As given by the user
+    :param owner: What error messages say has this space
+    :return: The leaves to take
+    :raises ValueError: if the keys do not fit the space, or a leaf that is asked for is not numeric
+    """
+    if isinstance(space, spaces.Dict):
+        paths = _named_paths(space, owner)
+        keys = (
+            [observation_keys]
+            if isinstance(observation_keys, str)
+            else list(paths if observation_keys is None else observation_keys)
+        )
+        unknown = [key for key in keys if key not in paths]
+        if unknown or not keys:
+            raise ValueError(f"{owner} has the observation keys {list(paths)}; got `observation_keys`={observation_keys!r}.")
+        selection = Selection({key: paths[key] for key in keys}, is_dict=not isinstance(observation_keys, str))
+    elif observation_keys is not None:
+        raise ValueError(
+            f"{owner} has observations without keys ({space}); got `observation_keys`={observation_keys!r}. Leave it out."
+        )
+    else:
+        selection = Selection({"observations": ()}, is_dict=False)
+    for key, path in selection.paths.items():
+        leaf = _descend(space, path)
+        if not isinstance(leaf, _NUMERIC_SPACES):
+            raise ValueError(
+                f"{owner} has observations of type {type(leaf).__name__} ({key!r}), which are no arrays of numbers. "
+                "If there are other keys, choose them with `observation_keys`."
+            )
+    return selection
+
+
+def _descend(tree: Any, path: tuple[str, ...]) -> Any:
+    return functools.reduce(operator.getitem, path, tree)
+
+
+def _named_paths(space: spaces.Dict, owner: str) -> dict[str, tuple[str, ...]]:
+    """
+    :param space: May be nested
+    :param owner: For the error message
+    :return: The keys that lead to each leaf, under their joined name
+    :raises ValueError: if two leaves have the same name
+    """
+
+    def walk(node: spaces.Space, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if not isinstance(node, spaces.Dict):
+            yield path
+            return
+        for key, child in node.spaces.items():
+            yield from walk(child, (*path, key))
+
+    paths: dict[str, tuple[str, ...]] = {}
+    for path in walk(space, ()):
+        name = "_".join(path)
+        if name in paths:
+            raise ValueError(
+                f"{owner} has the observations {paths[name]} and {path}, both would be named {name!r}. Rename one."
+            )
+        paths[name] = path
+    return paths
