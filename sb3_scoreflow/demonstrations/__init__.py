@@ -1,11 +1,12 @@
 """Demonstrations: the container, its sources, and how to collect more."""
 
 # Importing a source registers it
-from sb3_scoreflow.demonstrations import builtin, d4rl, hdf5  # noqa: F401
+from sb3_scoreflow.demonstrations import builtin, d4rl, hdf5, minari  # noqa: F401
 from sb3_scoreflow.demonstrations.chunks import ActionChunks, ChunkBatch
 from sb3_scoreflow.demonstrations.collect import collect_demonstrations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.d4rl import normalized_score
+from sb3_scoreflow.demonstrations.minari import make_evaluation_env, write_minari
 from sb3_scoreflow.demonstrations.sources import load_demonstrations, register_source
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "Demonstrations",
     "collect_demonstrations",
     "load_demonstrations",
+    "make_evaluation_env",
     "normalized_score",
     "register_source",
+    "write_minari",
 ]
