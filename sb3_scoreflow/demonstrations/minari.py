@@ -46,7 +46,7 @@ def load_minari(spec: str, observation_keys: str | Sequence[str] | None = None, 
     :param observation_keys: Which entries of ``Dict`` observations to keep, nested ones by their joined keys: several for dict
         observations, or one str for plain arrays. All if None
     :param download: Whether to download a dataset that is not there
-    :return: The demonstrations. Their metadata hold the source as ``dataset``, the id of the env and, where the dataset has
+    :return: The demonstrations. Their metadata hold it as ``source``, the id of the env and, where the dataset has
         them, the name of the algorithm, a link to its code and the reference scores
     :raises ImportError: if minari, or a package that the dataset needs, is not installed
     :raises FileNotFoundError: if the dataset is not there and is not, or cannot be, downloaded
@@ -81,7 +81,7 @@ def make_evaluation_env(
     Make the env that a Minari dataset names for evaluation, or else the one that it was recorded in. Its observations have the
     keys of the demonstrations that :func:`load_minari` reads with the same ``observation_keys``.
 
-    :param source: Id of the dataset, with or without ``minari:`` in front, such as ``demonstrations.metadata["dataset"]``
+    :param source: Id of the dataset, with or without ``minari:`` in front, such as ``demonstrations.metadata["source"]``
     :param observation_keys: See :func:`load_minari`
     :param download: See :func:`load_minari`
     :param kwargs: Passed on to ``gymnasium.make``, such as ``render_mode``
@@ -204,7 +204,7 @@ def _read_metadata(dataset: Any, dataset_id: str) -> dict[str, Any]:
     stored = dataset.storage.metadata
     metadata = {} if dataset.env_spec is None else {"env": dataset.env_spec.id}
     metadata.update({key: stored[key] for key in _KEPT_METADATA if isinstance(stored.get(key), (str, int, float))})
-    return {**metadata, **stored.get(_METADATA_KEY, {}), "dataset": f"{_SOURCE}:{dataset_id}"}
+    return {**metadata, **stored.get(_METADATA_KEY, {}), "source": f"{_SOURCE}:{dataset_id}"}
 
 
 def _check_env(env: Any) -> None:

@@ -38,7 +38,7 @@ def test_flat_observations() -> None:
         np.testing.assert_array_equal(d.truncations[episode], [0, 0, 0, 0, 1])
     assert not d.terminations.any()
     assert d.metadata == {
-        "dataset": "minari:pendulum/random-v0",
+        "source": "minari:pendulum/random-v0",
         "env": "Pendulum-v1",
         "algorithm_name": "random",
         "ref_min_score": -1.0,
@@ -108,7 +108,7 @@ def test_episode_ends(root: Path) -> None:
     np.testing.assert_array_equal(np.asarray(d.observations)[:, 0], [0, 1, 2, 0, 1, 2, 7, 7, 7])
     np.testing.assert_array_equal(d.terminations, [0, 0, 0, 0, 1, 0, 0, 0, 1])
     np.testing.assert_array_equal(d.truncations, [0, 0, 1, 0, 0, 1, 0, 0, 0])
-    assert d.metadata == {"dataset": "minari:handmade-v0"}
+    assert d.metadata == {"source": "minari:handmade-v0"}
 
 
 @pytest.mark.parametrize("keys", [None, "observation"])
@@ -126,7 +126,7 @@ def test_a_dataset_pretrains(keys: str | None) -> None:
 def test_evaluation_env() -> None:
     pendulum(eval_env=gym.make("Pendulum-v1", max_episode_steps=7, g=5.0))
     d = load_demonstrations("minari:pendulum/random-v0")
-    for source in (str(d.metadata["dataset"]), "pendulum/random-v0"):
+    for source in (str(d.metadata["source"]), "pendulum/random-v0"):
         env = make_evaluation_env(source, render_mode="rgb_array")
         assert env.spec is not None and env.spec.max_episode_steps == 7 and env.spec.kwargs["g"] == 5.0
         assert env.render_mode == "rgb_array" and isinstance(env.observation_space, spaces.Box)

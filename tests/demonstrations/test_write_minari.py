@@ -32,7 +32,7 @@ def test_round_trip(form: str, root: Path, recwarn: pytest.WarningsRecorder) -> 
     assert not recwarn
     loaded = load_demonstrations("minari:lab/pendulum-v3")
     assert_same_data(loaded, d)
-    assert loaded.metadata == {**d.metadata, "algorithm_name": "random", "dataset": "minari:lab/pendulum-v3"}
+    assert loaded.metadata == {**d.metadata, "algorithm_name": "random", "source": "minari:lab/pendulum-v3"}
     dataset = minari.load_dataset("lab/pendulum-v3")
     assert dataset.action_space == (spaces.Box(-np.inf, np.inf, (1,)) if env is None else made.action_space)
     assert dataset.observation_space == (spaces.Box(-np.inf, np.inf, (3,)) if env is None else made.observation_space)
@@ -43,7 +43,7 @@ def test_round_trip(form: str, root: Path, recwarn: pytest.WarningsRecorder) -> 
         assert recovered.spec is not None and recovered.spec.max_episode_steps == (200 if form == "id" else 5)
     # Written again, the demonstrations are those of the new dataset
     write_minari(loaded, "lab/copy-v0", env)
-    assert load_demonstrations("minari:lab/copy-v0").metadata == {**loaded.metadata, "dataset": "minari:lab/copy-v0"}
+    assert load_demonstrations("minari:lab/copy-v0").metadata == {**loaded.metadata, "source": "minari:lab/copy-v0"}
 
 
 has_lossless_images = tuple(map(int, minari.__version__.split(".")[:3])) >= (0, 5, 4)
@@ -84,7 +84,7 @@ def test_round_trip_of_all_types() -> None:
     write_minari(d, "all-types-v0")
     loaded = load_demonstrations("minari:all-types-v0")
     assert_same_data(loaded, d)
-    assert loaded.metadata == {**metadata, "dataset": "minari:all-types-v0"}
+    assert loaded.metadata == {**metadata, "source": "minari:all-types-v0"}
     assert [type(loaded.metadata[key]) for key in metadata] == [int, float, bool, str]
 
 
