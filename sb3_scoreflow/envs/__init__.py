@@ -1,6 +1,14 @@
-"""Environment wrappers."""
+"""Environments and environment wrappers."""
 
 from sb3_scoreflow.envs.action_chunking import ActionChunking
+from sb3_scoreflow.envs.kitchen import KITCHEN_TASK_SETS, FlatKitchen, completed_tasks, make_kitchen
 from sb3_scoreflow.envs.select_observations import SelectObservations
 
-__all__ = ["ActionChunking", "SelectObservations"]
+__all__ = [
+    "KITCHEN_TASK_SETS",
+    "ActionChunking",
+    "FlatKitchen",
+    "SelectObservations",
+    "completed_tasks",
+    "make_kitchen",
+]
