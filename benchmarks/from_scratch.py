@@ -5,7 +5,7 @@ a wide prior, and Stable-Baselines3's PPO and SAC at theirs.
     python -m benchmarks.from_scratch --env HalfCheetah-v5 --variants scoreflow no_score sb3_ppo
     python -m benchmarks.from_scratch --env HalfCheetah-v5 --variants rldt sb3_sac --timesteps 25000
     python -m benchmarks.from_scratch --env Pendulum-v1 --variants scoreflow no_score sb3_ppo
-    python -m benchmarks.from_scratch --env Pendulum-v1 --variants rldt sb3_sac --timesteps 15000
+    python -m benchmarks.from_scratch --env Pendulum-v1 --variants rldt sb3_sac --timesteps 10000
 
 RLDT and SAC do many gradient steps per env step, so they get fewer env steps: the summary has every variant at the end of its
 runs and at the number of env steps that all of them have. One CSV per run in ``benchmarks/results/from_scratch/``.
