@@ -194,10 +194,6 @@ class RolloutHistory(RolloutBuffer):
         different = [name for name in names if getattr(self, name) != getattr(other, name)]
         return different if type(self) is type(other) else ["class", *different]
 
-    def fits(self, other: "RolloutHistory") -> bool:
-        """Whether this history can stand in for another one: same class, spaces, environments, steps and size."""
-        return not self.misfits(other)
-
     @property
     def fill(self) -> float:
         """Share of the history that holds rollouts, in [0, 1]."""

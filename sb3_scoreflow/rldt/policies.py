@@ -266,6 +266,7 @@ class RLDTPolicy(FlowMatchingPolicy):
         ):
             parameters: list[th.Tensor] = list(target.parameters())
             if parameters:
+                # Not SB3's polyak_update: it rounds, so that a target equal to a frozen critic would drift away from it.
                 th._foreach_lerp_(parameters, list(online.parameters()), tau)
             _copy_buffers(online.buffers(), target.buffers())
 

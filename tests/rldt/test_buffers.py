@@ -277,10 +277,10 @@ def test_history_size_is_checked() -> None:
 
 def test_fits_compares_what_the_arrays_depend_on() -> None:
     history = _history()
-    assert history.fits(_history())
+    assert not history.misfits(_history())
     other_space = spaces.Box(-1, 1, (OBS,))
     for other in (_history(other_space), _history(history_size=4), _history(n_envs=2), _history(buffer_size=5)):
-        assert not history.fits(other)
+        assert history.misfits(other)
 
 
 # ---------------------------------------------------------------------- ends of episodes
