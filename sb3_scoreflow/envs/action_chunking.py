@@ -28,11 +28,11 @@ class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstr
         RecordConstructorArgs.__init__(self, horizon=horizon, n_executed=n_executed, discount=discount)
         super().__init__(env)
         n_executed = horizon if n_executed is None else n_executed
-        _check_arguments(horizon, n_executed, discount)
+        check_chunk_arguments(horizon, n_executed, discount)
         self.horizon = int(horizon)
         self.n_executed = int(n_executed)
         self.discount = float(discount)
-        self.action_space = _chunked_space(env.action_space, self.horizon)
+        self.action_space = chunked_space(env.action_space, self.horizon)
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """
@@ -63,17 +63,26 @@ class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstr
                 f"The action has shape {chunk.shape}, but ActionChunking(horizon={self.horizon}) expects "
                 f"{self.action_space.shape}: a chunk of `horizon` actions. Pass a model that was built on the chunked env."
             )
-        finite = np.isfinite(chunk)
-        if not finite.all():
-            index = tuple(int(i) for i in np.argwhere(~finite)[0])
-            raise ValueError(
-                f"The action chunk has {int((~finite).sum())} value(s) that are not finite, the first at {index}: "
-                f"{chunk[index]}. The policy has diverged (lower its learning rate) or its observations are not finite."
-            )
+        check_finite(chunk, "The action chunk")
         return chunk
 
 
-def _check_arguments(horizon: int, n_executed: int, discount: float) -> None:
+def check_finite(actions: np.ndarray, name: str) -> None:
+    """
+    :param actions: Any shape
+    :param name: What the error message says they are
+    :raises ValueError: if an entry is not finite
+    """
+    finite = np.isfinite(actions)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(
+            f"{name} has {int((~finite).sum())} value(s) that are not finite, the first at {index}: "
+            f"{actions[index]}. The policy has diverged (lower its learning rate) or its observations are not finite."
+        )
+
+
+def check_chunk_arguments(horizon: int, n_executed: int, discount: float) -> None:
     """:raises ValueError: naming the argument that is out of its range"""
     for name, value in (("horizon", horizon), ("n_executed", n_executed)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -88,7 +97,7 @@ def _check_arguments(horizon: int, n_executed: int, discount: float) -> None:
         raise ValueError(f"`discount` must lie in (0, 1], got {discount}. Pass 1.0 for the plain sum of the rewards.")
 
 
-def _chunked_space(space: gym.Space, horizon: int) -> spaces.Box:
+def chunked_space(space: gym.Space, horizon: int) -> spaces.Box:
     """
     :param space: Action space of one step
     :return: The space of ``horizon`` such actions, shape ``(horizon, *space.shape)``, with the same bounds and dtype
