@@ -1,12 +1,14 @@
 """Environments and environment wrappers."""
 
 from sb3_scoreflow.envs.action_chunking import ActionChunking
+from sb3_scoreflow.envs.envpool import EnvPoolVecEnv
 from sb3_scoreflow.envs.kitchen import KITCHEN_TASK_SETS, FlatKitchen, completed_tasks, make_kitchen
 from sb3_scoreflow.envs.select_observations import SelectObservations
 
 __all__ = [
     "KITCHEN_TASK_SETS",
     "ActionChunking",
+    "EnvPoolVecEnv",
     "FlatKitchen",
     "SelectObservations",
     "completed_tasks",

@@ -273,7 +273,7 @@ def test_core_works_without_optional_dependencies(algorithm: Algorithm) -> None:
     """Import everything, learn, save and load in a process in which they cannot be imported."""
     program = """
 import sys
-for name in ("h5py", "tqdm", "tensorboard", "matplotlib", "mujoco", "rich", "minari", "scipy"):
+for name in ("h5py", "tqdm", "tensorboard", "matplotlib", "mujoco", "rich", "minari", "scipy", "envpool"):
     sys.modules[name] = None
 import io
 import sb3_scoreflow
