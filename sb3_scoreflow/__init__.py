@@ -1,6 +1,7 @@
 """Flow-matching policies for Stable-Baselines3: behaviour cloning, then fine-tuning with ScoRe-Flow or RLDT."""
 
 from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations, load_demonstrations, normalized_score
+from sb3_scoreflow.encoders import ViTExtractor
 from sb3_scoreflow.envs import ActionChunking
 from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.pretraining import pretrain_bc
@@ -18,6 +19,7 @@ __all__ = [
     "FlowMatchingPolicy",
     "HoldCosineSchedule",
     "ScoReFlowPPO",
+    "ViTExtractor",
     "collect_demonstrations",
     "load_demonstrations",
     "normalized_score",

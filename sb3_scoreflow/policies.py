@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_scoreflow import flow
+from sb3_scoreflow.encoders import ViTExtractor, random_shift
 from sb3_scoreflow.networks import ObservationNormalizer, VelocityField
 from sb3_scoreflow.utils import check_choice
 
@@ -21,6 +22,9 @@ ObservationNormalization = Literal["auto", "running", "fixed", "none"]
 #: Deterministic actions are computed in blocks of exactly this many rows: matrix libraries pick other kernels, with other
 #: rounding, for other batch sizes, so only a fixed shape makes an action independent of the batch that it is computed in.
 _DETERMINISTIC_BLOCK = 8
+
+#: Images that go through an extractor together where no gradient is kept: memory then does not grow with the batch.
+_IMAGE_BLOCK = 256
 
 
 class FlowMatchingPolicy(BasePolicy):
@@ -90,11 +94,14 @@ class FlowMatchingPolicy(BasePolicy):
         if optimizer_kwargs is None:
             # The small default epsilon of Adam can give NaN (as in Stable-Baselines3's policies).
             optimizer_kwargs = {"eps": 1e-5} if issubclass(optimizer_class, (th.optim.Adam, th.optim.AdamW)) else {}
+        features_extractor_kwargs = dict(features_extractor_kwargs or {})
+        if issubclass(features_extractor_class, ViTExtractor) and not normalize_images:
+            features_extractor_kwargs["normalized_image"] = True  # as Stable-Baselines3 does for its own extractors
         super().__init__(
             observation_space,
             action_space,
             features_extractor_class=features_extractor_class,
-            features_extractor_kwargs=dict(features_extractor_kwargs or {}),
+            features_extractor_kwargs=features_extractor_kwargs,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
@@ -115,6 +122,7 @@ class FlowMatchingPolicy(BasePolicy):
         self.prior_std = prior_std
         self.observation_normalization = observation_normalization
 
+        self.image_keys = _image_keys(observation_space, normalize_images)
         self.normalizer = ObservationNormalizer(observation_space)
         self.features_extractor = self.make_features_extractor()
         self.features_dim = self.features_extractor.features_dim
@@ -181,7 +189,25 @@ class FlowMatchingPolicy(BasePolicy):
         :return: features, shape ``(batch, features_dim)``
         """
         extractor = self.features_extractor if features_extractor is None else features_extractor
-        return extractor(self.preprocess(obs))
+        if th.is_grad_enabled() or not self.image_keys:
+            return extractor(self.preprocess(obs))
+        rows = th.arange(_batch_size(obs)).split(_IMAGE_BLOCK)
+        return th.cat([extractor(self.preprocess(take(obs, block))) for block in rows])
+
+    def augment(self, obs: PyTorchObs, pixels: int, generator: th.Generator | None = None) -> PyTorchObs:
+        """
+        Shift every image at random (see :func:`~sb3_scoreflow.encoders.random_shift`), each camera's by itself.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param pixels: largest shift, 0 for none
+        :param generator: source of the shifts, torch's global one if None
+        :return: observations of the same shapes and dtypes; whatever is no image as it was
+        """
+        if pixels == 0 or not self.image_keys:
+            return obs
+        if not isinstance(obs, dict):
+            return random_shift(obs, pixels, generator)
+        return {key: random_shift(part, pixels, generator) if key in self.image_keys else part for key, part in obs.items()}
 
     @property
     def updates_observation_statistics(self) -> bool:
@@ -329,6 +355,21 @@ def non_finite_parameter(module: nn.Module) -> str | None:
     return None
 
 
+def take(obs: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
+    """
+    :param obs: shape ``(n, ...)`` per part
+    :param rows: indices, shape ``(m,)``
+    :return: these rows, shape ``(m, ...)`` per part
+    """
+    return {key: part[rows] for key, part in obs.items()} if isinstance(obs, dict) else obs[rows]
+
+
+def _image_keys(space: spaces.Space, normalize_images: bool) -> list[str]:
+    """Parts of a Dict space that are images; ``[""]`` for an image by itself (by Stable-Baselines3's rule)."""
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    return [key for key, part in parts.items() if is_image_space(part, normalized_image=not normalize_images)]
+
+
 def _batch_size(obs: PyTorchObs) -> int:
     return len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
 
@@ -337,4 +378,4 @@ def _blocks(obs: PyTorchObs, batch: int) -> Iterator[PyTorchObs]:
     """Cut observations into blocks of a fixed number of rows, the last one filled up with copies of its last row."""
     for start in range(0, batch, _DETERMINISTIC_BLOCK):
         rows = th.arange(start, start + _DETERMINISTIC_BLOCK).clamp_(max=batch - 1)
-        yield {key: part[rows] for key, part in obs.items()} if isinstance(obs, dict) else obs[rows]
+        yield take(obs, rows)

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sb3_scoreflow.critic_pretraining import critic_data, pretrain_critic
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstrations
+from sb3_scoreflow.encoders import check_random_shift
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
 from sb3_scoreflow.schedules import CosineSchedule
 
@@ -41,6 +42,7 @@ def pretrain_bc(
     ema_decay: float = 0.995,
     validation_fraction: float = 0.0,
     clip_actions: bool = False,
+    random_shift: int = 4,
     eval_env: GymEnv | None = None,
     n_eval_episodes: int = 10,
     critic_batches: int = 0,
@@ -71,6 +73,7 @@ def pretrain_bc(
     :param ema_decay: decay of the moving average per gradient step, in [0, 1)
     :param validation_fraction: share of the episodes held out, in [0, 1)
     :param clip_actions: whether to clip actions that are outside the bounds instead of raising
+    :param random_shift: largest random shift of the images in training, in pixels; 0 for none
     :param eval_env: environment in which the clone is evaluated at the end (deterministic)
     :param n_eval_episodes: episodes of that evaluation
     :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns afterwards
@@ -99,6 +102,7 @@ def pretrain_bc(
             critic_batches=critic_batches,
         ),
     )
+    check_random_shift(random_shift)
     if critic_batches and (isinstance(model, FlowMatchingPolicy) or not hasattr(policy, "value_net")):
         raise ValueError(
             "critic_batches needs an algorithm with a value function, such as ScoReFlowPPO; pass critic_batches=0."
@@ -113,7 +117,8 @@ def pretrain_bc(
         training, validation = demonstrations.split(validation_fraction, seed=int(rng.integers(2**31)))
     if n_batches is None:
         n_batches = 10_000 if n_epochs is None else n_epochs * -(-len(training) // batch_size)
-    cloning = _Cloning(policy, training, validation, horizon, batch_size, CosineSchedule(learning_rate, final_learning_rate))
+    schedule = CosineSchedule(learning_rate, final_learning_rate)
+    cloning = _Cloning(policy, training, validation, horizon, batch_size, schedule, random_shift)
     history = _History(_logger(model))
 
     before, was_training = {name: tensor.clone() for name, tensor in policy.state_dict().items()}, policy.training
@@ -181,6 +186,7 @@ class _Cloning:
     horizon: int
     batch_size: int
     schedule: CosineSchedule
+    random_shift: int
 
     def run(
         self,
@@ -206,7 +212,7 @@ class _Cloning:
         for batch, indices in enumerate(batches, start=1):
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule(1 - (batch - 1) / n_batches)
-            loss = _loss(policy, chunks[indices], generator)
+            loss = _loss(policy, chunks[indices], generator, self.random_shift)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -343,10 +349,10 @@ def _progress(batches: Iterator[np.ndarray], total: int, show: bool) -> Iterator
     return iter(tqdm(batches, total=total, desc="behaviour cloning", unit="batch"))
 
 
-def _loss(policy: FlowMatchingPolicy, batch: ChunkBatch, generator: th.Generator) -> th.Tensor:
+def _loss(policy: FlowMatchingPolicy, batch: ChunkBatch, generator: th.Generator, random_shift: int = 0) -> th.Tensor:
     """Flow-matching loss, mean over the elements that belong to the episode."""
     device = policy.device
-    obs = policy.obs_to_tensor(batch.observations)[0]
+    obs = policy.augment(policy.obs_to_tensor(batch.observations)[0], random_shift, generator)
     scaled = policy.scale_action(batch.actions.reshape(-1, *policy.action_space.shape))  # type: ignore[misc]
     actions = th.as_tensor(np.clip(scaled, -1.0, 1.0), dtype=th.float32, device=device).flatten(1)
     noise = th.randn(actions.shape, device=device, generator=generator)

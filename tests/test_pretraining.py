@@ -456,6 +456,38 @@ def test_channel_last_images() -> None:
     assert not policy.normalizer.keys
 
 
+def test_critic_starts_from_the_cloned_encoder() -> None:
+    """With an extractor of its own; they are two from then on. A shared one needs nothing."""
+    rng = np.random.default_rng(0)
+    demonstrations = _demonstrations(20, observations=rng.integers(0, 256, (20, *IMAGE.shape), dtype=np.uint8))
+    model = _model(BlankEnv(IMAGE))
+    _clone(model, demonstrations)
+    actor, critic = model.policy.features_extractor, model.policy.vf_features_extractor
+    _assert_same(critic, _state(actor))
+    assert actor is not critic
+    _clone(_model(BlankEnv(IMAGE), policy_kwargs=dict(net_arch=[16], share_features_extractor=True)), demonstrations)
+
+
+def test_random_shift_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training, and as large as asked for; held-out images are seen as they are, as is everything without images."""
+    seen: list[tuple[bool, int]] = []
+    augment = FlowMatchingPolicy.augment
+
+    def spy(policy: FlowMatchingPolicy, obs: Any, pixels: int, generator: Any = None) -> Any:
+        result = augment(policy, obs, pixels, generator)
+        assert isinstance(result, th.Tensor) and result.dtype == th.uint8
+        seen.append((not th.equal(result, obs), pixels))
+        return result
+
+    monkeypatch.setattr(FlowMatchingPolicy, "augment", spy)
+    rng = np.random.default_rng(0)
+    demonstrations = _demonstrations(20, observations=rng.integers(0, 256, (20, *IMAGE.shape), dtype=np.uint8))
+    _clone(_policy(IMAGE), demonstrations, n_batches=2, validation_fraction=0.5)
+    assert seen == [(True, 4), (True, 4), (False, 0)]
+    losses = [_clone(_policy(IMAGE), demonstrations, random_shift=pixels)["bc/loss"] for pixels in (0, 2, 2)]
+    assert losses[0] != losses[1] == losses[2]
+
+
 # ---------------------------------------------------------------------- what may call it, and what it leaves behind
 
 

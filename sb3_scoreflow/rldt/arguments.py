@@ -4,6 +4,7 @@ import warnings
 from typing import TYPE_CHECKING, get_args
 
 from sb3_scoreflow import flow
+from sb3_scoreflow.encoders import check_random_shift
 from sb3_scoreflow.policies import check_action_space
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
 from sb3_scoreflow.utils import check_choice
@@ -47,6 +48,7 @@ def check_arguments(model: "RLDT") -> None:
             raise ValueError(f"{name} must be in [0, 1], got {value}.")
     if not 0 < model.tau <= 1:
         raise ValueError(f"tau must be in (0, 1], got {model.tau}.")
+    check_random_shift(model.random_shift)
     check_choice("kernel", model.kernel, get_args(Kernel))
     check_choice("temperature_scaling", model.temperature_scaling, get_args(TemperatureScaling))
     if model.bandwidth is not None and not model.bandwidth > 0:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_scoreflow.policies import take
 from sb3_scoreflow.rldt.buffers import TrajectoryBatch
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 from sb3_scoreflow.rldt.targets import td_lambda_targets
@@ -16,23 +17,19 @@ from sb3_scoreflow.rldt.targets import td_lambda_targets
 class CriticBatch(NamedTuple):
     """A minibatch with rows of its own for every member."""
 
-    observations: PyTorchObs  #: shape ``(n_critics * batch, ...)`` per part
+    observations: PyTorchObs  #: or their features (see :func:`encode`), shape ``(n_critics * batch, ...)`` per part
     actions: th.Tensor  #: shape ``(n_critics, batch, action_dim)``
     targets: th.Tensor  #: shape ``(n_critics, batch)``
 
 
-def take(obs: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
-    """
-    :param obs: shape ``(n, ...)`` per part
-    :param rows: indices, shape ``(m,)``
-    :return: these rows, shape ``(m, ...)`` per part
-    """
-    return {key: part[rows] for key, part in obs.items()} if isinstance(obs, dict) else obs[rows]
-
-
 @th.no_grad()
 def critic_targets(
-    policy: RLDTPolicy, batch: TrajectoryBatch, gamma: float, td_lambda: float, target_clip: tuple[float, float] | None
+    policy: RLDTPolicy,
+    batch: TrajectoryBatch,
+    gamma: float,
+    td_lambda: float,
+    target_clip: tuple[float, float] | None,
+    random_shift: int = 0,
 ) -> th.Tensor:
     """
     TD(lambda) targets in units of the policy's ``reward_scale``, for all trajectories in one go.
@@ -42,12 +39,27 @@ def critic_targets(
     :param gamma: discount per step
     :param td_lambda: see :func:`~sb3_scoreflow.rldt.targets.td_lambda_targets`
     :param target_clip: bounds of the targets, None for none
+    :param random_shift: largest shift of the images that the target networks see, in pixels
     :return: shape ``(m, n_steps)``
     """
-    next_values = policy.bootstrap_values(batch.next_observations, target=True).view_as(batch.rewards)
+    next_values = policy.bootstrap_values(batch.next_observations, True, random_shift).view_as(batch.rewards)
     rewards = batch.rewards / policy.reward_scale
     targets = td_lambda_targets(rewards, next_values, batch.terminated, batch.ended, gamma, td_lambda)
     return targets if target_clip is None else targets.clamp(*target_clip)
+
+
+@th.no_grad()
+def encode(policy: RLDTPolicy, batch: TrajectoryBatch, random_shift: int = 0) -> TrajectoryBatch:
+    """
+    Replace the observations by the critics' features of them: for an encoder that does not learn, once for all critic steps.
+
+    :param policy: with the critics' features extractor
+    :param batch: ``m`` trajectories
+    :param random_shift: largest shift of the images, in pixels
+    :return: the same with features as observations, shape ``(m * n_steps, features_dim)``
+    """
+    observations = policy.augment(batch.observations, random_shift)
+    return batch._replace(observations=policy.extract_features(observations, policy.critic_features_extractor))
 
 
 def critic_batches(
@@ -83,13 +95,20 @@ def critic_batches(
         yield CriticBatch(take(batch.observations, chosen.flatten()), actions[chosen], flat_targets[chosen])
 
 
-def critic_loss(policy: RLDTPolicy, batch: CriticBatch) -> tuple[th.Tensor, th.Tensor]:
+def critic_loss(
+    policy: RLDTPolicy, batch: CriticBatch, encoded: bool = False, random_shift: int = 0
+) -> tuple[th.Tensor, th.Tensor]:
     """
     :param policy: with the critics
     :param batch: of every member its own rows
+    :param encoded: whether the observations are features already (see :func:`encode`)
+    :param random_shift: largest shift of the images, in pixels, if they are not
     :return: the members' mean squared errors, added up; and their predictions, shape ``(n_critics, batch)``
     """
-    features = policy.extract_features(batch.observations, policy.critic_features_extractor)
+    features = batch.observations
+    if not encoded:
+        features = policy.extract_features(policy.augment(features, random_shift), policy.critic_features_extractor)
+    assert isinstance(features, th.Tensor)
     condition = policy.critic.condition(features.view(*batch.targets.shape, -1))
     q = policy.critic(condition, batch.actions.unsqueeze(2)).squeeze(-1)
     return (q - batch.targets).pow(2).mean(-1).sum(), q

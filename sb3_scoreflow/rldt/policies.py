@@ -232,16 +232,18 @@ class RLDTPolicy(FlowMatchingPolicy):
         q = self.critic(self.critic_condition(obs), actions.clamp(-1.0, 1.0).unsqueeze(1))
         return q.squeeze(-1) * self.reward_scale
 
-    def bootstrap_values(self, obs: PyTorchObs, target: bool) -> th.Tensor:
+    def bootstrap_values(self, obs: PyTorchObs, target: bool, random_shift: int = 0) -> th.Tensor:
         """
         Value of a state: the mean over ``n_bootstrap_actions`` samples of the policy of the minimum over the ensemble.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param target: whether by the target networks
+        :param random_shift: largest shift of the images that the critics see (the actor sees them as they are), in pixels
         :return: in units of ``reward_scale``, shape ``(batch,)``
         """
         actions = self.sample_actions(obs, self.n_bootstrap_actions)
-        critic, condition = self.target_critic if target else self.critic, self.critic_condition(obs, target)
+        critic = self.target_critic if target else self.critic
+        condition = self.critic_condition(self.augment(obs, random_shift), target)
         rows = max(_BLOCK // self.n_bootstrap_actions, 1)
         blocks = zip(condition.split(rows, dim=1), actions.split(rows), strict=True)
         return th.cat([critic(*block).amin(0).mean(-1) for block in blocks])

@@ -13,10 +13,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_scoreflow.algorithm import FlowAlgorithm
+from sb3_scoreflow.policies import take
 from sb3_scoreflow.rldt.actor import Reference, actor_diagnostics, evaluate_actor
 from sb3_scoreflow.rldt.arguments import check_arguments
 from sb3_scoreflow.rldt.buffers import RolloutHistory, RolloutHistoryCallback, TrajectoryBatch
-from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets, take
+from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets, encode
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
 from sb3_scoreflow.rldt.presets import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
@@ -47,7 +48,8 @@ class RLDT(FlowAlgorithm):
     :param batch_size: minibatch size of every critic, in transitions
     :param gamma: discount per step (per chunk, with ActionChunking)
     :param critic_learning_rate: of the Q networks, a float or schedule
-    :param encoder_learning_rate: of the critics' features extractor, a float or schedule; None: ``critic_learning_rate``
+    :param encoder_learning_rate: of the critics' features extractor, a float or schedule; None: ``critic_learning_rate``; at 0
+        features are computed once per refresh instead of once per critic step
     :param critic_steps: gradient steps of the critics per iteration
     :param n_refreshes: how often per iteration trajectories, next actions and targets are drawn anew; critic and actor steps
         are shared out evenly among them
@@ -62,6 +64,7 @@ class RLDT(FlowAlgorithm):
     :param new_fraction: least share of the trajectories drawn from the last rollout, in [0, 1]
     :param balance_success: for sparse success rewards: draw trajectories with and without a success (``info["is_success"]``)
         half and half, and ignore what comes after it
+    :param random_shift: largest random shift of the images that the critics are trained with, in pixels; 0 for none
     :param critic_warmup_transitions: transitions (calls of ``env.step`` per environment, so chunks with ActionChunking) until
         which only the critics are trained
     :param actor_steps: gradient steps of the actor per iteration
@@ -123,6 +126,7 @@ class RLDT(FlowAlgorithm):
         history_size: int = 20,
         new_fraction: float = 1 / 3,
         balance_success: bool = False,
+        random_shift: int = 4,
         critic_warmup_transitions: int | None = None,
         actor_steps: int | None = None,
         actor_batch_size: int | None = None,
@@ -185,6 +189,7 @@ class RLDT(FlowAlgorithm):
         self.history_size = history_size
         self.new_fraction = new_fraction
         self.balance_success = balance_success
+        self.random_shift = random_shift
         self.critic_warmup_transitions = critic_warmup_transitions
         self.actor_steps = actor_steps
         self.actor_batch_size = actor_batch_size
@@ -296,11 +301,14 @@ class RLDT(FlowAlgorithm):
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         assert isinstance(optimizers, th.optim.Optimizer)
         rates = dict(velocity=self._scheduled("learning_rate"), critic=self._scheduled("critic_learning_rate"))
-        rates["encoder"] = rates["critic"] if self.encoder_learning_rate is None else self._scheduled("encoder_learning_rate")
+        rates["encoder"] = self._encoder_rate()
         if self.n_actor_updates < self.learning_rate_warmup_steps:
             rates["velocity"] *= (self.n_actor_updates + 1) / self.learning_rate_warmup_steps
         for group in optimizers.param_groups:
             group["lr"] = rates[group["name"]]
+
+    def _encoder_rate(self) -> float:
+        return self._scheduled("critic_learning_rate" if self.encoder_learning_rate is None else "encoder_learning_rate")
 
     # ------------------------------------------------------------------ update
 
@@ -345,11 +353,15 @@ class RLDT(FlowAlgorithm):
     def _train_critic(self, batch: TrajectoryBatch, n_batches: int, logs: dict[str, list[float]]) -> None:
         if n_batches == 0:
             return
-        targets = critic_targets(self.policy, batch, self.gamma, self.td_lambda, self.target_clip)
+        targets = critic_targets(self.policy, batch, self.gamma, self.td_lambda, self.target_clip, self.random_shift)
         logs["td_target_min"].append(targets.min().item())
         logs["td_target_max"].append(targets.max().item())
+        encoder = list(self.policy.critic_features_extractor.parameters())
+        encoded = not encoder or self._encoder_rate() == 0
+        if encoded:
+            batch = encode(self.policy, batch, self.random_shift)
         for minibatch in critic_batches(batch, targets, self.n_critics, n_batches, self.batch_size):
-            loss, q = critic_loss(self.policy, minibatch)
+            loss, q = critic_loss(self.policy, minibatch, encoded, self.random_shift)
             self._step({"q_loss": loss}, ("critic", "encoder"), logs)
             self.policy.update_targets(self.tau)
             logs["q_loss"].append(loss.item())

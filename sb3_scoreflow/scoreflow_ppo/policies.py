@@ -303,6 +303,11 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
             return self._values(preprocessed, th.empty(0))
         return self._values(preprocessed, self.features_extractor(preprocessed))
 
+    def share_actor_features(self) -> None:
+        """Start the critic's features extractor from the actor's, as after behaviour cloning."""
+        if not self.share_features_extractor:
+            self.vf_features_extractor.load_state_dict(self.features_extractor.state_dict())
+
     def set_value_scale(self, scale: float) -> None:
         """
         Change the unit of the critic's output and rescale its last layer, so that the values it predicts stay the same.

@@ -248,9 +248,10 @@ class ScoReFlowPPO(FlowAlgorithm):
 
     def on_pretrained(self) -> None:
         """
-        Called by :func:`~sb3_scoreflow.pretrain_bc`: forget what belonged to the weights before (optimizer moments,
-        reference).
+        Called by :func:`~sb3_scoreflow.pretrain_bc`: the critic's features start from the actor's, and what belonged to the
+        weights before is forgotten (optimizer moments, reference).
         """
+        self.policy.share_actor_features()
         self.policy.optimizer.state = defaultdict(dict)
         self._reference_is_set = False
         self._setup_lr_schedule()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sb3_scoreflow import RLDT, ScoReFlowPPO
+from sb3_scoreflow.encoders import ViTExtractor
 
 
 class Case(NamedTuple):
@@ -17,12 +18,23 @@ class Case(NamedTuple):
 
 
 #: Observations that the aliases are tried on; an alias that is not listed has to take flat ones.
-KINDS = {"FlowPolicy": ["flat", "image", "dict"], "CnnPolicy": ["image"], "MultiInputPolicy": ["dict"]}
+KINDS = {
+    "FlowPolicy": ["flat", "image", "dict"],
+    "CnnPolicy": ["image", "vit"],
+    "MultiInputPolicy": ["dict", "cameras"],
+}
 
 #: Keeps the features extractor small; FlattenExtractor takes no arguments.
 SMALL_EXTRACTOR: dict[str, dict[str, Any]] = {
     "image": dict(features_extractor_kwargs=dict(features_dim=16)),
     "dict": dict(features_extractor_kwargs=dict(cnn_output_dim=16)),
+    **{
+        kind: dict(
+            features_extractor_class=ViTExtractor,
+            features_extractor_kwargs=dict(features_dim=16, width=16, n_heads=2, token_dim=4),
+        )
+        for kind in ("vit", "cameras")
+    },
 }
 
 

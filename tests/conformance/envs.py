@@ -41,6 +41,12 @@ OBSERVATIONS: dict[str, tuple[spaces.Space, Callable[[np.ndarray], Any]]] = {
         spaces.Dict({"vector": _FLAT, "image": _IMAGE, "mode": spaces.Discrete(4)}),
         lambda s: {"vector": s.astype(np.float32), "image": _image(s), "mode": _bucket(s[0], 4)},
     ),
+    # For features extractors other than the aliases' own: see SMALL_EXTRACTOR
+    "vit": (_IMAGE, _image),
+    "cameras": (
+        spaces.Dict({"front": _IMAGE, "joints": _FLAT, "wrist": _IMAGE}),
+        lambda s: {"front": _image(s), "joints": s.astype(np.float32), "wrist": _image(s[::-1])},
+    ),
     "vectors": (
         spaces.Dict({"a": _FLAT, "c": spaces.Box(-10, 10, (1,), np.float32)}),
         lambda s: {"a": s.astype(np.float32), "c": s[:1].astype(np.float32)},

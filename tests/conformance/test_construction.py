@@ -14,10 +14,17 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
+from sb3_scoreflow.encoders import ViTExtractor
 from tests.conformance.algorithms import Algorithm, Case
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
 
-EXTRACTORS = {"flat": FlattenExtractor, "image": NatureCNN, "dict": CombinedExtractor}
+EXTRACTORS = {
+    "flat": FlattenExtractor,
+    "image": NatureCNN,
+    "dict": CombinedExtractor,
+    "vit": ViTExtractor,
+    "cameras": ViTExtractor,
+}
 
 
 class ScaledExtractor(BaseFeaturesExtractor):

@@ -156,10 +156,11 @@ def test_policy_keeps_every_constructor_argument(algorithm: Algorithm, tmp_path:
         space = algorithm.make("FlowPolicy", make_toy(kind), kind).observation_space  # images channel first
         parameters = inspect.signature(cls).parameters
         values = {
-            name: SMALL_EXTRACTOR.get(kind, {}).get(name, other_value(parameter))
+            name: other_value(parameter)
             for name, parameter in parameters.items()
             if name not in ("observation_space", "action_space", "lr_schedule", "use_sde", "features_extractor_class")
         }
+        values |= SMALL_EXTRACTOR.get(kind, {})
         if kind != "flat":  # NatureCNN checks that images are images
             del values["normalize_images"]
         policy = cls(space, ACTION_SPACE, lambda _: 1e-3, **values)

@@ -8,8 +8,9 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
+from sb3_scoreflow.policies import take
 from sb3_scoreflow.rldt.buffers import TrajectoryBatch
-from sb3_scoreflow.rldt.critic import CriticBatch, critic_batches, critic_loss, critic_targets, take
+from sb3_scoreflow.rldt.critic import CriticBatch, critic_batches, critic_loss, critic_targets, encode
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 from tests.rldt.reference import separate_networks
 
@@ -234,3 +235,63 @@ def test_regression_on_fixed_targets_reaches_them() -> None:
     with th.no_grad():
         errors = (policy.q_values(new_obs, new_actions) - truth).pow(2).mean(-1)
     assert errors.max() < 0.03 * truth.var()
+
+
+# ---------------------------------------------------------------------- images
+
+IMAGE = spaces.Box(0, 255, (3, 36, 36), dtype=np.uint8)
+
+
+def _image_policy() -> RLDTPolicy:
+    return RLDTPolicy(IMAGE, PLAIN, lambda _: 1e-3, net_arch=[16], features_extractor_kwargs=dict(features_dim=8))
+
+
+def _image_batch(m: int = 4) -> TrajectoryBatch:
+    images = th.randint(0, 256, (2, m * N_STEPS, *IMAGE.shape), dtype=th.uint8)
+    no = th.zeros(m, N_STEPS, dtype=th.bool)
+    return TrajectoryBatch(images[0], images[1], th.rand(m, N_STEPS, ACTION), th.randn(m, N_STEPS), no, no, ~no)
+
+
+def test_features_computed_beforehand_give_the_same_loss() -> None:
+    policy, batch = _image_policy(), _image_batch()
+    targets = critic_targets(policy, batch, 0.9, 0.0, None)
+    losses = []
+    for encoded in (False, True):
+        th.manual_seed(1)
+        source = encode(policy, batch) if encoded else batch
+        assert not encoded or source.observations.shape == (4 * N_STEPS, 8)  # type: ignore[union-attr]
+        minibatch = next(critic_batches(source, targets, 2, 1, 8))
+        policy.zero_grad()
+        loss, _ = critic_loss(policy, minibatch, encoded)
+        loss.backward()
+        losses.append(loss.item())
+        learns = [p.grad is not None for p in policy.critic_features_extractor.parameters()]
+        assert learns == [not encoded] * len(learns)
+        assert all(p.grad is not None for p in policy.critic.parameters())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_random_shift_reaches_the_critics_inputs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Observations and next observations are shifted where a critic looks at them; the actor sees them as they are."""
+    policy, batch = _image_policy(), _image_batch()
+    raw = {"here": batch.observations, "next": batch.next_observations}
+    seen: list[tuple[str, bool]] = []
+    names = {
+        id(policy.features_extractor): "actor",
+        id(policy.critic_features_extractor): "critic",
+        id(policy.target_critic_features_extractor): "target",
+    }
+    extract = RLDTPolicy.extract_features
+
+    def spy(policy: RLDTPolicy, obs: th.Tensor, extractor: nn.Module | None = None) -> th.Tensor:
+        name = names[id(policy.features_extractor if extractor is None else extractor)]
+        seen.append((name, not any(th.equal(obs, part) for part in raw.values())))  # type: ignore[arg-type]
+        return extract(policy, obs, extractor)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RLDTPolicy, "extract_features", spy)
+    targets = critic_targets(policy, batch, 0.9, 0.0, None, random_shift=4)
+    encode(policy, batch, random_shift=4)
+    whole = CriticBatch(batch.observations, batch.actions.view(2, -1, ACTION), targets.view(2, -1))
+    critic_loss(policy, whole, random_shift=4)
+    critic_loss(policy, whole)
+    assert seen == [("actor", False), ("target", True), ("critic", True), ("critic", True), ("critic", False)]

@@ -16,6 +16,7 @@ from torch import nn
 from sb3_scoreflow import RLDT
 from sb3_scoreflow.rldt import rldt as module
 from sb3_scoreflow.rldt.actor import ActorEvaluation
+from tests.conformance.envs import ToyEnv
 
 N_ENVS, N_STEPS, ACTION = 2, 8, 2
 SIZE = N_ENVS * N_STEPS
@@ -436,10 +437,27 @@ def test_a_nan_critic_loss_raises_before_parameters_change(monkeypatch: pytest.M
     model = _model()
     _iterate(model)
     before = _state(model.policy)
-    monkeypatch.setattr(module, "critic_loss", lambda policy, batch: (th.tensor(math.nan, requires_grad=True), batch.targets))
+    monkeypatch.setattr(
+        module, "critic_loss", lambda _, batch, *args: (th.tensor(math.nan, requires_grad=True), batch.targets)
+    )
     with pytest.raises(FloatingPointError, match="q_loss is nan in iteration 2, before the parameters changed"):
         _iterate(model)
     assert not _rooms_moved(model, before)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-4])
+def test_a_frozen_encoder_is_asked_once_per_refresh(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(env=lambda: ToyEnv("image"), encoder_learning_rate=rate, actor_steps=0)
+    encoder = model.policy.critic_features_extractor
+    rows: list[int] = []
+    encoder.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    _iterate(model, 2)
+    drawn = [min(n, 2) * SIZE for n in (1, 1, 2, 2)]  # two refreshes in each of two iterations
+    rows = [n for n in rows if n > N_ENVS]  # without the values that end a rollout, which are for Stable-Baselines3 only
+    assert rows == (drawn if rate == 0 else [2 * 8] * 12)
+    before = _state(encoder)
+    _iterate(model)
+    assert all(th.equal(value, before[name]) for name, value in encoder.state_dict().items()) == (rate == 0)
 
 
 @pytest.mark.parametrize("loss", ["alignment", "consistency", "fisher"])
