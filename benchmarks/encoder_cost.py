@@ -3,8 +3,8 @@ Cost of the camera encoders: processor time per 84 x 84 image with one thread, t
 
     python -m benchmarks.encoder_cost
 
-"forward" is acting and what needs no gradient; "training" is forward and backward. ``ViTExtractor`` with ``depth=0`` is its patch
-embedding and head alone. Results: ``benchmarks/results/encoder_cost.json``.
+"forward" is acting and what needs no gradient; "training" is forward and backward. ``ViTExtractor`` with ``depth=0`` is its
+patch embedding and head alone. Results: ``benchmarks/results/encoder_cost.json``.
 """
 
 import argparse
