@@ -279,8 +279,10 @@ def _check_spaces(policy: FlowMatchingPolicy, demonstrations: Demonstrations, cl
             raise ValueError(
                 f"Demonstrated '{key}' have dtype {given[key].dtype}, but the observation space is {part}: give integers."
             )
-        if isinstance(part, spaces.Discrete) and (given[key].min() < part.start or given[key].max() >= part.start + part.n):
-            raise ValueError(f"Demonstrated '{key}' are in [{given[key].min()}, {given[key].max()}], outside {part}.")
+        if isinstance(part, spaces.Discrete):
+            values = np.asarray(given[key])
+            if values.min() < part.start or values.max() >= part.start + part.n:
+                raise ValueError(f"Demonstrated '{key}' are in [{values.min()}, {values.max()}], outside {part}.")
 
     action_space = policy.action_space
     assert isinstance(action_space, spaces.Box)

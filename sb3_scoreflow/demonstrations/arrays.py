@@ -1,33 +1,42 @@
 """Checks and conversions of the arrays that make up demonstrations."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-Observations = np.ndarray | dict[str, np.ndarray]
+from sb3_scoreflow.demonstrations.lazy import LazyImages
+
+Array = np.ndarray | LazyImages
+"""Of shape ``(N, ...)``, in memory or in a file."""
+Observations = Array | dict[str, Array]
 """One array of shape ``(N, ...)``, or one such array per key of a ``Dict`` observation space."""
+LoadedObservations = np.ndarray | dict[str, np.ndarray]
+"""The same, in memory."""
+Mapped = TypeVar("Mapped")
 
 _BLOCK_ROWS = 256
 
 
-def map_observations(function: Callable[[np.ndarray], np.ndarray], observations: Observations) -> Observations:
+def map_observations(
+    function: Callable[[Any], Mapped], observations: Array | Mapping[str, Array]
+) -> Mapped | dict[str, Mapped]:
     """
     :param function: Applied to the array, or to the array of every key
     :param observations: What to apply it to
     :return: Observations of the same structure
     """
-    if isinstance(observations, dict):
+    if isinstance(observations, Mapping):
         return {key: function(value) for key, value in observations.items()}
     return function(observations)
 
 
-def named_observations(observations: Observations) -> dict[str, np.ndarray]:
+def named_observations(observations: Array | Mapping[str, Array]) -> dict[str, Array]:
     """
     :param observations: An array or a dict of arrays
     :return: The arrays under the names that error messages give them: ``observations`` or ``observations['key']``
     """
-    if isinstance(observations, dict):
+    if isinstance(observations, Mapping):
         return {f"observations[{key!r}]": value for key, value in observations.items()}
     return {"observations": observations}
 
@@ -35,16 +44,40 @@ def named_observations(observations: Observations) -> dict[str, np.ndarray]:
 def clean_observations(observations: Any) -> Observations:
     """
     :param observations: Array-like, or a mapping from str to array-like
-    :return: Checked arrays, see :func:`clean_array`
+    :return: Checked arrays, see :func:`clean_array`; images in files unread, they are of type uint8
     :raises ValueError: if a mapping is empty or has keys that are not str, or an array does not pass
     """
+    if isinstance(observations, LazyImages):
+        return observations
     if not isinstance(observations, Mapping):
         return clean_array("observations", observations)
     if not observations or not all(isinstance(key, str) for key in observations):
         raise ValueError(
             f"`observations` is a dict with the keys {list(observations)}; it needs at least one key, and only str keys."
         )
-    return {key: clean_array(f"observations[{key!r}]", value) for key, value in observations.items()}
+    return {
+        key: value if isinstance(value, LazyImages) else clean_array(f"observations[{key!r}]", value)
+        for key, value in observations.items()
+    }
+
+
+def select_rows(array: Array, rows: slice | np.ndarray) -> Array:
+    """
+    :param array: ``(N, ...)``
+    :param rows: slice or vector of integers
+    :return: These rows; of images in a file, unread
+    """
+    return array.select(rows) if isinstance(array, LazyImages) else array[rows]
+
+
+def concatenate(arrays: Sequence[Array]) -> Array:
+    """
+    :param arrays: At least one; of the same type and, but for the first dimension, the same shape
+    :return: All of them; images in files stay unread
+    """
+    if any(isinstance(array, LazyImages) for array in arrays):
+        return LazyImages.concatenate(arrays)
+    return np.concatenate([np.asarray(array) for array in arrays])
 
 
 def clean_array(name: str, values: Any) -> np.ndarray:
@@ -123,20 +156,28 @@ def clean_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str | int | 
     return clean
 
 
-def describe_array(array: np.ndarray) -> str:
+def describe_array(array: Array) -> str:
     """
     :param array: ``(N, *shape)`` with at least one entry
     :return: Its shape and type, the range of its values, and the ranges of its components' means and standard deviations
     """
     if array.size == 0:
         return f"{array.shape[1:]} {array.dtype}"
-    n_rows = len(array)
-    # In blocks: of images, a copy of all as float64 may not fit into memory
-    blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, n_rows, _BLOCK_ROWS)]
-    means = sum(array[block].sum(axis=0, dtype=np.float64) for block in blocks) / n_rows
-    variances = sum(((array[block] - means) ** 2).sum(axis=0) for block in blocks) / n_rows
-    stds = np.sqrt(variances)
+    # In blocks: images, or a copy of them as float64, may not fit into memory. Each is read once, and its moments are joined
+    # to those of the blocks before (Chan et al., 1983, "Algorithms for computing the sample variance", Eq. 2.1)
+    n_rows, means, deviations = 0, np.float64(0), np.float64(0)
+    low, high = np.inf, -np.inf
+    for start in range(0, len(array), _BLOCK_ROWS):
+        block = array[start : start + _BLOCK_ROWS]
+        n_rows += len(block)
+        block_means = block.mean(axis=0, dtype=np.float64)
+        delta = block_means - means
+        means = means + delta * (len(block) / n_rows)
+        deviations = deviations + ((block - block_means) ** 2).sum(axis=0)
+        deviations = deviations + delta**2 * (len(block) * (n_rows - len(block)) / n_rows)
+        low, high = min(low, block.min()), max(high, block.max())
+    stds = np.sqrt(deviations / n_rows)
     return (
-        f"{array.shape[1:]} {array.dtype}; values {array.min():.3g} to {array.max():.3g}, "
+        f"{array.shape[1:]} {array.dtype}; values {low:.3g} to {high:.3g}, "
         f"means {means.min():.3g} to {means.max():.3g}, stds {stds.min():.3g} to {stds.max():.3g}"
     )

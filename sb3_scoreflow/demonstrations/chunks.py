@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_scoreflow.demonstrations.arrays import Observations, map_observations
+from sb3_scoreflow.demonstrations.arrays import LoadedObservations, Observations, map_observations
 
 
 class ChunkBatch(NamedTuple):
     """A batch of B chunks."""
 
-    observations: Observations
+    observations: LoadedObservations
     """The observation before each chunk's first action, ``(B, ...)`` per array."""
     actions: np.ndarray
     """``(B, horizon, *action_shape)``; where the episode is over, its last action is repeated."""

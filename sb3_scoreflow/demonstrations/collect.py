@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
-from sb3_scoreflow.demonstrations.arrays import Observations, map_observations, named_observations
+from sb3_scoreflow.demonstrations.arrays import LoadedObservations, map_observations, named_observations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.envs.action_chunking import ActionChunking
 
@@ -72,7 +72,7 @@ class _Episode:
     """An episode in the making."""
 
     def __init__(self) -> None:
-        self.observations: list[Observations] = []
+        self.observations: list[LoadedObservations] = []
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
         self.truncated = False
@@ -204,7 +204,7 @@ def _as_predict(model: Any, deterministic: bool, batched: bool) -> Callable[[Any
     if not callable(model):
         raise ValueError(f"`model` must have a method `predict` or be a function of the observation, got {type(model)}.")
 
-    def predict(observations: Observations, state: Any, starts: np.ndarray) -> tuple[np.ndarray, Any]:
+    def predict(observations: LoadedObservations, state: Any, starts: np.ndarray) -> tuple[np.ndarray, Any]:
         output = model(observations if batched else map_observations(lambda array: array[0], observations))
         action = np.asarray(output[0] if isinstance(output, tuple) else output)
         return (action if batched else action[None]), None
@@ -212,19 +212,19 @@ def _as_predict(model: Any, deterministic: bool, batched: bool) -> Callable[[Any
     return predict
 
 
-def _row(observations: Observations, index: int) -> Observations:
+def _row(observations: LoadedObservations, index: int) -> LoadedObservations:
     """:return: A copy of one observation of a batch; the env may reuse the batch's memory"""
     return map_observations(lambda array: np.array(array[index]), observations)
 
 
-def _stack(rows: list[Any]) -> Observations:
+def _stack(rows: list[Any]) -> LoadedObservations:
     """:return: The observations as a batch"""
     if isinstance(rows[0], dict):
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     return np.stack(rows)
 
 
-def _raw_observations(normalizer: VecNormalize | None, observations: Observations) -> Observations:
+def _raw_observations(normalizer: VecNormalize | None, observations: LoadedObservations) -> LoadedObservations:
     """
     :param normalizer: The env's ``VecNormalize``
     :param observations: As returned by the env

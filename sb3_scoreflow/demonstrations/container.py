@@ -14,9 +14,11 @@ from sb3_scoreflow.demonstrations.arrays import (
     clean_metadata,
     clean_observations,
     clean_vector,
+    concatenate,
     describe_array,
     map_observations,
     named_observations,
+    select_rows,
 )
 from sb3_scoreflow.demonstrations.chunks import ActionChunks
 
@@ -26,7 +28,8 @@ class Demonstrations:
     Whole episodes, stored flat: N transitions in order, with flags where episodes end.
 
     Floating-point observations and actions are kept as float32, integers and uint8 images as they are. Arrays of the right
-    type are not copied: do not write to them afterwards. A trailing episode without an end is dropped, with a warning.
+    type are not copied: do not write to them afterwards. Images may stay in a file until they are used, see
+    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. A trailing episode without an end is dropped, with a warning.
 
     :param observations: ``(N, *observation_shape)``, or a dict of such arrays for ``Dict`` observation spaces
     :param actions: ``(N, *action_shape)``, the actions that the env executed
@@ -81,7 +84,7 @@ class Demonstrations:
         if kept < n_transitions:
             warnings.warn(f"Dropped {n_transitions - kept} transitions after the last episode end.", stacklevel=2)
 
-        self.observations: Observations = map_observations(lambda array: array[:kept], observations)
+        self.observations: Observations = map_observations(lambda array: select_rows(array, slice(kept)), observations)
         self.actions: np.ndarray = actions[:kept]
         self.rewards: np.ndarray = rewards[:kept]
         self.terminations: np.ndarray = flags["terminations"][:kept]
@@ -152,11 +155,11 @@ class Demonstrations:
     def _select(self, episodes: np.ndarray) -> "Demonstrations":
         """
         :param episodes: Indices of at least one episode
-        :return: Copies of these episodes, in this order
+        :return: Copies of these episodes, in this order; images in a file stay there
         """
         rows = np.concatenate([np.arange(self._starts[i], self._stops[i]) for i in episodes])
         return Demonstrations(
-            map_observations(lambda array: array[rows], self.observations),
+            map_observations(lambda array: select_rows(array, rows), self.observations),
             self.actions[rows],
             self.rewards[rows],
             self.terminations[rows],
@@ -219,11 +222,11 @@ class Demonstrations:
                     f"Demonstrations differ in keys, shapes or types: number 0 has {first._layout()}, number {position} has "
                     f"{part._layout()}. Concatenate demonstrations of one task only."
                 )
-        observations: Observations
+        named = [named_observations(part.observations) for part in parts]
+        joined = [concatenate([arrays[name] for arrays in named]) for name in named[0]]
+        observations: Observations = joined[0]
         if isinstance(first.observations, dict):
-            observations = {key: np.concatenate([part.observations[key] for part in parts]) for key in first.observations}
-        else:
-            observations = np.concatenate([part.observations for part in parts])
+            observations = dict(zip(first.observations, joined, strict=True))
         fields = ("actions", "rewards", "terminations", "truncations")
         metadata = first.metadata.items()
         shared = dict(entry for entry in metadata if all(entry in part.metadata.items() for part in parts))

@@ -4,20 +4,27 @@ Demonstrations in HDF5 files with D4RL's layout.
 Five flat arrays with one entry per transition: ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts``.
 """
 
+import math
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.demonstrations.arrays import Observations
+from sb3_scoreflow.demonstrations.arrays import Array, LoadedObservations
 from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.lazy import READ_ERRORS, LazyImages
 from sb3_scoreflow.demonstrations.sources import register_source
 
 FORMAT_VERSION = 1
 _VERSION_ATTRIBUTE = "sb3_scoreflow_format"
+# Of images that are copied out of a file: what one chunk has at most, unless an image is larger, and what is held at once
+_CHUNK_BYTES = 2**16
+_WRITE_BYTES = 2**24
 _REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")
 
 
@@ -38,27 +45,12 @@ def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None
     :raises OSError: if it cannot be read: empty, truncated, not HDF5
     :raises ValueError: if an array is missing or does not fit the others
     """
-    h5py = import_h5py()
     path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(
-            f"There is no demonstration file {path} (seen from {Path.cwd()}). Check the path. "
-            "Data that come with the package are named like 'builtin:hopper-medium'."
-        )
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Pass the path of an HDF5 file in it.")
-    if path.stat().st_size == 0:
-        raise OSError(f"The demonstration file {path} is empty (0 bytes): its download or copy failed. Fetch it again.")
-    try:
-        with h5py.File(path, "r") as file:
-            _check_keys(file, path)
-            arrays = {key: _read(file[key], f"{path}: {key}") for key in _REQUIRED_KEYS}
-            timeouts = _read(file["timeouts"], f"{path}: timeouts") if "timeouts" in file else None
-            metadata = _read_metadata(file)
-    except OSError as error:
-        raise OSError(
-            f"The demonstration file {path} cannot be read: {error}. It is truncated, damaged or not HDF5. Fetch it again."
-        ) from error
+    with open_hdf5(path) as file:
+        _check_keys(file, path)
+        arrays = {key: _read(file[key], f"{path}: {key}") for key in _REQUIRED_KEYS}
+        timeouts = _read(file["timeouts"], f"{path}: timeouts") if "timeouts" in file else None
+        metadata = _read_metadata(file)
     version = metadata.pop(_VERSION_ATTRIBUTE, FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ValueError(
@@ -84,7 +76,7 @@ def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> 
     """
     h5py = import_h5py()
     path = Path(path).expanduser()
-    arrays = {
+    arrays: dict[str, Array] = {
         "actions": demonstrations.actions,
         "rewards": demonstrations.rewards,
         "terminals": demonstrations.terminations,
@@ -106,7 +98,10 @@ def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> 
     try:
         with h5py.File(temporary, "x") as file:
             for name, array in arrays.items():
-                file.create_dataset(name, data=array, compression="gzip", shuffle=True)
+                if isinstance(array, LazyImages):
+                    _write_images(file, name, array)
+                else:
+                    file.create_dataset(name, data=array, compression="gzip", shuffle=True)
             file.attrs.update({**demonstrations.metadata, _VERSION_ATTRIBUTE: FORMAT_VERSION})
         os.replace(temporary, path)
     finally:
@@ -123,6 +118,34 @@ def import_h5py() -> ModuleType:
     return h5py
 
 
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Any]:
+    """
+    :param path: The file
+    :return: The open ``h5py.File``, to read inside a ``with`` block
+    :raises ImportError: if h5py is not installed
+    :raises FileNotFoundError: if there is no such file
+    :raises OSError: if it cannot be opened, or read inside the block: empty, truncated, not HDF5
+    """
+    h5py = import_h5py()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no demonstration file {path} (seen from {Path.cwd()}). Check the path. "
+            "Data that come with the package are named like 'builtin:hopper-medium'."
+        )
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Pass the path of an HDF5 file in it.")
+    if path.stat().st_size == 0:
+        raise OSError(f"The demonstration file {path} is empty (0 bytes): its download or copy failed. Fetch it again.")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except READ_ERRORS as error:
+        raise OSError(
+            f"The demonstration file {path} cannot be read: {error}. It is truncated, damaged or not HDF5. Fetch it again."
+        ) from error
+
+
 def _check_keys(file: Any, path: Path) -> None:
     """:raises ValueError: if an array is missing from the HDF5 file"""
     missing = [key for key in _REQUIRED_KEYS if key not in file]
@@ -133,17 +156,43 @@ def _check_keys(file: Any, path: Path) -> None:
         )
 
 
-def _read(node: Any, name: str) -> Observations:
+def _read(node: Any, name: str) -> LoadedObservations:
     """
     :param node: HDF5 dataset or group of datasets
     :param name: What error messages call it
-    :return: Its content; floating-point numbers as float32, converted while reading so that no float64 copy is made
+    :return: Its content, see :func:`read_dataset`
     """
     if hasattr(node, "keys"):
         if any(hasattr(child, "keys") for child in node.values()):
             raise ValueError(f"{name} has groups inside groups; only one level of keys is supported. Flatten it.")
-        return {key: np.asarray(_read(child, f"{name}/{key}")) for key, child in node.items()}
-    return np.asarray(node.astype(np.float32)[()] if node.dtype.kind == "f" and node.shape else node[()])
+        return {key: read_dataset(child) for key, child in node.items()}
+    return read_dataset(node)
+
+
+def read_dataset(dataset: Any) -> np.ndarray:
+    """
+    :param dataset: HDF5 dataset
+    :return: Its content; floating-point numbers as float32, converted while reading so that no float64 copy is made
+    """
+    is_float = dataset.dtype.kind == "f" and dataset.shape
+    return np.asarray(dataset.astype(np.float32)[()] if is_float else dataset[()])
+
+
+def _write_images(file: Any, name: str, images: LazyImages) -> None:
+    """
+    :param file: The open ``h5py.File``
+    :param name: Of the new dataset
+    :param images: To copy, a block of chunks at a time
+    """
+    image_bytes = math.prod(images.shape[1:])
+    # Chunks of whole images: h5py's own choice has parts of many images in a chunk, which would be compressed many times over
+    chunk_rows = min(max(1, _CHUNK_BYTES // image_bytes), len(images))
+    block_rows = chunk_rows * max(1, _WRITE_BYTES // (chunk_rows * image_bytes))
+    dataset = file.create_dataset(
+        name, images.shape, images.dtype, chunks=(chunk_rows, *images.shape[1:]), compression="gzip", shuffle=True
+    )
+    for start in range(0, len(images), block_rows):
+        dataset[start : start + block_rows] = images[start : start + block_rows]
 
 
 def _read_metadata(file: Any) -> dict[str, str | int | float | bool]:
@@ -156,7 +205,7 @@ def _read_metadata(file: Any) -> dict[str, str | int | float | bool]:
     return metadata
 
 
-def _as_vector(values: Observations) -> np.ndarray:
+def _as_vector(values: LoadedObservations) -> np.ndarray:
     """:return: ``values`` without the trailing dimension of size 1 that some files give to rewards and flags"""
     array = np.asarray(values)
     return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array

@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_scoreflow.demonstrations.arrays import Observations, map_observations, named_observations
+from sb3_scoreflow.demonstrations.arrays import Array, LoadedObservations, map_observations, named_observations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.sources import register_source
 from sb3_scoreflow.envs.select_observations import SelectObservations, select
@@ -166,14 +166,14 @@ def _as_float32(values: Any) -> np.ndarray:
         return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
 
-def _assemble(episodes: list[tuple[Observations, dict[str, np.ndarray]]], metadata: dict[str, Any]) -> Demonstrations:
+def _assemble(episodes: list[tuple[LoadedObservations, dict[str, np.ndarray]]], metadata: dict[str, Any]) -> Demonstrations:
     """
     :param episodes: Observations ``(T, ...)`` or ``(T + 1, ...)``, and the other arrays ``(T, ...)`` by name
     :param metadata: To attach
     :return: The demonstrations
     :raises ValueError: if an episode's arrays do not fit each other, or there is nothing
     """
-    kept: list[tuple[Observations, dict[str, np.ndarray]]] = []
+    kept: list[tuple[LoadedObservations, dict[str, np.ndarray]]] = []
     for number, (observations, arrays) in enumerate(episodes):
         n_steps = len(arrays["actions"])
         lengths = {name: len(array) for name, array in {**named_observations(observations), **arrays}.items()}
@@ -190,7 +190,7 @@ def _assemble(episodes: list[tuple[Observations, dict[str, np.ndarray]]], metada
     if not kept:
         raise ValueError("it has no transitions. Choose another dataset.")
     first = kept[0][0]
-    joined: Observations
+    joined: LoadedObservations
     if isinstance(first, dict):
         joined = {key: np.concatenate([observations[key] for observations, _ in kept]) for key in first}
     else:
@@ -248,7 +248,7 @@ def _dataset_spaces(demonstrations: Demonstrations, env: gym.Env | None) -> tupl
     return spaces.Dict(observation_space), action_space
 
 
-def _space_like(array: np.ndarray, space: spaces.Space | None, name: str) -> spaces.Space:
+def _space_like(array: Array, space: spaces.Space | None, name: str) -> spaces.Space:
     """
     :param array: ``(N, ...)``
     :param space: The env's space for one entry of it; None if there is no env

@@ -1,0 +1,249 @@
+"""Images that stay in their HDF5 file and are read when they are indexed."""
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+READ_ERRORS = (OSError, KeyError, RuntimeError)
+"""What h5py raises where a file is damaged, depending on where."""
+
+
+class BlockCache:
+    """
+    The decompressed blocks that were used last, up to a number of bytes. A copy in another process starts empty.
+
+    :param max_bytes: Upper limit of what is kept; 0 keeps nothing
+    :raises ValueError: if the limit is not an integer of at least 0
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, (int, np.integer)) or max_bytes < 0:
+            raise ValueError(
+                f"`cache_bytes` must be an integer of at least 0, got {max_bytes!r}: how many bytes of decompressed images to "
+                "keep. Pass for instance 2**30."
+            )
+        self.max_bytes = int(max_bytes)
+        self.n_bytes = 0
+        self._blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BlockCache, (self.max_bytes,)
+
+    def get(self, key: tuple[str, int]) -> np.ndarray | None:
+        """
+        :param key: Name of the dataset and number of the block
+        :return: The block, which is now the one used last; None if it is not kept
+        """
+        if key in self._blocks:
+            self._blocks.move_to_end(key)
+        return self._blocks.get(key)
+
+    def put(self, key: tuple[str, int], block: np.ndarray) -> None:
+        """
+        :param key: Of a block that is not kept
+        :param block: To keep, in place of those that were not used for the longest time
+        """
+        if block.nbytes > self.max_bytes:
+            return
+        self._blocks[key] = block
+        self.n_bytes += block.nbytes
+        while self.n_bytes > self.max_bytes:
+            self.n_bytes -= self._blocks.popitem(last=False)[1].nbytes
+
+
+class HDF5Images:
+    """
+    The images of several HDF5 datasets of one file, one dataset after the other, to be read by their row numbers.
+
+    What is stored in one piece is read from the file directly, image by image: for minibatches in random order this is
+    several times faster than through HDF5, and the system caches the file. Chunked (hence compressed) datasets are read by
+    blocks of as many images as a chunk covers, which go through the cache. Between reads the file is closed, so that processes
+    can be forked and objects pickled; every read checks that the file is still the same.
+
+    :param file: The open ``h5py.File``
+    :param names: At least one; datasets of type uint8 and equal shapes ``(n, *image_shape)``, n at least 1
+    :param cache: For decompressed blocks; may be shared by several objects of the same file
+    """
+
+    def __init__(self, file: Any, names: Sequence[str], cache: BlockCache) -> None:
+        datasets = [file[name] for name in names]
+        self.path = os.path.abspath(file.filename)
+        self.image_shape: tuple[int, ...] = datasets[0].shape[1:]
+        self.cache = cache
+        self._state = _state(os.stat(self.path))
+        self._names = list(names)
+        self._starts = np.cumsum([0, *map(len, datasets)])
+        self._block_rows = np.array([(dataset.chunks or dataset.shape)[0] for dataset in datasets])
+        offsets = [_offset(dataset, file) for dataset in datasets]
+        self._offsets = None if None in offsets else np.array(offsets, np.int64)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: ``(B,)`` integers in [0, len(self))
+        :return: uint8 ``(B, *image_shape)``
+        :raises OSError: if the file is not the same any more, or damaged
+        """
+        images = np.empty((len(rows), *self.image_shape), np.uint8)
+        datasets = np.searchsorted(self._starts, rows, side="right") - 1
+        local_rows = rows - self._starts[datasets]
+        with self._readable():
+            if self._offsets is not None:
+                self._read_directly((self._offsets[datasets] + local_rows * math.prod(self.image_shape)).tolist(), images)
+            else:
+                self._read_blocks(datasets, local_rows, images)
+        return images
+
+    def _read_directly(self, offsets: list[int], images: np.ndarray) -> None:
+        """
+        :param offsets: Where each image begins in the file
+        :param images: To fill
+        """
+        with open(self.path, "rb", buffering=0) as file:
+            for offset, image in zip(offsets, images, strict=True):
+                file.seek(offset)
+                if file.readinto(image) != image.nbytes:
+                    raise OSError(f"it ends before byte {offset + image.nbytes}")
+
+    def _read_blocks(self, datasets: np.ndarray, rows: np.ndarray, images: np.ndarray) -> None:
+        """
+        :param datasets: ``(B,)``, number of each image's dataset
+        :param rows: ``(B,)``, its row there
+        :param images: To fill
+        """
+        import h5py
+
+        block_rows = self._block_rows[datasets]
+        order = np.lexsort((rows, datasets))  # every block is read once
+        blocks = np.stack([datasets, rows // block_rows], axis=1)[order]
+        firsts = np.flatnonzero((np.diff(blocks, axis=0) != 0).any(axis=1)) + 1
+        missing: list[tuple[tuple[str, int], np.ndarray, int]] = []
+        for members in np.split(order, firsts):
+            dataset, n_rows = datasets[members[0]], int(block_rows[members[0]])
+            key = (self._names[dataset], int(rows[members[0]] // n_rows))
+            block = self.cache.get(key)
+            if block is None:
+                missing.append((key, members, n_rows))
+            else:
+                images[members] = block[rows[members] % n_rows]
+        if missing:
+            with h5py.File(self.path, "r") as file:
+                for key, members, n_rows in missing:
+                    block = file[key[0]][key[1] * n_rows : (key[1] + 1) * n_rows]
+                    self.cache.put(key, block)
+                    images[members] = block[rows[members] % n_rows]
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """:raises OSError: for what goes wrong inside, with the file's name and a remedy; and if the file has changed"""
+        try:
+            if _state(os.stat(self.path)) != self._state:
+                raise OSError("it has changed since the demonstrations were loaded from it")
+            yield
+        except READ_ERRORS as error:
+            raise OSError(
+                f"Images cannot be read from the demonstration file {self.path}: {error}. It must stay in place and unchanged "
+                "while the demonstrations are used. Load them again; if that does not help, fetch the file again."
+            ) from error
+
+
+class LazyImages:
+    """
+    An array of images, ``(N, *image_shape)`` of type uint8, whose rows are read when they are indexed.
+
+    Indexing gives numpy arrays; :meth:`select` and :meth:`concatenate` give other lazy arrays, which read nothing. Only one
+    pair of integers per image is held, and what the cache of the file holds. ``np.asarray`` reads everything.
+
+    :param stores: Where the images are: at least one, all with images of the same shape
+    :param picked: ``(N, 2)``, the number of each image's store and its row there; everything if None
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, stores: Sequence[HDF5Images | np.ndarray], picked: np.ndarray | None = None) -> None:
+        if picked is None:
+            picked = np.concatenate(
+                [np.stack([np.full(len(store), i), np.arange(len(store))], axis=1) for i, store in enumerate(stores)]
+            )
+        self._stores = list(stores)
+        self._picked = picked
+        first = stores[0]
+        self.shape: tuple[int, ...] = (len(picked), *(first.shape[1:] if isinstance(first, np.ndarray) else first.image_shape))
+
+    def __len__(self) -> int:
+        return len(self._picked)
+
+    def __repr__(self) -> str:
+        return f"LazyImages(shape={self.shape})"
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """
+        :param key: int, slice, or vector of integers or bools
+        :return: One image for an int, else the images; a new array
+        :raises IndexError: if the key is another one or out of range
+        :raises OSError: if the file is not the same any more, or damaged
+        """
+        picked = self._picked[key] if not isinstance(key, tuple) else None
+        if picked is None or not 1 <= picked.ndim <= 2:
+            raise IndexError(
+                f"Images in a file are indexed by an int, a slice or a vector, got {key!r}. Index what they return further."
+            )
+        pairs = np.atleast_2d(picked)
+        images = np.empty((len(pairs), *self.shape[1:]), np.uint8)
+        for i in np.unique(pairs[:, 0]):
+            members = pairs[:, 0] == i
+            images[members] = self._stores[i][pairs[members, 1]]
+        return images if picked.ndim == 2 else images[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def select(self, rows: slice | np.ndarray) -> "LazyImages":
+        """
+        :param rows: slice, or vector of integers
+        :return: These rows, unread
+        """
+        return LazyImages(self._stores, self._picked[rows])
+
+    @staticmethod
+    def concatenate(arrays: "Sequence[LazyImages | np.ndarray]") -> "LazyImages":
+        """
+        :param arrays: At least one; uint8 images of the same shape, in files or in memory
+        :return: All of them, unread
+        """
+        parts = [array if isinstance(array, LazyImages) else LazyImages([array]) for array in arrays]
+        # The same store often stands in several parts, which are selections from it
+        stores = {id(store): store for part in parts for store in part._stores}
+        numbers = {key: number for number, key in enumerate(stores)}
+        picked = []
+        for part in parts:
+            number = np.array([numbers[id(store)] for store in part._stores])
+            picked.append(np.stack([number[part._picked[:, 0]], part._picked[:, 1]], axis=1))
+        return LazyImages(list(stores.values()), np.concatenate(picked))
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    """:return: What tells whether a file has been changed or replaced"""
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _offset(dataset: Any, file: Any) -> int | None:
+    """:return: Where the file has the dataset in one piece; None if it has not, as of chunked or linked datasets"""
+    if dataset.external is not None or dataset.file != file:
+        return None
+    return dataset.id.get_offset()
