@@ -1,0 +1,222 @@
+"""
+The data sets of robomimic (Mandlekar et al., 2021, arXiv:2108.03298), read from its files without its package.
+
+A file has one group per demonstration, ``data/demo_3`` with ``actions``, ``rewards``, ``obs/KEY`` and more, the arguments of
+the env in ``data.attrs["env_args"]``, and lists of demonstrations in ``mask/NAME``.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_scoreflow.demonstrations.arrays import Array, clean_array, clean_vector
+from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.hdf5 import open_hdf5, read_dataset
+from sb3_scoreflow.demonstrations.lazy import BlockCache, HDF5Images, LazyImages
+from sb3_scoreflow.demonstrations.sources import register_source
+
+_SOURCE = "robomimic"
+_PROPRIOCEPTION = ("eef_pos", "eef_quat", "gripper_qpos")
+_IMAGE_SUFFIX = "_image"
+
+
+@register_source(_SOURCE)
+def load_robomimic(
+    spec: str,
+    *,
+    observation_keys: str | Sequence[str] | None = None,
+    mask: str | None = None,
+    cache_bytes: int = 2**30,
+) -> Demonstrations:
+    """
+    The source ``robomimic:PATH``, such as ``robomimic:lift/ph/low_dim.hdf5``.
+
+    An episode is a whole demonstration of the file, in the order of their numbers. Its last transition is a termination if its
+    reward is positive, which in robomimic means success, and a truncation otherwise. The file's ``dones`` are not used:
+    depending on how it was written they mark every success, the last transition, or both. Nothing is cut off after the first
+    success, and rewards are kept.
+
+    Images stay in the file: the batches that are used are read from it, see
+    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. Everything else is read at once.
+
+    :param spec: Path of the file; ``~`` is expanded
+    :param observation_keys: Which entries of ``obs`` to read; a str stands for a list of one. If None, the position and
+        orientation of each gripper and the state of its fingers, and either all images (``*_image``) or, where there are none,
+        the state of the objects (``object``)
+    :param mask: Name of a list in the file, such as ``train`` or ``valid``, of the demonstrations to read; all if None
+    :param cache_bytes: How many bytes of images to keep in memory, if they are compressed (or chunked) in the file.
+        Uncompressed images are read directly, which needs no cache
+    :return: The demonstrations; ``metadata`` holds the file's ``env_args``, as the JSON text that it is, and the env's name
+    :raises ImportError: if h5py is not installed
+    :raises FileNotFoundError: if there is no such file
+    :raises OSError: if it cannot be read: empty, truncated, not HDF5
+    :raises ValueError: if an argument does not fit the file, or the file is not complete, or its arrays do not fit each other
+    """
+    cache = BlockCache(cache_bytes)
+    path = Path(spec).expanduser()
+    with open_hdf5(path) as file:
+        try:
+            demos = _find_demos(file, mask)
+            if observation_keys is None:
+                keys = _default_keys(_observations(file, demos[0]))
+            else:
+                keys = [observation_keys] if isinstance(observation_keys, str) else list(dict.fromkeys(observation_keys))
+                if not keys:
+                    raise ValueError("got `observation_keys`=[]. Name at least one key, or leave it out.")
+            _check_demos(file, demos, keys)
+            observations = {key: _read(file, demos, f"obs/{key}", cache) for key in keys}
+            rewards = clean_vector("rewards", _read(file, demos, "rewards", cache))
+            ends = np.zeros(len(rewards), np.bool_)
+            ends[np.cumsum([len(file[f"{demo}/actions"]) for demo in demos]) - 1] = True
+            return Demonstrations(
+                observations,
+                _read(file, demos, "actions", cache),
+                rewards,
+                ends & (rewards > 0),
+                ends & ~(rewards > 0),
+                metadata={**_read_env(file), **({} if mask is None else {"mask": mask}), "source": f"{_SOURCE}:{spec}"},
+            )
+        except ValueError as error:
+            raise ValueError(f"The robomimic file {path} does not fit: {error}") from error
+
+
+def _find_demos(file: Any, mask: str | None) -> list[str]:
+    """
+    :param file: The open ``h5py.File``
+    :param mask: See :func:`load_robomimic`
+    :return: The demonstrations' groups, as ``data/demo_3``, ordered by their numbers
+    :raises ValueError: if there are none, or the mask does not fit
+    """
+    if not hasattr(file.get("data"), "keys"):
+        raise ValueError(f"it has no group `data`, only {sorted(file)}. Pass a file of robomimic, or a path of D4RL's layout.")
+    names = set(file["data"])
+    if not names:
+        raise ValueError("its group `data` is empty, so there are no demonstrations. Fetch or record it again.")
+    if mask is not None:
+        masks = sorted(file.get("mask", ()))
+        if mask not in masks:
+            raise ValueError(f"there is no `mask` {mask!r} in it; it has {masks}. Choose one of them, or leave `mask` out.")
+        listed = {name.decode() if isinstance(name, bytes) else str(name) for name in file["mask"][mask][()].tolist()}
+        if not listed or not listed <= names:
+            raise ValueError(
+                f"its `mask` {mask!r} lists {len(listed)} demonstrations, of which it lacks {sorted(listed - names)}. "
+                "Choose another mask, or leave it out."
+            )
+        names = listed
+    # By number: demo_2 before demo_10
+    return [f"data/{name}" for name in sorted(names, key=lambda name: (int((re.findall(r"\d+$", name) or [0])[0]), name))]
+
+
+def _observations(file: Any, demo: str) -> Any:
+    """
+    :return: The group of the demonstration's observations
+    :raises ValueError: if there is none
+    """
+    group = file.get(f"{demo}/obs")
+    if not hasattr(group, "keys"):
+        raise ValueError(
+            f"`{demo}` has no group `obs`. Files with states only become files with observations by robomimic's script "
+            "dataset_states_to_obs.py."
+        )
+    return group
+
+
+def _default_keys(group: Any) -> list[str]:
+    """
+    :param group: One demonstration's observations
+    :return: What robomimic's policies take
+    :raises ValueError: if the observations are named in another way
+    """
+    images = [key for key in group if key.endswith(_IMAGE_SUFFIX)]
+    keys = [
+        f"{robot}_{part}"
+        for robot in ("robot0", "robot1")
+        for part in _PROPRIOCEPTION
+        if robot == "robot0" or f"{robot}_{part}" in group
+    ]
+    keys += images or ["object"]
+    missing = [key for key in keys if key not in group]
+    if missing:
+        raise ValueError(f"it lacks the usual observations {missing}; it has {sorted(group)}. Choose with `observation_keys`.")
+    return keys
+
+
+def _check_demos(file: Any, demos: list[str], keys: list[str]) -> None:
+    """
+    :param file: The open ``h5py.File``
+    :param demos: The demonstrations' groups
+    :param keys: The observations that will be read
+    :raises ValueError: if an array is missing, or arrays do not fit each other
+    """
+    layout: dict[str, tuple[tuple[int, ...], str]] = {}
+    for demo in demos:
+        group = _observations(file, demo)
+        missing = [key for key in keys if key not in group]
+        if missing:
+            raise ValueError(f"`{demo}/obs` lacks {missing}; it has {sorted(group)}. Choose with `observation_keys`.")
+        missing = [name for name in ("actions", "rewards") if name not in file[demo]]
+        if missing:
+            raise ValueError(f"`{demo}` lacks {missing}; it has {sorted(file[demo])}. Fetch or record it again.")
+        arrays = {name: file[f"{demo}/{name}"] for name in ("actions", "rewards", *(f"obs/{key}" for key in keys))}
+        for name, array in arrays.items():
+            if not getattr(array, "shape", ()):
+                raise ValueError(f"`{demo}/{name}` is a group or a scalar, not an array with one entry per transition.")
+            if name.endswith(_IMAGE_SUFFIX) and not _is_image(array):
+                raise ValueError(
+                    f"`{demo}/{name}` has shape {array.shape} and type {array.dtype}; images must have the shape (N, height, "
+                    "width, channels) and the type uint8, values from 0 to 255. Write them so."
+                )
+            entry = (array.shape[1:], array.dtype.kind)
+            if entry != layout.setdefault(name, entry):
+                raise ValueError(
+                    f"`{demo}/{name}` has entries of shape and kind {entry}, in `{demos[0]}` they are {layout[name]}. "
+                    "Use a file of one task and one size of images."
+                )
+        lengths = {name: len(array) for name, array in arrays.items()}
+        lengths["attribute num_samples"] = int(file[demo].attrs.get("num_samples", lengths["actions"]))
+        if len(set(lengths.values())) > 1 or lengths["actions"] == 0:
+            raise ValueError(
+                f"`{demo}` has arrays of lengths {lengths}; they must be equal, and at least 1. It is damaged: leave it "
+                "out by a `mask`, or fetch or record the file again."
+            )
+
+
+def _is_image(array: Any) -> bool:
+    return array.ndim == 4 and array.dtype == np.uint8
+
+
+def _read(file: Any, demos: list[str], name: str, cache: BlockCache) -> Array:
+    """
+    :param file: The open ``h5py.File``
+    :param demos: The demonstrations' groups
+    :param name: Of an array in each of them
+    :param cache: For images
+    :return: The arrays of all demonstrations, one after the other; images unread
+    :raises ValueError: if there are NaN or infinities
+    """
+    names = [f"{demo}/{name}" for demo in demos]
+    if _is_image(file[names[0]]):
+        return LazyImages([HDF5Images(file, names, cache)])
+    return np.concatenate([clean_array(name, read_dataset(file[name])) for name in names])
+
+
+def _read_env(file: Any) -> dict[str, str]:
+    """
+    :param file: The open ``h5py.File``
+    :return: The env's arguments, if the file has them
+    :raises ValueError: if they are not what robomimic writes
+    """
+    text = file["data"].attrs.get("env_args")
+    if text is None:
+        return {}
+    text = text.decode() if isinstance(text, bytes) else text
+    try:
+        return {"env": str(json.loads(text)["env_name"]), "env_args": text}
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"the attribute `env_args` of `data` is {text!r}; it must be a JSON object with `env_name`. Repair or delete it."
+        ) from error

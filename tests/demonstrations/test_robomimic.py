@@ -1,0 +1,263 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
+from sb3_scoreflow.demonstrations.lazy import LazyImages
+from tests.demonstrations.robomimic_files import (
+    CAMERA,
+    ENV_ARGS,
+    SIZE,
+    Demo,
+    numbered_demo,
+    roll_out_lift,
+    write_file,
+)
+
+IMAGE = f"{CAMERA}_image"
+PROPRIOCEPTION = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
+
+
+def load(path: Path, **kwargs: Any) -> Demonstrations:
+    return load_demonstrations(f"robomimic:{path}", **kwargs)
+
+
+def observations_of(demonstrations: Demonstrations) -> dict[str, Any]:
+    assert isinstance(demonstrations.observations, dict)
+    return demonstrations.observations
+
+
+@pytest.fixture(scope="module")
+def lift() -> dict[str, Demo]:
+    return roll_out_lift([12, 10, 8])
+
+
+@pytest.fixture
+def lift_file(lift: dict[str, Demo], tmp_path: Path) -> Path:
+    return write_file(tmp_path / "lift.hdf5", lift, {"train": ["demo_2", "demo_0"], "valid": ["demo_1"]})
+
+
+def test_reads_lift(lift: dict[str, Demo], lift_file: Path) -> None:
+    d = load(lift_file)
+    assert (d.n_episodes, d.episode_lengths.tolist(), d.action_shape) == (3, [12, 10, 8], (7,))
+    observations = observations_of(d)
+    assert list(observations) == [*PROPRIOCEPTION, IMAGE]
+    assert d.observation_shape == dict(
+        robot0_eef_pos=(3,), robot0_eef_quat=(4,), robot0_gripper_qpos=(2,), agentview_image=(SIZE, SIZE, 3)
+    )
+    for key in observations:
+        expected = np.concatenate([demo["obs"][key] for demo in lift.values()])
+        np.testing.assert_array_equal(observations[key], expected.astype(observations[key].dtype))
+        assert observations[key].dtype == (np.uint8 if key == IMAGE else np.float32)
+    assert isinstance(observations[IMAGE], LazyImages)
+    assert np.asarray(observations[IMAGE]).std() > 10  # a picture, not a blank
+    np.testing.assert_array_equal(d.actions, np.concatenate([demo["actions"] for demo in lift.values()]).astype(np.float32))
+    # Random actions do not lift the cube
+    assert not d.terminations.any() and d.truncations.sum() == 3
+    assert d.metadata == {"env": "Lift", "env_args": json.dumps(ENV_ARGS), "source": f"robomimic:{lift_file}"}
+    assert json.loads(str(d.metadata["env_args"])) == ENV_ARGS
+    assert re.search(rf"observations\['{IMAGE}'\] +\({SIZE}, {SIZE}, 3\) uint8; values \d+ to \d+, means ", d.describe())
+
+
+def test_masks_and_keys(lift: dict[str, Demo], lift_file: Path) -> None:
+    train = load(lift_file, mask="train", observation_keys=["object", "robot0_joint_pos"])
+    assert train.metadata["mask"] == "train"
+    assert train.observation_shape == {"object": (10,), "robot0_joint_pos": (7,)}
+    expected = np.concatenate([lift[name]["obs"]["object"] for name in ("demo_0", "demo_2")]).astype(np.float32)
+    np.testing.assert_array_equal(observations_of(train)["object"], expected)
+    valid = load(lift_file, mask="valid", observation_keys=IMAGE)
+    np.testing.assert_array_equal(observations_of(valid)[IMAGE], lift["demo_1"]["obs"][IMAGE])
+    assert list(observations_of(valid)) == [IMAGE]
+    assert load(lift_file, n_episodes=1).episode_lengths.tolist() == [12]
+
+
+def test_order_and_ends(tmp_path: Path) -> None:
+    """demo_2 comes before demo_10; an episode is terminated where its last reward is positive, whatever came before."""
+    demos = {f"demo_{n}": numbered_demo(n, length=n, success=n != 2) for n in (10, 2, 3)}
+    d = load(write_file(tmp_path / "x.hdf5", demos))
+    assert d.episode_lengths.tolist() == [2, 3, 10]
+    assert list(observations_of(d)) == [*PROPRIOCEPTION, "object"]
+    np.testing.assert_allclose(d.actions[:, 0] * 100, np.repeat([2, 3, 10], [2, 3, 10]), rtol=1e-6)
+    np.testing.assert_array_equal(np.flatnonzero(d.terminations), [4, 14])
+    np.testing.assert_array_equal(np.flatnonzero(d.truncations), [1])
+    np.testing.assert_array_equal(d.episode_returns, [0, 2, 2])
+
+
+def test_two_robots(tmp_path: Path) -> None:
+    demos = {"demo_0": numbered_demo(0, 3, robots=2, camera=True)}
+    d = load(write_file(tmp_path / "x.hdf5", demos))
+    assert list(observations_of(d)) == [*PROPRIOCEPTION, *(key.replace("robot0", "robot1") for key in PROPRIOCEPTION), IMAGE]
+
+
+@pytest.mark.parametrize("env_args", [json.dumps(ENV_ARGS), np.bytes_(json.dumps(ENV_ARGS))])
+def test_metadata(tmp_path: Path, env_args: Any) -> None:
+    d = load(write_file(tmp_path / "x.hdf5", {"demo_0": numbered_demo(0, 3)}, env_args=env_args))
+    assert d.metadata["env_args"] == json.dumps(ENV_ARGS) and d.metadata["env"] == "Lift"
+
+
+def test_without_what_is_not_needed(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "x.hdf5", {"demo_0": numbered_demo(0, 3)})
+    with h5py.File(path, "a") as file:
+        del file["data"].attrs["env_args"], file["data/demo_0"].attrs["num_samples"], file["data/demo_0/dones"]
+    assert load(path).metadata == {"source": f"robomimic:{path}"}
+
+
+def delete(*names: str) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        for name in names:
+            del file[name]
+
+    return change
+
+
+def put(name: str, value: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        if name in file:
+            del file[name]
+        file[name] = value
+
+    return change
+
+
+def set_attribute(name: str, key: str, value: Any) -> Callable[[h5py.File], None]:
+    return lambda file: file[name].attrs.__setitem__(key, value)
+
+
+def empty(file: h5py.File) -> None:
+    for name in ("actions", "rewards", "dones", f"obs/{IMAGE}", *(f"obs/{key}" for key in PROPRIOCEPTION)):
+        shape, dtype = file[f"data/demo_1/{name}"].shape, file[f"data/demo_1/{name}"].dtype
+        put(f"data/demo_1/{name}", np.zeros((0, *shape[1:]), dtype))(file)
+    file["data/demo_1"].attrs["num_samples"] = 0
+
+
+WITH_NAN = np.zeros((4, 3))
+WITH_NAN[2, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "kwargs", "message"),
+    [
+        (delete("data"), {}, r"it has no group `data`, only \['mask'\]\. Pass a file of robomimic"),
+        (delete("data/demo_0", "data/demo_1"), {}, r"its group `data` is empty"),
+        (delete("data/demo_1/actions"), {}, r"`data/demo_1` lacks \['actions'\]; it has \['dones', 'obs', 'rewards'\]"),
+        (delete("data/demo_1/rewards"), {}, r"`data/demo_1` lacks \['rewards'\]"),
+        (delete("data/demo_1/obs"), {}, r"`data/demo_1` has no group `obs`.*dataset_states_to_obs"),
+        (delete("data/demo_0/obs"), {}, r"`data/demo_0` has no group `obs`"),
+        (put("data/demo_1", 3.0), {}, r"`data/demo_1` has no group `obs`"),
+        (delete("data/demo_1/obs/robot0_eef_pos"), {}, r"`data/demo_1/obs` lacks \['robot0_eef_pos'\]; it has \['agentview_"),
+        (
+            delete(f"data/demo_0/obs/{IMAGE}", "data/demo_0/obs/object"),
+            {},
+            r"lacks the usual observations \['object'\]; it has \['robot0_eef_pos', .*`observation_keys`",
+        ),
+        (
+            None,
+            {"observation_keys": ["objects"]},
+            r"`data/demo_0/obs` lacks \['objects'\]; it has \['agentview_image', 'object'",
+        ),
+        (None, {"observation_keys": []}, r"`observation_keys`=\[\]\. Name at least one"),
+        (None, {"mask": "trian"}, r"there is no `mask` 'trian' in it; it has \['bad', 'train'\]\. Choose one"),
+        (delete("mask"), {"mask": "train"}, r"there is no `mask` 'train' in it; it has \[\]"),
+        (None, {"mask": "bad"}, r"its `mask` 'bad' lists 2 demonstrations, of which it lacks \['demo_7'\]"),
+        (put("mask/none", np.array([], "S8")), {"mask": "none"}, r"its `mask` 'none' lists 0 demonstrations"),
+        (
+            put("data/demo_1/rewards", np.zeros(3)),
+            {},
+            r"`data/demo_1` has arrays of lengths {'actions': 4, 'rewards': 3, 'obs/ro",
+        ),
+        (put("data/demo_1/obs/robot0_eef_pos", np.zeros((5, 3))), {}, r"`data/demo_1` has arrays .*'obs/robot0_eef_pos': 5"),
+        (set_attribute("data/demo_1", "num_samples", 9), {}, r"`data/demo_1` has arrays .*'attribute num_samples': 9}"),
+        (empty, {}, r"`data/demo_1` has arrays of lengths {'actions': 0.*they must be equal, and at least 1"),
+        (put("data/demo_1/actions", 3.0), {}, r"`data/demo_1/actions` is a group or a scalar"),
+        (put("data/demo_1/obs/robot0_eef_pos", WITH_NAN), {}, r"`data/demo_1/obs/robot0_eef_pos` has 1 value.*index \(2, 1\)"),
+        (
+            put("data/demo_1/actions", np.full((4, 2), np.inf)),
+            {},
+            r"`data/demo_1/actions` has 8 value\(s\) that are NaN or inf",
+        ),
+        (
+            put("data/demo_1/actions", np.zeros((4, 3))),
+            {},
+            r"`data/demo_1/actions` has entries of .* \(\(3,\), 'f'\), in `data/demo_0`",
+        ),
+        (
+            put(f"data/demo_1/obs/{IMAGE}", np.zeros((4, 9, 8, 3), np.uint8)),
+            {},
+            r"image` has entries of shape and kind \(\(9, 8, 3\), 'u'\), in `data/demo_0` they are \(\(8, 8, 3\), 'u'\)",
+        ),
+        (
+            put(f"data/demo_0/obs/{IMAGE}", np.zeros((4, 8, 8, 3))),
+            {},
+            r"has shape \(4, 8, 8, 3\) and type float64; images must",
+        ),
+        (
+            put(f"data/demo_1/obs/{IMAGE}", np.zeros((4, 8, 8), np.uint8)),
+            {},
+            r"has shape \(4, 8, 8\) and type uint8; images must",
+        ),
+        (put("data/demo_0/rewards", np.zeros((4, 1))), {}, r"`data/demo_1/rewards` has entries of shape"),
+        (
+            set_attribute("data", "env_args", "[1]"),
+            {},
+            r"the attribute `env_args` of `data` is '\[1\]'; it must be a JSON object",
+        ),
+        (set_attribute("data", "env_args", "{"), {}, r"the attribute `env_args` of `data` is '{'"),
+        (set_attribute("data", "env_args", "{}"), {}, r"the attribute `env_args` of `data` is '{}'"),
+        (set_attribute("data", "env_args", 3), {}, r"the attribute `env_args` of `data` is .*3"),
+    ],
+)
+def test_content_errors(tmp_path: Path, change: Any, kwargs: dict[str, Any], message: str) -> None:
+    demos = {f"demo_{n}": numbered_demo(n, 4, camera=True) for n in range(2)}
+    path = write_file(tmp_path / "bad.hdf5", demos, {"train": ["demo_0"], "bad": ["demo_0", "demo_7"]})
+    if change is not None:
+        with h5py.File(path, "a") as file:
+            change(file)
+    with pytest.raises(ValueError, match=message) as error:
+        load(path, **kwargs)
+    assert str(error.value).startswith(f"The robomimic file {path} does not fit: ")
+
+
+def test_rewards_must_be_a_vector(tmp_path: Path) -> None:
+    demo = numbered_demo(0, 4)
+    path = write_file(tmp_path / "bad.hdf5", {"demo_0": {**demo, "rewards": demo["rewards"][:, None]}})
+    with pytest.raises(ValueError, match=r"bad\.hdf5 does not fit: `rewards` has shape \(4, 1\)"):
+        load(path)
+
+
+@pytest.mark.parametrize("cache_bytes", [-1, 1.5, True, None])
+def test_cache_bytes_error(tmp_path: Path, cache_bytes: Any) -> None:
+    with pytest.raises(ValueError, match=rf"`cache_bytes` must be an integer of at least 0, got {cache_bytes!r}"):
+        load(tmp_path / "absent.hdf5", cache_bytes=cache_bytes)
+
+
+def test_file_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no demonstration file .*absent\.hdf5 .*Check the path"):
+        load(tmp_path / "absent.hdf5")
+    path = tmp_path / "bad.hdf5"
+    path.write_text("Not Found")
+    with pytest.raises(OSError, match=r"bad\.hdf5 cannot be read: .*not HDF5\. Fetch it again"):
+        load(path)
+    content = write_file(tmp_path / "good.hdf5", {"demo_0": numbered_demo(0, 4)}).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"bad\.hdf5 cannot be read: .*truncated, damaged"):
+        load(path)
+    for signature in (b"TREE", b"HEAP", b"SNOD"):  # parts of the tables of contents
+        path.write_bytes(content.replace(signature, b"XXXX"))
+        with pytest.raises(OSError, match=r"bad\.hdf5 cannot be read: .*truncated, damaged"):
+            load(path)
+
+
+def test_unsupported_key_of_the_layout_stays_unread(tmp_path: Path) -> None:
+    """Nothing but what is asked for is looked at: depth images and files of other programs have more."""
+    demo = numbered_demo(0, 3)
+    demo["obs"]["text"] = np.array([b"a", b"b", b"c"])
+    path = write_file(tmp_path / "x.hdf5", {"demo_0": demo})
+    assert "text" not in observations_of(load(path))
+    with pytest.raises(ValueError, match=re.escape("`data/demo_0/obs/text` has dtype |S1; demonstrations hold numbers only")):
+        load(path, observation_keys="text")
