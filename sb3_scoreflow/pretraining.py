@@ -86,6 +86,7 @@ def pretrain_bc(
     :raises ValueError: if an argument is impossible, or the demonstrations do not fit the policy's spaces; nothing is changed
         then
     :raises FloatingPointError: if the loss becomes NaN or infinite; the policy then keeps the weights it had
+    :raises OSError: if images that stay in a file cannot be read any more; the policy then keeps the weights it had
     """
     policy = model if isinstance(model, FlowMatchingPolicy) else getattr(model, "policy", None)
     if not isinstance(policy, FlowMatchingPolicy):
@@ -127,7 +128,7 @@ def pretrain_bc(
         policy.normalizer.update(policy.obs_to_tensor(_vector_parts(training, policy))[0])
     try:
         cloning.run(n_batches, weight_decay, ema_decay, rng, history, log_interval, callback, progress_bar)
-    except FloatingPointError:
+    except (FloatingPointError, OSError):
         policy.load_state_dict(before)
         raise
     finally:
