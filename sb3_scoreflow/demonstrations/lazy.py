@@ -85,6 +85,15 @@ class HDF5Images:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def nbytes(self) -> int:
+        return len(self) * math.prod(self.image_shape)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the images go through the cache."""
+        return self._offsets is None
+
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """
         :param rows: ``(B,)`` integers in [0, len(self))
@@ -204,10 +213,14 @@ class LazyImages:
                 f"Images in a file are indexed by an int, a slice or a vector, got {key!r}. Index what they return further."
             )
         pairs = np.atleast_2d(picked)
-        images = np.empty((len(pairs), *self.shape[1:]), np.uint8)
-        for i in np.unique(pairs[:, 0]):
-            members = pairs[:, 0] == i
-            images[members] = self._stores[i][pairs[members, 1]]
+        used = np.unique(pairs[:, 0])
+        if len(used) == 1:  # the usual case, without a second copy
+            images = self._stores[used[0]][pairs[:, 1]]
+        else:
+            images = np.empty((len(pairs), *self.shape[1:]), np.uint8)
+            for i in used:
+                members = pairs[:, 0] == i
+                images[members] = self._stores[i][pairs[members, 1]]
         return images if picked.ndim == 2 else images[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

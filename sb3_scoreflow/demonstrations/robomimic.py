@@ -7,6 +7,7 @@ the env in ``data.attrs["env_args"]``, and lists of demonstrations in ``mask/NAM
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,15 @@ def load_robomimic(
     with open_hdf5(path) as file:
         try:
             demos = _find_demos(file, mask)
-            if observation_keys is None:
-                keys = _default_keys(_observations(file, demos[0]))
-            else:
-                keys = [observation_keys] if isinstance(observation_keys, str) else list(dict.fromkeys(observation_keys))
-                if not keys:
-                    raise ValueError("got `observation_keys`=[]. Name at least one key, or leave it out.")
+            keys = _choose_keys(_observations(file, demos[0]), observation_keys)
             _check_demos(file, demos, keys)
-            observations = {key: _read(file, demos, f"obs/{key}", cache) for key in keys}
-            rewards = clean_vector("rewards", _read(file, demos, "rewards", cache))
+            observations = _read_observations(file, demos, keys, cache)
+            rewards = clean_vector("rewards", _read(file, demos, "rewards"))
             ends = np.zeros(len(rewards), np.bool_)
             ends[np.cumsum([len(file[f"{demo}/actions"]) for demo in demos]) - 1] = True
             return Demonstrations(
                 observations,
-                _read(file, demos, "actions", cache),
+                _read(file, demos, "actions"),
                 rewards,
                 ends & (rewards > 0),
                 ends & ~(rewards > 0),
@@ -125,12 +121,18 @@ def _observations(file: Any, demo: str) -> Any:
     return group
 
 
-def _default_keys(group: Any) -> list[str]:
+def _choose_keys(group: Any, observation_keys: str | Sequence[str] | None) -> list[str]:
     """
     :param group: One demonstration's observations
-    :return: What robomimic's policies take
-    :raises ValueError: if the observations are named in another way
+    :param observation_keys: See :func:`load_robomimic`
+    :return: The keys to read; by default what robomimic's policies take
+    :raises ValueError: if none are given, or the default ones are missing
     """
+    if observation_keys is not None:
+        keys = [observation_keys] if isinstance(observation_keys, str) else list(dict.fromkeys(observation_keys))
+        if not keys:
+            raise ValueError("got `observation_keys`=[]. Name at least one key, or leave it out.")
+        return keys
     images = [key for key in group if key.endswith(_IMAGE_SUFFIX)]
     keys = [
         f"{robot}_{part}"
@@ -170,10 +172,10 @@ def _check_demos(file: Any, demos: list[str], keys: list[str]) -> None:
                     f"`{demo}/{name}` has shape {array.shape} and type {array.dtype}; images must have the shape (N, height, "
                     "width, channels) and the type uint8, values from 0 to 255. Write them so."
                 )
-            entry = (array.shape[1:], array.dtype.kind)
+            entry = (array.shape[1:], "float" if array.dtype.kind == "f" else str(array.dtype))
             if entry != layout.setdefault(name, entry):
                 raise ValueError(
-                    f"`{demo}/{name}` has entries of shape and kind {entry}, in `{demos[0]}` they are {layout[name]}. "
+                    f"`{demo}/{name}` has entries of shape and type {entry}, in `{demos[0]}` they are {layout[name]}. "
                     "Use a file of one task and one size of images."
                 )
         lengths = {name: len(array) for name, array in arrays.items()}
@@ -189,18 +191,42 @@ def _is_image(array: Any) -> bool:
     return array.ndim == 4 and array.dtype == np.uint8
 
 
-def _read(file: Any, demos: list[str], name: str, cache: BlockCache) -> Array:
+def _read_observations(file: Any, demos: list[str], keys: list[str], cache: BlockCache) -> dict[str, Array]:
+    """
+    :param file: The open ``h5py.File``
+    :param demos: The demonstrations' groups, checked
+    :param keys: The observations to read
+    :param cache: For images
+    :return: The arrays, images unread
+    :raises ValueError: if there are NaN or infinities
+    """
+    observations: dict[str, Array] = {}
+    n_bytes = 0
+    for key in keys:
+        if _is_image(file[f"{demos[0]}/obs/{key}"]):
+            images = HDF5Images(file, [f"{demo}/obs/{key}" for demo in demos], cache)
+            n_bytes += images.nbytes if images.is_cached else 0
+            observations[key] = LazyImages([images])
+        else:
+            observations[key] = _read(file, demos, f"obs/{key}")
+    if n_bytes > cache.max_bytes:
+        warnings.warn(
+            f"The images of the robomimic file {file.filename} are compressed (or chunked) and, with {n_bytes} bytes, larger "
+            f"than `cache_bytes`={cache.max_bytes}: batches in random order decompress most images again, which can take more "
+            "time than training. Raise `cache_bytes`, or make an uncompressed copy: h5repack -l CONTI -f NONE OLD NEW."
+        )
+    return observations
+
+
+def _read(file: Any, demos: list[str], name: str) -> np.ndarray:
     """
     :param file: The open ``h5py.File``
     :param demos: The demonstrations' groups
     :param name: Of an array in each of them
-    :param cache: For images
-    :return: The arrays of all demonstrations, one after the other; images unread
+    :return: The arrays of all demonstrations, one after the other
     :raises ValueError: if there are NaN or infinities
     """
     names = [f"{demo}/{name}" for demo in demos]
-    if _is_image(file[names[0]]):
-        return LazyImages([HDF5Images(file, names, cache)])
     return np.concatenate([clean_array(name, read_dataset(file[name])) for name in names])
 
 

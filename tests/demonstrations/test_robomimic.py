@@ -1,5 +1,6 @@
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,12 +185,12 @@ WITH_NAN[2, 1] = np.nan
         (
             put("data/demo_1/actions", np.zeros((4, 3))),
             {},
-            r"`data/demo_1/actions` has entries of .* \(\(3,\), 'f'\), in `data/demo_0`",
+            r"`data/demo_1/actions` has entries of .* \(\(3,\), 'float'\), in `data/demo_0`",
         ),
         (
             put(f"data/demo_1/obs/{IMAGE}", np.zeros((4, 9, 8, 3), np.uint8)),
             {},
-            r"image` has entries of shape and kind \(\(9, 8, 3\), 'u'\), in `data/demo_0` they are \(\(8, 8, 3\), 'u'\)",
+            r"image` has entries of .* \(\(9, 8, 3\), 'uint8'\), in `data/demo_0` they are \(\(8, 8, 3\), 'uint8'\)",
         ),
         (
             put(f"data/demo_0/obs/{IMAGE}", np.zeros((4, 8, 8, 3))),
@@ -228,6 +229,20 @@ def test_rewards_must_be_a_vector(tmp_path: Path) -> None:
     path = write_file(tmp_path / "bad.hdf5", {"demo_0": {**demo, "rewards": demo["rewards"][:, None]}})
     with pytest.raises(ValueError, match=r"bad\.hdf5 does not fit: `rewards` has shape \(4, 1\)"):
         load(path)
+
+
+def test_cache_too_small_for_compressed_images(tmp_path: Path) -> None:
+    demos = {"demo_0": numbered_demo(0, 10, camera=True)}
+    compressed, plain = write_file(tmp_path / "a", demos, compression="gzip"), write_file(tmp_path / "b", demos)
+    with pytest.warns(
+        UserWarning, match=r"with 1920 bytes, larger than `cache_bytes`=1919: .* Raise `cache_bytes`, or make an"
+    ):
+        load(compressed, cache_bytes=1919)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(compressed, cache_bytes=1920)
+        load(compressed, cache_bytes=0, observation_keys="object")
+        load(plain, cache_bytes=0)
 
 
 @pytest.mark.parametrize("cache_bytes", [-1, 1.5, True, None])
