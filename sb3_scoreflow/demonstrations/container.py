@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,22 @@ class Demonstrations:
         :return: the demonstrations
         """
         return cls(observations, actions, *args, **kwargs)
+
+    @staticmethod
+    def from_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> "Demonstrations":
+        """
+        Trajectories of the package imitation, or objects like them. The observation after the last action is left out.
+
+        :param trajectories: Objects with ``obs`` ``(T + 1, ...)``, an array, a mapping to arrays or imitation's ``DictObs``,
+            ``acts`` ``(T, ...)``, ``terminal`` and perhaps ``rews`` ``(T,)``; T at least 1. Where ``terminal`` is true the
+            episode is terminated, else truncated. imitation calls an episode terminal at its time limit too
+        :param metadata: Facts about the data
+        :return: The demonstrations, one episode per trajectory
+        :raises ValueError: if there is none, or the arrays of one do not fit each other or those of the first
+        """
+        from sb3_scoreflow.demonstrations.trajectories import from_trajectories
+
+        return from_trajectories(trajectories, metadata)
 
     def __len__(self) -> int:
         """The number of transitions."""

@@ -1,0 +1,91 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sb3_scoreflow.demonstrations import Demonstrations
+
+
+@dataclass
+class Trajectory:
+    """Of the shape of imitation's."""
+
+    obs: Any
+    acts: np.ndarray
+    infos: np.ndarray | None
+    terminal: bool
+
+
+@dataclass
+class TrajectoryWithRew(Trajectory):
+    rews: np.ndarray
+
+
+class DictObs:
+    """Of the shape of imitation's: a length, and no keys."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self._d = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self._d.values())))
+
+    def unwrap(self) -> dict[str, np.ndarray]:
+        return self._d
+
+
+def trajectory(length: int, start: float = 0.0, terminal: bool = True, **changes: Any) -> Trajectory:
+    values = start + np.arange(length + 1.0)
+    arguments: dict[str, Any] = dict(
+        obs=np.stack([values, -values], axis=1), acts=values[:-1, None] * 10, infos=None, terminal=terminal
+    )
+    arguments.update(changes)
+    return (TrajectoryWithRew if "rews" in arguments else Trajectory)(**arguments)
+
+
+def test_values() -> None:
+    parts = (trajectory(2), trajectory(3, 10.0, terminal=False))
+    d = Demonstrations.from_trajectories((part for part in parts), metadata={"env": "Test-v0"})
+    np.testing.assert_array_equal(d.observations, [[0, 0], [1, -1], [10, -10], [11, -11], [12, -12]])
+    np.testing.assert_array_equal(d.actions, [[0], [10], [100], [110], [120]])
+    np.testing.assert_array_equal(d.rewards, np.zeros(5))
+    np.testing.assert_array_equal(d.terminations, [0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(d.truncations, [0, 0, 0, 0, 1])
+    assert d.metadata == {"env": "Test-v0"}
+    rewarded = Demonstrations.from_trajectories([trajectory(2, rews=np.array([0.5, 1.0]))])
+    np.testing.assert_array_equal(rewarded.rewards, [0.5, 1.0])
+
+
+@pytest.mark.parametrize("wrap", [dict, DictObs])
+def test_dict_observations(wrap: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
+    obs = wrap({"image": images, "state": np.arange(4.0)[:, None]})
+    d = Demonstrations.from_trajectories([trajectory(3, obs=obs), trajectory(3, obs=obs)])
+    assert isinstance(d.observations, dict)
+    np.testing.assert_array_equal(d.observations["image"], np.concatenate([images[:3], images[:3]]))
+    np.testing.assert_array_equal(d.observations["state"][:, 0], [0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "message"),
+    [
+        ([], "`trajectories` is empty"),
+        ([trajectory(2), np.zeros(3)], r"Trajectory 1, of type ndarray, has no attribute \['obs', 'acts', 'terminal'\]"),
+        (
+            [trajectory(2, obs=np.zeros((2, 1)))],
+            r"Trajectory 0 has `acts` of shape \(2, 1\) and .*\(2,\)}\. There must be",
+        ),
+        ([trajectory(2, obs={"a": np.zeros((3, 1)), "b": np.zeros(2)})], r"observations\['b'\]\": \(2,\)"),
+        ([trajectory(2, obs=np.float64(0))], r"lengths {'observations': \(\)}"),
+        ([trajectory(2, acts=np.float64(0))], r"`acts` of shape \(\)"),
+        ([trajectory(2), trajectory(0)], "Trajectory 1 does not fit: The demonstrations are empty"),
+        ([trajectory(2, acts=np.full((2, 1), np.nan))], "Trajectory 0 does not fit: `actions` has 2 value"),
+        ([trajectory(2, rews=np.zeros(3))], "Trajectory 0 does not fit: `rewards` has length 3"),
+        ([trajectory(2), trajectory(2, acts=np.zeros((2, 5)))], r"number 0 has .*, number 1 has .*\(5,\)"),
+    ],
+)
+def test_errors(trajectories: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Demonstrations.from_trajectories(trajectories)
