@@ -1,3 +1,4 @@
+import inspect
 import multiprocessing
 import os
 import pickle
@@ -9,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from sb3_scoreflow.demonstrations import Demonstrations
+from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations, write_minari
 from sb3_scoreflow.demonstrations.arrays import describe_array
 from sb3_scoreflow.demonstrations.lazy import BlockCache, HDF5Images, LazyImages
 
@@ -310,6 +311,14 @@ def test_in_demonstrations(pair: tuple[LazyImages, np.ndarray], monkeypatch: pyt
     assert isinstance(batch.observations, dict) and isinstance(batch.observations["image"], np.ndarray)
     np.testing.assert_array_equal(batch.observations["image"], expected[[24, 2, 2]])
     assert d.describe() == memory.describe()
+
+
+def test_written_to_minari(pair: tuple[LazyImages, np.ndarray]) -> None:
+    minari = pytest.importorskip("minari")
+    if "jpeg_encoding" not in inspect.signature(minari.create_dataset_from_buffers).parameters:
+        pytest.skip("this version refuses images")
+    write_minari(demonstrations(pair[0]), "lab/images-v0")
+    np.testing.assert_array_equal(images_of(load_demonstrations("minari:lab/images-v0")), pair[1])
 
 
 def test_without_keys(pair: tuple[LazyImages, np.ndarray]) -> None:

@@ -81,7 +81,9 @@ def test_masks_and_keys(lift: dict[str, Demo], lift_file: Path) -> None:
 def test_order_and_ends(tmp_path: Path) -> None:
     """demo_2 comes before demo_10; an episode is terminated where its last reward is positive, whatever came before."""
     demos = {f"demo_{n}": numbered_demo(n, length=n, success=n != 2) for n in (10, 2, 3)}
-    d = load(write_file(tmp_path / "x.hdf5", demos))
+    path = write_file(tmp_path / "x.hdf5", demos, {"train": ["demo_10", "demo_3"]})
+    assert load(path, mask="train").episode_lengths.tolist() == [3, 10]
+    d = load(path)
     assert d.episode_lengths.tolist() == [2, 3, 10]
     assert list(observations_of(d)) == [*PROPRIOCEPTION, "object"]
     np.testing.assert_allclose(d.actions[:, 0] * 100, np.repeat([2, 3, 10], [2, 3, 10]), rtol=1e-6)
