@@ -22,6 +22,8 @@ from sb3_scoreflow.demonstrations.arrays import (
 )
 from sb3_scoreflow.demonstrations.chunks import ActionChunks
 
+_MAX_TEXT = 100
+
 
 class Demonstrations:
     """
@@ -319,7 +321,7 @@ class Demonstrations:
             "episode length": "{length_mean:.1f}, {length_min:.0f} to {length_max:.0f}".format(**stats),
             "terminated": f"{stats['terminated_fraction']:.1%} of the episodes",
             **{name: describe_array(arrays[name]) for name in sorted(arrays)},
-            **{f"metadata: {key}": str(value) for key, value in self.metadata.items() if key != "source"},
+            **{f"metadata: {key}": _shorten(str(value)) for key, value in self.metadata.items() if key != "source"},
         }
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
@@ -347,3 +349,9 @@ class Demonstrations:
         from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
 
         return read_hdf5(path, max_episode_steps)
+
+
+def _shorten(text: str) -> str:
+    """:return: One line, short enough for a table"""
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."

@@ -51,7 +51,7 @@ def load_robomimic(
     :param mask: Name of a list in the file, such as ``train`` or ``valid``, of the demonstrations to read; all if None
     :param cache_bytes: How many bytes of images to keep in memory, if they are compressed (or chunked) in the file.
         Uncompressed images are read directly, which needs no cache
-    :return: The demonstrations; ``metadata`` holds the file's ``env_args``, as the JSON text that it is, and the env's name
+    :return: The demonstrations; ``metadata`` holds the file's ``env_args``, as JSON text, and the env's name
     :raises ImportError: if h5py is not installed
     :raises FileNotFoundError: if there is no such file
     :raises OSError: if it cannot be read: empty, truncated, not HDF5
@@ -241,7 +241,9 @@ def _read_env(file: Any) -> dict[str, str]:
         return {}
     text = text.decode() if isinstance(text, bytes) else text
     try:
-        return {"env": str(json.loads(text)["env_name"]), "env_args": text}
+        env_args = json.loads(text)
+        # In one line, without robomimic's indentation
+        return {"env": str(env_args["env_name"]), "env_args": json.dumps(env_args)}
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"the attribute `env_args` of `data` is {text!r}; it must be a JSON object with `env_name`. Repair or delete it."

@@ -98,10 +98,12 @@ def test_two_robots(tmp_path: Path) -> None:
     assert list(observations_of(d)) == [*PROPRIOCEPTION, *(key.replace("robot0", "robot1") for key in PROPRIOCEPTION), IMAGE]
 
 
-@pytest.mark.parametrize("env_args", [json.dumps(ENV_ARGS), np.bytes_(json.dumps(ENV_ARGS))])
+@pytest.mark.parametrize("env_args", [json.dumps(ENV_ARGS, indent=4), np.bytes_(json.dumps(ENV_ARGS))])
 def test_metadata(tmp_path: Path, env_args: Any) -> None:
     d = load(write_file(tmp_path / "x.hdf5", {"demo_0": numbered_demo(0, 3)}, env_args=env_args))
     assert d.metadata["env_args"] == json.dumps(ENV_ARGS) and d.metadata["env"] == "Lift"
+    row = d.describe().splitlines()[-1]
+    assert re.fullmatch(r'metadata: env_args +({"env_name": "Lift".{78}\.\.\.)', row)
 
 
 def test_without_what_is_not_needed(tmp_path: Path) -> None:
