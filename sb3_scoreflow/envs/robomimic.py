@@ -1,0 +1,348 @@
+"""
+Tasks of robosuite, with the observations, the rewards and the horizons of robomimic's demonstrations.
+
+robosuite is imported where it is used. robomimic is not needed: its files say how to make the env.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+
+from sb3_scoreflow.envs.action_chunking import check_finite
+from sb3_scoreflow.envs.robosuite_settings import Settings, import_robosuite, quiet, read_settings
+
+Observation = dict[str, np.ndarray]
+
+_RENDER_SIZE = 256
+# Robots and tables are within 2 m of the origin
+_ABSOLUTE_POSITION = 2.0
+
+
+def make_robomimic(
+    dataset_or_task: str | os.PathLike[str] | Mapping[str, Any],
+    cameras: str | Sequence[str] = (),
+    observation_keys: Sequence[str] | None = None,
+    horizon: int | None = None,
+    terminate_on_success: bool = True,
+    reward_shaping: bool = False,
+    camera_size: int = 84,
+    render_mode: str | None = None,
+    render_camera: str = "agentview",
+    **kwargs: Any,
+) -> "RobomimicEnv":
+    """
+    Make the env that a robomimic file has its demonstrations from, or one of robosuite's tasks with robomimic's settings.
+
+    Wrap it in :class:`~sb3_scoreflow.ActionChunking` for chunks of actions::
+
+        make_vec_env(make_robomimic, n_envs=8, env_kwargs=dict(dataset_or_task="lift"),
+                     wrapper_class=partial(ActionChunking, horizon=4), vec_env_cls=SubprocVecEnv)
+
+    :param dataset_or_task: Path of a robomimic HDF5 file (its ``env_args`` are read), a dict of ``env_args``, or the name of a
+        task: robomimic's lift, can, square, transport and tool_hang, or robosuite's such as ``"PickPlaceCan"``
+    :param cameras: Cameras whose images are observed, such as ``("agentview", "robot0_eye_in_hand")``
+    :param observation_keys: Which observations to return: robosuite's by its names, ``"object"`` (all that it tells of the
+        objects) and ``"CAMERA_image"``. If None, each robot's ``robotI_eef_pos``, ``robotI_eef_quat`` and
+        ``robotI_gripper_qpos``, and then the images of ``cameras``, or ``"object"`` if there are none: where a policy sees
+        images, it is not told where the objects are
+    :param horizon: Steps after which an episode is truncated; robomimic's if None: 700 for transport and tool_hang, else 400
+    :param terminate_on_success: Whether the first success ends the episode. If so, an episode's return is 1 for success and 0
+        for failure, and values lie in [0, 1]. If not, every step in which the task is solved is rewarded until the horizon,
+        and ``is_success`` stays true after a success, also where it is undone
+    :param reward_shaping: Whether to return robosuite's shaped rewards, instead of 1 for solved and 0 for not
+    :param camera_size: Height and width of the images in pixels
+    :param render_mode: ``"rgb_array"`` or None
+    :param render_camera: Camera of ``render``
+    :param kwargs: Arguments of robosuite's env, in place of those in the file: ``controller_configs``,
+        ``initialization_noise``, ``lite_physics``; with ``hard_reset=True`` each episode has a new model (in Lift, the cube's
+        size differs), which takes a third of a second, with images seconds
+    :return: The env
+    :raises ImportError: if robosuite is not installed, or h5py where a file is given
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if an argument is unknown or out of its range, a file has no ``env_args`` or another simulator's, or
+        actions would get another meaning
+    """
+    settings = read_settings(dataset_or_task, kwargs)
+    return RobomimicEnv(
+        settings,
+        cameras=(cameras,) if isinstance(cameras, str) else tuple(cameras),
+        observation_keys=observation_keys,
+        horizon=settings.horizon if horizon is None else horizon,
+        terminate_on_success=terminate_on_success,
+        reward_shaping=reward_shaping,
+        camera_size=camera_size,
+        render_mode=render_mode,
+        render_camera=render_camera,
+    )
+
+
+class RobomimicEnv(gym.Env[Any, np.ndarray]):
+    """
+    A task of robosuite; :func:`make_robomimic` makes it, and says what the arguments are.
+
+    Actions are in [-1, 1] for steps (clipped to it, as by robosuite); for absolute goals, positions are in [-2, 2] m and
+    rotation vectors in [-pi, pi]. ``info`` of ``reset`` and ``step`` has ``is_success``, whether the task was solved in this
+    episode, of which SB3 logs the mean as ``success_rate``.
+
+    What an episode starts from depends on its seed only: robosuite draws from NumPy's global generator, which is seeded from
+    the env's own for each reset, and put back.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        cameras: tuple[str, ...],
+        observation_keys: Sequence[str] | None,
+        horizon: int,
+        terminate_on_success: bool,
+        reward_shaping: bool,
+        camera_size: int,
+        render_mode: str | None,
+        render_camera: str,
+    ) -> None:
+        _check_positive("horizon", horizon)
+        _check_positive("camera_size", camera_size)
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"`render_mode` must be 'rgb_array' or None, got {render_mode!r}.")
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": int(settings.kwargs.get("control_freq", 20))}
+        self.render_mode = render_mode
+        self.render_camera = render_camera
+        self.cameras = cameras
+        self.camera_size = int(camera_size)
+        self.horizon = int(horizon)
+        self.terminate_on_success = bool(terminate_on_success)
+        self.reward_shaping = bool(reward_shaping)
+        robosuite = import_robosuite()
+        self.env_args = {**settings.env_args, "env_version": robosuite.__version__}
+        """What robomimic's files have of the env, to make it again."""
+        renders = bool(cameras) or render_mode is not None
+        # The model is drawn here: the same one for all envs, so that a seed stands for an episode
+        with _global_seed(0), quiet():
+            self.robosuite_env = robosuite.make(
+                settings.env_name, **settings.kwargs, reward_shaping=reward_shaping, has_offscreen_renderer=renders
+            )
+        self._n_steps = 0
+        self._is_running = False
+        self._is_success = False
+        try:
+            self._check_cameras((*cameras, render_camera) if render_mode else cameras)
+            self.action_space = self._make_action_space()
+            self._keys = self._checked_keys(observation_keys)
+            self.observation_space = spaces.Dict({key: _space_of(value) for key, value in self._observe().items()})
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._reset_robosuite()
+        return self._begin()
+
+    def reset_to(self, state: np.ndarray, model_xml: str | None = None) -> tuple[Observation, dict[str, Any]]:
+        """
+        Begin an episode in a state of the simulation.
+
+        :param state: Time, positions and velocities, as :attr:`state` has them and as robomimic's files do (``states``)
+        :param model_xml: The model of the state (``model_file``), which later episodes have too; the present one if None. In
+            Lift, models differ by the size of the cube
+        :return: Observation and info, as from ``reset``
+        :raises ValueError: if the state does not fit the model
+        """
+        self._reset_robosuite()
+        if model_xml is not None:
+            with _global_seed(0), quiet():
+                self.robosuite_env.reset_from_xml_string(self.robosuite_env.edit_model_xml(model_xml))
+        state = np.asarray(state, dtype=np.float64)
+        if state.shape != self.state.shape:
+            raise ValueError(
+                f"`state` has shape {state.shape}, the model's states have {self.state.shape}: it is of another task, or "
+                "needs its `model_xml`."
+            )
+        check_finite(state, "`state`")
+        self.robosuite_env.sim.set_state_from_flattened(state)
+        self.robosuite_env.sim.forward()
+        return self._begin()
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """
+        :param action: ``(action_dim,)``, what is beyond the bounds is clipped
+        :return: Observation, reward, whether the task is solved (with ``terminate_on_success``), whether the horizon is
+            reached, and ``is_success``
+        :raises ResetNeeded: before ``reset`` and after the end of an episode
+        :raises ValueError: if the action has another shape or a value that is not finite
+        """
+        if not self._is_running:
+            raise ResetNeeded("This env's episode has ended or not begun: call reset() before step().")
+        self._advance(self._checked_action(action))
+        self._n_steps += 1
+        is_solved = bool(self.robosuite_env._check_success())
+        self._is_success |= is_solved
+        reward = float(self.robosuite_env.reward(action)) if self.reward_shaping else float(is_solved)
+        terminated = is_solved and self.terminate_on_success
+        truncated = self._n_steps >= self.horizon and not terminated
+        self._is_running = not (terminated or truncated)
+        self.robosuite_env._update_observables(force=True)
+        return self._observe(), reward, terminated, truncated, {"is_success": self._is_success}
+
+    def render(self) -> np.ndarray | None:
+        """:return: The view of ``render_camera``, uint8 ``(256, 256, 3)``; None without a ``render_mode``"""
+        return None if self.render_mode is None else self._image(self.render_camera, _RENDER_SIZE)
+
+    def close(self) -> None:
+        if self.robosuite_env.sim is not None:
+            self.robosuite_env.close()
+        self._is_running = False
+
+    @property
+    def state(self) -> np.ndarray:
+        """State of the simulation, float64 ``(1 + n_positions + n_velocities,)``."""
+        return np.asarray(self.robosuite_env.sim.get_state().flatten())
+
+    @property
+    def model_xml(self) -> str:
+        """The model of the simulation."""
+        return str(self.robosuite_env.sim.model.get_xml())
+
+    def _reset_robosuite(self) -> None:
+        with _global_seed(int(self.np_random.integers(2**32))), quiet():
+            self.robosuite_env.reset()
+
+    def _begin(self) -> tuple[Observation, dict[str, Any]]:
+        """:return: What ``reset`` returns"""
+        self._n_steps = 0
+        self._is_running = True
+        self._is_success = False
+        for _ in range(2):  # some are computed from others, of which the first pass may meet those of before
+            self.robosuite_env._update_observables(force=True)
+        return self._observe(), {"is_success": False}
+
+    def _advance(self, action: np.ndarray) -> None:
+        """
+        One step of control, as by robosuite's ``step``, which spends a quarter of its time on what is not needed here: on
+        observations between two steps of control, and on computing the limits of the action time and again.
+        """
+        env = self.robosuite_env
+        env.timestep += 1
+        for i in range(int(env.control_timestep / env.model_timestep)):
+            if env.lite_physics:
+                env.sim.step1()
+            else:
+                env.sim.forward()
+            if i == 0:
+                env._pre_action(action, policy_step=True)
+            else:
+                self._run_controllers()
+            if env.lite_physics:
+                env.sim.step2()
+            else:
+                env.sim.step()
+        env.cur_time += env.control_timestep
+
+    def _run_controllers(self) -> None:
+        """Torques towards the goal that the action has set."""
+        sim = self.robosuite_env.sim
+        for robot in self.robosuite_env.robots:
+            for part, control in robot.composite_controller.run_controller(robot._enabled_parts).items():
+                actuators = robot._ref_actuators_indexes_dict[part]
+                low, high = sim.model.actuator_ctrlrange[actuators].T
+                sim.data.ctrl[actuators] = np.clip(control, low, high)
+
+    def _checked_action(self, action: np.ndarray) -> np.ndarray:
+        """:return: The action within its bounds, float64"""
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != self.action_space.shape:
+            raise ValueError(f"The action has shape {action.shape}, this env's have {self.action_space.shape}.")
+        check_finite(action, "The action")
+        assert isinstance(self.action_space, spaces.Box)
+        return np.clip(action, self.action_space.low, self.action_space.high)
+
+    def _observe(self) -> Observation:
+        """:return: What is to be observed of what the observables have, new arrays"""
+        values = self.robosuite_env._get_observations()
+        observation = {}
+        for key in self._keys:
+            if key in values:
+                observation[key] = np.array(values[key], dtype=np.float32).reshape(np.shape(values[key]) or (1,))
+            elif key == "object":
+                observation[key] = np.array(values["object-state"], dtype=np.float32)
+            else:
+                observation[key] = self._image(key.removesuffix("_image"), self.camera_size)
+        return observation
+
+    def _image(self, camera: str, size: int) -> np.ndarray:
+        """:return: What a camera sees, upright, uint8 ``(size, size, 3)``"""
+        sim = self.robosuite_env.sim
+        # robosuite leaves this to chance: the context of the last env made is the current one
+        sim._render_context_offscreen.gl_ctx.make_current()
+        # OpenGL counts rows from the bottom
+        return np.ascontiguousarray(sim.render(camera_name=camera, width=size, height=size)[::-1])
+
+    def _make_action_space(self) -> spaces.Box:
+        """:return: robosuite's bounds, but for absolute goals, for which it has none"""
+        low, high = (np.array(bound, dtype=np.float32) for bound in self.robosuite_env.action_spec)
+        start = 0
+        for robot in self.robosuite_env.robots:
+            for part, controller in robot.part_controllers.items():
+                if getattr(controller, "input_type", "delta") == "absolute":
+                    first, end = (start + index for index in robot._action_split_indexes[part])
+                    bound = np.array([_ABSOLUTE_POSITION] * 3 + [np.pi] * 3, dtype=np.float32)[: end - first]
+                    low[first:end], high[first:end] = -bound, bound
+            start += robot.action_dim
+        return spaces.Box(low, high, dtype=np.float32)
+
+    def _check_cameras(self, cameras: Sequence[str]) -> None:
+        """:raises ValueError: if the model does not have a camera"""
+        known = [name for name in self.robosuite_env.sim.model.camera_names if name]
+        unknown = [camera for camera in cameras if camera not in known]
+        if unknown:
+            raise ValueError(f"There are no cameras {unknown}; {type(self.robosuite_env).__name__} has {known}.")
+
+    def _checked_keys(self, observation_keys: Sequence[str] | None) -> list[str]:
+        """
+        :return: The keys of the observations, in robomimic's order
+        :raises ValueError: if there is none, or one is unknown
+        """
+        images = [f"{camera}_image" for camera in self.cameras]
+        if observation_keys is None:
+            robots = range(len(self.robosuite_env.robots))
+            parts = ("eef_pos", "eef_quat", "gripper_qpos")
+            return [f"robot{i}_{part}" for i in robots for part in parts] + (images or ["object"])
+        keys = [observation_keys] if isinstance(observation_keys, str) else list(dict.fromkeys(observation_keys))
+        known = [*sorted(self.robosuite_env.observation_names), "object", *images]
+        unknown = [key for key in keys if key not in known]
+        if unknown or not keys:
+            raise ValueError(
+                f"`observation_keys` has {unknown or 'nothing'} in it; the observations are {known}. For images, name the "
+                "`cameras`."
+            )
+        return keys
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """NumPy's global generator, from which robosuite draws, is seeded inside, and put back."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def _space_of(value: np.ndarray) -> spaces.Box:
+    if value.dtype == np.uint8:
+        return spaces.Box(0, 255, value.shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, value.shape, np.float32)
+
+
+def _check_positive(name: str, value: int) -> None:
+    """:raises ValueError: if it is no positive integer"""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
