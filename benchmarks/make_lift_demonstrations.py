@@ -1,0 +1,85 @@
+"""
+Make demonstrations of Lift with the scripted policy, as a file of robomimic's layout.
+
+    python -m benchmarks.make_lift_demonstrations --output lift.hdf5                       # 200 mediocre ones
+    python -m benchmarks.make_lift_demonstrations --camera agentview --output image.hdf5   # with images
+
+About half of them succeed. A tenth of the episodes, at the end, is the mask ``valid``.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.lift_script import HORIZON, MEDIOCRE, LiftScript
+from benchmarks.robomimic_file import Episode, write_robomimic
+from sb3_scoreflow.envs import RobomimicEnv, make_robomimic
+
+
+def record(env: RobomimicEnv, script: LiftScript, n_episodes: int, seed: int = 0) -> list[Episode]:
+    """
+    :param env: Lift, with ``"object"`` among its observations
+    :param script: Who acts
+    :param n_episodes: Number of episodes, failures included
+    :param seed: Of the env
+    :return: The episodes
+    """
+    episodes = []
+    for index in range(n_episodes):
+        observation, _ = env.reset(seed=seed if index == 0 else None)
+        script.reset()
+        observations, actions, rewards, dones, states = [observation], [], [], [], []
+        is_running = True
+        while is_running:
+            action = script.act(observation)
+            states.append(env.state)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            observations.append(observation)
+            actions.append(action)
+            rewards.append(reward)
+            dones.append(int(terminated))
+            is_running = not (terminated or truncated)
+        episodes.append(
+            Episode(
+                {key: np.stack([each[key] for each in observations]) for key in observation},
+                np.stack(actions),
+                np.array(rewards),
+                np.array(dones),
+                np.stack(states),
+                env.model_xml,
+            )
+        )
+    return episodes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="the file")
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--skill", type=float, default=MEDIOCRE, help="of the script, from 0 to 1")
+    parser.add_argument("--horizon", type=int, default=HORIZON, help="steps after which an episode has failed")
+    parser.add_argument("--camera", nargs="*", default=[], help="cameras to record, such as agentview")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    keys = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"]
+    env = make_robomimic(
+        "lift",
+        cameras=options.camera,
+        # The script needs to know where the cube is, even if the policy is to see it
+        observation_keys=[*keys, *(f"{camera}_image" for camera in options.camera)],
+        horizon=options.horizon,
+    )
+    episodes = record(env, LiftScript(options.skill, options.seed), options.episodes, options.seed)
+    n_train = len(episodes) - len(episodes) // 10
+    masks = {"train": range(n_train), "valid": range(n_train, len(episodes))}
+    write_robomimic(options.output, episodes, env.env_args, masks)
+    env.close()
+    n_steps = sum(len(episode.actions) for episode in episodes)
+    n_successes = sum(int(episode.dones[-1]) for episode in episodes)
+    print(f"{options.output}: {len(episodes)} episodes, {n_steps} steps, {n_successes / len(episodes):.0%} succeed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Writing HDF5 files with robomimic's layout."""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_scoreflow.demonstrations.hdf5 import import_h5py
+
+
+@dataclass
+class Episode:
+    """One demonstration of ``n`` steps."""
+
+    observations: dict[str, np.ndarray]
+    """``(n + 1, ...)`` each; the last is what the last action led to."""
+    actions: np.ndarray
+    """``(n, action_dim)``"""
+    rewards: np.ndarray
+    """``(n,)``"""
+    dones: np.ndarray
+    """``(n,)``, whether the action solved the task."""
+    states: np.ndarray
+    """``(n, state_dim)``, those of the simulation that the actions were taken in."""
+    model_file: str = ""
+    """The model of the simulation, XML."""
+
+
+def write_robomimic(
+    path: str | os.PathLike[str],
+    episodes: Sequence[Episode],
+    env_args: Mapping[str, Any],
+    masks: Mapping[str, Sequence[int]] | None = None,
+    next_observations: bool = True,
+) -> None:
+    """
+    :param path: Where to; missing folders are made, an existing file is replaced in one step
+    :param episodes: The demonstrations; they become ``data/demo_0`` and so on
+    :param env_args: What makes their env: ``env_name``, ``env_version``, ``type``, ``env_kwargs``
+    :param masks: Subsets of the episodes by name, such as ``{"train": range(180), "valid": range(180, 200)}``
+    :param next_observations: Whether to write ``next_obs``, which older files do not have
+    """
+    h5py = import_h5py()
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with h5py.File(temporary, "x") as file:
+            data = file.create_group("data")
+            for index, episode in enumerate(episodes):
+                _write_episode(data.create_group(f"demo_{index}"), episode, next_observations)
+            data.attrs["env_args"] = json.dumps(env_args, indent=4)
+            data.attrs["total"] = sum(len(episode.actions) for episode in episodes)
+            for name, indices in (masks or {}).items():
+                file[f"mask/{name}"] = np.array([f"demo_{index}".encode() for index in indices], dtype="S")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_episode(group: Any, episode: Episode, next_observations: bool) -> None:
+    group.attrs["num_samples"] = len(episode.actions)
+    group.attrs["model_file"] = episode.model_file
+    group["actions"] = episode.actions
+    group["rewards"] = episode.rewards
+    group["dones"] = episode.dones
+    group["states"] = episode.states
+    for key, values in episode.observations.items():
+        # Images are most of a file
+        compression = "gzip" if values.dtype == np.uint8 else None
+        group.create_dataset(f"obs/{key}", data=values[:-1], compression=compression)
+        if next_observations:
+            group.create_dataset(f"next_obs/{key}", data=values[1:], compression=compression)
