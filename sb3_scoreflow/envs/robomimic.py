@@ -32,6 +32,7 @@ def make_robomimic(
     terminate_on_success: bool = True,
     reward_shaping: bool = False,
     camera_size: int = 84,
+    reflections: bool = True,
     render_mode: str | None = None,
     render_camera: str = "agentview",
     **kwargs: Any,
@@ -57,6 +58,8 @@ def make_robomimic(
         and ``is_success`` stays true after a success, also where it is undone
     :param reward_shaping: Whether to return robosuite's shaped rewards, instead of 1 for solved and 0 for not
     :param camera_size: Height and width of the images in pixels
+    :param reflections: Whether images show reflections, as robomimic's do. They are faint, and without a GPU they take half of
+        the time of an image
     :param render_mode: ``"rgb_array"`` or None
     :param render_camera: Camera of ``render``
     :param kwargs: Arguments of robosuite's env, in place of those in the file: ``controller_configs``,
@@ -65,6 +68,7 @@ def make_robomimic(
     :return: The env
     :raises ImportError: if robosuite is not installed, or h5py where a file is given
     :raises FileNotFoundError: if there is no such file
+    :raises RuntimeError: if images are asked for, and OpenGL is missing
     :raises ValueError: if an argument is unknown or out of its range, a file has no ``env_args`` or another simulator's, or
         actions would get another meaning
     """
@@ -77,6 +81,7 @@ def make_robomimic(
         terminate_on_success=terminate_on_success,
         reward_shaping=reward_shaping,
         camera_size=camera_size,
+        reflections=reflections,
         render_mode=render_mode,
         render_camera=render_camera,
     )
@@ -104,6 +109,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         terminate_on_success: bool,
         reward_shaping: bool,
         camera_size: int,
+        reflections: bool,
         render_mode: str | None,
         render_camera: str,
     ) -> None:
@@ -116,6 +122,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         self.render_camera = render_camera
         self.cameras = cameras
         self.camera_size = int(camera_size)
+        self.reflections = bool(reflections)
         self.horizon = int(horizon)
         self.terminate_on_success = bool(terminate_on_success)
         self.reward_shaping = bool(reward_shaping)
@@ -125,9 +132,17 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         renders = bool(cameras) or render_mode is not None
         # The model is drawn here: the same one for all envs, so that a seed stands for an episode
         with _global_seed(0), quiet():
-            self.robosuite_env = robosuite.make(
-                settings.env_name, **settings.kwargs, reward_shaping=reward_shaping, has_offscreen_renderer=renders
-            )
+            try:
+                self.robosuite_env = robosuite.make(
+                    settings.env_name, **settings.kwargs, reward_shaping=reward_shaping, has_offscreen_renderer=renders
+                )
+            except (ImportError, AttributeError, RuntimeError) as error:  # what comes of a library of OpenGL that is missing
+                if not renders:
+                    raise
+                raise RuntimeError(
+                    f"robosuite cannot render here ({error!r}). Install EGL (on Debian and Ubuntu: libegl1), or OSMesa and "
+                    "set the environment variable MUJOCO_GL=osmesa before robosuite is imported."
+                ) from error
         self._n_steps = 0
         self._is_running = False
         self._is_success = False
@@ -142,7 +157,8 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        self._reset_robosuite()
+        with _global_seed(int(self.np_random.integers(2**32))), quiet():
+            self.robosuite_env.reset()
         return self._begin()
 
     def reset_to(self, state: np.ndarray, model_xml: str | None = None) -> tuple[Observation, dict[str, Any]]:
@@ -155,9 +171,12 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         :return: Observation and info, as from ``reset``
         :raises ValueError: if the state does not fit the model
         """
-        self._reset_robosuite()
-        if model_xml is not None:
-            with _global_seed(0), quiet():
+        with quiet():
+            if model_xml is None:
+                self.robosuite_env.deterministic_reset = True  # nothing is drawn, no model either
+                self.robosuite_env.reset()
+                self.robosuite_env.deterministic_reset = False
+            else:
                 self.robosuite_env.reset_from_xml_string(self.robosuite_env.edit_model_xml(model_xml))
         state = np.asarray(state, dtype=np.float64)
         if state.shape != self.state.shape:
@@ -168,6 +187,13 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         check_finite(state, "`state`")
         self.robosuite_env.sim.set_state_from_flattened(state)
         self.robosuite_env.sim.forward()
+        for robot in self.robosuite_env.robots:
+            for arm in robot.arms:
+                # Where the joints were when the episode began: the controller pulls them there as far as the hand allows
+                controller = robot.part_controllers[arm]
+                controller.update_initial_joints(self.robosuite_env.sim.data.qpos[controller.qpos_index])
+            robot.composite_controller.update_state()
+            robot.composite_controller.reset()
         return self._begin()
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -209,10 +235,6 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
     def model_xml(self) -> str:
         """The model of the simulation."""
         return str(self.robosuite_env.sim.model.get_xml())
-
-    def _reset_robosuite(self) -> None:
-        with _global_seed(int(self.np_random.integers(2**32))), quiet():
-            self.robosuite_env.reset()
 
     def _begin(self) -> tuple[Observation, dict[str, Any]]:
         """:return: What ``reset`` returns"""
@@ -278,9 +300,13 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
     def _image(self, camera: str, size: int) -> np.ndarray:
         """:return: What a camera sees, upright, uint8 ``(size, size, 3)``"""
+        import mujoco
+
         sim = self.robosuite_env.sim
+        context = sim._render_context_offscreen
         # robosuite leaves this to chance: the context of the last env made is the current one
-        sim._render_context_offscreen.gl_ctx.make_current()
+        context.gl_ctx.make_current()
+        context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self.reflections
         # OpenGL counts rows from the bottom
         return np.ascontiguousarray(sim.render(camera_name=camera, width=size, height=size)[::-1])
 
