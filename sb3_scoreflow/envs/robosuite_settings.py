@@ -238,14 +238,12 @@ def _read_file(path: Path) -> dict[str, Any]:
     return env_args
 
 
-def _accepted_arguments(env_class: Any) -> set[str]:
+def _accepted_arguments(robosuite_class: Any) -> set[str]:
     """:return: Names of the arguments of a class that hands ``**kwargs`` to its base"""
-    names: set[str] = set()
-    for base in env_class.__mro__:
-        parameters = inspect.signature(base.__init__).parameters.values()
-        names |= {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
+    parameters = inspect.signature(robosuite_class.__init__).parameters.values()
+    names = {parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        names |= _accepted_arguments(robosuite_class.__base__)
     return names - {"self"}
 
 

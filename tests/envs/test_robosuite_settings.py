@@ -95,6 +95,9 @@ def test_flat_controllers_are_translated() -> None:
     assert read_settings(env_args(controller_configs=COMPOSITE), {}).kwargs["controller_configs"] == [COMPOSITE]
     nested = {"type": "BASIC", "body_parts": {"arms": COMPOSITE["body_parts"]}}
     assert read_settings(env_args(controller_configs=nested), {}).kwargs["controller_configs"] == [COMPOSITE]
+    # What is not known is left to robosuite
+    other = {"type": "BASIC", "body_parts": {"right": {"type": "MINE", "strength": 3}}}
+    assert read_settings(env_args(controller_configs=other), {}).kwargs["controller_configs"] == [other]
     # What the user passes stands in the place of the file's
     changed = read_settings(env_args(), {"controller_configs": None, "control_freq": 10, "hard_reset": True}).kwargs
     assert changed["controller_configs"] is None and (changed["control_freq"], changed["hard_reset"]) == (10, True)
