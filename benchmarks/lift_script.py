@@ -32,7 +32,7 @@ _GRASP_STEPS = 6
 
 class LiftScript:
     """
-    :param skill: 1 for next to no failure, 0 for next to no success
+    :param skill: From 1, with which practically all episodes succeed, down to 0, with which every eighth does
     :param seed: For the aim and the trembling
     :raises ValueError: if ``skill`` is not in [0, 1]
     """

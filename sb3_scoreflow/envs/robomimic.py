@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 from sb3_scoreflow.envs.action_chunking import check_finite
+from sb3_scoreflow.envs.robosuite_control import OperationalSpaceControl, can_control
 from sb3_scoreflow.envs.robosuite_settings import Settings, import_robosuite, quiet, read_settings
 
 Observation = dict[str, np.ndarray]
@@ -146,6 +147,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         self._n_steps = 0
         self._is_running = False
         self._is_success = False
+        self._control: OperationalSpaceControl | None = None
         try:
             self._check_cameras((*cameras, render_camera) if render_mode else cameras)
             self.action_space = self._make_action_space()
@@ -241,15 +243,13 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         self._n_steps = 0
         self._is_running = True
         self._is_success = False
+        self._control = OperationalSpaceControl(self.robosuite_env) if can_control(self.robosuite_env) else None
         for _ in range(2):  # some are computed from others, of which the first pass may meet those of before
             self.robosuite_env._update_observables(force=True)
         return self._observe(), {"is_success": False}
 
     def _advance(self, action: np.ndarray) -> None:
-        """
-        One step of control, as by robosuite's ``step``, which spends a quarter of its time on what is not needed here: on
-        observations between two steps of control, and on computing the limits of the action time and again.
-        """
+        """One step of control, as by robosuite's ``step``, without observations between two steps of the simulation."""
         env = self.robosuite_env
         env.timestep += 1
         for i in range(int(env.control_timestep / env.model_timestep)):
@@ -257,24 +257,17 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
                 env.sim.step1()
             else:
                 env.sim.forward()
-            if i == 0:
-                env._pre_action(action, policy_step=True)
+            if i == 0 or self._control is None:
+                env._pre_action(action, policy_step=i == 0)
+                if self._control is not None:
+                    self._control.aim()
             else:
-                self._run_controllers()
+                self._control.apply()
             if env.lite_physics:
                 env.sim.step2()
             else:
                 env.sim.step()
         env.cur_time += env.control_timestep
-
-    def _run_controllers(self) -> None:
-        """Torques towards the goal that the action has set."""
-        sim = self.robosuite_env.sim
-        for robot in self.robosuite_env.robots:
-            for part, control in robot.composite_controller.run_controller(robot._enabled_parts).items():
-                actuators = robot._ref_actuators_indexes_dict[part]
-                low, high = sim.model.actuator_ctrlrange[actuators].T
-                sim.data.ctrl[actuators] = np.clip(control, low, high)
 
     def _checked_action(self, action: np.ndarray) -> np.ndarray:
         """:return: The action within its bounds, float64"""

@@ -111,6 +111,48 @@ def test_steps_are_robosuites(lite_physics: bool) -> None:
         expected = plain.step(np.clip(action, -1, 1))[0]
 
 
+ABSOLUTE = {**FLAT, "control_delta": False}
+TASKS = {
+    "lift": "lift",
+    "base": env_args(controller_configs=None),
+    "absolute": env_args(controller_configs=ABSOLUTE),
+    "position": env_args(
+        "PickPlaceCan", controller_configs={**FLAT, "type": "OSC_POSITION", "output_max": 0.05, "output_min": -0.05}
+    ),
+    "transport": "transport",
+    "transport_base": env_args("TwoArmTransport", controller_configs=None, robots=["Panda", "Panda"]),
+}
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_control_is_robosuites(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, or a long episode would take another course."""
+    results = []
+    for is_fast in (True, False):
+        with monkeypatch.context() as patch:
+            if not is_fast:
+                patch.setattr(robomimic, "can_control", lambda env: False)
+            env = make_robomimic(TASKS[name])  # type: ignore[arg-type]
+            results.append(roll_out(env, 0, 12))
+            assert (env._control is not None) is is_fast
+            results[-1].append({"state": env.state})
+    assert_same(*results)
+
+
+def test_other_controllers_are_left_to_robosuite() -> None:
+    joints = {"type": "JOINT_VELOCITY", "interpolation": None, "output_min": -1, "output_max": 1}
+    for kwargs in (
+        dict(lite_physics=False),
+        dict(controller_configs=joints),
+        dict(controller_configs={**FLAT, "interpolation": "linear"}),
+        dict(controller_configs={**FLAT, "uncouple_pos_ori": False}),
+        dict(controller_configs={**FLAT, "impedance_mode": "variable_kp"}),
+    ):
+        env = make_robomimic("lift", **kwargs)
+        last = roll_out(env, 0, 2)[-1]
+        assert env._control is None and all(np.isfinite(value).all() for value in last.values())
+
+
 def test_seeds(env: RobomimicEnv) -> None:
     np.random.seed(7)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
@@ -214,7 +256,7 @@ def test_actions(env: RobomimicEnv) -> None:
 
 
 def test_absolute_actions() -> None:
-    env = make_robomimic(env_args(controller_configs={**FLAT, "control_delta": False}))
+    env = make_robomimic(env_args(controller_configs=ABSOLUTE))
     bound = np.array([2, 2, 2, np.pi, np.pi, np.pi, 1], np.float32)
     assert env.action_space == gym.spaces.Box(-bound, bound)
     observation, _ = env.reset(seed=0)
