@@ -128,8 +128,8 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         self.terminate_on_success = bool(terminate_on_success)
         self.reward_shaping = bool(reward_shaping)
         robosuite = import_robosuite()
-        self.env_args = {**settings.env_args, "env_version": robosuite.__version__}
-        """What robomimic's files have of the env, to make it again."""
+        self.env_args = settings.env_args
+        """What robomimic's files say of their env, to make this one again."""
         renders = bool(cameras) or render_mode is not None
         # The model is drawn here: the same one for all envs, so that a seed stands for an episode
         with _global_seed(0), quiet():
@@ -169,7 +169,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
         :param state: Time, positions and velocities, as :attr:`state` has them and as robomimic's files do (``states``)
         :param model_xml: The model of the state (``model_file``), which later episodes have too; the present one if None. In
-            Lift, models differ by the size of the cube
+            Lift, models differ by the size of the cube. Models of robosuite 1.4 have other names in them and do not load
         :return: Observation and info, as from ``reset``
         :raises ValueError: if the state does not fit the model
         """

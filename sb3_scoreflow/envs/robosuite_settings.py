@@ -84,7 +84,7 @@ class Settings(NamedTuple):
     kwargs: dict[str, Any]
     """For ``robosuite.make``; the controllers are translated."""
     env_args: dict[str, Any]
-    """As robomimic writes them, with the changes of the user; the controllers are not translated."""
+    """The same for robomimic's files, without what does not describe the task."""
     horizon: int
     """robomimic's number of steps for this task."""
 
@@ -131,7 +131,13 @@ def read_settings(dataset_or_task: str | os.PathLike[str] | Mapping[str, Any], c
         )
     # Models of robosuite 1.5's default are loaded once: it takes a third of a second, with rendering seconds
     kwargs = {"hard_reset": False, **kwargs, **_OWN_ARGUMENTS}
-    return Settings(env_name, kwargs, {**env_args, "env_kwargs": env_kwargs}, _HORIZONS.get(env_name, 400))
+    env_args = {
+        "env_name": env_name,
+        "env_version": import_robosuite().__version__,
+        "type": ROBOSUITE_TYPE,
+        "env_kwargs": {key: copy.deepcopy(value) for key, value in kwargs.items() if key not in _OWN_ARGUMENTS},
+    }
+    return Settings(env_name, kwargs, env_args, _HORIZONS.get(env_name, 400))
 
 
 def import_robosuite() -> ModuleType:
@@ -195,7 +201,7 @@ def _env_args(source: str | os.PathLike[str] | Mapping[str, Any], known: Sequenc
             f"{origin} has type {env_args['type']}, which is no env of robosuite (type {ROBOSUITE_TYPE}). For an env of Gym, "
             "use gymnasium.make()."
         )
-    return {"env_version": "", "type": ROBOSUITE_TYPE, "env_kwargs": {}, **env_args}, origin
+    return {"env_kwargs": {}, **env_args}, origin
 
 
 def _is_path(name: str) -> bool:
@@ -207,7 +213,7 @@ def _standard_args(env_name: str) -> dict[str, Any]:
     env_kwargs: dict[str, Any] = {"robots": ["Panda"], "controller_configs": dict(_OSC_POSE), "control_freq": 20}
     if env_name.startswith("TwoArm"):
         env_kwargs.update(robots=["Panda", "Panda"], env_configuration="opposed")
-    return {"env_name": env_name, "env_version": "1.4.1", "type": ROBOSUITE_TYPE, "env_kwargs": env_kwargs}
+    return {"env_name": env_name, "env_kwargs": env_kwargs}
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -90,7 +90,14 @@ def test_flat_controllers_are_translated() -> None:
     # robosuite would write into what it gets
     assert FLAT["kp_limits"] == [0, 300]
     assert settings.kwargs["controller_configs"][0]["body_parts"]["right"]["kp_limits"] is not FLAT["kp_limits"]
-    assert settings.env_args == env_args()
+    # What is written to files makes the same env again
+    assert settings.env_args == {
+        "env_name": "Lift",
+        "env_version": "1.5.1",
+        "type": 1,
+        "env_kwargs": {"hard_reset": False, "control_freq": 20, "controller_configs": [COMPOSITE], "robots": ["Panda"]},
+    }
+    assert read_settings(json.loads(json.dumps(settings.env_args)), {}) == settings
     assert read_settings(env_args(controller_configs=[FLAT]), {}).kwargs["controller_configs"] == [COMPOSITE]
     assert read_settings(env_args(controller_configs=COMPOSITE), {}).kwargs["controller_configs"] == [COMPOSITE]
     nested = {"type": "BASIC", "body_parts": {"arms": COMPOSITE["body_parts"]}}
