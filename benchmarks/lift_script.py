@@ -2,8 +2,9 @@
 A scripted policy for robosuite's Lift, as skilled as one likes: where demonstrations with a known success rate come from.
 
 It reaches above the cube, descends, closes the gripper and lifts, from what ``make_robomimic("lift")`` observes. Less skill is
-a worse aim, which stays the same for an episode, and trembling; episodes fail because the gripper closes beside the cube, or
-comes down on it.
+a systematic error, as of a badly calibrated camera, and trembling: the table is taken to be higher than it is, and tilted, so
+that the gripper closes above the cube or slips off its upper edge, depending on where the cube is. (Errors drawn at random
+would not do: cloning averages them out, and the clone's deterministic actions succeed nearly always.)
 
 ``python -m benchmarks.lift_script`` prints success rates by skill.
 """
@@ -23,7 +24,8 @@ _OPEN, _CLOSE = -1.0, 1.0
 # A full action asks for 5 cm
 _METRES_PER_ACTION = 0.05
 # The cube's sides are 4 cm and the fingers open 8 cm wide
-_AIM_ERROR = 0.04
+# With half the skill, the table seems to be 2 cm too high in its middle, and 5 mm higher or lower per centimetre in x
+_HEIGHT_ERROR, _TILT = 0.04, 1.0
 _TREMBLE = 0.4
 _HOVER, _LIFT = 0.08, 0.2
 _NEAR = 0.012
@@ -33,7 +35,7 @@ _GRASP_STEPS = 6
 class LiftScript:
     """
     :param skill: From 1, with which practically all episodes succeed, down to 0, with which every eighth does
-    :param seed: For the aim and the trembling
+    :param seed: For the trembling
     :raises ValueError: if ``skill`` is not in [0, 1]
     """
 
@@ -45,10 +47,9 @@ class LiftScript:
         self.reset()
 
     def reset(self) -> None:
-        """Begin an episode, with another aim."""
-        clumsiness = 1.0 - self.skill
-        self._aim_error = clumsiness * _AIM_ERROR * self._generator.standard_normal(2)
-        self._tremble = clumsiness * _TREMBLE
+        """Begin an episode."""
+        self._tremble = (1.0 - self.skill) * _TREMBLE
+        self._height_error: float | None = None
         self._phase = "reach"
         self._n_grasp_steps = 0
         self._lifted = np.zeros(3)
@@ -60,11 +61,13 @@ class LiftScript:
         """
         hand = observation["robot0_eef_pos"].astype(np.float64)
         cube = observation["object"][:3].astype(np.float64)
-        target = cube + np.append(self._aim_error, 0.0)
+        if self._height_error is None:  # by where the cube was in the beginning: it may be pushed
+            self._height_error = (1.0 - self.skill) * (_HEIGHT_ERROR + _TILT * cube[0])
+        target = cube + np.array([0.0, 0.0, self._height_error])
         distance = np.linalg.norm(target[:2] - hand[:2])
         if self._phase == "reach" and distance < _NEAR:
             self._phase = "descend"
-        elif self._phase == "descend" and hand[2] - cube[2] < _NEAR:
+        elif self._phase == "descend" and hand[2] - target[2] < _NEAR:
             self._phase = "grasp"
         elif self._phase == "grasp" and self._n_grasp_steps >= _GRASP_STEPS:
             self._phase = "lift"

@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--skill", type=float, default=MEDIOCRE, help="of the script, from 0 to 1")
     parser.add_argument("--horizon", type=int, default=HORIZON, help="steps after which an episode has failed")
     parser.add_argument("--camera", nargs="*", default=[], help="cameras to record, such as agentview")
+    parser.add_argument("--no-reflections", action="store_true", help="render twice as fast, see make_robomimic")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     keys = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"]
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The script needs to know where the cube is, even if the policy is to see it
         observation_keys=[*keys, *(f"{camera}_image" for camera in options.camera)],
         horizon=options.horizon,
+        reflections=not options.no_reflections,
     )
     episodes = record(env, LiftScript(options.skill, options.seed), options.episodes, options.seed)
     n_train = len(episodes) - len(episodes) // 10

@@ -20,8 +20,8 @@ def test_full_skill_succeeds() -> None:
 
 @pytest.mark.slow
 def test_success_rates_by_skill() -> None:
-    """Half of the episodes with half of the skill: within three standard errors of what 150 episodes gave."""
-    for skill, expected in ((0.25, 0.19), (0.5, 0.52)):
+    """More than half of the episodes with half of the skill: within three standard errors of what 200 episodes gave."""
+    for skill, expected in ((0.25, 0.17), (0.5, 0.58)):
         assert abs(success_rate(skill, 40, seed=1)[0] - expected) < 3 * np.sqrt(expected * (1 - expected) / 40)
 
 
