@@ -300,6 +300,25 @@ def test_gradients_reach_the_actor_only(kernel: str) -> None:
         assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_images_are_encoded_once_for_all_particles_and_steps() -> None:
+    """By the actor, by the one before the iteration and by the critics; the targets' encoder is not needed."""
+    policy = RLDTPolicy(
+        IMAGE, PLAIN, lambda _: 1e-3, net_arch=[8], denoising_steps=3, features_extractor_kwargs=dict(features_dim=8)
+    )
+    reference = _reference(policy)
+    rows: list[tuple[str, int]] = []
+    encoders = dict(
+        actor=policy.features_extractor,
+        before=reference.features_extractor,
+        critics=policy.critic_features_extractor,
+        targets=policy.target_critic_features_extractor,
+    )
+    for name, encoder in encoders.items():
+        encoder.register_forward_hook(lambda _, inputs, __, name=name: rows.append((name, len(inputs[0]))))
+    evaluate_actor(policy, reference, th.randint(0, 256, (BATCH, *IMAGE.shape), dtype=th.uint8), PARTICLES, **SETTINGS)
+    assert rows == [("actor", BATCH), ("before", BATCH), ("critics", BATCH)]
+
+
 def test_evaluation_without_gradients() -> None:
     """For a look at the losses: the same numbers, and Q's gradient all the same."""
     policy, obs = _policy(), th.randn(BATCH, OBS)
