@@ -1,0 +1,105 @@
+"""
+Behaviour cloning on a robomimic file, then fine-tuning in robosuite with ScoReFlowPPO (or RLDT), from state or from cameras.
+
+    pip install -e ".[examples,robomimic]"
+    python -m benchmarks.make_lift_demonstrations --output lift.hdf5          # or any file of robomimic's
+    python examples/robomimic.py lift.hdf5 --horizon 100
+    python examples/robomimic.py can/ph/image_v15.hdf5 --cameras agentview robot0_eye_in_hand --encoder vit --algorithm rldt
+
+The task and its settings are read from the file. Prints the share of episodes that succeed, of the demonstrations, of their
+clone and after fine-tuning, and saves the model.
+"""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from sb3_scoreflow import RLDT, ActionChunking, ScoReFlowPPO, ViTExtractor, load_demonstrations, pretrain_bc
+from sb3_scoreflow.envs import make_robomimic
+
+
+def make_env(arguments: argparse.Namespace) -> VecEnv:
+    """Environments of the file's task that take several actions at a time, each in its own process."""
+    return make_vec_env(
+        make_robomimic,
+        n_envs=arguments.n_envs,
+        seed=arguments.seed,
+        env_kwargs=dict(dataset_or_task=arguments.file, cameras=arguments.cameras, horizon=arguments.horizon),
+        wrapper_class=partial(ActionChunking, horizon=arguments.chunk),
+        vec_env_cls=SubprocVecEnv if arguments.n_envs > 1 else DummyVecEnv,
+    )
+
+
+def make_model(arguments: argparse.Namespace, env: VecEnv) -> ScoReFlowPPO | RLDT:
+    """Success is the only reward: the discount is close to 1, and values lie in [0, 1]."""
+    policy_kwargs = dict(features_extractor_class=ViTExtractor) if arguments.encoder == "vit" else {}
+    common: dict[str, Any] = dict(
+        n_steps=arguments.n_steps, gamma=0.999, policy_kwargs=policy_kwargs, seed=arguments.seed, device="cpu"
+    )
+    if arguments.algorithm == "rldt":
+        sparse: dict[str, Any] = dict(td_lambda=0.5, target_clip=(0.0, 1.0), reward_scale=1.0, critic_warmup_transitions=5000)
+        if arguments.cameras:
+            sparse["encoder_learning_rate"] = 0.0  # the clone's encoder, asked once per refresh
+        return RLDT("FlowPolicy", env, **sparse, **common)
+    batch_size = min(500, arguments.n_steps * arguments.n_envs)
+    noise: dict[str, Any] = dict(min_std=0.08, max_std=0.16)
+    return ScoReFlowPPO("FlowPolicy", env, batch_size=batch_size, n_epochs=8, critic_warmup_iterations=2, **noise, **common)
+
+
+def success_rate(model: ScoReFlowPPO | RLDT, env: VecEnv, n_episodes: int) -> float:
+    """Share of the episodes that the deterministic policy solves, which is its mean return."""
+    returns, _ = evaluate_policy(model, env, n_eval_episodes=n_episodes, return_episode_rewards=True)
+    return float(np.mean(returns))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="robomimic's HDF5 file")
+    parser.add_argument("--mask", help="which of the file's demonstrations to use, such as train (default: all)")
+    parser.add_argument("--cameras", nargs="*", default=[], help="cameras to see through, instead of the objects' state")
+    parser.add_argument("--encoder", choices=["cnn", "vit"], default="cnn", help="of the images (default cnn)")
+    parser.add_argument("--algorithm", choices=["scoreflow", "rldt"], default="scoreflow")
+    parser.add_argument("--timesteps", type=int, default=40_000, help="chunks to train for (default 40000)")
+    parser.add_argument("--chunk", type=int, default=4, help="actions per chunk (default 4)")
+    parser.add_argument("--batches", type=int, default=5000, help="minibatches of cloning (default 5000)")
+    parser.add_argument("--n-envs", type=int, default=8, help="environments, one process each (default 8)")
+    parser.add_argument("--n-steps", type=int, default=250, help="chunks per environment and iteration (default 250)")
+    parser.add_argument("--horizon", type=int, help="step limit of an episode (default: robomimic's)")
+    parser.add_argument("--episodes", type=int, default=40, help="episodes per evaluation (default 40)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the model")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # networks of this size are slower with more, and far slower beside environment processes
+    start = time.time()
+
+    env = make_env(arguments)
+    assert isinstance(env.observation_space, spaces.Dict)
+    keys = list(env.observation_space)
+    demonstrations = load_demonstrations(f"robomimic:{arguments.file}", mask=arguments.mask, observation_keys=keys)
+    print(demonstrations.describe(), end="\n\n")
+    print(f"demonstrations: {np.mean(demonstrations.episode_returns > 0):.0%} succeed\n")
+
+    model = make_model(arguments, env)
+    pretrain_bc(model, demonstrations, n_batches=arguments.batches, seed=arguments.seed, progress_bar=True)
+    print(f"clone: {success_rate(model, env, arguments.episodes):.0%} succeed\n")
+
+    model.learn(arguments.timesteps, progress_bar=True)
+    path = arguments.output / f"{arguments.file.stem}_{arguments.algorithm}.zip"
+    model.save(path)
+    print(f"fine-tuned: {success_rate(model, env, arguments.episodes):.0%} succeed\n")
+    env.close()
+    print(f"wrote {path} after {model.num_env_steps} environment steps and {time.time() - start:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
