@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecTransposeImage
 
 from benchmarks import make_lift_demonstrations
 from benchmarks.learning import COLUMNS, CurveRecorder, final_return, mean_and_interval, read_curve
@@ -63,7 +63,7 @@ class PeakMemory(BaseCallback):
 def make_env(camera: str | None, n_envs: int, seed: int) -> VecEnv:
     """:return: Chunked Lift; rendering takes most of the time, so environments with a camera have processes of their own"""
     arguments = dict(dataset_or_task="lift", cameras=[camera] if camera else [], horizon=HORIZON, reflections=False)
-    return make_vec_env(
+    env = make_vec_env(
         make_robomimic,
         n_envs,
         seed=seed,
@@ -71,6 +71,7 @@ def make_env(camera: str | None, n_envs: int, seed: int) -> VecEnv:
         wrapper_class=partial(ActionChunking, horizon=CHUNK),
         vec_env_cls=SubprocVecEnv if camera and n_envs > 1 else None,
     )
+    return VecTransposeImage(env) if camera else env  # for the policy that is made without an algorithm
 
 
 def name(options: argparse.Namespace, algorithm: str, seed: int) -> Path:
