@@ -13,6 +13,7 @@ import argparse
 import json
 import resource
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace, algorithm: str, seed: int) -> dict[str, Any
     eval_env.close()
     success = [row["return_deterministic"] for row in curve.rows]
     print(algorithm, seed, "success of the clone and after each evaluation:", success, flush=True)
-    return {"demonstrations": table.splitlines(), "peak_memory_mb": [round(number) for number in memory.megabytes]}
+    return {"demonstrations": table.splitlines()[1:], "peak_memory_mb": [round(number) for number in memory.megabytes]}
 
 
 def settings(options: argparse.Namespace, algorithm: str) -> tuple[dict[str, Any], int]:
@@ -151,6 +152,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     origin = provenance()
+    origin["versions"]["robosuite"] = version("robosuite")
     options.output.mkdir(parents=True, exist_ok=True)
     for algorithm in options.algorithms:
         facts = [run(options, algorithm, seed) for seed in options.seeds]
