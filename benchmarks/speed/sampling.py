@@ -1,0 +1,57 @@
+"""Latency of one batch of actions, for several batch sizes and numbers of denoising steps."""
+
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from benchmarks.speed.products import critic_products, field_products
+from benchmarks.speed.sequential import SequentialPolicy
+from benchmarks.speed.setting import NET_ARCH, OBS_DIM, K, Task, make_policy
+from benchmarks.speed.timing import in_turns, medians, ratio, target
+
+BATCHES, STEPS = (1, 8, 40, 256), (1, 4, 8)
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """
+    "chain" is what a rollout needs (chain, value, log-probability), "predict" ``model.predict(deterministic=True)`` from and
+    to NumPy arrays.
+    """
+    result: dict[str, Any] = {"milliseconds": {}, "ratio": {}}
+    for steps in STEPS:
+        policy = make_policy(steps)
+        plain = SequentialPolicy(policy)
+        env = Task()
+        ppo = ActorCriticPolicy(env.observation_space, env.action_space, lambda _: 3e-4, net_arch=NET_ARCH)
+        for batch in BATCHES:
+            obs = th.randn(batch, OBS_DIM)
+            rows = obs.numpy()
+            times = in_turns(
+                {
+                    "chain": th.no_grad()(lambda obs=obs, policy=policy: policy(obs)),
+                    "sequential": lambda obs=obs, plain=plain: plain.sample(obs),
+                    "sb3_ppo": th.no_grad()(lambda obs=obs, ppo=ppo: ppo(obs)),
+                    "products_field": field_products(batch, steps),
+                    "products_critic": critic_products(batch),
+                    "predict": lambda rows=rows, policy=policy: policy.predict(rows, deterministic=True),
+                    "predict_sb3_ppo": lambda rows=rows, ppo=ppo: ppo.predict(rows, deterministic=True),
+                },
+                repeats,
+                calls=2,
+            )
+            label = f"batch {batch}, K {steps}"
+            times["products"] = times.pop("products_field") + times.pop("products_critic")
+            result["milliseconds"][label] = medians(times)
+            result["ratio"][label] = {
+                "chain_to_products": ratio(times["chain"], times["products"]),
+                "sequential_to_chain": ratio(times["sequential"], times["chain"]),
+                "chain_to_sb3_ppo": ratio(times["chain"], times["sb3_ppo"]),
+            }
+    middle = result["ratio"][f"batch 40, K {K}"]
+    result["targets"] = {
+        "sampling at batch 40 over its matrix products": target(middle["chain_to_products"], 2.0),
+        "sequential sampling at batch 40 over ours": target(middle["sequential_to_chain"], 2.0, at_least=True),
+        "deterministic predict at batch 1, milliseconds": target(result["milliseconds"][f"batch 1, K {K}"]["predict"], 1.5),
+    }
+    return result

@@ -1,0 +1,77 @@
+"""What is timed: Hopper's shapes in chunks of 4 actions, a velocity field of 512x3 and a critic of 256x3."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import Env, spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_scoreflow import ScoReFlowPPO
+from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
+
+OBS_DIM, ACTION_SHAPE, K, TIME_DIM = 11, (4, 3), 4, 16
+ACTION_DIM = int(np.prod(ACTION_SHAPE))
+NET_ARCH = dict(pi=[512] * 3, vf=[256] * 3)
+N_ENVS, N_CHAINS = 40, 4000
+
+
+class Task(Env[np.ndarray, np.ndarray]):
+    """
+    Shapes without physics: random observations, no end.
+
+    :param obs_dim: width of the observation
+    :param action_shape: shape of the action
+    """
+
+    def __init__(self, obs_dim: int = OBS_DIM, action_shape: tuple[int, ...] = ACTION_SHAPE) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (obs_dim,))
+        self.action_space = spaces.Box(-1.0, 1.0, action_shape)
+
+    def _observe(self) -> np.ndarray:
+        return self.np_random.normal(size=self.observation_space.shape).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self._observe(), float(action.mean()), False, False, {}
+
+
+def make_policy(
+    denoising_steps: int = K, obs_dim: int = OBS_DIM, action_shape: tuple[int, ...] = ACTION_SHAPE, **kwargs: Any
+) -> ScoReFlowPolicy:
+    """A policy whose networks, unlike fresh ones, all depend on their inputs."""
+    env = Task(obs_dim, action_shape)
+    kwargs = {"net_arch": NET_ARCH, **kwargs}
+    policy = ScoReFlowPolicy(
+        env.observation_space,
+        env.action_space,  # type: ignore[arg-type]
+        lambda _: 3e-4,
+        denoising_steps=denoising_steps,
+        **kwargs,
+    )
+    with th.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.01 * th.randn_like(parameter))
+        policy.normalizer.update(2 * th.randn(1000, obs_dim) + 1)
+    return policy
+
+
+def make_model(cls: type[ScoReFlowPPO] | type[PPO], batch_size: int, n_envs: int = N_ENVS, **kwargs: Any) -> Any:
+    """``N_CHAINS`` chains (or actions) per iteration, one epoch; the rollout buffer is filled."""
+    env_kwargs = {name: kwargs.pop(name) for name in ("obs_dim", "action_shape") if name in kwargs}
+    model = cls(
+        "MlpPolicy",
+        make_vec_env(Task, n_envs=n_envs, seed=0, env_kwargs=env_kwargs),
+        n_steps=N_CHAINS // n_envs,
+        batch_size=batch_size,
+        n_epochs=1,
+        policy_kwargs=dict(net_arch=NET_ARCH),
+        seed=0,
+        device="cpu",
+        **kwargs,
+    )
+    return model.learn(N_CHAINS)
