@@ -11,6 +11,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_scoreflow.linear import Linear, mlp
+
 #: Bias of the score coefficient's last layer: softplus(-2) = 0.127 at the start (arXiv 2604.10962, released configuration).
 SCORE_COEFFICIENT_BIAS = -2.0
 
@@ -97,18 +99,18 @@ class VelocityField(nn.Module):
             nn.Linear(2 * time_embedding_dim, time_embedding_dim),
         )
         # One layer, initialised as one (its fan-in is the whole input), used in three parts.
-        whole = nn.Linear(action_dim + time_embedding_dim + features_dim, net_arch[0])
-        self.action_layer = nn.Linear(action_dim, net_arch[0], bias=False)
+        whole = Linear(action_dim + time_embedding_dim + features_dim, net_arch[0])
+        self.action_layer = Linear(action_dim, net_arch[0], bias=False)
         self.time_layer = nn.Linear(time_embedding_dim, net_arch[0])
-        self.features_layer = nn.Linear(features_dim, net_arch[0], bias=False)
+        self.features_layer = Linear(features_dim, net_arch[0], bias=False)
         with th.no_grad():
             parts = whole.weight.split([action_dim, time_embedding_dim, features_dim], dim=1)
             for layer, weight in zip((self.action_layer, self.time_layer, self.features_layer), parts, strict=True):
                 layer.weight.copy_(weight)
             self.time_layer.bias.copy_(whole.bias)
         self.activation = activation_fn()
-        self.hidden_layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(net_arch)])
-        self.output_layer = nn.Linear(net_arch[-1], action_dim)
+        self.hidden_layers = nn.ModuleList([Linear(a, b) for a, b in pairwise(net_arch)])
+        self.output_layer = Linear(net_arch[-1], action_dim)
 
     def time_features(self, t: th.Tensor) -> TimeFeatures:
         """
@@ -159,14 +161,11 @@ class NoiseNet(nn.Module):
         self, features_dim: int, action_dim: int, time_embedding_dim: int, net_arch: Sequence[int] = (64, 64)
     ) -> None:
         super().__init__()
-        widths = [features_dim + time_embedding_dim, *net_arch]
-        layers: list[nn.Module] = []
-        for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b), nn.Tanh()]
-        last = nn.Linear(widths[-1], action_dim)
+        self.net = mlp([features_dim + time_embedding_dim, *net_arch, action_dim], nn.Tanh)
+        last = self.net[-1]
+        assert isinstance(last, Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.net = nn.Sequential(*layers, last)
 
     def forward(self, features: th.Tensor, time_embedding: th.Tensor, log_std_bounds: th.Tensor) -> th.Tensor:
         """

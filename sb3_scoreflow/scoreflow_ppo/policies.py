@@ -9,12 +9,12 @@ from stable_baselines3.common.torch_layers import (
     CombinedExtractor,
     FlattenExtractor,
     NatureCNN,
-    create_mlp,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_scoreflow import flow
+from sb3_scoreflow.linear import mlp
 from sb3_scoreflow.networks import NoiseNet, ScoreCoefficient, initial_score_gate
 from sb3_scoreflow.policies import FlowMatchingPolicy, ObservationNormalization
 from sb3_scoreflow.scoreflow_ppo.transition import chain_entropy, chain_log_prob, transition_mean, truncated_normal
@@ -129,7 +129,7 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         # The bare velocity needs no critic; what follows is the value function, in units of `value_scale`.
         if not share_features_extractor:
             self.vf_features_extractor = self.make_features_extractor()
-        self.value_net = nn.Sequential(*create_mlp(self.features_dim, 1, self.net_arch["vf"], critic_activation_fn))
+        self.value_net = mlp([self.features_dim, *self.net_arch["vf"], 1], critic_activation_fn)
         self.register_buffer("value_scale", th.ones(()))
 
         learning_rate = lr_schedule(1)

@@ -1,0 +1,58 @@
+"""Linear: oneDNN's products are MKL's up to rounding, and are left alone where they do not pay."""
+
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_scoreflow.linear import Linear, mlp
+
+
+def outcome(layer: nn.Module, rows: int, *leading: int) -> list[th.Tensor]:
+    """Output and gradients with respect to input and parameters."""
+    x = th.randn(*leading, rows, layer.in_features, generator=th.Generator().manual_seed(1)).requires_grad_()  # type: ignore[call-overload]
+    y = layer(x)
+    return [y, *th.autograd.grad((y * y.detach().cos()).sum(), [x, *layer.parameters()])]
+
+
+def plain(layer: Linear) -> nn.Linear:
+    other = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    other.load_state_dict(layer.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows, leading", [(256, ()), (64, (5,)), (3, ())])
+def test_same_numbers_and_gradients_as_torch(rows: int, leading: tuple[int, ...], bias: bool) -> None:
+    th.manual_seed(0)
+    layer = Linear(300, 200, bias=bias)
+    for ours, theirs in zip(outcome(layer, rows, *leading), outcome(plain(layer), rows, *leading), strict=True):
+        assert ours.layout == th.strided
+        th.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_small_products_and_other_dtypes_are_torchs_own() -> None:
+    th.manual_seed(0)
+    small = Linear(300, 200)
+    assert th.equal(small(x := th.randn(3, 300)), plain(small)(x))
+    double = Linear(300, 200).double()
+    x = th.randn(256, 300, dtype=th.float64)
+    assert th.equal(double(x), nn.functional.linear(x, double.weight, double.bias))
+
+
+def test_torchs_switch_turns_it_off() -> None:
+    layer, x = Linear(300, 200), th.randn(256, 300)
+    with th.backends.mkldnn.flags(enabled=False):
+        assert th.equal(layer(x), plain(layer)(x))
+
+
+def test_exports_without_onednns_tensors() -> None:
+    layer, x = Linear(300, 200), th.randn(256, 300)
+    program = th.export.export(layer, (x,), dynamic_shapes=({0: th.export.Dim("batch")},))
+    assert "mkldnn" not in str(program.graph)
+    th.testing.assert_close(program.module()(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_mlp_has_the_modules_of_create_mlp() -> None:
+    net = mlp([3, 5, 7, 2], nn.Mish)
+    assert [type(module) for module in net] == [Linear, nn.Mish, Linear, nn.Mish, Linear]
+    assert [module.weight.shape for module in net if isinstance(module, Linear)] == [(5, 3), (7, 5), (2, 7)]
