@@ -36,7 +36,7 @@ def pretrain_critic(
 ) -> dict[str, float]:
     """Regress the critic on the demonstrations' discounted returns per chunk."""
     policy.set_value_scale(max(float(returns[indices].std()), 1e-4))
-    optimizer = th.optim.Adam(policy.parameter_groups()["critic"], lr=1e-3)
+    optimizer = th.optim.Adam(policy.parameter_groups()["critic"], lr=1e-3, fused=True)
     chunks, losses = demonstrations.chunks(1), []
     for _ in range(n_batches):
         batch = rng.choice(indices, batch_size)

@@ -206,7 +206,7 @@ class _Cloning:
         actor = th.nn.ModuleList([policy.features_extractor, policy.velocity_field])
         average = AveragedModel(actor, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         parameters = [p for p in actor.parameters() if p.requires_grad]
-        optimizer = th.optim.AdamW(parameters, lr=self.schedule(1.0), weight_decay=weight_decay)
+        optimizer = th.optim.AdamW(parameters, lr=self.schedule(1.0), weight_decay=weight_decay, fused=True)
         policy.set_training_mode(True)
         loss_sum, start = th.zeros((), device=policy.device), time.time()
         batches = _progress(_batches(len(chunks), self.batch_size, n_batches, rng), n_batches, progress_bar)
