@@ -14,8 +14,18 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import nn
 from torch.distributions import Normal
 
+from sb3_scoreflow.linear import Linear
 from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
 from sb3_scoreflow.scoreflow_ppo.transition import NOISE_TRUNCATION
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A copy with torch's own linear layers in place of the package's."""
+    copied = copy.deepcopy(module)
+    for layer in copied.modules():
+        if isinstance(layer, Linear):
+            layer.__class__ = nn.Linear
+    return copied
 
 
 class SequentialPolicy(nn.Module):
@@ -30,19 +40,19 @@ class SequentialPolicy(nn.Module):
         field = policy.velocity_field
         self.steps, self.dim, self.score_clip = policy.denoising_steps, policy.action_dim, policy.score_clip
         self.prior_variance = field.prior_std**2
-        self.normalizer = copy.deepcopy(policy.normalizer)
-        self.time_embedding = copy.deepcopy(field.time_embedding)
+        self.normalizer = plain(policy.normalizer)
+        self.time_embedding = plain(field.time_embedding)
         parts = [field.action_layer.weight, field.time_layer.weight, field.features_layer.weight]
         self.first = nn.Linear(sum(part.shape[1] for part in parts), parts[0].shape[0])
         with th.no_grad():
             self.first.weight.copy_(th.cat(parts, dim=1))
             self.first.bias.copy_(field.time_layer.bias)
-        self.hidden = copy.deepcopy(field.hidden_layers)
-        self.activation = copy.deepcopy(field.activation)
-        self.last = copy.deepcopy(field.output_layer)
-        self.noise_net = copy.deepcopy(policy.noise_net.net)
-        self.score_coefficient = copy.deepcopy(policy.score_coefficient_net)
-        self.value_net = copy.deepcopy(policy.value_net)
+        self.hidden = nn.ModuleList(plain(layer) for layer in field.hidden_layers)
+        self.activation = plain(field.activation)
+        self.last = plain(field.output_layer)
+        self.noise_net = plain(policy.noise_net.net)
+        self.score_coefficient = plain(policy.score_coefficient_net)
+        self.value_net = plain(policy.value_net)
         self.value_scale = policy.value_scale.clone()
         self.log_std_bounds = policy.log_std_bounds.clone()
 

@@ -69,9 +69,8 @@ def make_model(cls: type[ScoReFlowPPO] | type[PPO], batch_size: int, n_envs: int
         n_steps=N_CHAINS // n_envs,
         batch_size=batch_size,
         n_epochs=1,
-        policy_kwargs=dict(net_arch=NET_ARCH),
         seed=0,
         device="cpu",
-        **kwargs,
+        **{"policy_kwargs": dict(net_arch=NET_ARCH), **kwargs},
     )
     return model.learn(N_CHAINS)

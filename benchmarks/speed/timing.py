@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 
-def in_turns(
-    functions: dict[str, Callable[[], Any]], repeats: int, calls: int = 1, warmup: int = 2
-) -> dict[str, np.ndarray]:
+def in_turns(functions: dict[str, Callable[[], Any]], repeats: int, calls: int = 1, warmup: int = 2) -> dict[str, np.ndarray]:
     """
     Time functions alternately: a busy moment of the machine hits all of them alike.
 
