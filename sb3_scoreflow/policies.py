@@ -92,8 +92,8 @@ class FlowMatchingPolicy(BasePolicy):
         if features_extractor_class is None:
             features_extractor_class = self._choose_features_extractor(observation_space, normalize_images)
         if optimizer_kwargs is None:
-            # The small default epsilon of Adam can give NaN (as in Stable-Baselines3's policies). Fused, a step passes over the
-            # weights once.
+            # The small default epsilon of Adam can give NaN (as in Stable-Baselines3's policies). Fused, a step passes over
+            # the weights once.
             adam = issubclass(optimizer_class, (th.optim.Adam, th.optim.AdamW))
             optimizer_kwargs = {"eps": 1e-5, "fused": True} if adam else {}
         features_extractor_kwargs = dict(features_extractor_kwargs or {})

@@ -1,0 +1,59 @@
+"""Peak memory of training, every case in a process of its own."""
+
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.provenance import ROOT
+
+_CASE = """
+import sys
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from benchmarks.speed.setting import NET_ARCH, Task
+from sb3_scoreflow import RLDT, ScoReFlowPPO
+th.set_num_threads(1)
+name, n_envs, n_steps, steps = sys.argv[1], *map(int, sys.argv[2:5])
+if name != "imports":
+    kwargs = dict(policy_kwargs=dict(net_arch=NET_ARCH), n_steps=n_steps, device="cpu")
+    cls = dict(ScoReFlowPPO=ScoReFlowPPO, PPO=PPO, RLDT=RLDT)[name]
+    kwargs.update(dict(denoising_steps=steps) if name != "PPO" else {})
+    kwargs.update(dict(n_epochs=1, batch_size=250) if name != "RLDT" else dict(critic_steps=16, actor_steps=2))
+    model = cls("MlpPolicy", make_vec_env(Task, n_envs=n_envs), **kwargs).learn(2 * n_envs * n_steps)
+    buffer = model.rollout_buffer
+    arrays = getattr(buffer, "nbytes", None) or sum(a.nbytes for a in vars(buffer).values() if hasattr(a, "nbytes"))
+else:
+    arrays = 0
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print(int(peak) * 1024, arrays)
+"""
+
+#: Algorithm, environments, steps per environment, K
+CASES = [
+    ("imports", 0, 0, 0),
+    ("PPO", 40, 100, 0),
+    ("RLDT", 40, 50, 4),
+    ("ScoReFlowPPO", 40, 100, 4),
+    ("ScoReFlowPPO", 40, 100, 1),
+    ("ScoReFlowPPO", 40, 100, 8),
+    ("ScoReFlowPPO", 40, 400, 4),
+    ("ScoReFlowPPO", 40, 1600, 4),
+    ("ScoReFlowPPO", 160, 100, 4),
+    ("ScoReFlowPPO", 160, 400, 4),
+]
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """Linux only: VmHWM, the most that was ever resident, after two iterations; and the bytes of the buffer's arrays."""
+    cases = []
+    for name, n_envs, n_steps, steps in CASES:
+        command = [sys.executable, "-c", _CASE, name, str(n_envs), str(n_steps), str(steps)]
+        peaks = []
+        for _ in range(repeats):
+            output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            peak, arrays = map(int, output.split())
+            peaks.append(peak)
+        megabytes = {"peak_megabytes": round(min(peaks) / 2**20, 1), "buffer_megabytes": round(arrays / 2**20, 2)}
+        cases.append({"algorithm": name, "n_envs": n_envs, "n_steps": n_steps, "denoising_steps": steps, **megabytes})
+    return {"cases": cases}
