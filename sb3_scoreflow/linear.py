@@ -10,6 +10,18 @@ from torch import nn
 _WORTHWHILE = 2**23
 
 
+def _worthwhile(x: th.Tensor, out_features: int) -> bool:
+    """Whether oneDNN is there and faster for ``x`` of shape ``(..., in_features)``."""
+    return (
+        not th.compiler.is_compiling()
+        and x.numel() * out_features >= _WORTHWHILE
+        and x.device.type == "cpu"
+        and x.dtype == th.float32
+        and th.backends.mkldnn.is_available()
+        and th._C._get_mkldnn_enabled()
+    )
+
+
 class Linear(nn.Linear):
     """
     ``torch.nn.Linear`` that lets oneDNN do large float32 products on a CPU.
@@ -23,16 +35,24 @@ class Linear(nn.Linear):
         :param input: shape ``(..., in_features)``
         :return: shape ``(..., out_features)``
         """
-        if (
-            th.compiler.is_compiling()
-            or input.numel() * self.out_features < _WORTHWHILE
-            or input.device.type != "cpu"
-            or input.dtype != th.float32
-            or not th.backends.mkldnn.is_available()
-            or not th._C._get_mkldnn_enabled()
-        ):
+        if not _worthwhile(input, self.out_features):
             return super().forward(input)
         return nn.functional.linear(input.to_mkldnn(), self.weight, self.bias).to_dense()
+
+
+def batched_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    """
+    Several linear layers, each on rows of its own; large ones by oneDNN, as in :class:`Linear`.
+
+    :param x: shape ``(n, rows, in_features)``
+    :param weight: shape ``(n, in_features, out_features)``
+    :param bias: shape ``(n, 1, out_features)``
+    :return: shape ``(n, rows, out_features)``
+    """
+    if not _worthwhile(x[0], weight.shape[-1]):
+        return th.baddbmm(bias, x, weight)
+    members = zip(x, weight, bias, strict=True)
+    return th.stack([nn.functional.linear(x.to_mkldnn(), w.T, b.squeeze(0)).to_dense() for x, w, b in members])
 
 
 def mlp(widths: Sequence[int], activation_fn: type[nn.Module]) -> nn.Sequential:

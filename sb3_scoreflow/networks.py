@@ -11,7 +11,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_scoreflow.linear import Linear, mlp
+from sb3_scoreflow.linear import Linear, batched_linear, mlp
 
 #: Bias of the score coefficient's last layer: softplus(-2) = 0.127 at the start (arXiv 2604.10962, released configuration).
 SCORE_COEFFICIENT_BIAS = -2.0
@@ -270,7 +270,7 @@ class QEnsemble(nn.Module):
         share = actions.reshape(*actions.shape[:-3], batch * n, action_dim) @ self.action_weight
         hidden = (share.view(self.n_critics, batch, n, -1) + condition.unsqueeze(2)).flatten(1, 2)
         for weight, bias in zip(self.weights, list(self.biases)[1:], strict=True):
-            hidden = th.baddbmm(bias, self.activation(hidden), weight)
+            hidden = batched_linear(self.activation(hidden), weight, bias)
         return hidden.view(self.n_critics, batch, n)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_scoreflow.linear import Linear, mlp
+from sb3_scoreflow.linear import Linear, batched_linear, mlp
 
 
 def outcome(layer: nn.Module, rows: int, *leading: int) -> list[th.Tensor]:
@@ -27,7 +27,19 @@ def test_same_numbers_and_gradients_as_torch(rows: int, leading: tuple[int, ...]
     layer = Linear(300, 200, bias=bias)
     for ours, theirs in zip(outcome(layer, rows, *leading), outcome(plain(layer), rows, *leading), strict=True):
         assert ours.layout == th.strided
-        th.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+        th.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.detach().abs().max().item())
+
+
+@pytest.mark.parametrize("rows", [256, 3])
+def test_batched_layers_are_separate_layers(rows: int) -> None:
+    th.manual_seed(0)
+    inputs = [th.randn(2, rows, 300), th.randn(2, 300, 200), th.randn(2, 1, 200)]
+    x, weight, bias = (tensor.requires_grad_() for tensor in inputs)
+    ours, theirs = batched_linear(x, weight, bias), x @ weight + bias
+    pairs = [(ours, theirs)]
+    pairs += zip(*(th.autograd.grad(y.pow(2).sum(), [x, weight, bias]) for y in (ours, theirs)), strict=True)
+    for one, other in pairs:
+        th.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.detach().abs().max().item())
 
 
 def test_small_products_and_other_dtypes_are_torchs_own() -> None:

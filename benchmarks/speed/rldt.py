@@ -1,69 +1,51 @@
 """
 Where RLDT's time goes: one iteration at the defaults for pretrained policies on Hopper, split into its parts, for 4, 8 and 16
-particles, one thread; beside it the same work done one trajectory, one critic and one particle at a time.
-
-    python -m benchmarks.rldt_cost
-
-What is compared is timed alternately in one process (processor time, medians). Results: ``benchmarks/results/rldt_cost.json``.
+particles; beside it the same work one trajectory, one critic and one particle at a time, and the matrix products alone.
 """
 
-import json
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
-from benchmarks.provenance import ROOT, provenance
+from benchmarks.speed.products import products
+from benchmarks.speed.sequential import plain
+from benchmarks.speed.timing import in_turns, medians, ratio
 from sb3_scoreflow import RLDT, ActionChunking
+from sb3_scoreflow.linear import mlp
 from sb3_scoreflow.rldt.actor import Reference
 from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets
 from sb3_scoreflow.rldt.presets import DEFAULTS
 
-REPEATS = 15
 N_CRITIC_STEPS, N_ACTOR_STEPS, PARTICLES = 8, 2, (4, 8, 16)
+CRITIC = [23, 256, 256, 256, 1]
 
 
-def medians(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Milliseconds of every part, timed in turns."""
-    times: dict[str, list[float]] = defaultdict(list)
-    for repeat in range(REPEATS + 2):
-        for name, part in parts.items():
-            began = time.process_time()
-            part()
-            if repeat >= 2:
-                times[name].append(1e3 * (time.process_time() - began))
-    return {name: float(np.median(values)) for name, values in times.items()}
-
-
-def main() -> None:
-    origin = provenance()
-    th.set_num_threads(1)
+def trained_model() -> RLDT:
+    """A model past its warm-up, with a history of five rollouts."""
     env = make_vec_env("Hopper-v5", n_envs=20, seed=0, wrapper_class=partial(ActionChunking, horizon=4))
     settings = {**DEFAULTS["pretrained"], "critic_warmup_transitions": 0}
     model = RLDT("FlowPolicy", env, seed=0, device="cpu", **settings)
-    model.learn(5 * model.n_steps * env.num_envs)
-    policy = model.policy
+    return model.learn(5 * model.n_steps * env.num_envs)
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """Milliseconds per iteration; see the module."""
+    model = trained_model()
+    policy, settings = model.policy, DEFAULTS["pretrained"]
     reference = Reference(deepcopy(policy.features_extractor), deepcopy(policy.velocity_field))
-    n_trajectories = -(-model.refresh_size // model.n_steps)
-    batch = model.rollout_buffer.sample(n_trajectories)
+    batch = model.rollout_buffer.sample(-(-model.refresh_size // model.n_steps))
     targets = critic_targets(policy, batch, model.gamma, model.td_lambda, model.target_clip)
     next_obs = batch.next_observations
     logs: dict[str, list[float]] = defaultdict(list)
     assert isinstance(next_obs, th.Tensor)
-    members = [
-        nn.Sequential(
-            *(nn.Linear(23, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 1))
-        )
-        for _ in range(model.n_critics)
-    ]
-    optimizers = [th.optim.AdamW(member.parameters(), foreach=True) for member in members]
+    members = [plain(mlp(CRITIC, nn.SiLU)) for _ in range(model.n_critics)]
+    optimizers = [th.optim.AdamW(member.parameters(), foreach=False) for member in members]
 
     def one_by_one_targets() -> None:
         with th.no_grad():
@@ -101,10 +83,12 @@ def main() -> None:
         "targets_one_trajectory_at_a_time": one_by_one_targets,
         "critic_steps": critic_steps,
         "critic_steps_one_member_at_a_time": one_by_one_critic_steps,
+        "critic_products": products(model.batch_size, CRITIC, model.n_critics * N_CRITIC_STEPS, backward=True),
         **{f"actor_steps_{p}_particles": partial(actor_steps, p) for p in PARTICLES},
         "actor_steps_8_particles_one_at_a_time": partial(actor_steps, 1, 8 * N_ACTOR_STEPS),
     }
-    times = medians(parts)
+    turns = in_turns(parts, repeats)
+    times = medians(turns)
     per_iteration = {
         "rollout": times["rollout"],
         "targets": model.n_refreshes * times["targets"],
@@ -114,23 +98,22 @@ def main() -> None:
             for p in PARTICLES
         },
     }
-    default = ("rollout", "targets", "critic_steps", "actor_8_particles")
-    total = sum(per_iteration[name] for name in default)
-    result = {
-        **origin,
+    total = sum(per_iteration[name] for name in ("rollout", "targets", "critic_steps", "actor_8_particles"))
+    return {
         "iteration": "20 envs x 50 chunks of 4 actions; 256 critic steps in 16 refreshes; 32 actor steps",
-        "milliseconds_per_iteration": per_iteration,
-        "total_milliseconds_8_particles": total,
-        "share": {name: per_iteration[name] / total for name in default},
-        "one_at_a_time_over_batched": {
-            "targets": times["targets_one_trajectory_at_a_time"] / times["targets"],
-            "critic_steps": times["critic_steps_one_member_at_a_time"] / times["critic_steps"],
-            "actor_steps": times["actor_steps_8_particles_one_at_a_time"] / times["actor_steps_8_particles"],
+        "milliseconds_per_iteration": {name: round(value, 1) for name, value in per_iteration.items()},
+        "milliseconds_per_step": {
+            "critic": round(times["critic_steps"] / N_CRITIC_STEPS, 3),
+            "actor_8_particles": round(times["actor_steps_8_particles"] / N_ACTOR_STEPS, 3),
+        },
+        "total_milliseconds_8_particles": round(total, 1),
+        "share": {
+            name: round(per_iteration[name] / total, 3) for name in ("rollout", "targets", "critic_steps", "actor_8_particles")
+        },
+        "ratio": {
+            "critic_steps_to_products": ratio(turns["critic_steps"], turns["critic_products"]),
+            "targets_one_trajectory_at_a_time": ratio(turns["targets_one_trajectory_at_a_time"], turns["targets"]),
+            "critics_one_at_a_time": ratio(turns["critic_steps_one_member_at_a_time"], turns["critic_steps"]),
+            "particles_one_at_a_time": ratio(turns["actor_steps_8_particles_one_at_a_time"], turns["actor_steps_8_particles"]),
         },
     }
-    (ROOT / "benchmarks/results/rldt_cost.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
-
-
-if __name__ == "__main__":
-    main()
