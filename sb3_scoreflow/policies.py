@@ -263,11 +263,11 @@ class FlowMatchingPolicy(BasePolicy):
 
     # ------------------------------------------------------------------ actions
 
-    def _deterministic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+    def _deterministic_action(self, obs: PyTorchObs, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
         """
         Action for a block of observations starting from ``noise``, which is 0; subclasses with other dynamics override it.
         """
-        return self.sample_ode(obs, noise, self.inference_steps)
+        return self.sample_ode(obs, noise, denoising_steps)
 
     def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """Action starting from ``noise ~ N(0, I)``; subclasses with noisy steps override it."""
@@ -278,7 +278,8 @@ class FlowMatchingPolicy(BasePolicy):
         if not deterministic:
             return self._stochastic_action(observation, th.randn(batch, self.action_dim, device=self.device))
         noise = th.zeros(_DETERMINISTIC_BLOCK, self.action_dim, device=self.device)
-        blocks = [self._deterministic_action(block, noise) for block in _blocks(observation, batch)]
+        steps = self.inference_steps
+        blocks = [self._deterministic_action(block, noise, steps) for block in _blocks(observation, batch)]
         return th.cat(blocks)[:batch]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:

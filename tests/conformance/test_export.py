@@ -1,0 +1,63 @@
+"""ActionSampler: the deterministic policy without NumPy, for torch.export and torch.compile."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_scoreflow.export import ActionSampler
+from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.envs import make_toy, observe, some_states
+
+
+def tensors(obs: object) -> object:
+    return {key: th.as_tensor(part) for key, part in obs.items()} if isinstance(obs, dict) else th.as_tensor(obs)
+
+
+def close(actions: th.Tensor, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(actions.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_exported_program_acts_as_predict(algorithm: Algorithm, case: Case) -> None:
+    model = algorithm.make(case.alias, make_toy(case.kind), case.kind, learning_rate=3e-3).learn(algorithm.iteration())
+    model.policy.inference_steps = 3
+    obs = observe(case.kind, some_states(5))
+    expected, _ = model.predict(obs, deterministic=True)
+    sampler = ActionSampler(model.policy)
+    close(sampler(tensors(obs)), expected)
+    program = th.export.export(sampler, (tensors(obs),)).module()
+    close(program(tensors(obs)), expected)
+
+
+def test_batch_of_an_exported_program_may_vary(algorithm: Algorithm) -> None:
+    model = algorithm.make("MlpPolicy", make_toy())
+    sampler = ActionSampler(model.policy)
+    batch = {0: th.export.Dim("batch")}
+    program = th.export.export(sampler, (tensors(observe("flat", some_states(5))),), dynamic_shapes=(batch,)).module()
+    for n in (1, 3, 40):
+        obs = observe("flat", some_states(n))
+        close(program(tensors(obs)), model.predict(obs, deterministic=True)[0])
+
+
+def test_sampler_shares_the_policys_weights_and_keeps_no_gradient(algorithm: Algorithm) -> None:
+    model = algorithm.make("MlpPolicy", make_toy())
+    sampler, obs = ActionSampler(model.policy), observe("flat", some_states(2))
+    before = copy.deepcopy(sampler(tensors(obs)))
+    assert not before.requires_grad
+    with th.no_grad():
+        model.policy.velocity_field.output_layer.bias.add_(0.3)
+    after = sampler(tensors(obs))
+    assert not th.allclose(before, after)
+    close(after, model.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.slow
+def test_compiled_sampler_acts_as_predict(algorithm: Algorithm) -> None:
+    model = algorithm.make("MlpPolicy", make_toy())
+    obs = observe("flat", some_states(2))
+    try:
+        actions = th.compile(ActionSampler(model.policy))(tensors(obs))
+    except Exception as error:  # no C++ compiler here, says torch in one of several ways
+        pytest.skip(f"torch.compile does not work here: {error}")
+    close(actions, model.predict(obs, deterministic=True)[0])
