@@ -35,12 +35,18 @@ def commit() -> str:
     return head + ("+" if changed.stdout.strip() else "")
 
 
+def _module() -> str:
+    """What ``python -m`` was asked to run: of a package, its name."""
+    script = Path(sys.argv[0])
+    return f"benchmarks.{(script.parent if script.stem == '__main__' else script).stem}"
+
+
 def provenance() -> dict[str, Any]:
     """
     :return: command, commit, versions and hardware of this run
     """
     return {
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "platform": platform.system(),

@@ -5,6 +5,6 @@ same width, and the floor (matrix products alone, environments alone).
     python -m benchmarks.speed                # everything
     python -m benchmarks.speed sampling       # one part (see --help)
 
-One thread. What is compared is timed in turns in one process, in processor time, so that ratios hold on a busy machine. Every part
-writes ``benchmarks/results/speed/PART.json``; docs/speed.md explains them.
+One thread. What is compared is timed in turns in one process, in processor time, so that ratios hold on a busy machine. Every
+part writes ``benchmarks/results/speed/PART.json``; docs/speed.md explains them.
 """

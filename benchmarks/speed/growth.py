@@ -1,4 +1,4 @@
-"""How cost grows with denoising steps, batch, environments, action and observation width, and particles; plot beside the JSON."""
+"""How cost grows with denoising steps, batch, environments, widths and particles; a plot is put beside the JSON."""
 
 import warnings
 from collections.abc import Callable
@@ -24,7 +24,9 @@ def sampling(batch: int = N_ENVS, denoising_steps: int = K, obs_dim: int = OBS_D
     return th.no_grad()(partial(policy, obs))
 
 
-def update(denoising_steps: int = K, obs_dim: int = OBS_DIM, width: int = 12, batch_size: int = UPDATE_CHAINS) -> Callable[[], Any]:
+def update(
+    denoising_steps: int = K, obs_dim: int = OBS_DIM, width: int = 12, batch_size: int = UPDATE_CHAINS
+) -> Callable[[], Any]:
     """A forward and backward pass over a minibatch of chains."""
     policy = make_policy(denoising_steps, obs_dim, (width,))
     obs, chains = th.randn(batch_size, obs_dim), th.randn(batch_size, (denoising_steps + 1) * width)

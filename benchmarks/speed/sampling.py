@@ -1,5 +1,7 @@
 """Latency of one batch of actions, for several batch sizes and numbers of denoising steps."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -9,6 +11,7 @@ from benchmarks.speed.products import critic_products, field_products
 from benchmarks.speed.sequential import SequentialPolicy
 from benchmarks.speed.setting import NET_ARCH, OBS_DIM, K, Task, make_policy
 from benchmarks.speed.timing import in_turns, medians, ratio, target
+from sb3_scoreflow.export import ActionSampler
 
 BATCHES, STEPS = (1, 8, 40, 256), (1, 4, 8)
 
@@ -27,19 +30,16 @@ def measure(repeats: int) -> dict[str, Any]:
         for batch in BATCHES:
             obs = th.randn(batch, OBS_DIM)
             rows = obs.numpy()
-            times = in_turns(
-                {
-                    "chain": th.no_grad()(lambda obs=obs, policy=policy: policy(obs)),
-                    "sequential": lambda obs=obs, plain=plain: plain.sample(obs),
-                    "sb3_ppo": th.no_grad()(lambda obs=obs, ppo=ppo: ppo(obs)),
-                    "products_field": field_products(batch, steps),
-                    "products_critic": critic_products(batch),
-                    "predict": lambda rows=rows, policy=policy: policy.predict(rows, deterministic=True),
-                    "predict_sb3_ppo": lambda rows=rows, ppo=ppo: ppo.predict(rows, deterministic=True),
-                },
-                repeats,
-                calls=2,
-            )
+            functions: dict[str, Callable[[], Any]] = {
+                "chain": th.no_grad()(partial(policy, obs)),
+                "sequential": partial(plain.sample, obs),
+                "sb3_ppo": th.no_grad()(partial(ppo, obs)),
+                "products_field": field_products(batch, steps),
+                "products_critic": critic_products(batch),
+                "predict": partial(policy.predict, rows, deterministic=True),
+                "predict_sb3_ppo": partial(ppo.predict, rows, deterministic=True),
+            }
+            times = in_turns(functions, repeats, calls=2)
             label = f"batch {batch}, K {steps}"
             times["products"] = times.pop("products_field") + times.pop("products_critic")
             result["milliseconds"][label] = medians(times)
@@ -48,10 +48,26 @@ def measure(repeats: int) -> dict[str, Any]:
                 "sequential_to_chain": ratio(times["sequential"], times["chain"]),
                 "chain_to_sb3_ppo": ratio(times["chain"], times["sb3_ppo"]),
             }
+    result["one action, milliseconds"] = one = acting(repeats)
     middle = result["ratio"][f"batch 40, K {K}"]
     result["targets"] = {
         "sampling at batch 40 over its matrix products": target(middle["chain_to_products"], 2.0),
         "sequential sampling at batch 40 over ours": target(middle["sequential_to_chain"], 2.0, at_least=True),
-        "deterministic predict at batch 1, milliseconds": target(result["milliseconds"][f"batch 1, K {K}"]["predict"], 1.5),
+        "deterministic predict at batch 1, milliseconds": target(one["predict"], 1.5),
+        "compiled ActionSampler at batch 1, milliseconds": target(one["compiled"], 0.5),
     }
     return result
+
+
+def acting(repeats: int) -> dict[str, float]:
+    """The deterministic action for one observation by ``predict`` and ``ActionSampler``; compiling needs a C++ compiler."""
+    policy, obs = make_policy(), th.randn(1, OBS_DIM)
+    sampler = ActionSampler(policy)
+    exported, compiled = th.export.export(sampler, (obs,)).module(), th.compile(sampler)
+    functions: dict[str, Callable[[], Any]] = {
+        "predict": lambda: policy.predict(obs.numpy(), deterministic=True),
+        "sampler": lambda: sampler(obs),
+        "exported": lambda: exported(obs),
+        "compiled": lambda: compiled(obs),
+    }
+    return medians(in_turns(functions, repeats, calls=5))

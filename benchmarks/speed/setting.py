@@ -62,7 +62,7 @@ def make_policy(
 
 def make_model(cls: type[ScoReFlowPPO] | type[PPO], batch_size: int, n_envs: int = N_ENVS, **kwargs: Any) -> Any:
     """``N_CHAINS`` chains (or actions) per iteration, one epoch; the rollout buffer is filled."""
-    env_kwargs = {name: kwargs.pop(name) for name in ("obs_dim", "action_shape") if name in kwargs}
+    env_kwargs: dict[str, Any] = {name: kwargs.pop(name) for name in ("obs_dim", "action_shape") if name in kwargs}
     model = cls(
         "MlpPolicy",
         make_vec_env(Task, n_envs=n_envs, seed=0, env_kwargs=env_kwargs),

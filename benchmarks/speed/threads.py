@@ -23,7 +23,8 @@ if __name__ == "__main__":
     kind, n_envs, threads, width = sys.argv[1], *map(int, sys.argv[2:5])
     th.set_num_threads(threads)
     cls = dict(dummy=DummyVecEnv, subproc=SubprocVecEnv)[kind]
-    env = make_vec_env("Hopper-v5", n_envs, seed=0, vec_env_cls=cls, wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=4))
+    wrapper = dict(wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=4))
+    env = make_vec_env("Hopper-v5", n_envs, seed=0, vec_env_cls=cls, **wrapper)
     arch = dict(net_arch=dict(pi=[width] * 3, vf=[256] * 3))
     model = ScoReFlowPPO("MlpPolicy", env, policy_kwargs=arch, n_steps=1024 // n_envs, seed=0, device="cpu")
     model.learn(1024)
@@ -38,7 +39,12 @@ def measure(repeats: int) -> dict[str, Any]:
     """Environment steps per second of the clock, medians over processes."""
     cores = os.cpu_count() or 1
     result: dict[str, Any] = {"cores": cores, "env_steps_per_second": {}}
-    cases = [(kind, n, threads, w) for w in (256, 512) for kind, n in (("dummy", 8), ("subproc", 2), ("subproc", 8)) for threads in (1, 2)]
+    cases = [
+        (kind, n, threads, w)
+        for w in (256, 512)
+        for kind, n in (("dummy", 8), ("subproc", 2), ("subproc", 8))
+        for threads in (1, 2)
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     turns: dict[str, list[float]] = {}
     for _ in range(repeats):

@@ -12,8 +12,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.speed.setting import NET_ARCH
-from benchmarks.speed.timing import target
+from benchmarks.speed.products import critic_products, field_products
+from benchmarks.speed.setting import NET_ARCH, K
+from benchmarks.speed.timing import in_turns, ratio, target
 from sb3_scoreflow import ActionChunking, ScoReFlowPPO
 
 N_ENVS, N_STEPS, N_EPOCHS = 8, 256, 5
@@ -22,6 +23,7 @@ CHUNKS = partial(ActionChunking, horizon=4)
 #: Name -> environment, wrapper, arguments of ScoReFlowPPO, arguments of PPO and its number of environments
 SETTINGS: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any], int]] = {
     "Hopper-v5, chunks of 4, 512x3": ("Hopper-v5", CHUNKS, WIDE, {**WIDE, "batch_size": 256}, N_ENVS),
+    "Hopper-v5, chunks of 4, defaults": ("Hopper-v5", CHUNKS, {}, {}, N_ENVS),
     "HalfCheetah-v5, defaults": ("HalfCheetah-v5", None, {}, {}, 1),
     "Pendulum-v1, defaults": ("Pendulum-v1", None, {}, {}, 1),
 }
@@ -68,6 +70,24 @@ def split(model: Any, n: int) -> dict[str, float]:
     return {**seconds, "rest": total - sum(seconds.values())}
 
 
+def bound(env: VecEnv, repeats: int) -> float:
+    """Speed over that of random stepping if training were nothing but the environments and torch.mm's bare products."""
+    n, minibatch = N_ENVS * N_STEPS, 256
+    calls = N_EPOCHS * n // minibatch
+    times = in_turns(
+        {
+            "random": partial(random_steps, env, N_STEPS),
+            "field": field_products(minibatch * K, calls, backward=True),
+            "critic": critic_products(minibatch, calls, backward=True),
+            "sampling": field_products(N_ENVS, K * N_STEPS),
+            "values": critic_products(N_ENVS, N_STEPS),
+        },
+        repeats,
+        warmup=1,
+    )
+    return ratio(times["random"], np.sum(list(times.values()), axis=0))
+
+
 def measure(repeats: int) -> dict[str, Any]:
     """Every turn is one iteration of each."""
     result: dict[str, Any] = {"env_steps_per_second": {}, "ratio": {}, "split": {}}
@@ -99,6 +119,8 @@ def measure(repeats: int) -> dict[str, Any]:
             f"training_to_{other}": round(float(np.median(np.divide(turns["training"], turns[other]))), 3)
             for other in ("random", "sb3_ppo")
         }
+        if ours:
+            result["ratio"][name]["bound_by_products"] = bound(env, repeats)
         parts = split(model, 2 * model.n_steps * N_ENVS)
         total = sum(parts.values())
         result["split"][name] = {part: round(seconds / total, 3) for part, seconds in parts.items()}

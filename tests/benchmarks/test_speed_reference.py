@@ -1,6 +1,7 @@
 """The sequential reference of the speed benchmarks computes what the package computes."""
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from benchmarks.speed.timing import target
 from sb3_scoreflow import ScoReFlowPPO
 
 SMALL: dict[str, Any] = dict(net_arch=dict(pi=[32, 32, 32], vf=[16, 16]))
-close = {"rtol": 1e-5, "atol": 1e-5}
+close = partial(th.testing.assert_close, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +33,18 @@ def test_same_chains_values_and_log_probs_from_the_same_noise(steps: int) -> Non
         assert std is not None
         values, log_prob, entropy = policy.evaluate_actions(obs, chain.flatten(1))
         found, found_values, found_log_prob = plain.sample(obs, chain[:, 0], (chain[:, 1:] - mean) / std)
-    th.testing.assert_close(found, chain, **close)
-    th.testing.assert_close(found_values, values.flatten(), **close)
-    th.testing.assert_close(found_log_prob, log_prob, **close)
+    close(found, chain)
+    close(found_values, values.flatten())
+    close(found_log_prob, log_prob)
     for one, other in zip(plain.evaluate(obs, chain), (values.flatten(), log_prob, entropy), strict=True):
-        th.testing.assert_close(one, other, **close)
+        close(one, other)
 
 
 def test_same_cloning_loss() -> None:
     policy = make_policy(**SMALL)
     obs, actions, noise, t = th.randn(64, OBS_DIM), th.rand(64, ACTION_DIM), th.randn(64, ACTION_DIM), th.rand(64, 1)
     loss = policy.flow_matching_loss(obs, actions, noise, t.squeeze(1))
-    th.testing.assert_close(SequentialPolicy(policy).cloning_loss(obs, actions, noise, t), loss, **close)
+    close(SequentialPolicy(policy).cloning_loss(obs, actions, noise, t), loss)
 
 
 def test_same_loss_and_gradients_of_the_update() -> None:
@@ -54,13 +55,14 @@ def test_same_loss_and_gradients_of_the_update() -> None:
     ours = th.stack(list(captured.values())).sum()
     (batch,) = model.rollout_buffer.get(4000)
     theirs = plain.loss(batch, model._scheduled("clip_range"), model.vf_coef, model.ent_coef)
-    th.testing.assert_close(theirs, ours, **close)
-    field = model.policy.velocity_field
+    close(theirs, ours)
+    field, middle = model.policy.velocity_field, plain.hidden[1].weight
+    assert isinstance(middle, th.Tensor)
     gradients = th.autograd.grad(ours, [field.hidden_layers[1].weight, field.action_layer.weight, field.features_layer.weight])
-    whole = th.autograd.grad(theirs, [plain.hidden[1].weight, plain.first.weight])
-    th.testing.assert_close(whole[0], gradients[0], **close)
-    th.testing.assert_close(whole[1][:, :ACTION_DIM], gradients[1], **close)
-    th.testing.assert_close(whole[1][:, -OBS_DIM:], gradients[2], **close)
+    whole = th.autograd.grad(theirs, [middle, plain.first.weight])
+    close(whole[0], gradients[0])
+    close(whole[1][:, :ACTION_DIM], gradients[1])
+    close(whole[1][:, -OBS_DIM:], gradients[2])
 
 
 def test_trainer_steps() -> None:
