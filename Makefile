@@ -18,7 +18,7 @@ export OMP_NUM_THREADS = 1
 export MALLOC_MMAP_THRESHOLD_ = 1073741824
 export MALLOC_TRIM_THRESHOLD_ = 1073741824
 
-.PHONY: help install demo test test-slow lint format type check-codestyle commit-checks doc benchmark build clean
+.PHONY: help install demo test test-slow lint format type check-codestyle commit-checks doc benchmark benchmark-speed build clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,7 +64,10 @@ doc: $(STAMP)  ## Build the documentation into docs/_build/html
 
 benchmark: $(STAMP)  ## Print the benchmark commands (they take long: start them one by one)
 	@echo "export OMP_NUM_THREADS=$(OMP_NUM_THREADS) MALLOC_MMAP_THRESHOLD_=$(MALLOC_MMAP_THRESHOLD_) MALLOC_TRIM_THRESHOLD_=$(MALLOC_TRIM_THRESHOLD_)"
-	@grep -h "^    python -m benchmarks" benchmarks/*.py | sed "s#    python#$(BIN)/python#"
+	@grep -h "^    python -m benchmarks" benchmarks/*.py benchmarks/*/__init__.py | sed "s#    python#$(BIN)/python#"
+
+benchmark-speed: $(STAMP)  ## Measure time and memory of every part (docs/speed.md)
+	$(BIN)/python -m benchmarks.speed
 
 build: $(STAMP)  ## Build the wheel into dist/
 	rm -rf build

@@ -3,6 +3,7 @@
 from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations, load_demonstrations, normalized_score
 from sb3_scoreflow.encoders import ViTExtractor
 from sb3_scoreflow.envs import ActionChunking
+from sb3_scoreflow.export import ActionSampler
 from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.pretraining import pretrain_bc
 from sb3_scoreflow.rldt import RLDT
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RLDT",
     "ActionChunking",
+    "ActionSampler",
     "CosineSchedule",
     "Demonstrations",
     "FlowMatchingPolicy",

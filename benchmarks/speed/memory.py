@@ -14,12 +14,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from benchmarks.speed.setting import NET_ARCH, Task
 from sb3_scoreflow import RLDT, ScoReFlowPPO
 th.set_num_threads(1)
-name, n_envs, n_steps, steps = sys.argv[1], *map(int, sys.argv[2:5])
+name, n_envs, n_steps, steps, batch_size = sys.argv[1], *map(int, sys.argv[2:6])
 if name != "imports":
     kwargs = dict(policy_kwargs=dict(net_arch=NET_ARCH), n_steps=n_steps, device="cpu")
     cls = dict(ScoReFlowPPO=ScoReFlowPPO, PPO=PPO, RLDT=RLDT)[name]
     kwargs.update(dict(denoising_steps=steps) if name != "PPO" else {})
-    kwargs.update(dict(n_epochs=1, batch_size=250) if name != "RLDT" else dict(critic_steps=16, actor_steps=2))
+    kwargs.update(dict(n_epochs=1, batch_size=batch_size) if name != "RLDT" else dict(critic_steps=16, actor_steps=2))
     model = cls("MlpPolicy", make_vec_env(Task, n_envs=n_envs), **kwargs).learn(2 * n_envs * n_steps)
     buffer = model.rollout_buffer
     arrays = getattr(buffer, "nbytes", None) or sum(a.nbytes for a in vars(buffer).values() if hasattr(a, "nbytes"))
@@ -29,31 +29,33 @@ peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM
 print(int(peak) * 1024, arrays)
 """
 
-#: Algorithm, environments, steps per environment, K
+#: Algorithm, environments, steps per environment, K, minibatch (RLDT has its own)
 CASES = [
-    ("imports", 0, 0, 0),
-    ("PPO", 40, 100, 0),
-    ("RLDT", 40, 50, 4),
-    ("ScoReFlowPPO", 40, 100, 4),
-    ("ScoReFlowPPO", 40, 100, 1),
-    ("ScoReFlowPPO", 40, 100, 8),
-    ("ScoReFlowPPO", 40, 400, 4),
-    ("ScoReFlowPPO", 40, 1600, 4),
-    ("ScoReFlowPPO", 160, 100, 4),
-    ("ScoReFlowPPO", 160, 400, 4),
+    ("imports", 0, 0, 0, 0),
+    ("PPO", 40, 100, 0, 250),
+    ("RLDT", 40, 50, 4, 0),
+    ("ScoReFlowPPO", 40, 100, 1, 250),
+    ("ScoReFlowPPO", 40, 100, 4, 250),
+    ("ScoReFlowPPO", 40, 100, 8, 250),
+    ("ScoReFlowPPO", 40, 100, 4, 1000),
+    ("ScoReFlowPPO", 40, 100, 4, 4000),
+    ("ScoReFlowPPO", 40, 400, 4, 250),
+    ("ScoReFlowPPO", 40, 1600, 4, 250),
+    ("ScoReFlowPPO", 160, 400, 4, 250),
 ]
 
 
 def measure(repeats: int) -> dict[str, Any]:
     """Linux only: VmHWM, the most that was ever resident, after two iterations; and the bytes of the buffer's arrays."""
     cases = []
-    for name, n_envs, n_steps, steps in CASES:
-        command = [sys.executable, "-c", _CASE, name, str(n_envs), str(n_steps), str(steps)]
+    for name, *numbers in CASES:
+        command = [sys.executable, "-c", _CASE, name, *map(str, numbers)]
         peaks = []
         for _ in range(repeats):
             output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
             peak, arrays = map(int, output.split())
             peaks.append(peak)
         megabytes = {"peak_megabytes": round(min(peaks) / 2**20, 1), "buffer_megabytes": round(arrays / 2**20, 2)}
-        cases.append({"algorithm": name, "n_envs": n_envs, "n_steps": n_steps, "denoising_steps": steps, **megabytes})
+        keys = ("n_envs", "n_steps", "denoising_steps", "batch_size")
+        cases.append({"algorithm": name, **dict(zip(keys, numbers, strict=True)), **megabytes})
     return {"cases": cases}

@@ -11,7 +11,7 @@ from benchmarks.speed.products import critic_products, field_products
 from benchmarks.speed.sequential import SequentialPolicy
 from benchmarks.speed.setting import NET_ARCH, OBS_DIM, K, Task, make_policy
 from benchmarks.speed.timing import in_turns, medians, ratio, target
-from sb3_scoreflow.export import ActionSampler
+from sb3_scoreflow import ActionSampler
 
 BATCHES, STEPS = (1, 8, 40, 256), (1, 4, 8)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_scoreflow.export import ActionSampler
+from sb3_scoreflow import ActionSampler
 from tests.conformance.algorithms import Algorithm, Case
 from tests.conformance.envs import make_toy, observe, some_states
 
