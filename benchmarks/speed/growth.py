@@ -1,5 +1,10 @@
-"""How cost grows with denoising steps, batch, environments, widths and particles; a plot is put beside the JSON."""
+"""
+How cost grows with denoising steps, batch, environments, widths and particles.
 
+A plot is put beside the JSON; it shows what the part "memory" measured last, too.
+"""
+
+import json
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +19,7 @@ from benchmarks.speed.setting import N_CHAINS, N_ENVS, OBS_DIM, K, Task, make_mo
 from benchmarks.speed.timing import in_turns, medians
 from sb3_scoreflow import RLDT, ScoReFlowPPO
 
+FOLDER = ROOT / "benchmarks/results/speed"
 Functions = dict[int, Callable[[], Any]]
 UPDATE_CHAINS = 500
 
@@ -100,16 +106,27 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def plot(curves: dict[str, dict[str, Any]]) -> None:
-    """Every curve beside a straight line through its last point."""
+    """Every curve beside a straight line through its last point; and what the part "memory" measured last."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    for axes, (name, curve) in zip(figure.subplots(2, 4).flat, curves.items(), strict=True):
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    panels = list(figure.subplots(3, 3).flat)
+    for axes, (name, curve) in zip(panels, curves.items(), strict=False):
         sizes, milliseconds = np.array(curve["sizes"]), np.array(curve["milliseconds"])
         axes.loglog(sizes, milliseconds, "o-")
         axes.loglog(sizes, milliseconds[-1] * sizes / sizes[-1], ":", color="gray", label="linear")
         what, quantity = name.rsplit(", ", 1)
         axes.set_ylim(milliseconds.min() / 2, milliseconds.max() * 2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.set_xticks([], minor=True)
         axes.set(title=what, xlabel=f"{quantity} (exponent {curve['exponent']})", ylabel="ms of processor time")
         axes.legend()
-    figure.savefig(ROOT / "benchmarks/results/speed/growth.png", dpi=90)
+    memory = json.loads((FOLDER / "memory.json").read_text())["cases"]
+    for batch_size in (250, 1000, 4000):
+        chosen = [case for case in memory if case["algorithm"] == "ScoReFlowPPO" and case["batch_size"] == batch_size]
+        points = [case["n_steps"] * case["n_envs"] * case["denoising_steps"] for case in chosen]
+        panels[-1].plot(points, [case["peak_megabytes"] for case in chosen], "o", label=f"minibatch {batch_size}")
+    panels[-1].axhline(memory[0]["peak_megabytes"], linestyle=":", color="gray", label="imports alone")
+    panels[-1].set(title="peak memory", xlabel="n_steps x n_envs x K", ylabel="MB", xscale="log", ylim=(0, None))
+    panels[-1].legend()
+    figure.savefig(FOLDER / "growth.png", dpi=80)
