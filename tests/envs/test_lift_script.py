@@ -20,9 +20,9 @@ def test_full_skill_succeeds() -> None:
 
 @pytest.mark.slow
 def test_success_rates_by_skill() -> None:
-    """More than half of the episodes with half of the skill: within three standard errors of what 200 episodes gave."""
-    for skill, expected in ((0.25, 0.17), (0.5, 0.58)):
-        assert abs(success_rate(skill, 40, seed=1)[0] - expected) < 3 * np.sqrt(expected * (1 - expected) / 40)
+    """More than half of the episodes with half of the skill: within three standard errors of what 200 episodes gave, 60%."""
+    assert success_rate(0.0, 40, seed=1)[0] < 0.4
+    assert abs(success_rate(0.5, 40, seed=1)[0] - 0.6) < 3 * np.sqrt(0.6 * 0.4 / 40)
 
 
 def test_actions() -> None:
