@@ -132,6 +132,21 @@ def test_control_is_robosuites(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert_same(*results)
 
 
+@pytest.mark.parametrize("task", ["lift", "can", "square", "transport", "tool_hang"])
+def test_step_is_robosuites(task: str) -> None:
+    """The states after robosuite's own ``step`` with the same actions, to the last bit."""
+    states = []
+    for is_ours in (True, False):
+        env = make_robomimic(task, terminate_on_success=False)
+        env.reset(seed=0)
+        step = env.step if is_ours else env.robosuite_env.step
+        for action in np.random.default_rng(0).uniform(-1, 1, (5, *env.action_space.shape)).astype(np.float32):  # type: ignore[misc]
+            step(action.astype(np.float64))
+        states.append(env.state)
+        env.close()
+    np.testing.assert_array_equal(states[0], states[1])
+
+
 def test_other_controllers_are_left_to_robosuite() -> None:
     joints = {"type": "JOINT_VELOCITY", "interpolation": None, "output_min": -1, "output_max": 1}
     for kwargs in (
