@@ -3,10 +3,11 @@ Make built-in demonstrations: train PPO to medium strength, then record it explo
 
     python -m benchmarks.make_demonstrations  # hopper-medium
     python -m benchmarks.make_demonstrations halfcheetah-medium
+    python -m benchmarks.make_demonstrations walker2d-medium
 
 Training stops when the exploring policy's mean return over its last 100 episodes passes ``--target``. That mean lags behind
-the improving policy: the default targets of 890 on Hopper and 1000 on HalfCheetah give demonstrations with mean returns of
-about 1090 and 2040. Beside the data, a JSON file records how they were made.
+the improving policy: the default targets of 890 on Hopper, 1500 on Walker2d and 1000 on HalfCheetah give demonstrations with mean
+returns of about 1090, 1790 and 2040. Beside the data, a JSON file records how they were made.
 """
 
 import argparse
@@ -50,6 +51,16 @@ RECIPES = {
         max_steps=1_000_000,
         ppo_arguments=dict(
             n_steps=256, batch_size=256, n_epochs=10, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95, clip_range=0.2
+        ),
+    ),
+    "walker2d-medium": Recipe(
+        env_id="Walker2d-v5",
+        target=1500.0,
+        log_std_init=-0.5,
+        transitions=25_000,
+        max_steps=2_000_000,
+        ppo_arguments=dict(
+            n_steps=512, batch_size=256, n_epochs=10, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95, clip_range=0.2
         ),
     ),
     "halfcheetah-medium": Recipe(
