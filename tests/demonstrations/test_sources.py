@@ -32,6 +32,17 @@ def test_builtin_hopper_medium() -> None:
     assert d.observation_shape == (11,) and d.action_shape == (3,)
 
 
+def test_builtin_walker2d_medium() -> None:
+    d = load_demonstrations("builtin:walker2d-medium")
+    stats = d.statistics()
+    assert 24_000 < len(d) <= 25_000
+    assert 1300 < stats["return_mean"] < 2300
+    assert stats["return_std"] > 50
+    assert d.metadata["env"] == "Walker2d-v5" and d.metadata["deterministic"] is False
+    assert (stats["action_min"], stats["action_max"]) == (-1.0, 1.0)
+    assert d.observation_shape == (17,) and d.action_shape == (6,)
+
+
 def test_builtin_halfcheetah_medium() -> None:
     d = load_demonstrations("builtin:halfcheetah-medium")
     stats = d.statistics()
@@ -45,7 +56,7 @@ def test_builtin_halfcheetah_medium() -> None:
     assert (np.cos(d.observations[:, 1]) > 0).mean() > 0.99  # it runs upright
 
 
-@pytest.mark.parametrize(("name", "n_positions"), [("hopper-medium", 5), ("halfcheetah-medium", 8)])
+@pytest.mark.parametrize(("name", "n_positions"), [("hopper-medium", 5), ("walker2d-medium", 8), ("halfcheetah-medium", 8)])
 def test_builtin_is_of_its_env(name: str, n_positions: int) -> None:
     # Replayed from an episode's first observation, the actions give the recorded observations and rewards
     d = load_demonstrations(f"builtin:{name}")
@@ -62,7 +73,7 @@ def test_builtin_is_of_its_env(name: str, n_positions: int) -> None:
         assert reward == pytest.approx(episode.rewards[step], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["hopper-medium", "halfcheetah-medium"])
+@pytest.mark.parametrize("name", ["hopper-medium", "walker2d-medium", "halfcheetah-medium"])
 def test_builtin_is_what_its_record_says(name: str) -> None:
     record = json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
     d = load_demonstrations(f"builtin:{name}")
