@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +126,40 @@ def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
 
 def evaluate(model: BaseAlgorithm, env: VecEnv, n_episodes: int) -> float:
     return float(np.mean(evaluate_policy(model, env, n_episodes)[0]))
+
+
+# ---------------------------------------------------------------- several tasks at once (arXiv 2108.13264)
+
+#: One array of scores, one per seed, for every task
+Scores = Sequence[np.ndarray]
+Statistic = Callable[..., float]
+
+
+def interquartile_mean(*tasks: np.ndarray) -> float:
+    """Mean of the middle half of all runs of all tasks."""
+    return float(stats.trim_mean(np.concatenate(tasks), 0.25))
+
+
+def probability_of_improvement(*tasks: np.ndarray) -> float:
+    """
+    Probability that a run of the first beats a run of the second on the same task, ties counting half; mean over tasks.
+
+    :param tasks: the scores of the first on every task, then those of the second
+    """
+    first, second = tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :]
+    wins = [np.sign(a[:, None] - b[None, :]) / 2 + 0.5 for a, b in zip(first, second, strict=True)]
+    return float(np.mean([w.mean() for w in wins]))
+
+
+def with_bootstrap_interval(statistic: Statistic, tasks: Scores) -> dict[str, Any]:
+    """
+    A statistic of the scores with its 95% confidence interval, by a percentile bootstrap that draws seeds within every task.
+
+    :param statistic: of one array per task
+    :param tasks: the arrays, at least two scores each
+    """
+    drawn = stats.bootstrap(tuple(tasks), statistic, n_resamples=2000, vectorized=False, method="percentile", rng=0)
+    return {
+        "value": statistic(*tasks),
+        "ci95": [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)],
+    }

@@ -6,8 +6,8 @@ Make built-in demonstrations: train PPO to medium strength, then record it explo
     python -m benchmarks.make_demonstrations walker2d-medium
 
 Training stops when the exploring policy's mean return over its last 100 episodes passes ``--target``. That mean lags behind
-the improving policy: the default targets of 890 on Hopper, 1500 on Walker2d and 1000 on HalfCheetah give demonstrations with mean
-returns of about 1090, 1790 and 2040. Beside the data, a JSON file records how they were made.
+the improving policy: the default targets of 890 on Hopper, 1500 on Walker2d and 1000 on HalfCheetah give demonstrations with
+mean returns of about 1090, 1790 and 2040. Beside the data, a JSON file records how they were made.
 """
 
 import argparse

@@ -1,48 +1,64 @@
 """
 Critic warm-up on demonstrations: regression on their discounted returns, as they are when actions are executed in chunks.
+
+A critic that knows nothing sends the first updates of a clone in random directions: they unlearn what it was cloned for.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 
 from sb3_scoreflow.demonstrations import Demonstrations
 
-#: Share of a discounted return that may be missing, because the episode was truncated, for it still to train the critic.
-_MISSING_RETURN = 0.05
+
+class ChunkReturns(NamedTuple):
+    """Returns of ``N`` transitions, ``G_i + discount_i V(s_last_i)``: what truncation cuts off is left to a value function."""
+
+    returns: np.ndarray  #: demonstrated part ``G``, float32, shape ``(N,)``
+    discounts: np.ndarray  #: of the value at the cut, 0 where the episode terminates, shape ``(N,)``
+    last: np.ndarray  #: indices of the transitions whose observations are valued there, shape ``(N,)``
+
+    @property
+    def known(self) -> np.ndarray:
+        """Indices of the transitions that rewards say something about."""
+        return np.flatnonzero(self.discounts < 1)
 
 
-def critic_data(model: Any, demonstrations: Demonstrations, horizon: int, n_batches: int) -> tuple[np.ndarray, np.ndarray]:
-    """Discounted returns and the indices of those that no truncation cut short."""
-    returns, complete = chunk_returns(demonstrations, horizon, model.gamma)
-    indices = np.flatnonzero(complete)
-    if len(indices) == 0:
-        raise ValueError(
-            f"critic_batches={n_batches}: no demonstrated return is complete, because every episode is truncated within the "
-            f"discount's reach (gamma={model.gamma}). Pass critic_batches=0, and set critic_warmup_iterations instead."
-        )
-    return returns, indices
+def critic_data(model: Any, demonstrations: Demonstrations, horizon: int) -> ChunkReturns | None:
+    """What the critic is fitted to; None if there are no rewards, or none before every cut."""
+    data = chunk_returns(demonstrations, horizon, model.gamma)
+    return data if len(data.known) > 0 and demonstrations.rewards.any() else None
 
 
 def pretrain_critic(
-    policy: Any,
-    demonstrations: Demonstrations,
-    returns: np.ndarray,
-    indices: np.ndarray,
-    n_batches: int,
-    batch_size: int,
-    rng: np.random.Generator,
+    policy: Any, demonstrations: Demonstrations, data: ChunkReturns, n_batches: int, batch_size: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Regress the critic on the demonstrations' discounted returns per chunk."""
-    policy.set_value_scale(max(float(returns[indices].std()), 1e-4))
+    """
+    Regress the critic on the demonstrations' discounted returns per chunk; beyond a truncation, on its own value.
+
+    :return: mean loss of the last 100 batches, in squared standard deviations of the returns
+    """
+    known = data.known
+    returns, discounts = data.returns[known].astype(np.float64), data.discounts[known]
+    constant = returns.mean() / (1 - discounts.mean())  # the value, if it were the same everywhere
+    policy.set_value_scale(max(float((returns + discounts * constant).std()), 1e-4))
+    with th.no_grad():
+        policy.value_net[-1].bias.fill_(constant / float(policy.value_scale))
     optimizer = th.optim.Adam(policy.parameter_groups()["critic"], lr=1e-3, fused=True)
     chunks, losses = demonstrations.chunks(1), []
+
+    def values(rows: np.ndarray) -> th.Tensor:
+        result: th.Tensor = policy.predict_values(policy.obs_to_tensor(chunks[rows].observations)[0]).flatten()
+        return result
+
     for _ in range(n_batches):
-        batch = rng.choice(indices, batch_size)
-        values = policy.predict_values(policy.obs_to_tensor(chunks[batch].observations)[0]).flatten()
-        target = th.as_tensor(returns[batch], device=policy.device)
-        loss = ((values - target) / policy.value_scale).pow(2).mean()
+        batch = rng.choice(known, batch_size)
+        target = th.as_tensor(data.returns[batch], device=policy.device)
+        if (data.discounts[batch] > 0).any():
+            with th.no_grad():
+                target += th.as_tensor(data.discounts[batch], device=policy.device) * values(data.last[batch])
+        loss = ((values(batch) - target) / policy.value_scale).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -54,28 +70,31 @@ def pretrain_critic(
     return {"bc/critic_loss": float(np.mean(losses[-100:]))}
 
 
-def chunk_returns(demonstrations: Demonstrations, horizon: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+def chunk_returns(demonstrations: Demonstrations, horizon: int, gamma: float) -> ChunkReturns:
     """
     Return from every transition on when actions are executed in chunks: ``G_i = r_i + .. + r_{i+h-1} + gamma G_{i+h}`` within
-    the episode.
+    the episode. If a truncation ends it, the last chunk counts as not executed: its observation is where a value function goes
+    on.
 
     :param demonstrations: ``N`` transitions
     :param horizon: ``h``, actions executed per chunk
     :param gamma: discount per chunk
-    :return: returns ``(N,)`` float32, and whether at most 5% of the return can be missing because the episode was truncated,
-        ``(N,)``
+    :return: returns, discounts and cuts
     """
-    returns = np.zeros(len(demonstrations), dtype=np.float32)
-    complete = np.ones(len(demonstrations), dtype=bool)
+    n = len(demonstrations)
+    data = ChunkReturns(np.zeros(n, np.float32), np.zeros(n, np.float32), np.arange(n))
     for episode in demonstrations.episode_slices:
         rewards = demonstrations.rewards[episode].astype(np.float64)
         length = len(rewards)
         total = np.concatenate([[0.0], np.cumsum(rewards)])
-        values = np.zeros(length + horizon)
+        cut = demonstrations.truncations[episode.stop - 1] and not demonstrations.terminations[episode.stop - 1]
+        values, discounts, last = np.zeros(length + horizon), np.zeros(length + horizon), np.arange(length + horizon)
         for i in reversed(range(length)):
+            if cut and i + horizon >= length:
+                discounts[i] = 1.0
+                continue
             values[i] = total[min(i + horizon, length)] - total[i] + gamma * values[i + horizon]
-        returns[episode] = values[:length]
-        if demonstrations.truncations[episode.stop - 1] and not demonstrations.terminations[episode.stop - 1]:
-            chunks_left = np.ceil(np.arange(length, 0, -1) / horizon)
-            complete[episode] = gamma**chunks_left <= _MISSING_RETURN
-    return returns, complete
+            discounts[i], last[i] = gamma * discounts[i + horizon], last[min(i + horizon, length)]
+        data.returns[episode], data.discounts[episode] = values[:length], discounts[:length]
+        data.last[episode] = episode.start + np.minimum(last[:length], length - 1)
+    return data

@@ -45,7 +45,7 @@ def pretrain_bc(
     random_shift: int = 4,
     eval_env: GymEnv | None = None,
     n_eval_episodes: int = 10,
-    critic_batches: int = 0,
+    critic_batches: int | None = None,
     log_interval: int = 1000,
     callback: BCCallback | None = None,
     progress_bar: bool = False,
@@ -76,7 +76,8 @@ def pretrain_bc(
     :param random_shift: largest random shift of the images in training, in pixels; 0 for none
     :param eval_env: environment in which the clone is evaluated at the end (deterministic)
     :param n_eval_episodes: episodes of that evaluation
-    :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns afterwards
+    :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns afterwards; None: a
+        fifth of those of cloning, if there is a value function and the rewards tell it anything
     :param log_interval: gradient steps between log points
     :param callback: called at every log point with its metrics; returning False ends training
     :param progress_bar: whether to show a progress bar (needs tqdm)
@@ -100,17 +101,24 @@ def pretrain_bc(
             learning_rate=learning_rate,
             final_learning_rate=final_learning_rate,
             weight_decay=weight_decay,
-            critic_batches=critic_batches,
+            critic_batches=critic_batches or 0,
         ),
     )
     check_random_shift(random_shift)
-    if critic_batches and (isinstance(model, FlowMatchingPolicy) or not hasattr(policy, "value_net")):
+    has_critic = model is not policy and hasattr(policy, "value_net")
+    if critic_batches and not has_critic:
         raise ValueError(
             "critic_batches needs an algorithm with a value function, such as ScoReFlowPPO; pass critic_batches=0."
         )
     horizon = _check_spaces(policy, demonstrations, clip_actions)
     demonstrations = _known_observations(policy, demonstrations)
-    critic_targets = critic_data(model, demonstrations, horizon, critic_batches) if critic_batches else None
+    critic_targets = critic_data(model, demonstrations, horizon) if has_critic and critic_batches != 0 else None
+    if critic_batches and critic_targets is None:
+        raise ValueError(
+            f"critic_batches={critic_batches}: the demonstrations say nothing about returns (rewards of "
+            f"{demonstrations.rewards.min():.4g} to {demonstrations.rewards.max():.4g}, episodes of at most "
+            f"{demonstrations.episode_lengths.max()} steps). Pass critic_batches=0, and set critic_warmup_iterations instead."
+        )
 
     rng = np.random.default_rng(seed)
     training, validation = demonstrations, None
@@ -118,6 +126,8 @@ def pretrain_bc(
         training, validation = demonstrations.split(validation_fraction, seed=int(rng.integers(2**31)))
     if n_batches is None:
         n_batches = 10_000 if n_epochs is None else n_epochs * -(-len(training) // batch_size)
+    if critic_batches is None:
+        critic_batches = n_batches // 5
     schedule = CosineSchedule(learning_rate, final_learning_rate)
     cloning = _Cloning(policy, training, validation, horizon, batch_size, schedule, random_shift)
     history = _History(_logger(model))
@@ -136,8 +146,8 @@ def pretrain_bc(
     policy.pretrained.fill_(True)
     if not isinstance(model, FlowMatchingPolicy) and hasattr(model, "on_pretrained"):
         model.on_pretrained()
-    if critic_targets is not None:
-        history.record(n_batches, pretrain_critic(policy, demonstrations, *critic_targets, critic_batches, batch_size, rng))
+    if critic_targets is not None and critic_batches:
+        history.record(n_batches, pretrain_critic(policy, demonstrations, critic_targets, critic_batches, batch_size, rng))
     if eval_env is not None:
         returns, _ = evaluate_policy(policy, eval_env, n_eval_episodes, return_episode_rewards=True)
         history.record(n_batches, {"bc/eval_return": float(np.mean(returns)), "bc/eval_return_std": float(np.std(returns))})

@@ -582,7 +582,7 @@ def test_seed_makes_runs_equal_and_leaves_global_generators_alone() -> None:
 def test_history_goes_through_the_models_logger(tmp_path: Path) -> None:
     model = _model()
     model.set_logger(configure(str(tmp_path), ["csv"]))
-    history = _clone(model, n_batches=9, log_interval=4, validation_fraction=0.2)
+    history = _clone(model, n_batches=9, log_interval=4, validation_fraction=0.2, critic_batches=0)
     assert history["batch"] == [4, 8, 9]
     table = pd.read_csv(tmp_path / "progress.csv")
     for key in ("bc/loss", "bc/learning_rate", "bc/validation_loss"):
@@ -791,16 +791,20 @@ def test_nan_gradient_names_the_parameter_and_keeps_the_previous_weights(monkeyp
 # ---------------------------------------------------------------------- critic
 
 
-def _slow_returns(demonstrations: Demonstrations, horizon: int, gamma: float) -> np.ndarray:
-    """The definition: chunk j of the rest of the episode is discounted by gamma^j."""
-    returns = np.zeros(len(demonstrations))
-    ends = demonstrations.terminations | demonstrations.truncations
-    for i in range(len(demonstrations)):
-        for j in range(i, len(demonstrations)):
+def _slow_returns(demonstrations: Demonstrations, horizon: int, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The definition: chunk j of the rest of the episode is discounted by gamma^j; a truncated one's last is left out."""
+    n = len(demonstrations)
+    returns, discounts, last = np.zeros(n), np.zeros(n), np.arange(n)
+    ends = np.flatnonzero(demonstrations.terminations | demonstrations.truncations)
+    for i in range(n):
+        end = int(ends[ends >= i][0])
+        n_chunks = (end - i) // horizon + 1
+        if not demonstrations.terminations[end]:
+            n_chunks -= 1
+            discounts[i], last[i] = gamma**n_chunks, i + n_chunks * horizon
+        for j in range(i, min(i + n_chunks * horizon, end + 1)):
             returns[i] += gamma ** ((j - i) // horizon) * float(demonstrations.rewards[j])
-            if ends[j]:
-                break
-    return returns
+    return returns, discounts, last
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
@@ -812,22 +816,19 @@ def test_chunk_returns_against_a_double_loop(horizon: int, gamma: float) -> None
     truncated = ends & (rng.random(n) < 0.5)
     demonstrations = _demonstrations(n, terminations=ends & ~truncated, truncations=truncated)
     assert len(set(demonstrations.episode_lengths.tolist())) > 2
-    returns, _ = chunk_returns(demonstrations, horizon, gamma)
-    np.testing.assert_allclose(returns, _slow_returns(demonstrations, horizon, gamma), rtol=1e-5, atol=1e-5)
+    data = chunk_returns(demonstrations, horizon, gamma)
+    returns, discounts, last = _slow_returns(demonstrations, horizon, gamma)
+    np.testing.assert_allclose(data.returns, returns, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(data.discounts, discounts, rtol=1e-6)
+    cut = discounts > 0  # what is valued where the discount is 0 does not matter
+    np.testing.assert_array_equal(data.last[cut], last[cut])
+    assert set(data.known) == set(np.flatnonzero(discounts < 1))
 
 
-def test_returns_that_truncation_cuts_short_are_marked() -> None:
-    """What lies beyond the cut is worth gamma^(chunks left) of a return; more than 5% is too much."""
-    n, length, horizon, gamma = 60, 20, 3, 0.6
-    episode = np.arange(n) // length
-    ends = _ends(n, length)
-    demonstrations = _demonstrations(n, terminations=ends & (episode != 1), truncations=ends & (episode != 0))
-    _, complete = chunk_returns(demonstrations, horizon, gamma)
-    for i in range(n):
-        chunks_left = math.ceil((length - i % length) / horizon)
-        # Episode 0 terminates, episode 1 is truncated, episode 2 terminates at its time limit
-        assert complete[i] == (episode[i] != 1 or gamma**chunks_left <= 0.05)
-    assert 0 < complete[20:40].sum() < 20
+def test_termination_at_the_time_limit_leaves_nothing_to_value() -> None:
+    ends = _ends(60, 20)
+    data = chunk_returns(_demonstrations(60, terminations=ends, truncations=ends), 3, 0.9)
+    assert not data.discounts.any()
 
 
 def _countdown(length: int = 12, n_episodes: int = 40) -> tuple[Demonstrations, np.ndarray]:
@@ -851,6 +852,31 @@ def test_critic_pretraining_learns_the_returns() -> None:
     assert history["bc/critic_loss"][0] < 0.5 and len(history["bc/critic_loss"]) == 1
 
 
+def test_critic_pretraining_goes_on_beyond_a_truncation() -> None:
+    """Reward 1 or 3 for ever, in pieces of 12 steps: 10 or 30 at a discount of 0.9, of which the pieces hold at most 69%."""
+    n = 480
+    rewards = np.where(np.arange(n) // 12 % 2 == 0, 1.0, 3.0)
+    obs = np.repeat(rewards[:, None], OBS, axis=1).astype(np.float32)
+    ends = _ends(n, 12)
+    demonstrations = _demonstrations(n, observations=obs, rewards=rewards, terminations=None, truncations=ends)
+    model = _model(gamma=0.9)
+    history = _clone(model, demonstrations, critic_batches=1000, batch_size=64)
+    values = model.policy.predict_values(th.as_tensor(demonstrations.observations)).detach().numpy().ravel()
+    np.testing.assert_allclose(values, 10 * rewards, rtol=0.05)
+    assert history["bc/critic_loss"][0] < 0.02
+
+
+def test_critic_is_pretrained_by_default() -> None:
+    """A fifth of cloning's gradient steps; not if there is nothing to learn, no critic, or too little cloning."""
+    demonstrations, _ = _countdown()
+    assert len(_clone(_model(), demonstrations, n_batches=5)["bc/critic_loss"]) == 1
+    assert "bc/critic_loss" not in _clone(_model(), demonstrations, n_batches=4)
+    assert "bc/critic_loss" not in _clone(_model(), demonstrations, n_batches=5, critic_batches=0)
+    assert "bc/critic_loss" not in _clone(_model().policy, demonstrations, n_batches=5)
+    unrewarded = _demonstrations(len(demonstrations), 12, observations=demonstrations.observations, rewards=None)
+    assert "bc/critic_loss" not in _clone(_model(), unrewarded, n_batches=5)
+
+
 def test_critic_pretraining_leaves_the_actor_alone() -> None:
     demonstrations, _ = _countdown()
     states = []
@@ -864,11 +890,16 @@ def test_critic_pretraining_leaves_the_actor_alone() -> None:
     assert not th.equal(states[0]["value_net.0.weight"], states[1]["value_net.0.weight"])
 
 
-def test_critic_needs_complete_returns() -> None:
-    demonstrations = _demonstrations(terminations=None, truncations=_ends(60, 10))
+def test_critic_needs_rewards() -> None:
     _refused(
-        r"critic_batches=5: no demonstrated return is complete, .* \(gamma=0.99\). Pass critic_batches=0",
-        demonstrations=demonstrations,
+        r"critic_batches=5: the demonstrations say nothing about returns \(rewards of 0 to 0, .*\). Pass critic_batches=0",
+        demonstrations=_demonstrations(60, rewards=np.zeros(60)),
+        critic_batches=5,
+    )
+    # Nothing but last chunks
+    _refused(
+        "critic_batches=5: the demonstrations say nothing about returns",
+        demonstrations=_demonstrations(terminations=None, truncations=np.ones(60, bool)),
         critic_batches=5,
     )
 
@@ -882,4 +913,4 @@ def test_critic_of_chunks_discounts_per_chunk() -> None:
     )
     model = _model(BlankEnv(action_space=CHUNKS), gamma=0.5)
     _clone(model, demonstrations, critic_batches=1)
-    assert float(model.policy.value_scale) == pytest.approx(_slow_returns(demonstrations, 4, 0.5).std(), rel=1e-4)
+    assert float(model.policy.value_scale) == pytest.approx(_slow_returns(demonstrations, 4, 0.5)[0].std(), rel=1e-4)

@@ -1,5 +1,5 @@
 """
-Torch's threads beside environments in processes, by the clock: the machine must do nothing else.
+Torch's threads beside environments in processes and beside another training, by the clock: the machine must do nothing else.
 
 Every case is a process of its own: OpenMP's threads stay once they exist.
 """
@@ -36,21 +36,25 @@ if __name__ == "__main__":
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Environment steps per second of the clock, medians over processes."""
+    """Environment steps per second of the clock, medians over processes; of trainings side by side, their mean."""
     cores = os.cpu_count() or 1
-    result: dict[str, Any] = {"cores": cores, "env_steps_per_second": {}}
-    cases = [
-        (kind, n, threads, w)
+    alone = [
+        (kind, n, threads, w, 1)
         for w in (256, 512)
         for kind, n in (("dummy", 8), ("subproc", 2), ("subproc", 8))
-        for threads in (1, 2)
+        for threads in (1, cores)
     ]
+    crowded = [("dummy", 8, threads, 256, at_once) for at_once in (1, 2) for threads in (1, cores, 2 * cores, 4 * cores)]
+    cases = dict.fromkeys([*alone, *crowded])
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     turns: dict[str, list[float]] = {}
     for _ in range(repeats):
-        for kind, n_envs, threads, width in cases:
+        for kind, n_envs, threads, width, at_once in cases:
             command = [sys.executable, "-c", _CASE, kind, str(n_envs), str(threads), str(width)]
-            run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-            turns.setdefault(f"{kind}, {n_envs} envs, {threads} threads, {width}x3", []).append(float(run.stdout))
-    result["env_steps_per_second"] = {name: round(float(np.median(values))) for name, values in turns.items()}
-    return result
+            runs = [
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(at_once)
+            ]
+            rates = [float(run.communicate()[0]) for run in runs]
+            label = f"{kind}, {n_envs} envs, {width}x3, {threads} threads" + (f", {at_once} at once" if at_once > 1 else "")
+            turns.setdefault(label, []).append(float(np.mean(rates)))
+    return {"cores": cores, "env_steps_per_second": {name: round(float(np.median(r))) for name, r in turns.items()}}

@@ -223,6 +223,8 @@ def test_predict_is_in_evaluation_mode_and_learning_goes_on(algorithm: Algorithm
     assert not any(module.training for module in model.policy.modules())
     assert th.equal(extractor[1].running_mean, statistics), "acting must not touch batch statistics"
     assert np.array_equal(model.predict(rows(obs, np.arange(9)[::-1]), deterministic=True)[0], actions[::-1])
+    extractor.train()  # a part by itself, which the policy's own flag does not tell
+    assert np.array_equal(model.predict(obs, deterministic=True)[0], actions) and not extractor[1].training
     model.policy.set_training_mode(True)
     assert modes == {name: module.training for name, module in model.policy.named_modules()}
 

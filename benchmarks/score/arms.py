@@ -1,0 +1,116 @@
+"""The settings that are compared: published, searched, each variant's own best, the defaults and what makes them up."""
+
+import json
+from typing import Any
+
+from benchmarks.score.runs import CLONE_BATCHES, RESULTS
+from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
+
+VARIANTS = ("learned", "constant", "none")
+
+#: The published settings (docs/scoreflow_ppo.md) at an eighth of the published iteration: 20 x 250 chunks instead of 40 x 500.
+_PUBLISHED: dict[str, Any] = dict(
+    n_steps=250,
+    batch_size=1250,  # published batches count transitions of the chain: 5000 of them
+    n_epochs=5,
+    clip_range=0.01,
+    ent_coef=0.03 / 5,  # the official code divides the entropy by K + 1 once more
+    target_kl=1.0,
+    min_std=0.1,
+)
+_DECAY, _HOLD = HoldCosineSchedule(0.24, 0.198), 0.24
+_RATES: dict[str, dict[str, Any]] = {
+    "Hopper-v5": dict(
+        learning_rate=CosineSchedule(4.5e-5, 2e-5), critic_learning_rate=CosineSchedule(6.5e-4, 3e-4), max_std=_DECAY
+    ),
+    "Walker2d-v5": dict(learning_rate=4e-4, critic_learning_rate=4e-3, max_std=_DECAY, critic_warmup_iterations=1),
+    "HalfCheetah-v5": dict(
+        learning_rate=CosineSchedule(3e-5, 1.5e-5),
+        critic_learning_rate=CosineSchedule(3e-4, 1.5e-4),
+        max_std=_HOLD,
+        critic_warmup_iterations=1,
+    ),
+}
+
+
+def published(env_id: str, variant: str) -> dict[str, Any]:
+    """The published settings; noise net and score coefficient learn at the velocity's rate, as in the official code."""
+    rates = _RATES[env_id]
+    return {**_PUBLISHED, **rates, "noise_learning_rate": rates["learning_rate"], "score_drift": variant}
+
+
+#: Ours: what the search and the ablation start from. With these, "learned" is what the package does at its defaults.
+_OURS: dict[str, Any] = dict(
+    n_steps=50,
+    batch_size=250,
+    n_epochs=8,
+    clip_range=0.02,
+    max_std=HoldCosineSchedule(0.24, 0.1),
+    critic_learning_rate=1e-3,
+    critic_batches=CLONE_BATCHES // 5,
+)
+
+
+def _rates(velocity: float) -> dict[str, Any]:
+    """Noise net and score coefficient learn at five times the velocity's rate; both decay to a tenth."""
+    return dict(
+        learning_rate=CosineSchedule(velocity, velocity / 10),
+        noise_learning_rate=CosineSchedule(5 * velocity, velocity / 2),
+    )
+
+
+#: The search, the same for every variant: learning rates, and iterations of 1000 chunks and 8 epochs or of 2000 and 5.
+SEARCH: dict[str, dict[str, Any]] = {
+    "lr1e-4_n50": _rates(1e-4),
+    "lr2e-4_n50": _rates(2e-4),
+    "lr4e-4_n50": _rates(4e-4),
+    "lr2e-4_n100": dict(_rates(2e-4), n_steps=100, n_epochs=5),
+}
+#: What the defaults changed, taken back one at a time.
+_DEFAULT = {**_OURS, **_rates(2e-4), "score_drift": "learned"}
+ABLATION: dict[str, dict[str, Any]] = {
+    "critic_from_scratch": dict(critic_batches=0),
+    "noise_rate_2e-4": dict(noise_learning_rate=_rates(2e-4)["learning_rate"]),
+    "clip_0.01": dict(clip_range=0.01),
+    "constant_rates_and_noise": dict(learning_rate=2e-4, noise_learning_rate=1e-3, max_std=0.24),
+}
+#: Summaries: stage -> pairs of arms, of which the first is compared with the second
+COMPARISONS: dict[str, list[tuple[str, str]]] = {
+    "published": [("published_learned", "published_none"), ("published_learned", "published_constant")],
+    "best": [
+        ("best_learned", "best_none"),
+        ("best_learned", "best_constant"),
+        ("best_learned", "published_learned"),
+        ("best_none", "published_learned"),
+    ],
+    "ablation": [("default", f"without_{name}") for name in ABLATION],
+}
+_WITHOUT = "without_"
+
+
+def search_name(variant: str, candidate: str) -> str:
+    """Name of an arm of the search."""
+    return f"search_{variant}_{candidate}"
+
+
+def names(stage: str) -> list[str]:
+    """Arms that a stage runs."""
+    if stage == "search":
+        return [search_name(variant, candidate) for candidate in SEARCH for variant in VARIANTS]
+    if stage == "ablation":
+        return ["default", *(_WITHOUT + name for name in ABLATION)]
+    return [f"{stage}_{variant}" for variant in VARIANTS]
+
+
+def settings(arm: str, env_id: str) -> dict[str, Any]:
+    """Settings of an arm; those of "best" are read from what the search chose."""
+    if arm == "default":
+        return _DEFAULT
+    if arm.startswith(_WITHOUT):
+        return {**_DEFAULT, **ABLATION[arm.removeprefix(_WITHOUT)]}
+    stage, variant, *candidate = arm.split("_", 2)
+    if stage == "published":
+        return published(env_id, variant)
+    if stage == "best":
+        candidate = [json.loads((RESULTS / "search.json").read_text())["chosen"][variant]["best"]]
+    return {**_OURS, **SEARCH[candidate[0]], "score_drift": variant}

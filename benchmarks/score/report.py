@@ -1,0 +1,188 @@
+"""Summary of the curves: returns, env steps to thresholds, interquartile means, probabilities of improvement, plots."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from benchmarks.learning import (
+    COLUMNS,
+    Curve,
+    final_return,
+    finite_or_none,
+    interquartile_mean,
+    mean_and_interval,
+    probability_of_improvement,
+    read_curve,
+    steps_to,
+    with_bootstrap_interval,
+)
+from benchmarks.score import arms
+from benchmarks.score.runs import RESULTS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FRACTIONS = (0.5, 0.75, 0.9)
+#: env -> arm -> one curve per seed
+Curves = dict[str, dict[str, list[Curve]]]
+
+
+def read_curves(folder: Path, env_ids: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> Curves:
+    """The arms that have a curve for every environment and seed."""
+    paths = {(env, arm, seed): folder / f"{env}_{arm}_seed{seed}.csv" for env in env_ids for arm in names for seed in seeds}
+    complete = [arm for arm in names if all(paths[env, arm, seed].exists() for env in env_ids for seed in seeds)]
+    return {env: {arm: [read_curve(paths[env, arm, seed]) for seed in seeds] for arm in complete} for env in env_ids}
+
+
+def mean_return(curve: Curve, column: str) -> float:
+    """Mean over the whole of training: what fast learning and a high end both raise."""
+    return float(np.nanmean(curve[column][1:]))
+
+
+def start_and_best(of_task: Mapping[str, list[Curve]], column: str) -> tuple[float, float]:
+    """The clones' return and the best final return of any arm, which 0 and 1 of a normalised score stand for."""
+    start = float(np.mean([curve[column][~np.isnan(curve[column])][0] for runs in of_task.values() for curve in runs]))
+    return start, max(float(np.mean([final_return(curve, column) for curve in runs])) for runs in of_task.values())
+
+
+def summarise_task(of_task: Mapping[str, list[Curve]], column: str) -> dict[str, Any]:
+    """Of one environment: final and mean return of every arm, env steps to shares of the best final return."""
+    start, best = start_and_best(of_task, column)
+    entries: dict[str, Any] = {}
+    for arm, runs in of_task.items():
+        entries[arm] = {
+            "final": mean_and_interval([final_return(curve, column) for curve in runs]),
+            "mean_over_training": mean_and_interval([mean_return(curve, column) for curve in runs]),
+            # Null: not reached. A median over seeds exists if more than half of them reach the threshold.
+            **{f"steps_to_{f:.0%}": _steps(runs, column, start + f * (best - start)) for f in FRACTIONS},
+        }
+        if column == COLUMNS[1]:
+            entries[arm]["lowest_over_clone"] = [float(c[column][1:].min() / c[column][0]) for c in runs]
+    return {"start": start, "best_final": best, "arms": entries}
+
+
+def _steps(runs: list[Curve], column: str, threshold: float) -> dict[str, Any]:
+    steps = [steps_to(curve, column, threshold) for curve in runs]
+    return {
+        "threshold": threshold,
+        "median": finite_or_none(float(np.median(steps))),
+        "per_seed": [finite_or_none(x) for x in steps],
+    }
+
+
+def normalised(curves: Curves, column: str, score: Any) -> dict[str, list[np.ndarray]]:
+    """Arm -> scores of every task, 0 at the clone and 1 at the best final return of any arm."""
+    result: dict[str, list[np.ndarray]] = {}
+    for of_task in curves.values():
+        start, best = start_and_best(of_task, column)
+        for arm, runs in of_task.items():
+            scores = np.array([(score(curve, column) - start) / (best - start) for curve in runs])
+            result.setdefault(arm, []).append(scores)
+    return result
+
+
+def summarise(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """
+    :param curves: of all environments
+    :param pairs: arms to compare, the first against the second
+    :return: per environment, and over all of them
+    """
+    summary: dict[str, Any] = {}
+    for column in COLUMNS:
+        over_all: dict[str, Any] = {}
+        for name, score in (("final", final_return), ("mean_over_training", mean_return)):
+            scores = normalised(curves, column, score)
+            over_all[name] = {
+                "interquartile_mean": {
+                    arm: with_bootstrap_interval(interquartile_mean, tasks) for arm, tasks in scores.items()
+                },
+                "probability_of_improvement": {
+                    f"{a} over {b}": with_bootstrap_interval(probability_of_improvement, [*scores[a], *scores[b]])
+                    for a, b in pairs
+                    if a in scores and b in scores
+                },
+            }
+        tasks = {env: summarise_task(of_task, column) for env, of_task in curves.items()}
+        summary[column] = {"tasks": tasks, "over_all_tasks": over_all}
+    for name in ("wall_seconds", "cpu_seconds"):
+        summary[name] = {
+            env: {arm: mean_and_interval([float(c[name][-1]) for c in runs]) for arm, runs in of_task.items()}
+            for env, of_task in curves.items()
+        }
+    return summary
+
+
+def plot(curves: Curves, path: Path) -> None:
+    """Both returns over environment steps, one column of panels per environment; mean and range over seeds."""
+    figure, panels = plt.subplots(2, len(curves), figsize=(4.6 * len(curves), 7.5), squeeze=False)
+    for panel, (env, of_task) in zip(panels.T, curves.items(), strict=True):
+        for axes, column, title in zip(panel, COLUMNS, ("while exploring", "deterministic"), strict=True):
+            for arm, runs in of_task.items():
+                grid = np.linspace(0, min(c["env_steps"][-1] for c in runs), 50)
+                valid = [(c, ~np.isnan(c[column])) for c in runs]
+                values = np.array([np.interp(grid, c["env_steps"][ok], c[column][ok]) for c, ok in valid])
+                (line,) = axes.plot(grid, values.mean(0), label=arm.replace("_", " "))
+                axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.12)
+            axes.set(xlabel="environment steps", title=f"{env}, {title}")
+            axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("return")
+    panels[1, 0].set_ylabel("return")
+    panels[0, 0].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def choose(env_ids: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """
+    Of every variant the searched settings with the highest score: both returns' mean over training, normalised per task and
+    averaged over tasks, returns and seeds.
+    """
+    curves = read_curves(RESULTS, env_ids, arms.names("search"), seeds)
+    parts = [normalised(curves, column, mean_return) for column in COLUMNS]
+    scores = {arm: float(np.mean([np.concatenate(part[arm]) for part in parts])) for arm in parts[0]}
+    chosen: dict[str, Any] = {}
+    for variant in arms.VARIANTS:
+        candidates: dict[str, float] = {
+            name: scores[arm] for name in arms.SEARCH if (arm := arms.search_name(variant, name)) in scores
+        }
+        if candidates:
+            chosen[variant] = {"best": max(candidates, key=candidates.__getitem__), "scores": candidates}
+    return chosen
+
+
+def report(env_ids: Sequence[str], seeds: Sequence[int]) -> None:
+    """Summaries and plots of the stages that have all their curves."""
+    for stage, pairs in arms.COMPARISONS.items():
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        curves = read_curves(RESULTS, env_ids, names, seeds)
+        present = next(iter(curves.values()))
+        if not present:
+            continue
+        summary = {"seeds": list(seeds), "arms": list(present), **summarise(curves, pairs)}
+        (RESULTS / f"{stage}_summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        plot(curves, RESULTS / f"{stage}.png")
+        print_table(stage, summary)
+
+
+def print_table(stage: str, summary: Mapping[str, Any]) -> None:
+    """The numbers of a summary that a reader looks for first."""
+    for column in COLUMNS:
+        print(f"\n{stage}, {column}")
+        for env, task in summary[column]["tasks"].items():
+            print(f"  {env}: clone {task['start']:.0f}, best {task['best_final']:.0f}")
+            for arm, entry in task["arms"].items():
+                low, high = entry["final"]["ci95"]
+                steps = [entry[f"steps_to_{f:.0%}"]["median"] for f in FRACTIONS]
+                reached = " ".join("     -" if x is None else f"{x / 1000:5.0f}k" for x in steps)
+                cpu = summary["cpu_seconds"][env][arm]["mean"]
+                print(f"    {arm:28s} {entry['final']['mean']:6.0f} [{low:.0f}, {high:.0f}]  steps {reached}  {cpu:.0f} s")
+        for name, part in summary[column]["over_all_tasks"].items():
+            for kind, entries in part.items():
+                for arm, entry in entries.items():
+                    low, high = entry["ci95"]
+                    print(f"  {name} {kind} {arm}: {entry['value']:.2f} [{low:.2f}, {high:.2f}]")
