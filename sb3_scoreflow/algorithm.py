@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
-from sb3_scoreflow.utils import atomic_path
+from sb3_scoreflow.utils import atomic_path, usable_cores, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
@@ -97,6 +97,8 @@ class FlowAlgorithm(OnPolicyAlgorithm):
         :param progress_bar: whether to show a progress bar
         :return: the model
         """
+        if self.device.type == "cpu":
+            warn_of_threads(th.get_num_threads(), usable_cores())
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

@@ -1,9 +1,12 @@
-"""Small helpers shared by the rooms: argument checks and atomic writing."""
+"""Small helpers shared by the rooms: argument checks, processor cores, atomic writing."""
 
+import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,36 @@ def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(repr(c) for c in choices)}, got {value!r}.")
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """
+    :param quota: file with the processor time that a Linux container gets and the period in which it gets it, microseconds
+    :return: cores that this process may keep busy, at least 1
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        time, period = quota.read_text().split()
+        return max(min(cores, math.ceil(int(time) / int(period))), 1)
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
+
+
+@cache
+def warn_of_threads(threads: int, cores: int) -> None:
+    """
+    Warn, once, if torch computes with more threads than there are cores.
+
+    :param threads: ``torch.get_num_threads()``
+    :param cores: :func:`usable_cores`
+    """
+    if threads > cores:
+        warnings.warn(
+            f"PyTorch computes with {threads} threads on {cores} usable core{'s' if cores > 1 else ''}: at every product they "
+            "wait for each other (docs/speed.md has measurements). Set OMP_NUM_THREADS=1, or torch.set_num_threads(1) before "
+            "training.",
+            stacklevel=3,
+        )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -525,7 +526,8 @@ def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
     columns = []
     for column in ("scratch", "pretrained"):
         model.learn(16, reset_num_timesteps=False)
-        defaults = DEFAULTS[column]
+        progress = model._current_progress_remaining
+        defaults = {name: FloatSchedule(value)(progress) for name, value in DEFAULTS[column].items()}
         rates = {group["name"]: group["lr"] for group in model.policy.optimizer.param_groups}
         expected = dict(
             velocity=defaults["learning_rate"],
@@ -541,10 +543,22 @@ def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
             _clone(model)
             assert len(model.policy.optimizer.state) == 0
             assert bool(model.policy.pretrained) and not model.policy.updates_observation_statistics
-            assert model.lr_schedule(1.0) == DEFAULTS["pretrained"]["learning_rate"]
+            pretrained = {name: FloatSchedule(value) for name, value in DEFAULTS["pretrained"].items()}
+            assert model.lr_schedule(1.0) == pretrained["learning_rate"](1.0)
             # The noise is that of the new column even before learning
-            assert model.policy.log_std_bounds[1].exp().item() == pytest.approx(DEFAULTS["pretrained"]["max_std"], rel=1e-5)
+            max_std = pretrained["max_std"](model._current_progress_remaining)
+            assert model.policy.log_std_bounds[1].exp().item() == pytest.approx(max_std, rel=1e-5)
     assert columns[0] != columns[1]
+
+
+@pytest.mark.parametrize("min_std", [0.05, 0.2, 0.5])
+def test_default_noise_makes_way_for_min_std(min_std: float) -> None:
+    """The default's upper bound decays; it must not pass a lower bound of the user's after hours of training."""
+    model = _model(min_std=min_std)
+    _clone(model)
+    assert model.policy.log_std_bounds.exp().tolist() == pytest.approx([min_std, max(min_std, 0.24)], rel=1e-5)
+    model.learn(64)
+    assert model.policy.log_std_bounds.exp().tolist() == pytest.approx([min_std, max(min_std, 0.1)], rel=1e-5)
 
 
 def test_explicit_arguments_survive_pretraining() -> None:

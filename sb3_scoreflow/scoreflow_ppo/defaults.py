@@ -8,10 +8,18 @@ want different learning rates and noise. Which column applies is decided by the 
 
 from typing import Any
 
+from sb3_scoreflow.schedules import CosineSchedule, HoldCosineSchedule
+
 #: argument -> value, for a policy trained from scratch and for a pretrained one
 DEFAULTS: dict[str, dict[str, Any]] = {
     "scratch": dict(learning_rate=3e-4, noise_learning_rate=3e-4, critic_learning_rate=1e-3, clip_range=0.02, max_std=0.4),
-    "pretrained": dict(learning_rate=2e-4, noise_learning_rate=2e-4, critic_learning_rate=1e-3, clip_range=0.01, max_std=0.24),
+    "pretrained": dict(
+        learning_rate=CosineSchedule(2e-4, 2e-5),
+        noise_learning_rate=CosineSchedule(1e-3, 1e-4),
+        critic_learning_rate=1e-3,
+        clip_range=0.02,
+        max_std=HoldCosineSchedule(0.24, 0.1),
+    ),
 }
 
 #: Environment steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None.

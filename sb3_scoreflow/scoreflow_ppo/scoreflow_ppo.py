@@ -206,7 +206,7 @@ class ScoReFlowPPO(FlowAlgorithm):
             score_clip=self.score_clip,
             noise=self.noise,
             min_std=self.min_std,
-            max_std=self._schedule("max_std")(1.0),
+            max_std=self._max_std(1.0),
         )
         self._check_policy_kwargs(arguments)
         users = self.policy_kwargs, self.rollout_buffer_kwargs
@@ -284,8 +284,13 @@ class ScoReFlowPPO(FlowAlgorithm):
     def _own_callback(self) -> BaseCallback | None:
         return ReturnStatisticsCallback(self.return_statistics) if self.normalize_reward else None
 
+    def _max_std(self, progress_remaining: float) -> float:
+        """``max_std`` at a point of training; a default makes way for the user's ``min_std``."""
+        value = self._schedule("max_std")(progress_remaining)
+        return max(value, self.min_std) if self.max_std is None else value
+
     def _update_noise_bounds(self) -> None:
-        self.policy.set_std_bounds(self.min_std, self._scheduled("max_std"))
+        self.policy.set_std_bounds(self.min_std, self._max_std(self._current_progress_remaining))
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         names = dict(velocity="learning_rate", noise="noise_learning_rate", critic="critic_learning_rate")
