@@ -156,7 +156,8 @@ def main() -> None:
 
     env = make_env(tasks, view, arguments.n_envs, arguments.max_episode_steps, arguments.seed)
     model = make_model(arguments.algorithm, env, arguments.n_steps, n_tasks, arguments.seed)
-    pretrain_bc(model, demonstrations, n_batches=arguments.batches, seed=arguments.seed, progress_bar=True)
+    # The rewards of the data count otherwise than the env's: no critic should start from them
+    pretrain_bc(model, demonstrations, n_batches=arguments.batches, critic_batches=0, seed=arguments.seed, progress_bar=True)
     report("clone", evaluate(model, env, arguments.episodes), n_tasks)
 
     model.learn(arguments.timesteps, progress_bar=True)

@@ -15,6 +15,9 @@ from sb3_scoreflow.utils import atomic_path, usable_cores, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
+#: Numbers of an update: name -> one per minibatch, left on their device until the update ends
+Logs = dict[str, list[th.Tensor]]
+
 
 class FlowAlgorithm(OnPolicyAlgorithm):
     """
@@ -152,6 +155,8 @@ class FlowAlgorithm(OnPolicyAlgorithm):
                 )
 
     def _check_losses(self, losses: dict[str, th.Tensor]) -> None:
+        if bool(th.isfinite(th.stack(list(losses.values()))).all()):  # the one time a minibatch waits for its device
+            return
         for name, term in losses.items():
             if not bool(th.isfinite(term)):
                 raise FloatingPointError(
@@ -160,11 +165,15 @@ class FlowAlgorithm(OnPolicyAlgorithm):
                     "checkpoint."
                 )
 
-    def _log_means(self, logs: dict[str, list[float]]) -> None:
+    def _log_means(self, logs: Logs) -> None:
         """Log the mean of every number seen in the iteration; of those named so, the minimum or maximum."""
         extremes = {"min": np.min, "max": np.max}
-        for name, values in logs.items():
-            self.logger.record(f"train/{name}", float(extremes.get(name.rsplit("_", 1)[-1], np.mean)(values)))
+        if not logs:
+            return
+        everything = th.cat([th.stack(values).float() for values in logs.values()]).cpu().double().numpy()
+        ends = np.cumsum([len(values) for values in logs.values()])
+        for name, numbers in zip(logs, np.split(everything, ends[:-1]), strict=True):
+            self.logger.record(f"train/{name}", float(extremes.get(name.rsplit("_", 1)[-1], np.mean)(numbers)))
 
     def _check_parameters(self) -> None:
         culprit = non_finite_parameter(self.policy)

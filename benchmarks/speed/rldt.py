@@ -42,7 +42,7 @@ def measure(repeats: int) -> dict[str, Any]:
     batch = model.rollout_buffer.sample(-(-model.refresh_size // model.n_steps))
     targets = critic_targets(policy, batch, model.gamma, model.td_lambda, model.target_clip)
     next_obs = batch.next_observations
-    logs: dict[str, list[float]] = defaultdict(list)
+    logs: dict[str, list[th.Tensor]] = defaultdict(list)
     assert isinstance(next_obs, th.Tensor)
     members = [plain(mlp(CRITIC, nn.SiLU)) for _ in range(model.n_critics)]
     optimizers = [th.optim.AdamW(member.parameters(), foreach=False) for member in members]

@@ -2,7 +2,7 @@
 The actor's update: the flow is trained to follow the transport field, at every denoising depth (arXiv 2606.08602, Section 4).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -114,7 +114,7 @@ def evaluate_actor(
 
 
 @th.no_grad()
-def actor_diagnostics(evaluation: ActorEvaluation, denoising_steps: int) -> dict[str, Any]:
+def actor_diagnostics(evaluation: ActorEvaluation, denoising_steps: int) -> dict[str, th.Tensor]:
     """
     :param evaluation: after the backward pass of its losses
     :param denoising_steps: ``K``
@@ -137,5 +137,4 @@ def actor_diagnostics(evaluation: ActorEvaluation, denoising_steps: int) -> dict
     for k in range(denoising_steps):
         here = evaluation.step == k
         numbers[f"velocity_grad_norm_step{k}"] = (norms * here).sum() / here.sum().clamp(min=1)
-    # One transfer from the device for all of them.
-    return dict(zip(numbers, th.stack(list(numbers.values())).tolist(), strict=True))
+    return {name: number.detach() for name, number in numbers.items()}

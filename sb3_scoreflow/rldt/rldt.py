@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_scoreflow.algorithm import FlowAlgorithm
+from sb3_scoreflow.algorithm import FlowAlgorithm, Logs
 from sb3_scoreflow.policies import take
 from sb3_scoreflow.rldt.actor import Reference, actor_diagnostics, evaluate_actor
 from sb3_scoreflow.rldt.arguments import check_arguments
@@ -324,7 +324,7 @@ class RLDT(FlowAlgorithm):
         self.n_transitions += self.rollout_buffer.rewards.size
         warming_up = self.n_transitions <= self._resolved("critic_warmup_transitions")
         reference = Reference(deepcopy(self.policy.features_extractor), deepcopy(self.policy.velocity_field))
-        logs: dict[str, list[float]] = defaultdict(list)
+        logs: Logs = defaultdict(list)
         n_trajectories = -(-self.refresh_size // self.n_steps)
         for refresh in range(self.n_refreshes):
             batch = self.rollout_buffer.sample(n_trajectories, self.new_fraction, self.balance_success)
@@ -350,12 +350,12 @@ class RLDT(FlowAlgorithm):
         self.reward_magnitude = magnitude
         self.policy.reward_scale.fill_(magnitude if magnitude > 1e-8 else 1.0)
 
-    def _train_critic(self, batch: TrajectoryBatch, n_batches: int, logs: dict[str, list[float]]) -> None:
+    def _train_critic(self, batch: TrajectoryBatch, n_batches: int, logs: Logs) -> None:
         if n_batches == 0:
             return
         targets = critic_targets(self.policy, batch, self.gamma, self.td_lambda, self.target_clip, self.random_shift)
-        logs["td_target_min"].append(targets.min().item())
-        logs["td_target_max"].append(targets.max().item())
+        logs["td_target_min"].append(targets.min())
+        logs["td_target_max"].append(targets.max())
         encoder = list(self.policy.critic_features_extractor.parameters())
         encoded = not encoder or self._encoder_rate() == 0
         if encoded:
@@ -364,11 +364,11 @@ class RLDT(FlowAlgorithm):
             loss, q = critic_loss(self.policy, minibatch, encoded, self.random_shift)
             self._step({"q_loss": loss}, ("critic", "encoder"), logs)
             self.policy.update_targets(self.tau)
-            logs["q_loss"].append(loss.item())
-            logs["q_mean"].append(q.mean().item())
+            logs["q_loss"].append(loss.detach())
+            logs["q_mean"].append(q.detach().mean())
             self._n_updates += 1
 
-    def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, logs: dict[str, list[float]]) -> None:
+    def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, logs: Logs) -> None:
         rows = batch.valid.flatten().nonzero().squeeze(-1)
         if len(rows) == 0:  # everything drawn comes after a success
             return
@@ -395,7 +395,7 @@ class RLDT(FlowAlgorithm):
             for name, value in actor_diagnostics(evaluation, self.denoising_steps).items():
                 logs[name].append(value)
 
-    def _step(self, losses: dict[str, th.Tensor], groups: tuple[str, ...], logs: dict[str, list[float]]) -> None:
+    def _step(self, losses: dict[str, th.Tensor], groups: tuple[str, ...], logs: Logs) -> None:
         """One optimizer step on some parameter groups, each group's gradient clipped by itself."""
         optimizer = self.policy.optimizer
         self._update_learning_rate(optimizer)
@@ -405,10 +405,10 @@ class RLDT(FlowAlgorithm):
         for group in optimizer.param_groups:
             if group["name"] in groups:
                 norm = th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
-                logs[f"grad_norm_{group['name']}"].append(norm.item())
+                logs[f"grad_norm_{group['name']}"].append(norm)
         optimizer.step()
 
-    def _log_update(self, logs: dict[str, list[float]]) -> None:
+    def _log_update(self, logs: Logs) -> None:
         for group in self.policy.optimizer.param_groups:
             self.logger.record(f"train/{RATE_NAMES[group['name']]}", group["lr"])
         self._log_means(logs)

@@ -8,7 +8,7 @@ from sb3_scoreflow.scoreflow_ppo.policies import ChainEvaluation
 @th.no_grad()
 def chain_diagnostics(
     evaluation: ChainEvaluation, actions: th.Tensor, log_ratio: th.Tensor, clip_range: float
-) -> dict[str, float]:
+) -> dict[str, th.Tensor]:
     """
     :param evaluation: of the minibatch's chains, ``K`` transitions each
     :param actions: the chains' last points, before clamping, shape ``(batch, action_dim)``
@@ -30,5 +30,4 @@ def chain_diagnostics(
     }
     for k, std in enumerate(evaluation.std.unbind(1)):
         numbers.update({f"std_step{k}_mean": std.mean(), f"std_step{k}_min": std.min(), f"std_step{k}_max": std.max()})
-    # One transfer from the device for all of them.
-    return dict(zip(numbers, th.stack(list(numbers.values())).tolist(), strict=True))
+    return numbers

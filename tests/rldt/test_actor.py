@@ -368,7 +368,7 @@ def test_diagnostics_by_hand() -> None:
     expected["particle_spread"] = np.mean([np.sqrt(particles[i].var(axis=0).sum()) for i in range(20)])
     expected["clamped_particle_fraction"] = np.mean(np.abs(particles) >= 1)
     assert 0 < expected["clamped_particle_fraction"] < 1
-    assert numbers == pytest.approx(expected, rel=1e-4)
+    assert {name: number.item() for name, number in numbers.items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_diagnostics_of_a_step_that_was_not_drawn() -> None:
@@ -390,7 +390,7 @@ def test_every_depth_gets_a_comparable_alignment_gradient() -> None:
     evaluation = _evaluate(policy, th.randn(500, OBS))
     evaluation.alignment.backward()
     numbers = actor_diagnostics(evaluation, STEPS)
-    norms = np.array([numbers[f"velocity_grad_norm_step{k}"] for k in range(STEPS)]) * (STEPS - np.arange(STEPS))
+    norms = np.array([numbers[f"velocity_grad_norm_step{k}"].item() for k in range(STEPS)]) * (STEPS - np.arange(STEPS))
     assert norms.max() / norms.min() < 1.5
 
 

@@ -7,6 +7,7 @@ import math
 import pickle
 import zipfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_scoreflow import CosineSchedule, Demonstrations, HoldCosineSchedule, ScoReFlowPPO, pretrain_bc
+from sb3_scoreflow.algorithm import Logs
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics
 
 STEPS, ACTION, N_ENVS, N_STEPS = 4, 2, 2, 16
@@ -372,7 +374,7 @@ def test_loss_against_numpy(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPa
 
     double = copy.deepcopy(model.policy).double()
     evaluation = double.evaluate_chain(batch.observations, batch.actions.view(SIZE, STEPS + 1, ACTION))
-    logs: dict[str, list[float]] = defaultdict(list)
+    logs: Logs = defaultdict(list)
     with monkeypatch.context() as patch:
         patch.setattr(model, "policy", double)
         terms = dict(
@@ -671,8 +673,8 @@ def test_extremes_are_those_over_all_minibatches(monkeypatch: pytest.MonkeyPatch
     recorded: dict[str, list[float]] = {}
     original = model._log_update
 
-    def log_update(logs: dict[str, list[float]]) -> None:
-        recorded.update(logs)
+    def log_update(logs: Logs) -> None:
+        recorded.update({name: th.stack(values).tolist() for name, values in logs.items()})
         original(logs)
 
     monkeypatch.setattr(model, "_log_update", log_update)
@@ -683,6 +685,29 @@ def test_extremes_are_those_over_all_minibatches(monkeypatch: pytest.MonkeyPatch
     assert logs["ratio_min"] == min(recorded["ratio_min"]) < 1 < logs["ratio_max"] == max(recorded["ratio_max"])
     assert logs["std_step1_max"] == max(recorded["std_step1_max"])
     assert logs["ratio_mean"] == pytest.approx(np.mean(recorded["ratio_mean"]))
+
+
+def test_update_waits_for_its_device_once_per_minibatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number taken out of a tensor makes a GPU finish its queue."""
+    counts = []
+    for batch_size in (8, 4):
+        model = _model(n_epochs=4, batch_size=batch_size)
+        _collect(model)
+        taken: list[str] = []
+        with monkeypatch.context() as patch:
+            for name in ("__bool__", "__float__", "item", "tolist"):
+                patch.setattr(th.Tensor, name, _counting(getattr(th.Tensor, name), name, taken))
+            model.train()
+        counts.append(len(taken))
+    assert counts[1] - counts[0] == 4 * SIZE // 4 - 4 * SIZE // 8
+
+
+def _counting(method: Callable[[th.Tensor], Any], name: str, taken: list[str]) -> Callable[[th.Tensor], Any]:
+    def counted(x: th.Tensor) -> Any:
+        taken.append(name)
+        return method(x)
+
+    return counted
 
 
 @pytest.mark.parametrize("batch_size", [SIZE, 8])
