@@ -6,20 +6,32 @@ from itertools import pairwise
 import torch as th
 from torch import nn
 
-#: Products of at least this many multiplications are worth the copies that oneDNN's own tensors cost (docs/speed.md).
-_WORTHWHILE = 2**23
+#: Products of at least this many multiplications are oneDNN's, without and with gradients: those copy into and out of oneDNN's
+#: own tensors, which costs more (docs/speed.md).
+_WORTHWHILE, _WORTHWHILE_WITH_GRADIENT = 2**21, 2**23
+#: oneDNN's product of plain tensors, which has no gradient: what ``torch.compile`` makes of a linear layer.
+_product = getattr(th.ops.mkldnn, "_linear_pointwise", None) if th.backends.mkldnn.is_available() else None
 
 
-def _worthwhile(x: th.Tensor, out_features: int) -> bool:
+def _onednn_pays(x: th.Tensor, out_features: int) -> bool:
     """Whether oneDNN is there and faster for ``x`` of shape ``(..., in_features)``."""
+    if th.compiler.is_compiling():
+        return False
+    plain = _product is not None and not th.is_grad_enabled()
     return (
-        not th.compiler.is_compiling()
-        and x.numel() * out_features >= _WORTHWHILE
+        x.numel() * out_features >= (_WORTHWHILE if plain else _WORTHWHILE_WITH_GRADIENT)
         and x.device.type == "cpu"
         and x.dtype == th.float32
         and th.backends.mkldnn.is_available()
         and th._C._get_mkldnn_enabled()
     )
+
+
+def _by_onednn(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+    if _product is None or th.is_grad_enabled():
+        return nn.functional.linear(x.to_mkldnn(), weight, bias).to_dense()
+    product: th.Tensor = _product(x, weight, bias, "none", [], "")
+    return product
 
 
 class Linear(nn.Linear):
@@ -35,9 +47,9 @@ class Linear(nn.Linear):
         :param input: shape ``(..., in_features)``
         :return: shape ``(..., out_features)``
         """
-        if not _worthwhile(input, self.out_features):
+        if not _onednn_pays(input, self.out_features):
             return super().forward(input)
-        return nn.functional.linear(input.to_mkldnn(), self.weight, self.bias).to_dense()
+        return _by_onednn(input, self.weight, self.bias)
 
 
 def batched_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
@@ -49,10 +61,9 @@ def batched_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tenso
     :param bias: shape ``(n, 1, out_features)``
     :return: shape ``(n, rows, out_features)``
     """
-    if not _worthwhile(x[0], weight.shape[-1]):
+    if not _onednn_pays(x[0], weight.shape[-1]):
         return th.baddbmm(bias, x, weight)
-    members = zip(x, weight, bias, strict=True)
-    return th.stack([nn.functional.linear(x.to_mkldnn(), w.T, b.squeeze(0)).to_dense() for x, w, b in members])
+    return th.stack([_by_onednn(member, w.T, b.squeeze(0)) for member, w, b in zip(x, weight, bias, strict=True)])
 
 
 def mlp(widths: Sequence[int], activation_fn: type[nn.Module]) -> nn.Sequential:

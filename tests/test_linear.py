@@ -4,6 +4,7 @@ import pytest
 import torch as th
 from torch import nn
 
+from sb3_scoreflow import linear
 from sb3_scoreflow.linear import Linear, batched_linear, mlp
 
 
@@ -28,6 +29,26 @@ def test_same_numbers_and_gradients_as_torch(rows: int, leading: tuple[int, ...]
     for ours, theirs in zip(outcome(layer, rows, *leading), outcome(plain(layer), rows, *leading), strict=True):
         assert ours.layout == th.strided
         th.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.detach().abs().max().item())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("plain_product", [True, False])
+@pytest.mark.parametrize("shape", [(40,), (8, 5), (256,), (3,)])
+def test_same_numbers_without_gradients(
+    shape: tuple[int, ...], bias: bool, plain_product: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not plain_product:  # a build of PyTorch without it
+        monkeypatch.setattr(linear, "_product", None)
+    th.manual_seed(0)
+    layer, x = Linear(300, 200, bias=bias), th.randn(*shape, 300)
+    with th.no_grad():
+        ours, theirs = layer(x), plain(layer)(x)
+    assert ours.layout == th.strided and ours.shape == (*shape, 200)
+    th.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    weights, biases = th.randn(2, 300, 200), th.randn(2, 1, 200)
+    x = x.flatten(0, -2).expand(2, -1, -1)
+    with th.no_grad():
+        th.testing.assert_close(batched_linear(x, weights, biases), x @ weights + biases, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [256, 3])
