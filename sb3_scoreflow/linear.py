@@ -8,7 +8,7 @@ from torch import nn
 
 #: Products of at least this many multiplications are oneDNN's, without and with gradients: those copy into and out of oneDNN's
 #: own tensors, which costs more (docs/speed.md).
-_WORTHWHILE, _WORTHWHILE_WITH_GRADIENT = 2**21, 2**23
+_WORTHWHILE, _WORTHWHILE_WITH_GRADIENT = 2**22, 2**23
 #: oneDNN's product of plain tensors, which has no gradient: what ``torch.compile`` makes of a linear layer.
 _product = getattr(th.ops.mkldnn, "_linear_pointwise", None) if th.backends.mkldnn.is_available() else None
 

@@ -33,7 +33,7 @@ def test_same_numbers_and_gradients_as_torch(rows: int, leading: tuple[int, ...]
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("plain_product", [True, False])
-@pytest.mark.parametrize("shape", [(40,), (8, 5), (256,), (3,)])
+@pytest.mark.parametrize("shape", [(80,), (16, 5), (256,), (3,)])
 def test_same_numbers_without_gradients(
     shape: tuple[int, ...], bias: bool, plain_product: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
