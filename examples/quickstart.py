@@ -25,8 +25,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_scoreflow import (
     RLDT,
     ActionChunking,
-    CosineSchedule,
-    HoldCosineSchedule,
     ScoReFlowPPO,
     load_demonstrations,
     pretrain_bc,
@@ -46,18 +44,7 @@ def make_env(n_envs: int, seed: int) -> VecEnv:
 def make_model(algorithm: str, env: VecEnv, seed: int) -> ScoReFlowPPO | RLDT:
     if algorithm == "rldt":
         return RLDT("FlowPolicy", env, seed=seed, device="cpu")
-    return ScoReFlowPPO(
-        "FlowPolicy",
-        env,
-        n_steps=100,
-        batch_size=500,
-        n_epochs=8,
-        learning_rate=CosineSchedule(2e-4, 2e-5),
-        noise_learning_rate=CosineSchedule(2e-4, 2e-5),
-        max_std=HoldCosineSchedule(0.24, 0.1),
-        seed=seed,
-        device="cpu",
-    )
+    return ScoReFlowPPO("FlowPolicy", env, n_steps=100, batch_size=250, seed=seed, device="cpu")
 
 
 def evaluate(model: ScoReFlowPPO | RLDT, env: VecEnv) -> tuple[float, float]:

@@ -66,8 +66,8 @@ SEARCH: dict[str, dict[str, Any]] = {
     "lr4e-4_n50": _rates(4e-4),
     "lr2e-4_n100": dict(_rates(2e-4), n_steps=100, n_epochs=5),
 }
-#: The package's defaults (iterations of 2048 chunks in minibatches of 256, rounded to what 20 environments allow), and what they
-#: changed, taken back one at a time.
+#: The package's defaults (iterations of 2048 chunks in minibatches of 256, rounded to what 20 environments allow), and what
+#: they changed, taken back one at a time.
 _DEFAULT = {**_OURS, **SEARCH["lr2e-4_n100"], "score_drift": "learned"}
 ABLATION: dict[str, dict[str, Any]] = {
     "critic_from_scratch": dict(critic_batches=0),
