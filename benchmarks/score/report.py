@@ -27,6 +27,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FRACTIONS = (0.5, 0.75, 0.9)
+#: Gain over the clone, as a share of the best final return, below which normalised scores would be noise over noise
+_LEAST_GAIN = 0.05
 #: env -> arm -> one curve per seed
 Curves = dict[str, dict[str, list[Curve]]]
 
@@ -75,10 +77,12 @@ def _steps(runs: list[Curve], column: str, threshold: float) -> dict[str, Any]:
 
 
 def normalised(curves: Curves, column: str, score: Any) -> dict[str, list[np.ndarray]]:
-    """Arm -> scores of every task, 0 at the clone and 1 at the best final return of any arm."""
+    """Arm -> scores of every task that some arm improved on, 0 at the clone and 1 at the best final return of any arm."""
     result: dict[str, list[np.ndarray]] = {}
     for of_task in curves.values():
         start, best = start_and_best(of_task, column)
+        if best - start < _LEAST_GAIN * best:
+            continue
         for arm, runs in of_task.items():
             scores = np.array([(score(curve, column) - start) / (best - start) for curve in runs])
             result.setdefault(arm, []).append(scores)

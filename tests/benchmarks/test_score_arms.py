@@ -50,6 +50,8 @@ def test_normalised_scores(tmp_path: object) -> None:
     scores = report.normalised(curves, "return_exploring", report.mean_return)
     np.testing.assert_allclose(scores["a"][0], [1.0])  # the best final return is a's, 10
     np.testing.assert_allclose(scores["b"][0], [0.5, 25 / 3 / 10])
+    curves["not improved"] = {"a": [curve([100, 101, 101, 101])], "b": [curve([100, 99, 99, 99])] * 2}
+    assert len(report.normalised(curves, "return_exploring", report.mean_return)["a"]) == 1
 
 
 def test_interrupted_run_is_made_again(tmp_path: object) -> None:
