@@ -46,21 +46,25 @@ def mean_return(curve: Curve, column: str) -> float:
 
 
 def start_and_best(of_task: Mapping[str, list[Curve]], column: str) -> tuple[float, float]:
-    """The clones' return and the best final return of any arm, which 0 and 1 of a normalised score stand for."""
+    """The clones' return and the best final return of any arm, for which 0 and 1 of a normalised score stand."""
     start = float(np.mean([curve[column][~np.isnan(curve[column])][0] for runs in of_task.values() for curve in runs]))
     return start, max(float(np.mean([final_return(curve, column) for curve in runs])) for runs in of_task.values())
 
 
 def summarise_task(of_task: Mapping[str, list[Curve]], column: str) -> dict[str, Any]:
-    """Of one environment: final and mean return of every arm, env steps to shares of the best final return."""
+    """
+    Of one environment: final and mean return of every arm, env steps to shares of the gain over the clone that the best arm
+    made (if any made one).
+    """
     start, best = start_and_best(of_task, column)
+    fractions = FRACTIONS if best - start >= _LEAST_GAIN * best else ()
     entries: dict[str, Any] = {}
     for arm, runs in of_task.items():
         entries[arm] = {
             "final": mean_and_interval([final_return(curve, column) for curve in runs]),
             "mean_over_training": mean_and_interval([mean_return(curve, column) for curve in runs]),
             # Null: not reached. A median over seeds exists if more than half of them reach the threshold.
-            **{f"steps_to_{f:.0%}": _steps(runs, column, start + f * (best - start)) for f in FRACTIONS},
+            **{f"steps_to_{f:.0%}": _steps(runs, column, start + f * (best - start)) for f in fractions},
         }
         if column == COLUMNS[1]:
             entries[arm]["lowest_over_clone"] = [float(c[column][1:].min() / c[column][0]) for c in runs]
@@ -129,15 +133,16 @@ def plot(curves: Curves, path: Path) -> None:
                 grid = np.linspace(0, min(c["env_steps"][-1] for c in runs), 50)
                 valid = [(c, ~np.isnan(c[column])) for c in runs]
                 values = np.array([np.interp(grid, c["env_steps"][ok], c[column][ok]) for c, ok in valid])
+                grid = grid / 1000
                 (line,) = axes.plot(grid, values.mean(0), label=arm.replace("_", " "))
                 axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.12)
-            axes.set(xlabel="environment steps", title=f"{env}, {title}")
+            axes.set(xlabel="thousands of environment steps", title=f"{env}, {title}")
             axes.grid(alpha=0.3)
     panels[0, 0].set_ylabel("return")
     panels[1, 0].set_ylabel("return")
     panels[0, 0].legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=75)
     plt.close(figure)
 
 
@@ -181,7 +186,7 @@ def print_table(stage: str, summary: Mapping[str, Any]) -> None:
             print(f"  {env}: clone {task['start']:.0f}, best {task['best_final']:.0f}")
             for arm, entry in task["arms"].items():
                 low, high = entry["final"]["ci95"]
-                steps = [entry[f"steps_to_{f:.0%}"]["median"] for f in FRACTIONS]
+                steps = [entry[key]["median"] for f in FRACTIONS if (key := f"steps_to_{f:.0%}") in entry]
                 reached = " ".join("     -" if x is None else f"{x / 1000:5.0f}k" for x in steps)
                 cpu = summary["cpu_seconds"][env][arm]["mean"]
                 print(f"    {arm:28s} {entry['final']['mean']:6.0f} [{low:.0f}, {high:.0f}]  steps {reached}  {cpu:.0f} s")
