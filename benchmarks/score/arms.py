@@ -82,6 +82,8 @@ COMPARISONS: dict[str, list[tuple[str, str]]] = {
         ("best_learned", "best_none"),
         ("best_learned", "best_constant"),
         ("best_learned", "published_learned"),
+        ("best_constant", "published_constant"),
+        ("best_none", "published_none"),
         ("best_none", "published_learned"),
     ],
     "ablation": [("default", f"without_{name}") for name in ABLATION],

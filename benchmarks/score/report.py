@@ -134,7 +134,8 @@ def plot(curves: Curves, path: Path) -> None:
                 valid = [(c, ~np.isnan(c[column])) for c in runs]
                 values = np.array([np.interp(grid, c["env_steps"][ok], c[column][ok]) for c, ok in valid])
                 grid = grid / 1000
-                (line,) = axes.plot(grid, values.mean(0), label=arm.replace("_", " "))
+                style = "--" if arm.startswith("published") else "-"
+                (line,) = axes.plot(grid, values.mean(0), style, label=arm.replace("_", " "))
                 axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.12)
             axes.set(xlabel="thousands of environment steps", title=f"{env}, {title}")
             axes.grid(alpha=0.3)
