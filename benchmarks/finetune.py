@@ -55,7 +55,9 @@ HORIZON = 4
 RESULTS = ROOT / "benchmarks/results/finetune"
 # The same iteration for everyone with a policy gradient; learning rate and noise decay as in the published settings.
 COMMON: dict[str, Any] = dict(n_steps=100, batch_size=500, n_epochs=8, learning_rate=CosineSchedule(2e-4, 2e-5))
-FLOW: dict[str, Any] = dict(noise_learning_rate=CosineSchedule(2e-4, 2e-5), max_std=HoldCosineSchedule(0.24, 0.1))
+FLOW: dict[str, Any] = dict(
+    noise_learning_rate=CosineSchedule(2e-4, 2e-5), max_std=HoldCosineSchedule(0.24, 0.1), clip_range=0.01
+)
 VARIANTS: dict[str, dict[str, Any]] = {
     "learned_score": dict(score_drift="learned", **FLOW),
     "constant_score": dict(score_drift="constant", **FLOW),
