@@ -15,9 +15,6 @@ from sb3_scoreflow.utils import atomic_path, usable_cores, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
-#: Numbers of an update: name -> one per minibatch, left on their device until the update ends
-Logs = dict[str, list[th.Tensor]]
-
 
 class FlowAlgorithm(OnPolicyAlgorithm):
     """
@@ -164,16 +161,6 @@ class FlowAlgorithm(OnPolicyAlgorithm):
                     "rewards and observations for huge values, or lower the learning rates, and go on from the last "
                     "checkpoint."
                 )
-
-    def _log_means(self, logs: Logs) -> None:
-        """Log the mean of every number seen in the iteration; of those named so, the minimum or maximum."""
-        extremes = {"min": np.min, "max": np.max}
-        if not logs:
-            return
-        everything = th.cat([th.stack(values).float() for values in logs.values()]).cpu().double().numpy()
-        ends = np.cumsum([len(values) for values in logs.values()])
-        for name, numbers in zip(logs, np.split(everything, ends[:-1]), strict=True):
-            self.logger.record(f"train/{name}", float(extremes.get(name.rsplit("_", 1)[-1], np.mean)(numbers)))
 
     def _check_parameters(self) -> None:
         culprit = non_finite_parameter(self.policy)

@@ -3,7 +3,6 @@ Where RLDT's time goes: one iteration at the defaults for pretrained policies on
 particles; beside it the same work one trajectory, one critic and one particle at a time, and the matrix products alone.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -21,6 +20,7 @@ from sb3_scoreflow.linear import mlp
 from sb3_scoreflow.rldt.actor import Reference
 from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets
 from sb3_scoreflow.rldt.presets import DEFAULTS
+from sb3_scoreflow.update_log import UpdateLog
 
 N_CRITIC_STEPS, N_ACTOR_STEPS, PARTICLES = 8, 2, (4, 8, 16)
 CRITIC = [23, 256, 256, 256, 1]
@@ -42,7 +42,6 @@ def measure(repeats: int) -> dict[str, Any]:
     batch = model.rollout_buffer.sample(-(-model.refresh_size // model.n_steps))
     targets = critic_targets(policy, batch, model.gamma, model.td_lambda, model.target_clip)
     next_obs = batch.next_observations
-    logs: dict[str, list[th.Tensor]] = defaultdict(list)
     assert isinstance(next_obs, th.Tensor)
     members = [plain(mlp(CRITIC, nn.SiLU)) for _ in range(model.n_critics)]
     optimizers = [th.optim.AdamW(member.parameters(), foreach=False) for member in members]
@@ -56,7 +55,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
     def critic_steps() -> None:
         for minibatch in critic_batches(batch, targets, model.n_critics, N_CRITIC_STEPS, model.batch_size):
-            model._step({"q_loss": critic_loss(policy, minibatch)[0]}, ("critic", "encoder"), logs)
+            model._step({"q_loss": critic_loss(policy, minibatch)[0]}, ("critic", "encoder"), UpdateLog())
             policy.update_targets(model.tau)
 
     def one_by_one_critic_steps() -> None:
@@ -70,7 +69,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
     def actor_steps(n_particles: int, n_steps: int = N_ACTOR_STEPS) -> None:
         model.n_particles = n_particles
-        model._train_actor(batch, reference, n_steps, logs)
+        model._train_actor(batch, reference, n_steps, UpdateLog())
 
     def rollout() -> None:
         assert model.env is not None

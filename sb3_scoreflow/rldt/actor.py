@@ -137,4 +137,4 @@ def actor_diagnostics(evaluation: ActorEvaluation, denoising_steps: int) -> dict
     for k in range(denoising_steps):
         here = evaluation.step == k
         numbers[f"velocity_grad_norm_step{k}"] = (norms * here).sum() / here.sum().clamp(min=1)
-    return {name: number.detach() for name, number in numbers.items()}
+    return numbers

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_scoreflow.algorithm import FlowAlgorithm, Logs
+from sb3_scoreflow.algorithm import FlowAlgorithm
 from sb3_scoreflow.policies import take
 from sb3_scoreflow.rldt.actor import Reference, actor_diagnostics, evaluate_actor
 from sb3_scoreflow.rldt.arguments import check_arguments
@@ -21,6 +21,7 @@ from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_target
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
 from sb3_scoreflow.rldt.presets import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
+from sb3_scoreflow.update_log import UpdateLog
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
 
@@ -324,16 +325,16 @@ class RLDT(FlowAlgorithm):
         self.n_transitions += self.rollout_buffer.rewards.size
         warming_up = self.n_transitions <= self._resolved("critic_warmup_transitions")
         reference = Reference(deepcopy(self.policy.features_extractor), deepcopy(self.policy.velocity_field))
-        logs: Logs = defaultdict(list)
+        log = UpdateLog()
         n_trajectories = -(-self.refresh_size // self.n_steps)
         for refresh in range(self.n_refreshes):
             batch = self.rollout_buffer.sample(n_trajectories, self.new_fraction, self.balance_success)
-            self._train_critic(batch, self._share(self._resolved("critic_steps"), refresh), logs)
+            self._train_critic(batch, self._share(self._resolved("critic_steps"), refresh), log)
             if not warming_up:
-                self._train_actor(batch, reference, self._share(self._resolved("actor_steps"), refresh), logs)
+                self._train_actor(batch, reference, self._share(self._resolved("actor_steps"), refresh), log)
         self.n_iterations += 1
         self._check_parameters()
-        self._log_update(logs)
+        self._log_update(log)
         self._update_observation_statistics()
 
     def _share(self, total: int, refresh: int) -> int:
@@ -350,25 +351,25 @@ class RLDT(FlowAlgorithm):
         self.reward_magnitude = magnitude
         self.policy.reward_scale.fill_(magnitude if magnitude > 1e-8 else 1.0)
 
-    def _train_critic(self, batch: TrajectoryBatch, n_batches: int, logs: Logs) -> None:
+    def _train_critic(self, batch: TrajectoryBatch, n_batches: int, log: UpdateLog) -> None:
         if n_batches == 0:
             return
         targets = critic_targets(self.policy, batch, self.gamma, self.td_lambda, self.target_clip, self.random_shift)
-        logs["td_target_min"].append(targets.min())
-        logs["td_target_max"].append(targets.max())
+        log.record({"td_target_min": targets.min(), "td_target_max": targets.max()})
+        log.end_minibatch()
         encoder = list(self.policy.critic_features_extractor.parameters())
         encoded = not encoder or self._encoder_rate() == 0
         if encoded:
             batch = encode(self.policy, batch, self.random_shift)
         for minibatch in critic_batches(batch, targets, self.n_critics, n_batches, self.batch_size):
             loss, q = critic_loss(self.policy, minibatch, encoded, self.random_shift)
-            self._step({"q_loss": loss}, ("critic", "encoder"), logs)
+            self._step({"q_loss": loss}, ("critic", "encoder"), log)
             self.policy.update_targets(self.tau)
-            logs["q_loss"].append(loss.detach())
-            logs["q_mean"].append(q.detach().mean())
+            log.record({"q_loss": loss, "q_mean": q.mean()})
+            log.end_minibatch()
             self._n_updates += 1
 
-    def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, logs: Logs) -> None:
+    def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, log: UpdateLog) -> None:
         rows = batch.valid.flatten().nonzero().squeeze(-1)
         if len(rows) == 0:  # everything drawn comes after a success
             return
@@ -390,12 +391,12 @@ class RLDT(FlowAlgorithm):
                 "consistency_loss": self.consistency_coef * evaluation.consistency,
                 "fisher_loss": self.fisher_coef * evaluation.fisher,
             }
-            self._step(losses, ("velocity",), logs)
+            self._step(losses, ("velocity",), log)
             self.n_actor_updates += 1
-            for name, value in actor_diagnostics(evaluation, self.denoising_steps).items():
-                logs[name].append(value)
+            log.record(actor_diagnostics(evaluation, self.denoising_steps))
+            log.end_minibatch()
 
-    def _step(self, losses: dict[str, th.Tensor], groups: tuple[str, ...], logs: Logs) -> None:
+    def _step(self, losses: dict[str, th.Tensor], groups: tuple[str, ...], log: UpdateLog) -> None:
         """One optimizer step on some parameter groups, each group's gradient clipped by itself."""
         optimizer = self.policy.optimizer
         self._update_learning_rate(optimizer)
@@ -405,13 +406,14 @@ class RLDT(FlowAlgorithm):
         for group in optimizer.param_groups:
             if group["name"] in groups:
                 norm = th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
-                logs[f"grad_norm_{group['name']}"].append(norm)
+                log.record({f"grad_norm_{group['name']}": norm})
         optimizer.step()
 
-    def _log_update(self, logs: Logs) -> None:
+    def _log_update(self, log: UpdateLog) -> None:
         for group in self.policy.optimizer.param_groups:
             self.logger.record(f"train/{RATE_NAMES[group['name']]}", group["lr"])
-        self._log_means(logs)
+        for name, value in log.summary().items():
+            self.logger.record(f"train/{name}", value)
         self.logger.record("train/reward_scale", self.policy.reward_scale.item())
         self.logger.record("train/buffer_fill", self.rollout_buffer.fill)
         self.logger.record("train/n_actor_updates", self.n_actor_updates, exclude="tensorboard")

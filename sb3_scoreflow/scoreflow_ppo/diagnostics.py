@@ -30,5 +30,4 @@ def chain_diagnostics(
     }
     for k, std in enumerate(evaluation.std.unbind(1)):
         numbers.update({f"std_step{k}_mean": std.mean(), f"std_step{k}_min": std.min(), f"std_step{k}_max": std.max()})
-    # Of one piece of memory: an update keeps them until it ends, and many small pieces fragment the heap.
-    return dict(zip(numbers, th.stack(list(numbers.values())), strict=True))
+    return numbers

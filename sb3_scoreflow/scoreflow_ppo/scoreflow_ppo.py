@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_scoreflow import flow
-from sb3_scoreflow.algorithm import FlowAlgorithm, Logs
+from sb3_scoreflow.algorithm import FlowAlgorithm
 from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.scoreflow_ppo.arguments import check_arguments, check_batch_size
 from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
@@ -30,6 +30,7 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
     ScoReFlowPolicy,
 )
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
+from sb3_scoreflow.update_log import UpdateLog
 
 
 class ScoReFlowPPO(FlowAlgorithm):
@@ -310,19 +311,19 @@ class ScoReFlowPPO(FlowAlgorithm):
         if self.normalize_reward:
             self.policy.set_value_scale(self.return_statistics.scale)
         warming_up = self.n_iterations < self.critic_warmup_iterations
-        logs: Logs = defaultdict(list)
+        log = UpdateLog()
         for _ in range(self.n_epochs):
-            completed = self._train_epoch(warming_up, logs)
+            completed = self._train_epoch(warming_up, log)
             self._n_updates += 1
             if not completed:
                 break
         self.n_iterations += 1
         self._check_parameters()
-        self._log_update(logs)
+        self._log_update(log)
         self._update_observation_statistics()
         self._update_noise_bounds()
 
-    def _train_epoch(self, warming_up: bool, logs: Logs) -> bool:
+    def _train_epoch(self, warming_up: bool, log: UpdateLog) -> bool:
         """
         One pass over the rollout.
 
@@ -332,25 +333,27 @@ class ScoReFlowPPO(FlowAlgorithm):
         for batch in self.rollout_buffer.get(self.batch_size):
             if warming_up:
                 values = self.policy.predict_values(batch.observations).flatten()
-                losses = {"value_loss": self.vf_coef * self._value_loss(values, batch, logs)}
+                losses = {"value_loss": self.vf_coef * self._value_loss(values, batch, log)}
             else:
                 chain = batch.actions.view(len(batch.actions), self.denoising_steps + 1, -1)
                 evaluation = self.policy.evaluate_chain(batch.observations, chain)
                 losses = {
-                    "policy_gradient_loss": self._policy_loss(evaluation, batch, clip_range, logs),
+                    "policy_gradient_loss": self._policy_loss(evaluation, batch, clip_range, log),
                     "entropy_loss": -self.ent_coef * evaluation.entropy.mean(),
-                    "value_loss": self.vf_coef * self._value_loss(evaluation.values, batch, logs),
+                    "value_loss": self.vf_coef * self._value_loss(evaluation.values, batch, log),
                 }
                 if self.bc_coef > 0:
-                    losses["bc_loss"] = self.bc_coef * self._bc_loss(batch, chain[:, 0], logs)
-                logs["entropy_loss"].append(-evaluation.entropy.detach().mean())
-                if self.target_kl is not None and logs["approx_kl"][-1] > 1.5 * self.target_kl:
+                    losses["bc_loss"] = self.bc_coef * self._bc_loss(batch, chain[:, 0], log)
+                log.record({"entropy_loss": -evaluation.entropy.mean()})
+                if self.target_kl is not None and log.minibatch["approx_kl"] > 1.5 * self.target_kl:
+                    log.end_minibatch()
                     return False
-            self._step(losses, logs)
+            self._step(losses, log)
+            log.end_minibatch()
         return True
 
     def _policy_loss(
-        self, evaluation: ChainEvaluation, batch: RolloutBufferSamples, clip_range: float, logs: Logs
+        self, evaluation: ChainEvaluation, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog
     ) -> th.Tensor:
         """PPO's clipped surrogate on the chain's normalised ratio."""
         advantages = batch.advantages
@@ -358,51 +361,50 @@ class ScoReFlowPPO(FlowAlgorithm):
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         log_prob, old_log_prob = evaluation.log_prob, batch.old_log_prob
         if self.log_prob_clip is not None:
-            logs["log_prob_clip_fraction"].append((log_prob.abs() > self.log_prob_clip).float().mean())
+            log.record({"log_prob_clip_fraction": (log_prob.abs() > self.log_prob_clip).float().mean()})
             log_prob, old_log_prob = (p.clamp(-self.log_prob_clip, self.log_prob_clip) for p in (log_prob, old_log_prob))
         log_ratio = log_prob - old_log_prob
         ratio = log_ratio.exp()
         loss = -th.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
         actions = batch.actions[:, -self.policy.action_dim :]
-        diagnostics = chain_diagnostics(evaluation, actions, log_ratio.detach(), clip_range)
-        for name, value in {"policy_gradient_loss": loss.detach(), **diagnostics}.items():
-            logs[name].append(value)
+        log.record({"policy_gradient_loss": loss, **chain_diagnostics(evaluation, actions, log_ratio.detach(), clip_range)})
         return loss
 
-    def _value_loss(self, values: th.Tensor, batch: RolloutBufferSamples, logs: Logs) -> th.Tensor:
+    def _value_loss(self, values: th.Tensor, batch: RolloutBufferSamples, log: UpdateLog) -> th.Tensor:
         """Squared error in units of the critic's scale, which keeps the loss of order 1 for any reward."""
         if self.clip_range_vf is not None:
             bound = self._scheduled("clip_range_vf") * self.policy.value_scale
             values = batch.old_values + th.maximum(th.minimum(values - batch.old_values, bound), -bound)
         loss = ((batch.returns - values) / self.policy.value_scale).pow(2).mean()
-        logs["value_loss"].append(loss.detach())
+        log.record({"value_loss": loss})
         return loss
 
-    def _bc_loss(self, batch: RolloutBufferSamples, noise: th.Tensor, logs: Logs) -> th.Tensor:
+    def _bc_loss(self, batch: RolloutBufferSamples, noise: th.Tensor, log: UpdateLog) -> th.Tensor:
         """Squared distance between the ODE actions of the policy and of the pretrained one, from the same noise."""
         actions = self.policy.sample_ode(batch.observations, noise)
         with th.no_grad():
             target = self.reference.sample_ode(batch.observations, noise)
         loss = (actions - target).pow(2).mean()
-        logs["bc_loss"].append(loss.detach())
+        log.record({"bc_loss": loss})
         return loss
 
-    def _step(self, losses: dict[str, th.Tensor], logs: Logs) -> None:
+    def _step(self, losses: dict[str, th.Tensor], log: UpdateLog) -> None:
         """
         One optimizer step, each parameter group's gradient clipped by itself so that the critic's cannot drown the actor's.
         """
         self._check_losses(losses)
         loss = th.stack(list(losses.values())).sum()
-        logs["loss"].append(loss.detach())
+        log.record({"loss": loss})
         self.policy.optimizer.zero_grad()
         loss.backward()
         for group in self.policy.optimizer.param_groups:
             norm = th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
-            logs[f"grad_norm_{group['name']}"].append(norm)
+            log.record({f"grad_norm_{group['name']}": norm})
         self.policy.optimizer.step()
 
-    def _log_update(self, logs: Logs) -> None:
-        self._log_means(logs)
+    def _log_update(self, log: UpdateLog) -> None:
+        for name, value in log.summary().items():
+            self.logger.record(f"train/{name}", value)
         buffer = self.rollout_buffer
         self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
         with th.no_grad():

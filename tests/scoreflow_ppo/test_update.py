@@ -6,7 +6,6 @@ import json
 import math
 import pickle
 import zipfile
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_scoreflow import CosineSchedule, Demonstrations, HoldCosineSchedule, ScoReFlowPPO, pretrain_bc
-from sb3_scoreflow.algorithm import Logs
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics
+from sb3_scoreflow.update_log import UpdateLog
 
 STEPS, ACTION, N_ENVS, N_STEPS = 4, 2, 2, 16
 SIZE = N_ENVS * N_STEPS
@@ -200,7 +199,7 @@ def test_target_kl_ends_the_iteration_and_not_the_next(monkeypatch: pytest.Monke
 
     def policy_loss(*args: Any) -> th.Tensor:
         loss = original(*args)
-        kls.append(args[-1]["approx_kl"][-1])
+        kls.append(args[-1].minibatch["approx_kl"])
         return loss
 
     monkeypatch.setattr(model, "_policy_loss", policy_loss)
@@ -374,13 +373,13 @@ def test_loss_against_numpy(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPa
 
     double = copy.deepcopy(model.policy).double()
     evaluation = double.evaluate_chain(batch.observations, batch.actions.view(SIZE, STEPS + 1, ACTION))
-    logs: Logs = defaultdict(list)
+    log = UpdateLog()
     with monkeypatch.context() as patch:
         patch.setattr(model, "policy", double)
         terms = dict(
-            policy_gradient_loss=model._policy_loss(evaluation, batch, 0.02, logs),
+            policy_gradient_loss=model._policy_loss(evaluation, batch, 0.02, log),
             entropy_loss=-evaluation.entropy.mean(),
-            value_loss=model._value_loss(evaluation.values, batch, logs),
+            value_loss=model._value_loss(evaluation.values, batch, log),
         )
     for name, term in terms.items():
         assert term.item() == pytest.approx(expected[name], rel=1e-10, abs=1e-12), name
@@ -417,7 +416,7 @@ def test_gradient_of_the_loss_by_finite_differences(noise: str, monkeypatch: pyt
 
     def loss() -> th.Tensor:
         losses.clear()
-        model._train_epoch(False, defaultdict(list))
+        model._train_epoch(False, UpdateLog())
         return losses[0]
 
     model.policy.zero_grad()
@@ -673,9 +672,9 @@ def test_extremes_are_those_over_all_minibatches(monkeypatch: pytest.MonkeyPatch
     recorded: dict[str, list[float]] = {}
     original = model._log_update
 
-    def log_update(logs: Logs) -> None:
-        recorded.update({name: th.stack(values).tolist() for name, values in logs.items()})
-        original(logs)
+    def log_update(log: UpdateLog) -> None:
+        recorded.update({name: numbers.tolist() for name, numbers in log.numbers().items()})
+        original(log)
 
     monkeypatch.setattr(model, "_log_update", log_update)
     _collect(model)
@@ -718,9 +717,9 @@ def test_ratio_is_one_at_the_start_of_every_iteration(batch_size: int, monkeypat
 
     def policy_loss(*args: Any) -> th.Tensor:
         loss = original(*args)
-        logs = args[-1]
-        if len(logs["ratio_min"]) == 1:
-            first.append((logs["ratio_min"][0], logs["ratio_max"][0]))
+        log: UpdateLog = args[-1]
+        if not log.numbers():  # no minibatch before this one
+            first.append((log.minibatch["ratio_min"], log.minibatch["ratio_max"]))
         return loss
 
     monkeypatch.setattr(model, "_policy_loss", policy_loss)
