@@ -1,6 +1,5 @@
 """The sequential reference of the speed benchmarks computes what the package computes."""
 
-from collections import defaultdict
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ from benchmarks.speed.sequential import SequentialPolicy, trainer
 from benchmarks.speed.setting import ACTION_DIM, OBS_DIM, make_model, make_policy
 from benchmarks.speed.timing import target
 from sb3_scoreflow import ScoReFlowPPO
+from sb3_scoreflow.update_log import UpdateLog
 
 SMALL: dict[str, Any] = dict(net_arch=dict(pi=[32, 32, 32], vf=[16, 16]))
 close = partial(th.testing.assert_close, rtol=1e-5, atol=1e-5)
@@ -51,7 +51,7 @@ def test_same_loss_and_gradients_of_the_update() -> None:
     model = make_model(ScoReFlowPPO, 4000, policy_kwargs=SMALL, ent_coef=0.01)  # the iteration changed the weights: ratio != 1
     plain, captured = SequentialPolicy(model.policy), {}
     model._step = lambda losses, _: captured.update(losses)
-    model._train_epoch(False, defaultdict(list))
+    model._train_epoch(False, UpdateLog())
     ours = th.stack(list(captured.values())).sum()
     (batch,) = model.rollout_buffer.get(4000)
     theirs = plain.loss(batch, model._scheduled("clip_range"), model.vf_coef, model.ent_coef)
