@@ -8,7 +8,8 @@ Sources: Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.0274
 2604.10962, Section 3) for the closed-form score and the marginal-preserving SDE.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch as th
 
@@ -83,17 +84,25 @@ def endpoint(x: th.Tensor, velocity: th.Tensor, t: th.Tensor) -> th.Tensor:
     return x + (1 - t) * velocity
 
 
-def euler_sample(velocity: Velocity, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
+def euler_sample(
+    velocity: Callable[[th.Tensor, Any], th.Tensor],
+    noise: th.Tensor,
+    denoising_steps: int,
+    times: Sequence[Any] | None = None,
+) -> th.Tensor:
     """
     Integrate ``dx = v dt`` from ``t = 0`` to ``t = 1`` with ``K`` Euler steps on :func:`time_grid`.
 
     :param velocity: the field, called once per step
     :param noise: ``x_0``, shape ``(..., dim)``
     :param denoising_steps: number ``K`` of steps
+    :param times: what the field gets as ``t`` in each step, if it wants something made of the times of :func:`time_grid`
     :return: ``x_1``, same shape (not clamped)
     """
     x = noise
-    for t in time_grid(denoising_steps, dtype=noise.dtype, device=noise.device):
+    if times is None:
+        times = time_grid(denoising_steps, dtype=noise.dtype, device=noise.device).unbind()
+    for t in times:
         x = x + velocity(x, t) / denoising_steps
     return x
 

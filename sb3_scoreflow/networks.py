@@ -50,9 +50,13 @@ class TimeFeatures(NamedTuple):
     shift: th.Tensor  #: the time's share of the first layer, shape ``(..., width)``
     skip: th.Tensor  #: coefficient of ``x`` in the prior's velocity, shape ``(..., 1)``
 
-    def at(self, index: int | th.Tensor) -> "TimeFeatures":
-        """Features of one time of a grid, or of the times at a tensor of indices."""
+    def at(self, index: th.Tensor) -> "TimeFeatures":
+        """Features of the times of a grid at some indices."""
         return TimeFeatures(self.embedding[index], self.shift[index], self.skip[index])
+
+    def steps(self) -> list["TimeFeatures"]:
+        """Features of each time of a grid."""
+        return [TimeFeatures(*parts) for parts in zip(*(part.unbind() for part in self), strict=True)]
 
 
 class VelocityField(nn.Module):

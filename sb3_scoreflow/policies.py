@@ -253,13 +253,10 @@ class FlowMatchingPolicy(BasePolicy):
         :param denoising_steps: number of steps, the policy's if None
         :return: normalised actions in [-1, 1], shape ``(batch, action_dim)``
         """
-        field = self.velocity_field
+        field, steps = self.velocity_field, denoising_steps or self.denoising_steps
         condition = field.condition(self.extract_features(obs))
-
-        def velocity(x: th.Tensor, t: th.Tensor) -> th.Tensor:
-            return field(x, field.time_features(t), condition)
-
-        return flow.euler_sample(velocity, noise, denoising_steps or self.denoising_steps).clamp(-1.0, 1.0)
+        times = field.time_features(flow.time_grid(steps, dtype=noise.dtype, device=noise.device)).steps()
+        return flow.euler_sample(lambda x, time: field(x, time, condition), noise, steps, times).clamp(-1.0, 1.0)
 
     # ------------------------------------------------------------------ actions
 

@@ -160,8 +160,9 @@ def test_grid_of_times_in_one_call_equals_a_loop_over_steps() -> None:
     time, condition = field.time_features(flow.time_grid(steps, dtype=th.float64)), field.condition(features)
     whole = field(x, time, condition.unsqueeze(1))
     assert whole.shape == (batch, steps, ACTION)
-    for k in range(steps):
-        th.testing.assert_close(whole[:, k], field(x[:, k], time.at(k), condition), rtol=1e-12, atol=1e-12)
+    assert len(time.steps()) == steps
+    for k, step in enumerate(time.steps()):
+        th.testing.assert_close(whole[:, k], field(x[:, k], step, condition), rtol=1e-12, atol=1e-12)
         th.testing.assert_close(whole[:, k], _reference_velocity(field, x[:, k], k / steps, features), rtol=1e-12, atol=1e-12)
 
 

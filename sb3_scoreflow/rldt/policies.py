@@ -160,8 +160,8 @@ class RLDTPolicy(FlowMatchingPolicy):
         time = field.time_features(flow.time_grid(self.denoising_steps, dtype=noise.dtype, device=noise.device))
         condition = condition.unsqueeze(1)
         points, velocities = [noise], []
-        for k in range(self.denoising_steps):
-            velocities.append(field(points[-1], time.at(k), condition))
+        for step in time.steps():
+            velocities.append(field(points[-1], step, condition))
             points.append(points[-1] + velocities[-1] / self.denoising_steps)
         return th.stack(points), th.stack(velocities)
 

@@ -218,9 +218,9 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         std = self._step_std(features, time.embedding, alpha) if stochastic else None
         deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std if std is not None else None
         x, points, means = noise, [noise], []
-        for k in range(denoising_steps):
+        for k, step in enumerate(time.steps()):
             coefficient = None if alpha is None else alpha[k]
-            mean = transition_mean(x, field(x, time.at(k), condition), t[k], coefficient, denoising_steps, self.score_clip)
+            mean = transition_mean(x, field(x, step, condition), t[k], coefficient, denoising_steps, self.score_clip)
             x = mean if deviates is None else mean + deviates[:, k]
             points.append(x)
             means.append(mean)
