@@ -8,7 +8,7 @@ from benchmarks.provenance import provenance
 from benchmarks.score import arms, report
 from benchmarks.score.runs import DEMONSTRATIONS, RESULTS, Job, execute_all
 
-SEEDS = {"published": [0, 1, 2, 3, 4], "search": [100], "best": [0, 1, 2, 3, 4], "ablation": [0, 1, 2, 3, 4]}
+SEEDS = {"search": [100], **{stage: [0, 1, 2, 3, 4] for stage in ("published", "best", "ablation", "alternatives")}}
 
 
 def jobs(stage: str, env_ids: Sequence[str], seeds: Sequence[int], timesteps: int) -> list[Job]:

@@ -75,6 +75,14 @@ ABLATION: dict[str, dict[str, Any]] = {
     "clip_0.01": dict(clip_range=0.01),
     "constant_rates_and_noise": dict(learning_rate=2e-4, noise_learning_rate=1e-3, max_std=0.24),
 }
+#: Changes that were not made, tried on top of the defaults.
+ALTERNATIVES: dict[str, dict[str, Any]] = {
+    "velocity_4e-4": _rates(4e-4),
+    "velocity_4e-4_kl_guard": dict(_rates(4e-4), target_kl=3e-4),  # about what 2e-4 makes of it
+    "clip_0.04": dict(clip_range=0.04),
+    "std_down_to_0.05": dict(min_std=0.05),
+    "gae_lambda_0.9": dict(gae_lambda=0.9),
+}
 #: Summaries: stage -> pairs of arms, of which the first is compared with the second
 COMPARISONS: dict[str, list[tuple[str, str]]] = {
     "published": [("published_learned", "published_none"), ("published_learned", "published_constant")],
@@ -87,8 +95,9 @@ COMPARISONS: dict[str, list[tuple[str, str]]] = {
         ("best_none", "published_learned"),
     ],
     "ablation": [("default", f"without_{name}") for name in ABLATION],
+    "alternatives": [("default", f"with_{name}") for name in ALTERNATIVES],
 }
-_WITHOUT = "without_"
+_WITHOUT, _WITH = "without_", "with_"
 
 
 def search_name(variant: str, candidate: str) -> str:
@@ -102,6 +111,8 @@ def names(stage: str) -> list[str]:
         return [search_name(variant, candidate) for candidate in SEARCH for variant in VARIANTS]
     if stage == "ablation":
         return ["default", *(_WITHOUT + name for name in ABLATION)]
+    if stage == "alternatives":
+        return ["default", *(_WITH + name for name in ALTERNATIVES)]
     return [f"{stage}_{variant}" for variant in VARIANTS]
 
 
@@ -111,6 +122,8 @@ def settings(arm: str, env_id: str) -> dict[str, Any]:
         return _DEFAULT
     if arm.startswith(_WITHOUT):
         return {**_DEFAULT, **ABLATION[arm.removeprefix(_WITHOUT)]}
+    if arm.startswith(_WITH):
+        return {**_DEFAULT, **ALTERNATIVES[arm.removeprefix(_WITH)]}
     stage, variant, *candidate = arm.split("_", 2)
     if stage == "published":
         return published(env_id, variant)

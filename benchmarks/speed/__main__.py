@@ -10,7 +10,17 @@ import torch as th
 from benchmarks.provenance import ROOT, provenance
 
 #: Part -> repeats. "threads" is timed by the clock: the machine should do nothing else then.
-PARTS = {"sampling": 100, "update": 15, "cloning": 15, "rldt": 15, "training": 7, "memory": 1, "growth": 15, "threads": 3}
+PARTS = {
+    "sampling": 100,
+    "update": 15,
+    "cloning": 15,
+    "rldt": 15,
+    "training": 7,
+    "memory": 1,
+    "growth": 15,
+    "changes": 15,
+    "threads": 3,
+}
 FOLDER = ROOT / "benchmarks/results/speed"
 
 

@@ -10,7 +10,7 @@ from sb3_scoreflow import ScoReFlowPPO
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS
 from tests.conformance.envs import make_toy
 
-FIXED = [name for stage in ("published", "search", "ablation") for name in arms.names(stage)]
+FIXED = [name for stage in ("published", "search", "ablation", "alternatives") for name in arms.names(stage)]
 
 
 @pytest.mark.parametrize("arm", FIXED)
