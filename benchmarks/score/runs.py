@@ -14,10 +14,9 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.learning import CurveRecorder, read_curve
+from benchmarks.learning import CurveRecorder, fit_critic, read_curve
 from benchmarks.provenance import ROOT
 from sb3_scoreflow import ActionChunking, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, load_demonstrations, pretrain_bc
-from sb3_scoreflow.critic_pretraining import critic_data, pretrain_critic
 
 DEMONSTRATIONS = {
     "Hopper-v5": "builtin:hopper-medium",
@@ -93,9 +92,7 @@ def execute(job: Job) -> Job:
     model.policy.load_state_dict(weights, strict=False)
     model.on_pretrained()
     if critic_batches:
-        data = critic_data(model, demonstrations, HORIZON)
-        assert data is not None
-        pretrain_critic(model.policy, demonstrations, data, critic_batches, 256, np.random.default_rng(job.seed))
+        fit_critic(model, demonstrations, HORIZON, critic_batches, job.seed)
     model.learn(job.timesteps, callback=CurveRecorder(job.path, eval_env, eval_every=20_000))
     return job
 
