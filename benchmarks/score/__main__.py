@@ -3,6 +3,8 @@
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from benchmarks.provenance import provenance
 from benchmarks.score import arms, report
@@ -22,6 +24,14 @@ def jobs(stage: str, env_ids: Sequence[str], seeds: Sequence[int], timesteps: in
     ]
 
 
+def write(path: Path, record: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Write a stage's record; where the settings have not changed, what was made before keeps its origin."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    same = all(before.get(name) == value for name, value in record.items())
+    origins = [*(before["origins"] if same else []), origin]
+    path.write_text(json.dumps({"origins": origins, **record}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.score", description=__doc__)
     parser.add_argument("stages", nargs="+", choices=[*SEEDS, "report"])
@@ -38,10 +48,10 @@ def main() -> None:
         seeds = arguments.seeds or SEEDS[stage]
         execute_all(jobs(stage, arguments.envs, seeds, arguments.timesteps), arguments.processes)
         settings = {env: {arm: repr(arms.settings(arm, env)) for arm in arms.names(stage)} for env in arguments.envs}
-        record = {**origin, "seeds": seeds, "timesteps": arguments.timesteps, "settings": settings}
+        record = {"timesteps": arguments.timesteps, "settings": settings}
         if stage == "search":
             record["chosen"] = report.choose(arguments.envs, seeds)
-        (RESULTS / f"{stage}.json").write_text(json.dumps(record, indent=1) + "\n")
+        write(RESULTS / f"{stage}.json", record, {**origin, "seeds": seeds})
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def report(env_ids: Sequence[str], seeds: Sequence[int]) -> None:
         names = list(dict.fromkeys(name for pair in pairs for name in pair))
         curves = read_curves(RESULTS, env_ids, names, seeds)
         present = next(iter(curves.values()))
-        if not present:
+        if len(present) < 2:
             continue
         summary = {"seeds": list(seeds), "arms": list(present), **summarise(curves, pairs)}
         (RESULTS / f"{stage}_summary.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -1,10 +1,14 @@
 """The arms of the score benchmark: that they are what their names say."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from stable_baselines3.common.utils import FloatSchedule
 
 from benchmarks.score import arms, report
+from benchmarks.score.__main__ import write
 from benchmarks.score.runs import DEMONSTRATIONS, N_ENVS, Job
 from sb3_scoreflow import ScoReFlowPPO
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS
@@ -62,3 +66,15 @@ def test_interrupted_run_is_made_again(tmp_path: object) -> None:
     assert not job.done
     job.path.write_text(header + "400,99,1,1,1,1\n404,100,1,1,1,1\n")
     assert job.done
+
+
+def test_record_keeps_the_origin_of_earlier_seeds_while_settings_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "best.json"
+    settings = {"env": {"arm": "dict(clip_range=0.02)"}}
+    for seeds in ([0, 1], [2]):
+        write(path, {"timesteps": 10, "settings": settings}, {"commit": "c", "seeds": seeds})
+    record = json.loads(path.read_text())
+    assert [origin["seeds"] for origin in record["origins"]] == [[0, 1], [2]]
+    assert record["settings"] == settings
+    write(path, {"timesteps": 20, "settings": settings}, {"commit": "d", "seeds": [0]})
+    assert json.loads(path.read_text())["origins"] == [{"commit": "d", "seeds": [0]}]
