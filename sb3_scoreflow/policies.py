@@ -15,7 +15,7 @@ from torch import nn
 from sb3_scoreflow import flow
 from sb3_scoreflow.encoders import ViTExtractor, random_shift
 from sb3_scoreflow.networks import ObservationNormalizer, VelocityField
-from sb3_scoreflow.utils import check_choice
+from sb3_scoreflow.utils import check_choice, check_whole_numbers
 
 ObservationNormalization = Literal["auto", "running", "fixed", "none"]
 
@@ -118,6 +118,7 @@ class FlowMatchingPolicy(BasePolicy):
         self.net_arch = net_arch
         self.activation_fn = activation_fn
         self.action_dim = get_action_dim(action_space)
+        check_whole_numbers(dict(denoising_steps=denoising_steps, inference_steps=inference_steps))
         flow.time_grid(denoising_steps)  # raises if impossible
         self.denoising_steps = denoising_steps
         self.time_embedding_dim = time_embedding_dim

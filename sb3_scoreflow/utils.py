@@ -4,9 +4,10 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(repr(c) for c in choices)}, got {value!r}.")
+
+
+def check_whole_numbers(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: that count something; None passes
+    :raises ValueError: if one is not an integer
+    """
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(f"{name} must be a whole number, got {value!r}: pass an int.")
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

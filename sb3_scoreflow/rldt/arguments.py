@@ -7,13 +7,24 @@ from sb3_scoreflow import flow
 from sb3_scoreflow.encoders import check_random_shift
 from sb3_scoreflow.policies import check_action_space
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
-from sb3_scoreflow.utils import check_choice
+from sb3_scoreflow.utils import check_choice, check_whole_numbers
 
 if TYPE_CHECKING:
     from sb3_scoreflow.rldt.rldt import RLDT
 
-_COUNTS = ("batch_size", "critic_steps", "n_refreshes", "refresh_size", "actor_batch_size", "n_particles", "history_size")
-_POSITIVE = (*_COUNTS, "n_steps", "max_grad_norm")
+_COUNTS = (
+    "n_steps",
+    "batch_size",
+    "critic_steps",
+    "n_refreshes",
+    "refresh_size",
+    "actor_batch_size",
+    "n_particles",
+    "history_size",
+)
+#: Those that may be 0, or that the policy checks
+_OTHER_COUNTS = ("actor_steps", "critic_warmup_transitions", "learning_rate_warmup_steps", "denoising_steps")
+_POSITIVE = (*_COUNTS, "max_grad_norm")
 _NOT_NEGATIVE = (
     "learning_rate",
     "critic_learning_rate",
@@ -34,6 +45,7 @@ def check_arguments(model: "RLDT") -> None:
     :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
     """
     check_action_space(model.action_space)
+    check_whole_numbers({name: getattr(model, name) for name in (*_COUNTS, *_OTHER_COUNTS)})
     for name in _POSITIVE:
         value = getattr(model, name)
         if value is not None and not value > 0:

@@ -13,6 +13,7 @@ from torch import nn
 from sb3_scoreflow import flow
 from sb3_scoreflow.networks import QEnsemble
 from sb3_scoreflow.policies import FlowMatchingPolicy, ObservationNormalization
+from sb3_scoreflow.utils import check_whole_numbers
 
 #: Rows of a chain that go through the networks together where no gradient is kept: activations then stay in the CPU's cache.
 _BLOCK = 1024
@@ -61,7 +62,9 @@ class RLDTPolicy(FlowMatchingPolicy):
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        for name, count in (("n_bootstrap_actions", n_bootstrap_actions), ("exploration_steps", exploration_steps)):
+        counts = dict(n_bootstrap_actions=n_bootstrap_actions, exploration_steps=exploration_steps)
+        check_whole_numbers(dict(n_critics=n_critics, **counts))
+        for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}.")
         if not exploration_scale >= 0:

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 
 from sb3_scoreflow import flow
 from sb3_scoreflow.policies import check_action_space
+from sb3_scoreflow.utils import check_whole_numbers
 
 if TYPE_CHECKING:
     from sb3_scoreflow.scoreflow_ppo.scoreflow_ppo import ScoReFlowPPO
+
+_COUNTS = ("n_steps", "batch_size", "n_epochs", "denoising_steps", "critic_warmup_iterations")
 
 
 def check_arguments(model: "ScoReFlowPPO") -> None:
@@ -16,6 +19,7 @@ def check_arguments(model: "ScoReFlowPPO") -> None:
     :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
     """
     check_action_space(model.action_space)
+    check_whole_numbers({name: getattr(model, name) for name in _COUNTS})
     positive: dict[str, float] = dict(batch_size=model.batch_size, n_epochs=model.n_epochs, max_grad_norm=model.max_grad_norm)
     if model.n_steps is not None:
         positive["n_steps"] = model.n_steps

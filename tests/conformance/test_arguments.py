@@ -35,6 +35,14 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     (dict(n_steps=0), "n_steps must be positive, got 0"),
     (dict(batch_size=0), "batch_size must be positive, got 0"),
     (dict(n_epochs=0), "n_epochs must be positive, got 0"),
+    (dict(n_steps=16.0), "n_steps must be a whole number, got 16.0: pass an int"),
+    (dict(batch_size=8.0), "batch_size must be a whole number, got 8.0: pass an int"),
+    (dict(n_epochs=2.5), "n_epochs must be a whole number, got 2.5: pass an int"),
+    (dict(denoising_steps=4.0), "denoising_steps must be a whole number, got 4.0: pass an int"),
+    (dict(critic_warmup_iterations=1.0), "critic_warmup_iterations must be a whole number, got 1.0: pass an int"),
+    (dict(critic_steps="8"), "critic_steps must be a whole number, got '8': pass an int"),
+    (dict(actor_steps=2.0), "actor_steps must be a whole number, got 2.0: pass an int"),
+    (dict(n_critics=2.0), "n_critics must be a whole number, got 2.0: pass an int"),
     (dict(max_grad_norm=0.0), "max_grad_norm must be positive, got 0.0"),
     (dict(target_kl=0.0), "target_kl must be positive, got 0.0"),
     (dict(target_kl=-0.01), "target_kl must be positive, got -0.01"),
@@ -134,6 +142,7 @@ UNCHECKED = {
 IMPOSSIBLE_POLICY: list[tuple[dict[str, Any], str]] = [
     (dict(time_embedding_dim=3), "time_embedding_dim must be a positive even number, got 3"),
     (dict(prior_std=0.0), "prior_std must be positive, got 0.0"),
+    (dict(inference_steps=4.0), "inference_steps must be a whole number, got 4.0: pass an int"),
     (dict(inference_steps=0), "inference_steps must be at least 1, got 0"),
     (
         dict(observation_normalization="sometimes"),
@@ -194,6 +203,15 @@ def test_impossible_arguments_are_refused_by_the_policy_itself(algorithm: Algori
                 cls(OBSERVATIONS["flat"][0], ACTION_SPACE, lambda _: 1e-3, **arguments)
             tried |= arguments.keys()
     assert tried == names & (inspect.signature(algorithm.cls).parameters.keys() - UNCHECKED)
+
+
+@pytest.mark.parametrize("part", ["vf", "noise"])
+def test_widths_of_networks_are_positive(ppo: Algorithm, part: str) -> None:
+    message = f"net_arch['{part}'] needs positive widths, got [16, 0]"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ppo.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch={"pi": [16], "vf": [16], part: [16, 0]}))
+    model = ppo.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch={"pi": [16], "vf": [16], part: []}))
+    model.learn(ppo.iteration())  # linear
 
 
 @pytest.mark.parametrize("widths", [[], [16, 0]])
