@@ -880,6 +880,14 @@ def test_critic_pretraining_goes_on_beyond_a_truncation() -> None:
     assert history["bc/critic_loss"][0] < 0.02
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+def test_critic_of_returns_beyond_float32_is_refused() -> None:
+    demonstrations, _ = _countdown()
+    demonstrations.rewards[:] = 3e38
+    with pytest.raises(FloatingPointError, match="critic's loss on the demonstrations became nan: look at the rewards"):
+        _clone(_model(), demonstrations, n_batches=5)
+
+
 def test_critic_is_pretrained_by_default() -> None:
     """A fifth of cloning's gradient steps; not if there is nothing to learn, no critic, or too little cloning."""
     demonstrations, _ = _countdown()

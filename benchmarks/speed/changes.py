@@ -234,7 +234,7 @@ def layer_products() -> dict[str, dict[str, float]]:
     product = th.ops.mkldnn._linear_pointwise
     for rows in (8, 40, 256):
         x, weight, bias = th.randn(rows, 512), th.randn(512, 512), th.randn(512)
-        reordered = th.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), rows)
+        reordered = th.ops.mkldnn._reorder_linear_weight(weight, rows)
         times = in_turns(
             {
                 "default": many(partial(th.addmm, bias, x, weight.T), 50),
