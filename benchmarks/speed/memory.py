@@ -29,6 +29,20 @@ peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM
 print(int(peak) * 1024, arrays)
 """
 
+#: oneDNN keeps what it compiled for a shape: 400 minibatches of as many sizes as the argument says, the first the largest
+_SHAPES = """
+import sys
+import torch as th
+from benchmarks.speed.setting import ACTION_DIM, K, OBS_DIM, make_policy
+th.set_num_threads(1)
+policy = make_policy()
+for i in range(400):
+    n = 650 - i % int(sys.argv[1])
+    policy.evaluate_chain(th.randn(n, OBS_DIM), th.randn(n, K + 1, ACTION_DIM)).log_prob.mean().backward()
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print(int(peak) * 1024, 0)
+"""
+
 #: Algorithm, environments, steps per environment, K, minibatch (RLDT has its own)
 CASES = [
     ("imports", 0, 0, 0, 0),
@@ -49,13 +63,17 @@ def measure(repeats: int) -> dict[str, Any]:
     """Linux only: VmHWM, the most that was ever resident, after two iterations; and the bytes of the buffer's arrays."""
     cases = []
     for name, *numbers in CASES:
-        command = [sys.executable, "-c", _CASE, name, *map(str, numbers)]
-        peaks = []
-        for _ in range(repeats):
-            output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-            peak, arrays = map(int, output.split())
-            peaks.append(peak)
-        megabytes = {"peak_megabytes": round(min(peaks) / 2**20, 1), "buffer_megabytes": round(arrays / 2**20, 2)}
+        peak, arrays = _run(repeats, _CASE, name, *numbers)
         keys = ("n_envs", "n_steps", "denoising_steps", "batch_size")
+        megabytes = {"peak_megabytes": peak, "buffer_megabytes": arrays}
         cases.append({"algorithm": name, **dict(zip(keys, numbers, strict=True)), **megabytes})
-    return {"cases": cases}
+    shapes = {f"{n} sizes of minibatches": _run(repeats, _SHAPES, n)[0] for n in (1, 400)}
+    return {"cases": cases, "peak_megabytes_of_400_gradients": shapes}
+
+
+def _run(repeats: int, script: str, *arguments: object) -> tuple[float, float]:
+    """:return: Least peak and size of the arrays, megabytes"""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    outputs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(repeats)]
+    peaks, arrays = zip(*(map(int, output.split()) for output in outputs), strict=True)
+    return round(min(peaks) / 2**20, 1), round(arrays[-1] / 2**20, 2)
