@@ -7,7 +7,12 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.preprocessing import (
+    get_action_dim,
+    is_image_space,
+    is_image_space_channels_first,
+    preprocess_obs,
+)
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
@@ -376,9 +381,20 @@ def take(obs: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
 
 
 def _image_keys(space: spaces.Space, normalize_images: bool) -> list[str]:
-    """Parts of a Dict space that are images; ``[""]`` for an image by itself (by Stable-Baselines3's rule)."""
+    """
+    Parts of a Dict space that are images; ``[""]`` for an image by itself (by Stable-Baselines3's rule).
+
+    :raises ValueError: if one has its channels last, as only an environment has: encoders would take a side for the channels
+    """
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    return [key for key, part in parts.items() if is_image_space(part, normalized_image=not normalize_images)]
+    keys = [key for key, part in parts.items() if is_image_space(part, normalized_image=not normalize_images)]
+    for key in keys:
+        if not is_image_space_channels_first(parts[key]):  # type: ignore[arg-type]
+            raise ValueError(
+                f"observation_space{f'[{key!r}]' if key else ''} has its channels last, shape {parts[key].shape}: pass the "
+                "space of the environment in a VecTransposeImage, which algorithms put around environments by themselves."
+            )
+    return keys
 
 
 def _batch_size(obs: PyTorchObs) -> int:

@@ -1,12 +1,14 @@
 """Camera encoders against a transformer written out in float64, random shifts against padding and cropping."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_scoreflow import FlowMatchingPolicy
 from sb3_scoreflow import policies as module
@@ -261,3 +263,16 @@ def test_taking_rows() -> None:
     assert isinstance(taken, dict)
     for key, part in obs.items():
         assert th.equal(taken[key], part[[4, 0, 4]])
+
+
+@pytest.mark.parametrize("extractor", [None, ViTExtractor])
+@pytest.mark.parametrize("key", ["", "camera"])
+def test_bare_policy_refuses_channels_last(extractor: Any, key: str) -> None:
+    """As an environment gives them; an encoder would take the height for the channels."""
+    image, actions = spaces.Box(0, 255, (48, 48, 3), np.uint8), spaces.Box(-1.0, 1.0, (2,))
+    space = spaces.Dict({key: image, "state": spaces.Box(-1.0, 1.0, (2,))}) if key else image
+    message = "observation_space['camera']" if key else "observation_space"
+    with pytest.raises(ValueError, match=re.escape(f"{message} has its channels last, shape (48, 48, 3): pass the space")):
+        FlowMatchingPolicy(space, actions, features_extractor_class=extractor)
+    first = VecTransposeImage.transpose_space(image)
+    FlowMatchingPolicy(spaces.Dict({**space.spaces, key: first}) if key else first, actions)  # type: ignore[union-attr]
