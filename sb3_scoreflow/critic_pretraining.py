@@ -13,11 +13,15 @@ from sb3_scoreflow.demonstrations import Demonstrations
 
 
 class ChunkReturns(NamedTuple):
-    """Returns of ``N`` transitions, ``G_i + discount_i V(s_last_i)``: what truncation cuts off is left to a value function."""
+    """
+    Returns of ``N`` transitions, ``G_i + discount_i V(s_last_i)``: what truncation cuts off is left to a value function. It
+    gets bounds, because with discounts near 1 and no reward to hold it, it was seen to run away (docs/implementation.md).
+    """
 
     returns: np.ndarray  #: demonstrated part ``G``, float32, shape ``(N,)``
     discounts: np.ndarray  #: of the value at the cut, 0 where the episode terminates, shape ``(N,)``
     last: np.ndarray  #: indices of the transitions whose observations are valued there, shape ``(N,)``
+    bounds: tuple[float, float]  #: of ``V``
 
     @property
     def known(self) -> np.ndarray:
@@ -35,7 +39,7 @@ def pretrain_critic(
     policy: Any, demonstrations: Demonstrations, data: ChunkReturns, n_batches: int, batch_size: int, rng: np.random.Generator
 ) -> dict[str, float]:
     """
-    Regress the critic on the demonstrations' discounted returns per chunk; beyond a truncation, on its own value.
+    Regress the critic on the demonstrations' discounted returns per chunk; beyond a truncation, on its own bounded value.
 
     :return: mean loss of the last 100 batches, in squared standard deviations of the returns
     """
@@ -57,7 +61,8 @@ def pretrain_critic(
         target = th.as_tensor(data.returns[batch], device=policy.device)
         if (data.discounts[batch] > 0).any():
             with th.no_grad():
-                target += th.as_tensor(data.discounts[batch], device=policy.device) * values(data.last[batch])
+                beyond = values(data.last[batch]).clamp(*data.bounds)
+                target += th.as_tensor(data.discounts[batch], device=policy.device) * beyond
         loss = ((values(batch) - target) / policy.value_scale).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -79,15 +84,18 @@ def chunk_returns(demonstrations: Demonstrations, horizon: int, gamma: float) ->
     :param demonstrations: ``N`` transitions
     :param horizon: ``h``, actions executed per chunk
     :param gamma: discount per chunk
-    :return: returns, discounts and cuts
+    :return: returns, discounts, cuts and bounds
     """
     n = len(demonstrations)
-    data = ChunkReturns(np.zeros(n, np.float32), np.zeros(n, np.float32), np.arange(n))
+    returns, all_discounts, all_last = np.zeros(n, np.float32), np.zeros(n, np.float32), np.arange(n)
+    continuations: list[float] = []
     for episode in demonstrations.episode_slices:
         rewards = demonstrations.rewards[episode].astype(np.float64)
         length = len(rewards)
         total = np.concatenate([[0.0], np.cumsum(rewards)])
         cut = demonstrations.truncations[episode.stop - 1] and not demonstrations.terminations[episode.stop - 1]
+        if cut:
+            continuations.append(continuation(rewards, horizon, gamma))
         values, discounts, last = np.zeros(length + horizon), np.zeros(length + horizon), np.arange(length + horizon)
         for i in reversed(range(length)):
             if cut and i + horizon >= length:
@@ -95,6 +103,25 @@ def chunk_returns(demonstrations: Demonstrations, horizon: int, gamma: float) ->
                 continue
             values[i] = total[min(i + horizon, length)] - total[i] + gamma * values[i + horizon]
             discounts[i], last[i] = gamma * discounts[i + horizon], last[min(i + horizon, length)]
-        data.returns[episode], data.discounts[episode] = values[:length], discounts[:length]
-        data.last[episode] = episode.start + np.minimum(last[:length], length - 1)
-    return data
+        returns[episode], all_discounts[episode] = values[:length], discounts[:length]
+        all_last[episode] = episode.start + np.minimum(last[:length], length - 1)
+    most = max(continuations, default=0.0)
+    # A fall may follow what was cut off: not worse than the worst that was seen to its end, and as much again, because the
+    # bounds are there to stop a critic that runs away, not one that errs.
+    least = min([*continuations, float(returns[all_discounts == 0].min(initial=most))])
+    return ChunkReturns(returns, all_discounts, all_last, (least - (most - least), most))
+
+
+def continuation(rewards: np.ndarray, horizon: int, gamma: float) -> float:
+    """
+    Return beyond a truncation if rewards go on as they were (ours): their mean over the discount's horizon ``1 / (1 - gamma)``
+    before the cut, or over the episode if that is shorter, for as long as that horizon.
+
+    :param rewards: of the episode, shape ``(T,)``
+    :param horizon: ``h``, actions executed per chunk
+    :param gamma: discount per chunk; at 1 the horizon is the episode
+    :return: the return
+    """
+    length = len(rewards)
+    steps = horizon / (1 - gamma) if gamma < 1 else length
+    return float(rewards[-min(round(steps), length) :].mean() * steps)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_scoreflow import Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
-from sb3_scoreflow.critic_pretraining import chunk_returns
+from sb3_scoreflow.critic_pretraining import chunk_returns, continuation
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS
 
@@ -837,6 +837,23 @@ def test_chunk_returns_against_a_double_loop(horizon: int, gamma: float) -> None
     cut = discounts > 0  # what is valued where the discount is 0 does not matter
     np.testing.assert_array_equal(data.last[cut], last[cut])
     assert set(data.known) == set(np.flatnonzero(discounts < 1))
+    continuations = [
+        continuation(demonstrations.rewards[episode], horizon, gamma)
+        for episode in demonstrations.episode_slices
+        if not demonstrations.terminations[episode.stop - 1]
+    ]
+    most, least = max(continuations), min(*continuations, *returns[discounts == 0])
+    assert data.bounds == pytest.approx((2 * least - most, most), rel=1e-5)
+
+
+def test_continuation_is_the_return_of_rewards_that_go_on() -> None:
+    """3 per step, executed in chunks of 4, is worth 12 per chunk; what is before the discount's horizon does not count."""
+    rewards = np.concatenate([np.full(500, -7.0), np.full(400, 3.0)])
+    assert continuation(rewards, 4, 0.99) == pytest.approx(12 / 0.01)
+    assert continuation(rewards[600:], 4, 0.99) == pytest.approx(12 / 0.01)  # shorter than the horizon
+    assert continuation(rewards, 4, 0.9) == pytest.approx(12 / 0.1)
+    assert continuation(np.array([1.0, 2.0, 3.0]), 1, 0.0) == pytest.approx(3.0)
+    assert continuation(np.array([1.0, 2.0, 3.0]), 4, 1.0) == pytest.approx(6.0)  # no horizon: as much again
 
 
 def test_termination_at_the_time_limit_leaves_nothing_to_value() -> None:
@@ -878,6 +895,27 @@ def test_critic_pretraining_goes_on_beyond_a_truncation() -> None:
     values = model.policy.predict_values(th.as_tensor(demonstrations.observations)).detach().numpy().ravel()
     np.testing.assert_allclose(values, 10 * rewards, rtol=0.05)
     assert history["bc/critic_loss"][0] < 0.02
+
+
+def test_critic_pretraining_does_not_run_away_beyond_truncations() -> None:
+    """
+    Success or a time limit, rewards of 0 and 1, a discount near 1: nothing but its own value tells a critic what failures are
+    worth, and without bounds it rises from gradient step to gradient step.
+    """
+    rng, length = np.random.default_rng(0), 24
+    n = 40 * length
+    ends, succeeds = _ends(n, length), np.arange(n) // length % 10 < 6
+    t = np.arange(n) % length / length
+    obs = np.stack([t, np.where(succeeds, -t, t), *rng.normal(size=(OBS - 2, n))], axis=1).astype(np.float32)
+    rewards = (ends & succeeds).astype(float)
+    demonstrations = _demonstrations(
+        n, observations=obs, rewards=rewards, terminations=ends & succeeds, truncations=ends & ~succeeds
+    )
+    model = _model(gamma=0.999)
+    _clone(model, demonstrations, critic_batches=1000, batch_size=64)
+    values = model.policy.predict_values(th.as_tensor(obs)).detach().numpy().ravel()
+    assert values.max() < 1.2 and values.min() > -0.5
+    assert values[~succeeds].mean() < 0.3 < 0.7 < values[succeeds].mean()
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
