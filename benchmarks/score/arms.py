@@ -80,8 +80,6 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
     "velocity_4e-4": _rates(4e-4),
     "velocity_4e-4_kl_guard": dict(_rates(4e-4), target_kl=3e-4),  # about what 2e-4 makes of it
     "clip_0.04": dict(clip_range=0.04),
-    "std_down_to_0.05": dict(min_std=0.05),
-    "gae_lambda_0.9": dict(gae_lambda=0.9),
 }
 #: Summaries: stage -> pairs of arms, of which the first is compared with the second
 COMPARISONS: dict[str, list[tuple[str, str]]] = {
