@@ -166,14 +166,17 @@ def choose(env_ids: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def report(env_ids: Sequence[str], seeds: Sequence[int]) -> None:
-    """Summaries and plots of the stages that have all their curves."""
+    """Summaries and plots of the stages that have been run, over those of the seeds that they were run with."""
     for stage, pairs in arms.COMPARISONS.items():
+        path = RESULTS / f"{stage}.json"
+        origins = json.loads(path.read_text())["origins"] if path.exists() else []
+        made = [seed for seed in seeds if any(seed in origin["seeds"] for origin in origins)]
         names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        curves = read_curves(RESULTS, env_ids, names, seeds)
+        curves = read_curves(RESULTS, env_ids, names, made)
         present = next(iter(curves.values()))
-        if len(present) < 2:
+        if not made or len(present) < 2:
             continue
-        summary = {"seeds": list(seeds), "arms": list(present), **summarise(curves, pairs)}
+        summary = {"seeds": made, "arms": list(present), **summarise(curves, pairs)}
         (RESULTS / f"{stage}_summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         plot(curves, RESULTS / f"{stage}.png")
         print_table(stage, summary)
