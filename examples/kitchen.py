@@ -105,6 +105,7 @@ def make_model(algorithm: str, env: VecEnv, n_steps: int, n_tasks: int, seed: in
         learning_rate=CosineSchedule(4.5e-5, 2e-5),
         noise_learning_rate=CosineSchedule(4.5e-5, 2e-5),
         critic_learning_rate=CosineSchedule(6.5e-4, 3e-4),
+        clip_range=0.01,
         min_std=0.05,
         max_std=HoldCosineSchedule(0.12, 0.05),
         seed=seed,
