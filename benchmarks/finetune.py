@@ -30,7 +30,6 @@ from benchmarks.learning import (
     evaluate,
     final_return,
     finite_or_none,
-    fit_critic,
     mean_and_interval,
     read_curve,
     steps_to,
@@ -79,18 +78,18 @@ def make_env(env_id: str, n_envs: int, seed: int) -> VecEnv:
     return make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=partial(ActionChunking, horizon=HORIZON))
 
 
-def clone_weights(env_id: str, demonstrations: Demonstrations, seed: int) -> dict[str, torch.Tensor]:
-    """The clone that all flow variants of a seed start from: what it takes to act, without noise, score or critic."""
+def cloned_policy(env_id: str, demonstrations: Demonstrations, seed: int) -> FlowMatchingPolicy:
+    """The clone that all flow variants of a seed start from."""
     env = make_env(env_id, 1, 1000 * seed)
     policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
     pretrain_bc(policy, demonstrations, n_batches=CLONE_BATCHES, seed=seed)
-    return policy.state_dict()
+    return policy
 
 
 def run(env_id: str, variants: list[str], seed: int, timesteps: int) -> None:
     demonstrations = load_demonstrations(DEMONSTRATIONS[env_id])
     torch.manual_seed(seed)
-    weights = clone_weights(env_id, demonstrations, seed)
+    policy = cloned_policy(env_id, demonstrations, seed)
     for variant in variants:
         env, eval_env = make_env(env_id, 20, 1000 * seed), make_env(env_id, 1, 1000 * seed + 500)
         model: Any
@@ -101,10 +100,9 @@ def run(env_id: str, variants: list[str], seed: int, timesteps: int) -> None:
         else:
             cls = RLDT if variant == "rldt" else ScoReFlowPPO
             model = cls("FlowPolicy", env, seed=seed, device="cpu", **VARIANTS[variant])
-            model.policy.load_state_dict(weights, strict=False)
-            model.on_pretrained()
+            model.load_clone(policy)
             if variant != "rldt":  # the part of pretrain_bc that is this algorithm's own
-                fit_critic(model, demonstrations, HORIZON, CLONE_BATCHES // 5, seed)
+                model.pretrain_critic(demonstrations, CLONE_BATCHES // 5, seed=seed)
         recorder = CurveRecorder(curve_path(env_id, variant, seed), eval_env, eval_every=20_000)
         model.learn(timesteps, callback=recorder)
         final = evaluate(model, eval_env, 20)

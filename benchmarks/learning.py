@@ -13,21 +13,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_scoreflow import Demonstrations, ScoReFlowPPO
-from sb3_scoreflow.critic_pretraining import critic_data, pretrain_critic
-
 #: Columns of a learning curve
 Curve = dict[str, np.ndarray]
 FIELDS = ("env_steps", "timesteps", "return_exploring", "return_deterministic", "wall_seconds", "cpu_seconds")
 #: The returns among them
 COLUMNS = ("return_exploring", "return_deterministic")
-
-
-def fit_critic(model: ScoReFlowPPO, demonstrations: Demonstrations, horizon: int, n_batches: int, seed: int) -> None:
-    """Fit the critic to the demonstrations' returns, as ``pretrain_bc`` does: for a model whose clone was made without it."""
-    data = critic_data(model, demonstrations, horizon)
-    assert data is not None
-    pretrain_critic(model.policy, demonstrations, data, n_batches, 256, np.random.default_rng(seed))
 
 
 class CurveRecorder(BaseCallback):

@@ -23,7 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecTransposeImage
 
 from benchmarks import make_lift_demonstrations
-from benchmarks.learning import COLUMNS, CurveRecorder, final_return, fit_critic, mean_and_interval, read_curve
+from benchmarks.learning import COLUMNS, CurveRecorder, final_return, mean_and_interval, read_curve
 from benchmarks.lift_script import HORIZON
 from benchmarks.provenance import ROOT, provenance
 from sb3_scoreflow import (
@@ -87,8 +87,8 @@ def name(options: argparse.Namespace, algorithm: str, seed: int) -> Path:
     return options.output / f"{options.camera or 'state'}_{algorithm}_seed{seed}.csv"
 
 
-def clone(options: argparse.Namespace, env: VecEnv, path: Path, seed: int) -> tuple[dict[str, torch.Tensor], Demonstrations]:
-    """:return: Weights of the clone, and the demonstrations"""
+def clone(options: argparse.Namespace, env: VecEnv, path: Path, seed: int) -> tuple[FlowMatchingPolicy, Demonstrations]:
+    """:return: The clone, and the demonstrations"""
     if not path.exists():
         camera = ["--camera", options.camera, "--no-reflections"] if options.camera else []
         make_lift_demonstrations.main(["--output", str(path), "--episodes", str(options.episodes), *camera])
@@ -96,20 +96,19 @@ def clone(options: argparse.Namespace, env: VecEnv, path: Path, seed: int) -> tu
     torch.manual_seed(seed)
     policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
     pretrain_bc(policy, demonstrations, n_batches=options.clone_batches, batch_size=options.clone_batch_size, seed=seed)
-    return policy.state_dict(), demonstrations
+    return policy, demonstrations
 
 
 def run(options: argparse.Namespace, algorithm: str, seed: int) -> dict[str, Any]:
     """:return: What the curve does not tell: the demonstrations, and the peak memory after each rollout"""
     path = options.output / "data" / f"lift_{options.camera or 'state'}_{options.episodes}.hdf5"
     env, eval_env = make_env(options.camera, options.n_envs, 1000 * seed), make_env(options.camera, 1, 1000 * seed + 500)
-    weights, demonstrations = clone(options, env, path, seed)
+    policy, demonstrations = clone(options, env, path, seed)
     arguments, size = settings(options, algorithm)
     model = ALGORITHMS[algorithm]("FlowPolicy", env, n_steps=size // options.n_envs, seed=seed, device="cpu", **arguments)
-    model.policy.load_state_dict(weights, strict=False)
-    model.on_pretrained()
-    if algorithm == "scoreflow_ppo":  # the part of pretrain_bc that is this algorithm's own
-        fit_critic(model, demonstrations, CHUNK, options.clone_batches // 5, seed)
+    model.load_clone(policy)
+    if isinstance(model, ScoReFlowPPO):  # the part of pretrain_bc that is this algorithm's own
+        model.pretrain_critic(demonstrations, options.clone_batches // 5, seed=seed)
     memory = PeakMemory()
     curve = CurveRecorder(name(options, algorithm, seed), eval_env, options.eval_every, options.n_eval_episodes)
     model.learn(options.timesteps, callback=[curve, memory])

@@ -100,8 +100,7 @@ def run(seed: int, timesteps: int) -> dict[str, np.ndarray]:
         alias = "MlpPolicy" if algorithm is PPO else "FlowPolicy"
         model: Any = algorithm(alias, env, seed=seed, device="cpu", **arguments)
         if algorithm is not PPO:
-            model.policy.load_state_dict(start.state_dict(), strict=False)
-            model.on_pretrained()
+            model.load_clone(start)
         model.learn(timesteps)
         samples[variant] = draw(model)
         print(seed, variant, measure(samples[variant]), flush=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.finetune import DEMONSTRATIONS, clone_weights, curve_path, make_env
+from benchmarks.finetune import DEMONSTRATIONS, cloned_policy, curve_path, make_env
 from benchmarks.learning import COLUMNS, Curve, CurveRecorder, mean_and_interval, read_curve
 from benchmarks.provenance import ROOT, provenance
 from sb3_scoreflow import RLDT, load_demonstrations
@@ -38,12 +38,11 @@ def path_of(change: str, seed: int) -> Path:
 
 def run(changes: list[str], seed: int, timesteps: int) -> None:
     torch.manual_seed(seed)
-    weights = clone_weights(ENV_ID, load_demonstrations(DEMONSTRATIONS[ENV_ID]), seed)
+    policy = cloned_policy(ENV_ID, load_demonstrations(DEMONSTRATIONS[ENV_ID]), seed)
     for change in changes:
         env, eval_env = make_env(ENV_ID, 20, 1000 * seed), make_env(ENV_ID, 1, 1000 * seed + 500)
         model = RLDT("FlowPolicy", env, seed=seed, device="cpu", **CHANGES[change])
-        model.policy.load_state_dict(weights, strict=False)
-        model.on_pretrained()
+        model.load_clone(policy)
         model.learn(timesteps, callback=CurveRecorder(path_of(change, seed), eval_env, eval_every=20_000))
         print(change, seed, flush=True)
 

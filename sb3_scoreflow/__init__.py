@@ -1,11 +1,11 @@
-"""Flow-matching policies for Stable-Baselines3: behaviour cloning, then fine-tuning with ScoRe-Flow or RLDT."""
+"""Flow-matching policies for Stable-Baselines3: behavior cloning, then fine-tuning with ScoRe-Flow or RLDT."""
 
+from sb3_scoreflow.bc import BehaviorCloning, pretrain_bc
 from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations, load_demonstrations, normalized_score
 from sb3_scoreflow.encoders import ViTExtractor
 from sb3_scoreflow.envs import ActionChunking
 from sb3_scoreflow.export import ActionSampler
 from sb3_scoreflow.policies import FlowMatchingPolicy
-from sb3_scoreflow.pretraining import pretrain_bc
 from sb3_scoreflow.rldt import RLDT
 from sb3_scoreflow.schedules import CosineSchedule, HoldCosineSchedule
 from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
@@ -16,6 +16,7 @@ __all__ = [
     "RLDT",
     "ActionChunking",
     "ActionSampler",
+    "BehaviorCloning",
     "CosineSchedule",
     "Demonstrations",
     "FlowMatchingPolicy",

@@ -1,5 +1,6 @@
 """What the algorithms of this package share on top of Stable-Baselines3's OnPolicyAlgorithm."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -10,6 +11,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_scoreflow.clones import adopt_statistics, clone_policy, copy_actor
+from sb3_scoreflow.demonstrations import Demonstrations
+from sb3_scoreflow.execution import Execution
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
 from sb3_scoreflow.utils import atomic_path, usable_cores, warn_of_threads
 
@@ -60,6 +64,63 @@ class FlowAlgorithm(OnPolicyAlgorithm):
         clash = sorted(set(arguments) & set(self.policy_kwargs))
         if clash:
             raise ValueError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
+
+    # ------------------------------------------------------------------ cloning
+
+    def prepare_critic(
+        self,
+        demonstrations: Demonstrations,
+        execution: Execution,
+        n_batches: int | None,
+        default_batches: int,
+        batch_size: int,
+        rng: np.random.Generator,
+    ) -> Callable[[], dict[str, float]] | None:
+        """
+        The hook of :class:`~sb3_scoreflow.BehaviorCloning` for algorithms that fit more than the actor to demonstrations. It
+        is called before cloning, to refuse what is impossible; what it returns is called after it.
+
+        :param demonstrations: what is to be cloned, raw
+        :param execution: what the environment says
+        :param n_batches: gradient steps, 0 for none, None: ``default_batches`` if possible
+        :param default_batches: the default
+        :param batch_size: transitions per gradient step
+        :param rng: draws the minibatches
+        :return: does it, and returns metrics; None if there is nothing to do
+        :raises ValueError: if it is asked for and impossible
+        """
+        if n_batches:
+            raise ValueError(
+                f"critic_batches={n_batches} needs an algorithm with a value function, such as ScoReFlowPPO; "
+                f"{type(self).__name__} has none to be fitted: pass critic_batches=0."
+            )
+        return None
+
+    def on_pretrained(self) -> None:
+        """Called when the policy has got a clone's weights: defaults and schedules are those of a pretrained policy now."""
+
+    def load_clone(self, source: "FlowAlgorithm | FlowMatchingPolicy | str | Path") -> None:
+        """
+        Start from another model's clone: the actor (features, velocity field, observation statistics), whichever algorithm of
+        this package it was cloned with. Critics, noise and optimizers are this model's own; ScoReFlowPPO's critic can be
+        fitted to the same demonstrations by ``pretrain_critic``.
+
+        :param source: a model, a policy, or the path of a file that either was saved to
+        :raises FileNotFoundError: if there is no such file
+        :raises ValueError: if the source is no flow policy, was not pretrained, or its actor differs in space or architecture
+        """
+        model = source if isinstance(source, FlowAlgorithm) else None
+        policy = clone_policy(source, self.device) if not isinstance(source, FlowAlgorithm) else source.policy
+        before = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
+        copy_actor(policy, self.policy)
+        try:
+            known = model is not None and model.get_env() is not None
+            adopt_statistics(self.get_vec_normalize_env(), model.get_vec_normalize_env() if model else None, known)
+        except ValueError:
+            self.policy.load_state_dict(before)
+            raise
+        self.policy.share_actor_features()
+        self.on_pretrained()
 
     # ------------------------------------------------------------------ learn
 

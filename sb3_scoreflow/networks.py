@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -12,6 +13,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_scoreflow.linear import Linear, batched_linear, mlp
+
+Tensor = TypeVar("Tensor", th.Tensor, np.ndarray)
 
 #: Bias of the score coefficient's last layer: softplus(-2) = 0.127 at the start (arXiv 2604.10962, released configuration).
 SCORE_COEFFICIENT_BIAS = -2.0
@@ -283,7 +286,7 @@ class ObservationNormalizer(nn.Module):
     Standardises the non-image Box parts of an observation with statistics kept in the state dict.
 
     Until statistics are fitted it is the identity. Images, Discrete and MultiBinary observations pass through unchanged.
-    Constant dimensions are only centred.
+    Constant dimensions (see :func:`varies`) are only centered.
 
     :param observation_space: the observation space
     :param clip: bound of the absolute normalised value (same default as VecNormalize)
@@ -351,8 +354,28 @@ class ObservationNormalizer(nn.Module):
         index = self.keys.index(key)
         mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
         # A constant dimension has no scale; dividing it by a tiny number would blow up the first change.
-        scale = th.where(var > 1e-8, var, th.ones_like(var)).sqrt()
+        scale = th.where(varies(mean, var), var, th.ones_like(var)).sqrt()
         return ((part - mean) / scale).clamp(-self.clip, self.clip)
+
+
+#: Deviations below this share of the mean, or of the largest deviation in the vector, are rounding, not information.
+_RELATIVE_DEVIATION, _RELATIVE_TO_LARGEST = 1e-5, 1e-14
+
+
+def varies(mean: Tensor, var: Tensor) -> Tensor:
+    """
+    Which components of a vector vary, whatever units they are in (ours).
+
+    The rule is relative, to the component's own mean and, far below, to the component that varies most: simulators leave
+    deviations of 1e-17 on what is zero, which are no unit that anybody measures in beside others of order 1.
+
+    :param mean: of each component, tensor or array
+    :param var: variance of each component, same shape
+    :return: flags, same shape
+    """
+    if var.size == 0 if isinstance(var, np.ndarray) else var.numel() == 0:
+        return var > 0
+    return (var > (_RELATIVE_DEVIATION * mean) ** 2) & (var > _RELATIVE_TO_LARGEST**2 * var.max())
 
 
 def _is_vector(space: spaces.Space) -> bool:

@@ -223,6 +223,9 @@ class FlowMatchingPolicy(BasePolicy):
         mode = self.observation_normalization
         return mode == "running" or (mode == "auto" and not bool(self.pretrained))
 
+    def share_actor_features(self) -> None:
+        """Called after cloning, for subclasses with other features extractors than the actor's, to start them from it."""
+
     # ------------------------------------------------------------------ flow
 
     def velocity(self, obs: PyTorchObs, x: th.Tensor, t: th.Tensor) -> th.Tensor:

@@ -14,7 +14,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.learning import CurveRecorder, fit_critic, read_curve
+from benchmarks.learning import CurveRecorder, read_curve
 from benchmarks.provenance import ROOT
 from sb3_scoreflow import ActionChunking, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, load_demonstrations, pretrain_bc
 
@@ -65,8 +65,8 @@ def make_env(env_id: str, n_envs: int, seed: int) -> VecEnv:
     return make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=partial(ActionChunking, horizon=HORIZON))
 
 
-def clone(env_id: str, seed: int, demonstrations: Demonstrations) -> dict[str, th.Tensor]:
-    """Weights of the seed's behaviour-cloned flow policy: made once, then read."""
+def clone(env_id: str, seed: int, demonstrations: Demonstrations) -> Path:
+    """File of the seed's clone: made once, then read."""
     path = RESULTS / "clones" / f"{env_id}_seed{seed}.pt"
     if not path.exists():
         th.manual_seed(seed)
@@ -75,24 +75,22 @@ def clone(env_id: str, seed: int, demonstrations: Demonstrations) -> dict[str, t
         pretrain_bc(policy, demonstrations, n_batches=CLONE_BATCHES, seed=seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")  # arms that start at the same time may both make it
-        th.save(policy.state_dict(), temporary)
+        policy.save(str(temporary))
         temporary.replace(path)
-    weights: dict[str, th.Tensor] = th.load(path, weights_only=True)
-    return weights
+    return path
 
 
 def execute(job: Job) -> Job:
     th.set_num_threads(1)
     demonstrations = load_demonstrations(DEMONSTRATIONS[job.env_id])
-    weights = clone(job.env_id, job.seed, demonstrations)
+    policy = clone(job.env_id, job.seed, demonstrations)
     settings = dict(job.settings)
     critic_batches = settings.pop("critic_batches", 0)
     env, eval_env = make_env(job.env_id, N_ENVS, 1000 * job.seed), make_env(job.env_id, 10, 1000 * job.seed + 500)
     model = ScoReFlowPPO("FlowPolicy", env, seed=job.seed, device="cpu", **settings)
-    model.policy.load_state_dict(weights, strict=False)
-    model.on_pretrained()
+    model.load_clone(policy)
     if critic_batches:
-        fit_critic(model, demonstrations, HORIZON, critic_batches, job.seed)
+        model.pretrain_critic(demonstrations, critic_batches, seed=job.seed)
     model.learn(job.timesteps, callback=CurveRecorder(job.path, eval_env, eval_every=20_000))
     return job
 

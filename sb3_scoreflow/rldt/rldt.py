@@ -266,11 +266,9 @@ class RLDT(FlowAlgorithm):
 
     def on_pretrained(self) -> None:
         """
-        Called by :func:`~sb3_scoreflow.pretrain_bc`: the critics' features start from the actor's, warm-up begins, and what
-        belonged to the weights before is forgotten.
+        The critics' warm-up begins, and what belonged to the weights before cloning is forgotten.
         """
         self.policy.optimizer.state = defaultdict(dict)
-        self.policy.share_actor_features()
         self.n_transitions = self.n_actor_updates = 0
         self._setup_lr_schedule()
 

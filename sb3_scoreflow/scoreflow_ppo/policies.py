@@ -133,7 +133,8 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         if not share_features_extractor:
             self.vf_features_extractor = self.make_features_extractor()
         self.value_net = mlp([self.features_dim, *self.net_arch["vf"], 1], critic_activation_fn)
-        self.register_buffer("value_scale", th.ones(()))
+        # 0: no unit yet. An untrained critic then says V = 0, whatever the unit of the rewards will be (ours).
+        self.register_buffer("value_scale", th.zeros(()))
 
         learning_rate = lr_schedule(1)
         groups = {name: list(parameters) for name, parameters in self.parameter_groups().items()}
@@ -313,11 +314,12 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
 
     def set_value_scale(self, scale: float) -> None:
         """
-        Change the unit of the critic's output and rescale its last layer, so that the values it predicts stay the same.
+        Change the unit of the critic's output and rescale its last layer, so that the values it predicts stay the same; the
+        first unit that it gets leaves its weights as they are.
 
         :param scale: new unit (reward units per unit of output), positive
         """
-        ratio = float(self.value_scale) / scale
+        ratio = float(self.value_scale) / scale or 1.0
         last = self.value_net[-1]
         assert isinstance(last, nn.Linear)
         with th.no_grad():

@@ -5,6 +5,17 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 
+def unit_of(mean: float, variance: float) -> float:
+    """
+    A critic's unit, whatever the unit of the rewards (ours).
+
+    :param mean: of the returns
+    :param variance: of the returns
+    :return: their standard deviation; where they do not vary, but for rounding, their absolute mean; 1 if all are 0
+    """
+    return variance**0.5 if variance > (1e-6 * mean) ** 2 else abs(mean) or 1.0
+
+
 class ReturnStatistics:
     """
     Running standard deviation of the discounted return ``G_t = gamma G_{t-1} + r_t``, reset at the end of every episode.
@@ -37,9 +48,8 @@ class ReturnStatistics:
 
     @property
     def scale(self) -> float:
-        """Standard deviation of the discounted return; 1 while the returns do not vary (no reward seen yet)."""
-        variance = float(self.statistics.var)
-        return variance**0.5 if variance > 1e-8 and self.statistics.count > 1 else 1.0
+        """See :func:`unit_of`; 1 while no reward has been seen."""
+        return unit_of(float(self.statistics.mean), float(self.statistics.var))
 
 
 class ReturnStatisticsCallback(BaseCallback):

@@ -1,6 +1,8 @@
 """ScoRe-Flow: PPO on the denoising chain of a flow-matching policy (arXiv 2604.10962)."""
 
+import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,9 +17,13 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_scoreflow import flow
 from sb3_scoreflow.algorithm import FlowAlgorithm
+from sb3_scoreflow.bc import BehaviorCloning
+from sb3_scoreflow.demonstrations import Demonstrations
+from sb3_scoreflow.execution import Execution
 from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.scoreflow_ppo.arguments import check_arguments, check_batch_size
 from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
+from sb3_scoreflow.scoreflow_ppo.critic_pretraining import CriticPretraining
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
@@ -31,6 +37,9 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
 )
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
 from sb3_scoreflow.update_log import UpdateLog
+
+#: Keeps advantages that are all equal, hence 0, from being divided by 0
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class ScoReFlowPPO(FlowAlgorithm):
@@ -249,14 +258,52 @@ class ScoReFlowPPO(FlowAlgorithm):
 
     def on_pretrained(self) -> None:
         """
-        Called by :func:`~sb3_scoreflow.pretrain_bc`: the critic's features start from the actor's, and what belonged to the
-        weights before is forgotten (optimizer moments, reference).
+        What belonged to the weights before cloning is forgotten (optimizer moments, reference).
         """
-        self.policy.share_actor_features()
         self.policy.optimizer.state = defaultdict(dict)
         self._reference_is_set = False
         self._setup_lr_schedule()
         self._update_noise_bounds()
+
+    def prepare_critic(
+        self,
+        demonstrations: Demonstrations,
+        execution: Execution,
+        n_batches: int | None,
+        default_batches: int,
+        batch_size: int,
+        rng: np.random.Generator,
+    ) -> Callable[[], dict[str, float]] | None:
+        """See :meth:`FlowAlgorithm.prepare_critic`: the critic is fitted to the demonstrations' returns."""
+        count = default_batches if n_batches is None else n_batches
+        if count == 0:
+            return None
+        try:
+            return CriticPretraining(self.policy, demonstrations, execution, self.gamma, count, batch_size, rng).run
+        except ValueError as error:
+            if n_batches is not None:
+                raise
+            if demonstrations.rewards.any():
+                warnings.warn(f"{error} Cloning goes on without.", stacklevel=5)
+            return None
+
+    def pretrain_critic(
+        self, demonstrations: Demonstrations, n_batches: int = 2000, batch_size: int = 256, seed: int | None = None
+    ) -> dict[str, float]:
+        """
+        Fit the critic to the demonstrations' discounted returns, as :func:`~sb3_scoreflow.pretrain_bc` does after cloning;
+        for a model that got its clone otherwise (:meth:`load_clone`).
+
+        :param demonstrations: raw; their policy should be the one that was cloned
+        :param n_batches: gradient steps
+        :param batch_size: transitions per gradient step
+        :param seed: of the minibatches, drawn from NumPy's global generator if None
+        :return: "bc/critic_loss": mean loss of the last 100 batches, in squared units of the critic
+        :raises ValueError: if there is no environment, the demonstrations do not fit it, or they say nothing about returns
+        :raises FloatingPointError: if the loss becomes NaN or infinite; the critic then is as it was
+        """
+        cloning = BehaviorCloning(self, demonstrations, clip_actions=True, batch_size=batch_size, seed=seed)
+        return cloning.fit_critic(n_batches)
 
     # ------------------------------------------------------------------ hooks into Stable-Baselines3's loop
 
@@ -310,6 +357,8 @@ class ScoReFlowPPO(FlowAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         if self.normalize_reward:
             self.policy.set_value_scale(self.return_statistics.scale)
+        elif self.policy.value_scale == 0:
+            self.policy.set_value_scale(1.0)
         warming_up = self.n_iterations < self.critic_warmup_iterations
         log = UpdateLog()
         for _ in range(self.n_epochs):
@@ -358,7 +407,8 @@ class ScoReFlowPPO(FlowAlgorithm):
         """PPO's clipped surrogate on the chain's normalised ratio."""
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            # Not Stable-Baselines3's absolute 1e-8, which has the unit of the rewards
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8 * advantages.abs().max() + _TINY)
         log_prob, old_log_prob = evaluation.log_prob, batch.old_log_prob
         if self.log_prob_clip is not None:
             log.record({"log_prob_clip_fraction": (log_prob.abs() > self.log_prob_clip).float().mean()})

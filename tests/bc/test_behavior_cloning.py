@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,79 +17,26 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sb3_scoreflow import Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
-from sb3_scoreflow.critic_pretraining import chunk_returns, continuation
+from sb3_scoreflow import Demonstrations, FlowMatchingPolicy
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS
-
-OBS, ACTION = 3, 2
-VECTOR = spaces.Box(-np.inf, np.inf, (OBS,))
-PLAIN = spaces.Box(-1, 1, (ACTION,))
-IMAGE = spaces.Box(0, 255, (3, 36, 36), dtype=np.uint8)
-
-
-class BlankEnv(gym.Env):
-    """Spaces, and a reward that says how near the action is to the observation's first numbers."""
-
-    def __init__(self, observation_space: spaces.Space = VECTOR, action_space: spaces.Box = PLAIN) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
-        self.steps = 0
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        self.steps = 0
-        return np.full(OBS, 0.1, np.float32), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        self.steps += 1
-        return (
-            np.full(OBS, 0.1 * (self.steps + 1), np.float32),
-            float(action[0] - 0.5 * self.steps),
-            self.steps == 3,
-            False,
-            {},
-        )
-
-
-def _policy(observation_space: spaces.Space = VECTOR, action_space: spaces.Box = PLAIN, **kwargs: Any) -> FlowMatchingPolicy:
-    th.manual_seed(0)
-    return FlowMatchingPolicy(observation_space, action_space, **(dict(net_arch=[16]) | kwargs)).eval()
-
-
-def _model(env: gym.Env | None = None, **kwargs: Any) -> ScoReFlowPPO:
-    arguments: dict[str, Any] = dict(n_steps=16, batch_size=16, n_epochs=1, seed=0, device="cpu")
-    arguments |= dict(policy_kwargs=dict(net_arch=[16])) | kwargs
-    return ScoReFlowPPO("FlowPolicy", BlankEnv() if env is None else env, **arguments)
-
-
-def _ends(n: int, length: int) -> np.ndarray:
-    return np.arange(n) % length == length - 1
-
-
-def _demonstrations(n: int = 60, length: int = 10, seed: int = 0, **kwargs: Any) -> Demonstrations:
-    rng = np.random.default_rng(seed)
-    arguments: dict[str, Any] = dict(
-        observations=rng.normal(size=(n, OBS)) * [1.0, 5.0, 0.1] + [0.0, 3.0, -2.0],
-        actions=rng.uniform(-0.9, 0.9, (n, ACTION)),
-        rewards=rng.normal(size=n),
-        terminations=_ends(n, length),
-    )
-    return Demonstrations(**(arguments | kwargs))
-
-
-def _state(module: nn.Module) -> dict[str, th.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def _assert_same(module: nn.Module, state: dict[str, th.Tensor]) -> None:
-    for name, value in module.state_dict().items():
-        assert th.equal(value, state[name]), name
-
-
-def _clone(model: Any, demonstrations: Demonstrations | None = None, **kwargs: Any) -> dict[str, list[float]]:
-    arguments = dict(n_batches=4, batch_size=16, seed=0) | kwargs
-    return pretrain_bc(model, _demonstrations() if demonstrations is None else demonstrations, **arguments)
-
+from tests.bc.helpers import (
+    ACTION,
+    CHUNKS,
+    IMAGE,
+    OBS,
+    PLAIN,
+    VECTOR,
+    BlankEnv,
+    assert_same,
+    clone,
+    ends_of,
+    make_demonstrations,
+    make_model,
+    make_policy,
+    refused,
+    state_of,
+)
 
 # ---------------------------------------------------------------------- the distribution
 
@@ -103,9 +49,9 @@ def _gaussian_clone() -> tuple[FlowMatchingPolicy, dict[str, list[float]]]:
     """A small net trained on actions ~ N(MEAN, STD^2) that have nothing to do with the observations."""
     rng, n = np.random.default_rng(0), 10_000
     actions = np.clip(rng.normal(MEAN, STD, (n, ACTION)), -1, 1)
-    demonstrations = _demonstrations(n, actions=actions)
-    policy = _policy(net_arch=[64, 64], denoising_steps=32)
-    history = _clone(policy, demonstrations, n_batches=1000, batch_size=512, log_interval=250, learning_rate=3e-3)
+    demonstrations = make_demonstrations(n, actions=actions)
+    policy = make_policy(net_arch=[64, 64], denoising_steps=32)
+    history = clone(policy, demonstrations, n_batches=1000, batch_size=512, log_interval=250, learning_rate=3e-3)
     return policy, history
 
 
@@ -120,9 +66,9 @@ def test_cloning_recovers_the_velocity_of_a_gaussian(gaussian_clone: tuple[FlowM
     Root-mean-square error over the marginal of each t. This run is off by 0.015 to 0.035, growing with t as the marginal gets
     narrow, an untrained field by 0.3 to 0.8: the tolerance leaves room for other machines and none for no training.
     """
-    policy, untrained = gaussian_clone[0], _policy(net_arch=[64, 64])
+    policy, untrained = gaussian_clone[0], make_policy(net_arch=[64, 64])
     rng = np.random.default_rng(1)
-    obs = th.as_tensor(_demonstrations(2000, seed=2).observations)
+    obs = th.as_tensor(make_demonstrations(2000, seed=2).observations)
     for t in (0.0, 0.2, 0.4, 0.6, 0.8):
         x = (1 - t) * rng.normal(size=(2000, ACTION)) + t * rng.normal(MEAN, STD, (2000, ACTION))
         errors = []
@@ -142,7 +88,7 @@ def test_cloning_reaches_the_smallest_possible_loss(gaussian_clone: tuple[FlowMa
 
 def test_clone_samples_the_demonstrated_distribution(gaussian_clone: tuple[FlowMatchingPolicy, dict]) -> None:
     policy, n = gaussian_clone[0], 4000
-    obs = th.as_tensor(_demonstrations(n, seed=3).observations)
+    obs = th.as_tensor(make_demonstrations(n, seed=3).observations)
     with th.no_grad():
         actions = policy.sample_ode(obs, th.randn(n, ACTION, generator=th.Generator().manual_seed(0))).numpy()
     np.testing.assert_allclose(actions.mean(0), MEAN, atol=0.03)
@@ -152,29 +98,30 @@ def test_clone_samples_the_demonstrated_distribution(gaussian_clone: tuple[FlowM
 # ---------------------------------------------------------------------- moving average, schedule, batches
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.7, 0.995])
-def test_policy_ends_with_the_moving_average(decay: float) -> None:
-    """Weights after every step, averaged again by hand; the first step starts the average."""
-    policy, steps = _policy(), []
+@pytest.mark.parametrize(("decay", "n_batches"), [(0.0, 6), (0.7, 160), (0.995, 160)])
+def test_policy_ends_with_the_moving_average(decay: float, n_batches: int) -> None:
+    """Weights after every step, averaged again by hand; the first step starts the average, which then warms up."""
+    policy, steps = make_policy(), []
     actor = [*policy.features_extractor.named_parameters(), *policy.velocity_field.named_parameters()]
     handle = register_optimizer_step_post_hook(
         lambda *_: steps.append({name: p.detach().clone().double() for name, p in actor})
     )
     try:
-        _clone(policy, n_batches=6, ema_decay=decay, learning_rate=1e-2)
+        clone(policy, n_batches=n_batches, ema_decay=decay, learning_rate=1e-2)
     finally:
         handle.remove()
-    assert len(steps) == 6
+    assert len(steps) == n_batches
     for name, parameter in actor:
         average = steps[0][name]
-        for step in steps[1:]:
-            average = decay * average + (1 - decay) * step[name]
+        for n, step in enumerate(steps[1:], start=1):
+            warm = min(decay, 1 - 1 / max(n / 40, 1))
+            average = warm * average + (1 - warm) * step[name]
         np.testing.assert_allclose(parameter.detach(), average, rtol=1e-5, atol=1e-7)
         assert (parameter - steps[-1][name]).abs().max() > 1e-5 or decay == 0
 
 
 def test_learning_rate_is_a_cosine_over_the_run() -> None:
-    history = _clone(_policy(), n_batches=8, learning_rate=1e-2, final_learning_rate=1e-3, log_interval=1)
+    history = clone(make_policy(), n_batches=8, learning_rate=1e-2, final_learning_rate=1e-3, log_interval=1)
     expected = [1e-3 + 0.5 * 9e-3 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
     assert history["bc/learning_rate"] == pytest.approx(expected, rel=1e-9)
     assert history["batch"] == list(range(1, 9))
@@ -182,10 +129,10 @@ def test_learning_rate_is_a_cosine_over_the_run() -> None:
 
 def test_first_step_is_adamw_with_decoupled_decay() -> None:
     """p (1 - lr wd) - lr g / (|g| + eps), with the gradient of the loss on a batch that can be drawn again."""
-    policy, plain = _policy(), _policy()
-    before = _state(policy)
+    policy, plain = make_policy(), make_policy()
+    before = state_of(policy)
     for model, weight_decay in ((policy, 0.5), (plain, 0.0)):
-        _clone(model, n_batches=1, learning_rate=1e-2, weight_decay=weight_decay)
+        clone(model, n_batches=1, learning_rate=1e-2, weight_decay=weight_decay)
     for name, parameter in policy.velocity_field.named_parameters():
         start, without = before[f"velocity_field.{name}"], plain.velocity_field.get_parameter(name)
         th.testing.assert_close(parameter, without - 0.005 * start, rtol=1e-5, atol=1e-7)
@@ -208,7 +155,7 @@ def _drawn(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
 
 def test_epochs_visit_every_transition_equally(drawn: list[np.ndarray]) -> None:
-    history = _clone(_policy(), n_batches=None, n_epochs=3, batch_size=16)
+    history = clone(make_policy(), n_batches=None, n_epochs=3, batch_size=16)
     assert [len(batch) for batch in drawn] == 3 * [16, 16, 16, 12]
     assert history["batch"] == [12]
     for epoch in range(3):
@@ -217,20 +164,20 @@ def test_epochs_visit_every_transition_equally(drawn: list[np.ndarray]) -> None:
 
 
 def test_batches_are_counted_across_epochs(drawn: list[np.ndarray]) -> None:
-    history = _clone(_policy(), n_batches=6, batch_size=16, log_interval=4)
+    history = clone(make_policy(), n_batches=6, batch_size=16, log_interval=4)
     assert [len(batch) for batch in drawn] == [16, 16, 16, 12, 16, 16]
     assert history["batch"] == [4, 6]
 
 
 def test_default_is_ten_thousand_batches() -> None:
     """By the learning rate of the second batch, after which the callback ends the run."""
-    history = _clone(_policy(), n_batches=None, log_interval=2, callback=lambda metrics: False)
+    history = clone(make_policy(), n_batches=None, log_interval=2, callback=lambda metrics: False)
     rate = 1e-4 + 0.5 * 9e-4 * (1 + math.cos(math.pi / 10_000))
     assert history["bc/learning_rate"] == [pytest.approx(rate, rel=1e-12)]
 
 
 def test_logged_loss_is_the_mean_since_the_last_log_point() -> None:
-    fine, coarse = (_clone(_policy(), n_batches=7, log_interval=interval)["bc/loss"] for interval in (1, 3))
+    fine, coarse = (clone(make_policy(), n_batches=7, log_interval=interval)["bc/loss"] for interval in (1, 3))
     assert coarse == pytest.approx([np.mean(fine[:3]), np.mean(fine[3:6]), fine[6]], rel=1e-5)
 
 
@@ -239,7 +186,7 @@ def test_loss_is_the_mean_squared_error_of_the_velocity(monkeypatch: pytest.Monk
     space = spaces.Box(np.array([0.0, -10.0]), np.array([1.0, 30.0]))
     rng, n = np.random.default_rng(0), 4096
     actions = rng.uniform(space.low, space.high, (n, ACTION))
-    policy, seen = _policy(action_space=space), []
+    policy, seen = make_policy(action_space=space), []
     original = policy.flow_matching_loss
 
     def loss(obs: Any, actions: th.Tensor, noise: th.Tensor, t: th.Tensor) -> th.Tensor:
@@ -248,7 +195,7 @@ def test_loss_is_the_mean_squared_error_of_the_velocity(monkeypatch: pytest.Monk
         return error
 
     monkeypatch.setattr(policy, "flow_matching_loss", loss)
-    history = _clone(policy, _demonstrations(n, length=8, actions=actions), n_batches=2, batch_size=n, log_interval=1)
+    history = clone(policy, make_demonstrations(n, length=8, actions=actions), n_batches=2, batch_size=n, log_interval=1)
     for (scaled, noise, t, error), logged in zip(seen, history["bc/loss"], strict=True):
         expected = 2 * (actions - space.low) / (space.high - space.low) - 1
         order = np.lexsort(scaled.numpy().round(4).T), np.lexsort(expected.round(4).T)
@@ -263,18 +210,15 @@ def test_loss_is_the_mean_squared_error_of_the_velocity(monkeypatch: pytest.Monk
 # ---------------------------------------------------------------------- chunks and masks
 
 
-CHUNKS = spaces.Box(-2, 2, (4, 3))
-
-
 def test_chunks_of_demonstrated_actions_are_learned() -> None:
     """The actions of the next four steps, which the step number in the observation decides, in the environment's units."""
     n, length = 200, 8
     step = np.arange(n) % length
     actions = np.stack([step / 4 - 1, 1 - step / 4, np.full(n, 0.5)], axis=1)
     obs = np.repeat(step[:, None], OBS, axis=1) / 4.0
-    demonstrations = Demonstrations(obs, actions, terminations=_ends(n, length))
-    policy = _policy(action_space=CHUNKS, net_arch=[64, 64], denoising_steps=8)
-    _clone(policy, demonstrations, n_batches=500, batch_size=128, learning_rate=3e-3, ema_decay=0.98)
+    demonstrations = Demonstrations(obs, actions, terminations=ends_of(n, length))
+    policy = make_policy(action_space=CHUNKS, net_arch=[64, 64], denoising_steps=8)
+    clone(policy, demonstrations, n_batches=500, batch_size=128, learning_rate=3e-3, ema_decay=0.98)
     # Chunks that stay within the episode; the noise in x_0 = 0 leaves errors far below the 0.25 between two steps
     chunks = policy.predict(obs[:5].astype(np.float32), deterministic=True)[0]
     assert chunks.shape == (5, 4, 3)
@@ -284,12 +228,12 @@ def test_chunks_of_demonstrated_actions_are_learned() -> None:
 
 def test_padding_is_not_trained() -> None:
     """In episodes of one step, all but the first action of a chunk is padding: those outputs keep their weights."""
-    policy = _policy(action_space=CHUNKS)
-    before = _state(policy.velocity_field)
+    policy = make_policy(action_space=CHUNKS)
+    before = state_of(policy.velocity_field)
     n = 40
     actions = np.random.default_rng(0).uniform(-1, 1, (n, 3))
-    demonstrations = _demonstrations(n, actions=actions, terminations=np.ones(n, dtype=bool))
-    _clone(policy, demonstrations, weight_decay=0.0)
+    demonstrations = make_demonstrations(n, actions=actions, terminations=np.ones(n, dtype=bool))
+    clone(policy, demonstrations, weight_decay=0.0)
     for name in ("output_layer.weight", "output_layer.bias"):
         after = policy.velocity_field.get_parameter(name)
         assert th.equal(after[3:], before[name][3:])
@@ -302,7 +246,7 @@ def test_loss_does_not_see_padded_actions(monkeypatch: pytest.MonkeyPatch) -> No
     still part of the point x_t that the others are predicted from.
     """
     losses = []
-    demonstrations = _demonstrations(60, length=5, actions=np.random.default_rng(0).uniform(-1, 1, (60, 3)))
+    demonstrations = make_demonstrations(60, length=5, actions=np.random.default_rng(0).uniform(-1, 1, (60, 3)))
     original: Callable = ActionChunks.__getitem__
     for absurd in (None, 2.0, -1.7):
 
@@ -314,15 +258,15 @@ def test_loss_does_not_see_padded_actions(monkeypatch: pytest.MonkeyPatch) -> No
             return batch._replace(actions=np.where(batch.mask[..., None], batch.actions, np.float32(absurd)))
 
         monkeypatch.setattr(ActionChunks, "__getitem__", gather)
-        policy = _policy(action_space=CHUNKS)
+        policy = make_policy(action_space=CHUNKS)
         nn.init.zeros_(policy.velocity_field.action_layer.weight)
-        losses.append(_clone(policy, demonstrations, learning_rate=0.0, final_learning_rate=0.0, log_interval=1)["bc/loss"])
+        losses.append(clone(policy, demonstrations, learning_rate=0.0, final_learning_rate=0.0, log_interval=1)["bc/loss"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
 
 
 def test_masked_loss_is_a_mean_over_what_is_left(monkeypatch: pytest.MonkeyPatch, drawn: list[np.ndarray]) -> None:
-    policy, errors = _policy(action_space=CHUNKS), []
+    policy, errors = make_policy(action_space=CHUNKS), []
     original = policy.flow_matching_loss
 
     def loss(*args: Any) -> th.Tensor:
@@ -330,8 +274,8 @@ def test_masked_loss_is_a_mean_over_what_is_left(monkeypatch: pytest.MonkeyPatch
         return errors[-1]
 
     monkeypatch.setattr(policy, "flow_matching_loss", loss)
-    demonstrations = _demonstrations(60, length=5, actions=np.random.default_rng(0).uniform(-1, 1, (60, 3)))
-    history = _clone(policy, demonstrations, log_interval=1)
+    demonstrations = make_demonstrations(60, length=5, actions=np.random.default_rng(0).uniform(-1, 1, (60, 3)))
+    history = clone(policy, demonstrations, log_interval=1)
     for indices, error, logged in zip(drawn, errors, history["bc/loss"], strict=True):
         total = count = 0.0
         for row, index in enumerate(indices):
@@ -348,11 +292,11 @@ def _numbered_episodes(n_episodes: int, length: int) -> Demonstrations:
     """Observations that name their episode."""
     n = n_episodes * length
     obs = np.repeat((np.arange(n) // length)[:, None], OBS, axis=1).astype(np.float32)
-    return _demonstrations(n, length, observations=obs)
+    return make_demonstrations(n, length, observations=obs)
 
 
 def test_validation_episodes_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = _policy()
+    policy = make_policy()
     original, seen = policy.flow_matching_loss, {True: set[float](), False: set[float]()}
 
     def loss(obs: th.Tensor, *args: Any) -> th.Tensor:
@@ -360,7 +304,7 @@ def test_validation_episodes_are_held_out(monkeypatch: pytest.MonkeyPatch) -> No
         return original(obs, *args)
 
     monkeypatch.setattr(policy, "flow_matching_loss", loss)
-    _clone(policy, _numbered_episodes(10, 6), n_batches=None, n_epochs=1, validation_fraction=0.3)
+    clone(policy, _numbered_episodes(10, 6), n_batches=None, n_epochs=1, validation_fraction=0.3)
     training, validation = seen[True], seen[False]
     assert len(training) == 7 and len(validation) == 3 and not training & validation
     # The normaliser belongs to training, too
@@ -372,11 +316,11 @@ def test_validation_episodes_are_held_out(monkeypatch: pytest.MonkeyPatch) -> No
 def test_validation_loss_belongs_to_the_averaged_weights_and_one_noise() -> None:
     """With frozen weights it does not move; after training it is that of the policy that is left behind."""
     arguments: dict[str, Any] = dict(validation_fraction=0.3, log_interval=1)
-    policy = _policy()
-    frozen = _clone(policy, learning_rate=0.0, final_learning_rate=0.0, weight_decay=0.0, **arguments)
+    policy = make_policy()
+    frozen = clone(policy, learning_rate=0.0, final_learning_rate=0.0, weight_decay=0.0, **arguments)
     assert len(set(frozen["bc/validation_loss"])) == 1 and len(set(frozen["bc/loss"])) == 4
-    trained = _clone(policy, learning_rate=3e-2, ema_decay=0.9, n_batches=12, **arguments)
-    after = _clone(policy, learning_rate=0.0, final_learning_rate=0.0, weight_decay=0.0, n_batches=1, **arguments)
+    trained = clone(policy, learning_rate=3e-2, ema_decay=0.9, n_batches=12, **arguments)
+    after = clone(policy, learning_rate=0.0, final_learning_rate=0.0, weight_decay=0.0, n_batches=1, **arguments)
     assert after["bc/validation_loss"][0] == pytest.approx(trained["bc/validation_loss"][-1], rel=1e-6)
     assert trained["bc/validation_loss"][-1] != trained["bc/validation_loss"][-2]
 
@@ -385,32 +329,32 @@ def test_validating_often_changes_nothing() -> None:
     """The averaged weights are only lent to the policy."""
     states = []
     for interval in (1, 100):
-        policy = _policy()
-        _clone(policy, n_batches=8, validation_fraction=0.3, log_interval=interval, learning_rate=1e-2)
-        states.append(_state(policy))
+        policy = make_policy()
+        clone(policy, n_batches=8, validation_fraction=0.3, log_interval=interval, learning_rate=1e-2)
+        states.append(state_of(policy))
     for name, value in states[0].items():
         assert th.equal(value, states[1][name]), name
 
 
 def test_no_validation_by_default() -> None:
-    assert "bc/validation_loss" not in _clone(_policy())
+    assert "bc/validation_loss" not in clone(make_policy())
 
 
 def test_validation_needs_two_episodes() -> None:
     with pytest.raises(ValueError, match="needs at least 2 episodes, there is 1"):
-        _clone(_policy(), _demonstrations(10, length=10), validation_fraction=0.5)
+        clone(make_policy(), make_demonstrations(10, length=10), validation_fraction=0.5)
 
 
 # ---------------------------------------------------------------------- observations
 
 
 def test_normalizer_is_fitted_to_the_demonstrations() -> None:
-    demonstrations = _demonstrations()
+    demonstrations = make_demonstrations()
     assert isinstance(demonstrations.observations, np.ndarray)
     for mode in ("auto", "fixed", "running"):
-        policy = _policy(observation_normalization=mode)
+        policy = make_policy(observation_normalization=mode)
         policy.normalizer.update(th.full((1000, OBS), 50.0))  # statistics of an earlier life are forgotten
-        _clone(policy, demonstrations)
+        clone(policy, demonstrations)
         data = demonstrations.observations.astype(np.float64)
         np.testing.assert_allclose(policy.normalizer.get_buffer("mean_0"), data.mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(policy.normalizer.get_buffer("var_0"), data.var(0), rtol=1e-5)
@@ -418,8 +362,8 @@ def test_normalizer_is_fitted_to_the_demonstrations() -> None:
 
 
 def test_normalizer_can_be_switched_off() -> None:
-    policy = _policy(observation_normalization="none")
-    _clone(policy)
+    policy = make_policy(observation_normalization="none")
+    clone(policy)
     assert not policy.normalizer.fitted
 
 
@@ -433,9 +377,9 @@ def test_dict_observations_and_images() -> None:
         "mode": rng.integers(0, 3, n),
         "unknown": rng.normal(size=(n, 7)),
     }
-    policy = _policy(space)
-    before = _state(policy)
-    _clone(policy, _demonstrations(n, observations=obs), n_batches=2)
+    policy = make_policy(space)
+    before = state_of(policy)
+    clone(policy, make_demonstrations(n, observations=obs), n_batches=2)
     assert {name for name, _ in policy.normalizer.named_buffers()} == {"count", "mean_0", "var_0"}
     np.testing.assert_allclose(policy.normalizer.get_buffer("mean_0"), obs["state"].mean(0), rtol=1e-5)
     np.testing.assert_allclose(policy.normalizer.get_buffer("var_0"), obs["state"].var(0), rtol=1e-5)
@@ -447,10 +391,10 @@ def test_dict_observations_and_images() -> None:
 
 def test_channel_last_images() -> None:
     """Demonstrations recorded from an environment whose images SB3 transposes."""
-    policy, rng = _policy(IMAGE), np.random.default_rng(0)
+    policy, rng = make_policy(IMAGE), np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 36, 36, 3), dtype=np.uint8)
     losses = [
-        _clone(_policy(IMAGE), _demonstrations(20, observations=obs))["bc/loss"]
+        clone(make_policy(IMAGE), make_demonstrations(20, observations=obs))["bc/loss"]
         for obs in (images, images.transpose(0, 3, 1, 2))
     ]
     assert losses[0] == losses[1]
@@ -460,13 +404,13 @@ def test_channel_last_images() -> None:
 def test_critic_starts_from_the_cloned_encoder() -> None:
     """With an extractor of its own; they are two from then on. A shared one needs nothing."""
     rng = np.random.default_rng(0)
-    demonstrations = _demonstrations(20, observations=rng.integers(0, 256, (20, *IMAGE.shape), dtype=np.uint8))
-    model = _model(BlankEnv(IMAGE))
-    _clone(model, demonstrations)
+    demonstrations = make_demonstrations(20, observations=rng.integers(0, 256, (20, *IMAGE.shape), dtype=np.uint8))
+    model = make_model(BlankEnv(IMAGE))
+    clone(model, demonstrations)
     actor, critic = model.policy.features_extractor, model.policy.vf_features_extractor
-    _assert_same(critic, _state(actor))
+    assert_same(critic, state_of(actor))
     assert actor is not critic
-    _clone(_model(BlankEnv(IMAGE), policy_kwargs=dict(net_arch=[16], share_features_extractor=True)), demonstrations)
+    clone(make_model(BlankEnv(IMAGE), policy_kwargs=dict(net_arch=[16], share_features_extractor=True)), demonstrations)
 
 
 def test_random_shift_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,10 +426,10 @@ def test_random_shift_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(FlowMatchingPolicy, "augment", spy)
     rng = np.random.default_rng(0)
-    demonstrations = _demonstrations(20, observations=rng.integers(0, 256, (20, *IMAGE.shape), dtype=np.uint8))
-    _clone(_policy(IMAGE), demonstrations, n_batches=2, validation_fraction=0.5)
+    demonstrations = make_demonstrations(20, observations=rng.integers(0, 256, (20, *IMAGE.shape), dtype=np.uint8))
+    clone(make_policy(IMAGE), demonstrations, n_batches=2, validation_fraction=0.5)
     assert seen == [(True, 4), (True, 4), (False, 0)]
-    losses = [_clone(_policy(IMAGE), demonstrations, random_shift=pixels)["bc/loss"] for pixels in (0, 2, 2)]
+    losses = [clone(make_policy(IMAGE), demonstrations, random_shift=pixels)["bc/loss"] for pixels in (0, 2, 2)]
     assert losses[0] != losses[1] == losses[2]
 
 
@@ -493,35 +437,35 @@ def test_random_shift_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_the_actor_is_trained() -> None:
-    model = _model()
-    before = _state(model.policy)
-    _clone(model)
+    model = make_model()
+    before = state_of(model.policy)
+    clone(model)
     moved = {name.split(".")[0] for name, p in model.policy.named_parameters() if not th.equal(p, before[name])}
     assert moved == {"velocity_field"}
 
 
 def test_bare_policy_works_like_a_model() -> None:
     """The same weights in, the same seed: the same weights out, and no logger needed."""
-    model, policy = _model(), _policy()
+    model, policy = make_model(), make_policy()
     policy.load_state_dict({name: value for name, value in model.policy.state_dict().items() if name in policy.state_dict()})
-    histories = [_clone(model), _clone(policy)]
+    histories = [clone(model), clone(policy)]
     state = model.policy.state_dict()
-    _assert_same(policy, {name: state[name] for name in policy.state_dict()})
+    assert_same(policy, {name: state[name] for name in policy.state_dict()})
     assert histories[0]["bc/loss"] == histories[1]["bc/loss"]
     assert bool(policy.pretrained)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_training_mode_is_restored(training: bool) -> None:
-    policy = _policy()
+    policy = make_policy()
     policy.set_training_mode(training)
-    _clone(policy, validation_fraction=0.2)
+    clone(policy, validation_fraction=0.2)
     assert policy.training == policy.velocity_field.training == training
 
 
 def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
     """Both columns of defaults.py, and Adam's memory of the weights before."""
-    model = _model()
+    model = make_model()
     assert not bool(model.policy.pretrained) and model.policy.updates_observation_statistics
     columns = []
     for column in ("scratch", "pretrained"):
@@ -540,7 +484,7 @@ def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
         columns.append(expected)
         assert len(model.policy.optimizer.state) > 0
         if column == "scratch":
-            _clone(model)
+            clone(model)
             assert len(model.policy.optimizer.state) == 0
             assert bool(model.policy.pretrained) and not model.policy.updates_observation_statistics
             pretrained = {name: FloatSchedule(value) for name, value in DEFAULTS["pretrained"].items()}
@@ -554,16 +498,16 @@ def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
 @pytest.mark.parametrize("min_std", [0.05, 0.2, 0.5])
 def test_default_noise_makes_way_for_min_std(min_std: float) -> None:
     """The default's upper bound decays; it must not pass a lower bound of the user's after hours of training."""
-    model = _model(min_std=min_std)
-    _clone(model)
+    model = make_model(min_std=min_std)
+    clone(model)
     assert model.policy.log_std_bounds.exp().tolist() == pytest.approx([min_std, max(min_std, 0.24)], rel=1e-5)
     model.learn(64)
     assert model.policy.log_std_bounds.exp().tolist() == pytest.approx([min_std, max(min_std, 0.1)], rel=1e-5)
 
 
 def test_explicit_arguments_survive_pretraining() -> None:
-    model = _model(learning_rate=7e-4, max_std=0.33)
-    _clone(model)
+    model = make_model(learning_rate=7e-4, max_std=0.33)
+    clone(model)
     model.learn(16)
     rates = {group["name"]: group["lr"] for group in model.policy.optimizer.param_groups}
     assert rates["velocity"] == pytest.approx(7e-4)
@@ -578,12 +522,12 @@ def test_seed_makes_runs_equal_and_leaves_global_generators_alone() -> None:
     np.random.seed(5)  # noqa: NPY002
     runs = []
     for seed in (3, 3, 4):
-        model = _model()
+        model = make_model()
         before = th.random.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
-        history = _clone(model, _numbered_episodes(8, 5), seed=seed, critic_batches=3, validation_fraction=0.25)
+        history = clone(model, _numbered_episodes(8, 5), seed=seed, critic_batches=3, validation_fraction=0.25)
         assert th.equal(th.random.get_rng_state(), before[0])
         np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]  # noqa: NPY002
-        runs.append((_state(model.policy), {k: v for k, v in history.items() if "time" not in k}))
+        runs.append((state_of(model.policy), {k: v for k, v in history.items() if "time" not in k}))
     assert runs[0][1] == runs[1][1] != runs[2][1]
     for name, value in runs[0][0].items():
         assert th.equal(value, runs[1][0][name]), name
@@ -594,9 +538,9 @@ def test_seed_makes_runs_equal_and_leaves_global_generators_alone() -> None:
 
 
 def test_history_goes_through_the_models_logger(tmp_path: Path) -> None:
-    model = _model()
+    model = make_model()
     model.set_logger(configure(str(tmp_path), ["csv"]))
-    history = _clone(model, n_batches=9, log_interval=4, validation_fraction=0.2, critic_batches=0)
+    history = clone(model, n_batches=9, log_interval=4, validation_fraction=0.2, critic_batches=0)
     assert history["batch"] == [4, 8, 9]
     table = pd.read_csv(tmp_path / "progress.csv")
     for key in ("bc/loss", "bc/learning_rate", "bc/validation_loss"):
@@ -605,8 +549,8 @@ def test_history_goes_through_the_models_logger(tmp_path: Path) -> None:
 
 
 def test_model_without_logger_gets_one_like_its_own(tmp_path: Path) -> None:
-    model = _model(tensorboard_log=str(tmp_path))
-    _clone(model)
+    model = make_model(tensorboard_log=str(tmp_path))
+    clone(model)
     assert [path.name for path in tmp_path.iterdir()] == ["BC_1"]
 
 
@@ -617,29 +561,33 @@ def test_callback_sees_the_metrics_and_can_stop() -> None:
         seen.append(metrics)
         return False if len(seen) == 3 else None
 
-    policy = _policy()
-    history = _clone(policy, n_batches=50, log_interval=2, callback=callback)
+    policy = make_policy()
+    history = clone(policy, n_batches=50, log_interval=2, callback=callback)
     assert history["batch"] == [2, 4, 6]
     assert [metrics["bc/loss"] for metrics in seen] == history["bc/loss"]
     assert bool(policy.pretrained)  # what it has is kept
 
 
 def test_stopped_run_keeps_the_average_so_far() -> None:
-    """Stopping after two of many batches: the same as the first two steps of the average."""
-    policy, steps = _policy(), []
+    """Stopping after 81 of many batches: the last weights with the average of those before, at its warmed-up rate of 1/2."""
+    policy, steps = make_policy(), []
     weight = policy.velocity_field.output_layer.weight
     handle = register_optimizer_step_post_hook(lambda *_: steps.append(weight.detach().clone()))
     try:
-        _clone(policy, n_batches=50, log_interval=1, ema_decay=0.6, callback=lambda metrics: len(steps) < 2)
+        clone(policy, n_batches=500, log_interval=1, ema_decay=0.9, callback=lambda metrics: len(steps) < 81)
     finally:
         handle.remove()
-    assert len(steps) == 2
-    th.testing.assert_close(weight.detach(), 0.6 * steps[0] + 0.4 * steps[1], rtol=1e-5, atol=1e-7)
+    assert len(steps) == 81
+    average = steps[0]
+    for n, step in enumerate(steps[1:], start=1):
+        average = average + (step - average) / max(n / 40, 1)
+    th.testing.assert_close(weight.detach(), average, rtol=1e-5, atol=1e-7)
+    assert not th.allclose(weight.detach(), steps[-1], rtol=1e-3)
 
 
 def test_evaluation_is_deterministic_and_of_the_clone() -> None:
-    policy = _policy()
-    history = _clone(policy, eval_env=Monitor(BlankEnv()), n_eval_episodes=2)
+    policy = make_policy()
+    history = clone(policy, eval_env=Monitor(BlankEnv()), n_eval_episodes=2)
     obs, total = np.full(OBS, 0.1, np.float32), 0.0
     for step in range(1, 4):
         total += float(policy.predict(obs, deterministic=True)[0][0]) - 0.5 * step
@@ -649,22 +597,12 @@ def test_evaluation_is_deterministic_and_of_the_clone() -> None:
 
 
 def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    _clone(_policy(), n_batches=5, progress_bar=True)
+    clone(make_policy(), n_batches=5, progress_bar=True)
     captured = capsys.readouterr()
-    assert "behaviour cloning" in captured.err + captured.out and "5/5" in captured.err + captured.out
+    assert "behavior cloning" in captured.err + captured.out and "5/5" in captured.err + captured.out
 
 
 # ---------------------------------------------------------------------- errors
-
-
-def _refused(match: str, model: Any = None, demonstrations: Any = None, **kwargs: Any) -> None:
-    """The message, and that nothing has changed."""
-    model = _model() if model is None else model
-    policy = model if isinstance(model, FlowMatchingPolicy) else model.policy
-    before = _state(policy)
-    with pytest.raises(ValueError, match=match):
-        _clone(model, demonstrations, **kwargs)
-    _assert_same(policy, before)
 
 
 @pytest.mark.parametrize(
@@ -686,24 +624,24 @@ def _refused(match: str, model: Any = None, demonstrations: Any = None, **kwargs
     ],
 )
 def test_impossible_arguments(kwargs: dict[str, Any], match: str) -> None:
-    _refused(match, **kwargs)
+    refused(match, **kwargs)
 
 
 def test_model_of_another_kind() -> None:
     with pytest.raises(ValueError, match="model must be a FlowMatchingPolicy or an algorithm that has one, got PPO"):
-        _clone(PPO("MlpPolicy", BlankEnv(), n_steps=16, batch_size=16, device="cpu"))
+        clone(PPO("MlpPolicy", BlankEnv(), n_steps=16, batch_size=16, device="cpu"))
     with pytest.raises(ValueError, match="got dict"):
-        _clone({})
+        clone({})
 
 
 def test_demonstrations_of_another_kind() -> None:
-    _refused(
+    refused(
         r"demonstrations must be Demonstrations \(see load_demonstrations\), got str", demonstrations="builtin:hopper-medium"
     )
 
 
 def test_critic_of_a_bare_policy() -> None:
-    _refused("critic_batches needs an algorithm with a value function", model=_policy(), critic_batches=5)
+    refused("critic_batches=5 needs an algorithm with a value function", model=make_policy(), critic_batches=5)
 
 
 @pytest.mark.parametrize(
@@ -730,7 +668,7 @@ def test_critic_of_a_bare_policy() -> None:
     ],
 )
 def test_observations_of_another_environment(space: spaces.Space, observations: Any, match: str) -> None:
-    _refused(match, model=_policy(space), demonstrations=_demonstrations(observations=observations))
+    refused(match, model=make_policy(space), demonstrations=make_demonstrations(observations=observations))
 
 
 @pytest.mark.parametrize(
@@ -743,7 +681,7 @@ def test_observations_of_another_environment(space: spaces.Space, observations: 
     ],
 )
 def test_actions_of_another_environment(space: spaces.Box, shape: tuple[int, ...], match: str) -> None:
-    _refused(match, model=_policy(action_space=space), demonstrations=_demonstrations(actions=np.zeros((60, *shape))))
+    refused(match, model=make_policy(action_space=space), demonstrations=make_demonstrations(actions=np.zeros((60, *shape))))
 
 
 @pytest.mark.parametrize("space", [PLAIN, spaces.Box(-1, 1, (4, ACTION))], ids=["plain", "chunks"])
@@ -751,32 +689,34 @@ def test_actions_outside_the_bounds(space: spaces.Box) -> None:
     """The message says how many transitions and how far; a share of rounding is forgiven; clipping is an option."""
     actions = np.zeros((60, ACTION))
     actions[[3, 7, 7], [0, 0, 1]] = [1.25, -1.5, 1.1]
-    demonstrations = _demonstrations(actions=actions)
-    _refused(
+    demonstrations = make_demonstrations(actions=actions)
+    refused(
         "2 of 60 demonstrated actions are outside the action space's bounds, by up to 0.5: pass clip_actions=True",
-        model=_policy(action_space=space),
+        model=make_policy(action_space=space),
         demonstrations=demonstrations,
     )
-    clipped = _clone(_policy(action_space=space), demonstrations, clip_actions=True)
-    expected = _clone(_policy(action_space=space), _demonstrations(actions=np.clip(actions, -1, 1)))
+    clipped = clone(make_policy(action_space=space), demonstrations, clip_actions=True)
+    expected = clone(make_policy(action_space=space), make_demonstrations(actions=np.clip(actions, -1, 1)))
     assert clipped["bc/loss"] == expected["bc/loss"]
-    _clone(_policy(action_space=space), _demonstrations(actions=np.full((60, ACTION), 1 + 5e-7)))
+    clone(make_policy(action_space=space), make_demonstrations(actions=np.full((60, ACTION), 1 + 5e-7)))
 
 
 def test_one_bound_per_dimension() -> None:
     space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]))
     inside = np.tile([-1.0, 10.0], (60, 1))
-    _clone(_policy(action_space=space), _demonstrations(actions=inside))
-    _refused(
-        "60 of 60 .* by up to 9", model=_policy(action_space=space), demonstrations=_demonstrations(actions=inside[:, ::-1])
+    clone(make_policy(action_space=space), make_demonstrations(actions=inside))
+    refused(
+        "60 of 60 .* by up to 9",
+        model=make_policy(action_space=space),
+        demonstrations=make_demonstrations(actions=inside[:, ::-1]),
     )
 
 
 def test_nan_loss_keeps_the_previous_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A good clone, then a run that diverges at its third batch: everything is as the good run left it."""
-    model = _model()
-    _clone(model)
-    before, training = _state(model.policy), model.policy.training
+    model = make_model()
+    clone(model)
+    before, training = state_of(model.policy), model.policy.training
     original, calls = model.policy.flow_matching_loss, []
 
     def loss(*args: Any) -> th.Tensor:
@@ -785,192 +725,18 @@ def test_nan_loss_keeps_the_previous_weights(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(model.policy, "flow_matching_loss", loss)
     with pytest.raises(FloatingPointError, match=r"loss became nan before batch 4; .* Lower learning_rate=0.05"):
-        _clone(model, _demonstrations(seed=1), n_batches=10, log_interval=4, learning_rate=0.05)
-    _assert_same(model.policy, before)
+        clone(model, make_demonstrations(seed=1), n_batches=10, log_interval=4, learning_rate=0.05)
+    assert_same(model.policy, before)
     assert model.policy.training == training
     assert len(calls) == 4  # it stopped at the log point
 
 
 def test_nan_gradient_names_the_parameter_and_keeps_the_previous_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A finite loss whose gradient is not: only the parameters tell."""
-    policy = _policy()
-    before, original, bias = _state(policy), policy.flow_matching_loss, policy.velocity_field.output_layer.bias
+    policy = make_policy()
+    before, original, bias = state_of(policy), policy.flow_matching_loss, policy.velocity_field.output_layer.bias
     monkeypatch.setattr(policy, "flow_matching_loss", lambda *args: original(*args) + (bias - bias).sqrt())
     with pytest.raises(FloatingPointError, match=r"made parameter 'velocity_field.output_layer.bias' NaN or infinite"):
-        _clone(policy, n_batches=1)
-    _assert_same(policy, before)
+        clone(policy, n_batches=1)
+    assert_same(policy, before)
     assert not bool(policy.pretrained) and not policy.normalizer.fitted
-
-
-# ---------------------------------------------------------------------- critic
-
-
-def _slow_returns(demonstrations: Demonstrations, horizon: int, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The definition: chunk j of the rest of the episode is discounted by gamma^j; a truncated one's last is left out."""
-    n = len(demonstrations)
-    returns, discounts, last = np.zeros(n), np.zeros(n), np.arange(n)
-    ends = np.flatnonzero(demonstrations.terminations | demonstrations.truncations)
-    for i in range(n):
-        end = int(ends[ends >= i][0])
-        n_chunks = (end - i) // horizon + 1
-        if not demonstrations.terminations[end]:
-            n_chunks -= 1
-            discounts[i], last[i] = gamma**n_chunks, i + n_chunks * horizon
-        for j in range(i, min(i + n_chunks * horizon, end + 1)):
-            returns[i] += gamma ** ((j - i) // horizon) * float(demonstrations.rewards[j])
-    return returns, discounts, last
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
-@pytest.mark.parametrize("horizon", [1, 3, 20])
-def test_chunk_returns_against_a_double_loop(horizon: int, gamma: float) -> None:
-    rng, n = np.random.default_rng(0), 70
-    ends = rng.random(n) < 0.1
-    ends[-1] = True
-    truncated = ends & (rng.random(n) < 0.5)
-    demonstrations = _demonstrations(n, terminations=ends & ~truncated, truncations=truncated)
-    assert len(set(demonstrations.episode_lengths.tolist())) > 2
-    data = chunk_returns(demonstrations, horizon, gamma)
-    returns, discounts, last = _slow_returns(demonstrations, horizon, gamma)
-    np.testing.assert_allclose(data.returns, returns, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(data.discounts, discounts, rtol=1e-6)
-    cut = discounts > 0  # what is valued where the discount is 0 does not matter
-    np.testing.assert_array_equal(data.last[cut], last[cut])
-    assert set(data.known) == set(np.flatnonzero(discounts < 1))
-    continuations = [
-        continuation(demonstrations.rewards[episode], horizon, gamma)
-        for episode in demonstrations.episode_slices
-        if not demonstrations.terminations[episode.stop - 1]
-    ]
-    most, least = max(continuations), min(*continuations, *returns[discounts == 0])
-    assert data.bounds == pytest.approx((2 * least - most, most), rel=1e-5)
-
-
-def test_continuation_is_the_return_of_rewards_that_go_on() -> None:
-    """3 per step, executed in chunks of 4, is worth 12 per chunk; what is before the discount's horizon does not count."""
-    rewards = np.concatenate([np.full(500, -7.0), np.full(400, 3.0)])
-    assert continuation(rewards, 4, 0.99) == pytest.approx(12 / 0.01)
-    assert continuation(rewards[600:], 4, 0.99) == pytest.approx(12 / 0.01)  # shorter than the horizon
-    assert continuation(rewards, 4, 0.9) == pytest.approx(12 / 0.1)
-    assert continuation(np.array([1.0, 2.0, 3.0]), 1, 0.0) == pytest.approx(3.0)
-    assert continuation(np.array([1.0, 2.0, 3.0]), 4, 1.0) == pytest.approx(6.0)  # no horizon: as much again
-
-
-def test_termination_at_the_time_limit_leaves_nothing_to_value() -> None:
-    ends = _ends(60, 20)
-    data = chunk_returns(_demonstrations(60, terminations=ends, truncations=ends), 3, 0.9)
-    assert not data.discounts.any()
-
-
-def _countdown(length: int = 12, n_episodes: int = 40) -> tuple[Demonstrations, np.ndarray]:
-    """Reward 1 per step and an observation that says how many are left: the discounted return is known."""
-    n = length * n_episodes
-    left = length - np.arange(n) % length
-    obs = np.repeat(left[:, None], OBS, axis=1).astype(np.float32)
-    demonstrations = _demonstrations(n, length, observations=obs, rewards=np.ones(n))
-    return demonstrations, (1 - 0.9**left) / (1 - 0.9)
-
-
-def test_critic_pretraining_learns_the_returns() -> None:
-    demonstrations, returns = _countdown()
-    model = _model(gamma=0.9)
-    obs = th.as_tensor(demonstrations.observations)
-    history = _clone(model, demonstrations, critic_batches=1000, batch_size=64)
-    values = model.policy.predict_values(obs).detach().numpy().ravel()
-    # A fresh critic predicts about 0, an error of the returns' own size
-    assert np.square(values - returns).mean() < 0.02 * np.square(returns).mean()
-    assert float(model.policy.value_scale) == pytest.approx(returns.std(), rel=1e-4)
-    assert history["bc/critic_loss"][0] < 0.5 and len(history["bc/critic_loss"]) == 1
-
-
-def test_critic_pretraining_goes_on_beyond_a_truncation() -> None:
-    """Reward 1 or 3 for ever, in pieces of 12 steps: 10 or 30 at a discount of 0.9, of which the pieces hold at most 69%."""
-    n = 480
-    rewards = np.where(np.arange(n) // 12 % 2 == 0, 1.0, 3.0)
-    obs = np.repeat(rewards[:, None], OBS, axis=1).astype(np.float32)
-    ends = _ends(n, 12)
-    demonstrations = _demonstrations(n, observations=obs, rewards=rewards, terminations=None, truncations=ends)
-    model = _model(gamma=0.9)
-    history = _clone(model, demonstrations, critic_batches=1000, batch_size=64)
-    values = model.policy.predict_values(th.as_tensor(demonstrations.observations)).detach().numpy().ravel()
-    np.testing.assert_allclose(values, 10 * rewards, rtol=0.05)
-    assert history["bc/critic_loss"][0] < 0.02
-
-
-def test_critic_pretraining_does_not_run_away_beyond_truncations() -> None:
-    """
-    Success or a time limit, rewards of 0 and 1, a discount near 1: nothing but its own value tells a critic what failures are
-    worth, and without bounds it rises from gradient step to gradient step.
-    """
-    rng, length = np.random.default_rng(0), 24
-    n = 40 * length
-    ends, succeeds = _ends(n, length), np.arange(n) // length % 10 < 6
-    t = np.arange(n) % length / length
-    obs = np.stack([t, np.where(succeeds, -t, t), *rng.normal(size=(OBS - 2, n))], axis=1).astype(np.float32)
-    rewards = (ends & succeeds).astype(float)
-    demonstrations = _demonstrations(
-        n, observations=obs, rewards=rewards, terminations=ends & succeeds, truncations=ends & ~succeeds
-    )
-    model = _model(gamma=0.999)
-    _clone(model, demonstrations, critic_batches=1000, batch_size=64)
-    values = model.policy.predict_values(th.as_tensor(obs)).detach().numpy().ravel()
-    assert values.max() < 1.2 and values.min() > -0.5
-    assert values[~succeeds].mean() < 0.3 < 0.7 < values[succeeds].mean()
-
-
-@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
-def test_critic_of_returns_beyond_float32_is_refused() -> None:
-    demonstrations, _ = _countdown()
-    demonstrations.rewards[:] = 3e38
-    with pytest.raises(FloatingPointError, match="critic's loss on the demonstrations became nan: look at the rewards"):
-        _clone(_model(), demonstrations, n_batches=5)
-
-
-def test_critic_is_pretrained_by_default() -> None:
-    """A fifth of cloning's gradient steps; not if there is nothing to learn, no critic, or too little cloning."""
-    demonstrations, _ = _countdown()
-    assert len(_clone(_model(), demonstrations, n_batches=5)["bc/critic_loss"]) == 1
-    assert "bc/critic_loss" not in _clone(_model(), demonstrations, n_batches=4)
-    assert "bc/critic_loss" not in _clone(_model(), demonstrations, n_batches=5, critic_batches=0)
-    assert "bc/critic_loss" not in _clone(_model().policy, demonstrations, n_batches=5)
-    unrewarded = _demonstrations(len(demonstrations), 12, observations=demonstrations.observations, rewards=None)
-    assert "bc/critic_loss" not in _clone(_model(), unrewarded, n_batches=5)
-
-
-def test_critic_pretraining_leaves_the_actor_alone() -> None:
-    demonstrations, _ = _countdown()
-    states = []
-    for critic_batches in (0, 20):
-        model = _model()
-        _clone(model, demonstrations, critic_batches=critic_batches)
-        states.append(_state(model.policy))
-    for name, value in states[0].items():
-        critic = name.startswith(("value_net", "vf_features_extractor", "value_scale"))
-        assert critic or th.equal(value, states[1][name]), name
-    assert not th.equal(states[0]["value_net.0.weight"], states[1]["value_net.0.weight"])
-
-
-def test_critic_needs_rewards() -> None:
-    _refused(
-        r"critic_batches=5: the demonstrations say nothing about returns \(rewards of 0 to 0, .*\). Pass critic_batches=0",
-        demonstrations=_demonstrations(60, rewards=np.zeros(60)),
-        critic_batches=5,
-    )
-    # Nothing but last chunks
-    _refused(
-        "critic_batches=5: the demonstrations say nothing about returns",
-        demonstrations=_demonstrations(terminations=None, truncations=np.ones(60, bool)),
-        critic_batches=5,
-    )
-
-
-def test_critic_of_chunks_discounts_per_chunk() -> None:
-    """An action space of 4-action chunks: one discount per 4 steps."""
-    demonstrations, _ = _countdown()
-    actions = np.zeros((len(demonstrations), 3))
-    demonstrations = _demonstrations(
-        len(demonstrations), 12, observations=demonstrations.observations, rewards=demonstrations.rewards, actions=actions
-    )
-    model = _model(BlankEnv(action_space=CHUNKS), gamma=0.5)
-    _clone(model, demonstrations, critic_batches=1)
-    assert float(model.policy.value_scale) == pytest.approx(_slow_returns(demonstrations, 4, 0.5)[0].std(), rel=1e-4)

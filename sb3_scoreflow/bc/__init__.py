@@ -1,0 +1,6 @@
+"""Behavior cloning of demonstrations into a flow policy."""
+
+from sb3_scoreflow.bc.behavior_cloning import BehaviorCloning
+from sb3_scoreflow.bc.pretrain_bc import pretrain_bc
+
+__all__ = ["BehaviorCloning", "pretrain_bc"]

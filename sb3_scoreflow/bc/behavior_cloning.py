@@ -1,0 +1,392 @@
+"""Behavior cloning: fit a flow policy to demonstrations before reinforcement learning."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from torch.optim.swa_utils import AveragedModel
+
+from sb3_scoreflow.algorithm import FlowAlgorithm
+from sb3_scoreflow.bc.averaging import averaged_weights, copy_parameters, warmed_up_average
+from sb3_scoreflow.bc.checks import check_demonstrations, checked_eval_env
+from sb3_scoreflow.bc.history import History, logger_of
+from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstrations
+from sb3_scoreflow.encoders import check_random_shift
+from sb3_scoreflow.execution import check_normalized_alike, execution_of
+from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
+from sb3_scoreflow.schedules import CosineSchedule
+
+#: Called at every log point with the metrics logged there; returning False ends training.
+BCCallback = Callable[[dict[str, float]], bool | None]
+
+
+class BehaviorCloning:
+    """
+    Behavior cloning with the flow-matching loss (arXiv 2210.02747, Eq. 23): ``E ||v((1 - t) x_0 + t a, t, s) - (a -
+    x_0)||^2``.
+
+    ``x_0 ~ N(0, I)`` and ``t ~ U[0, 1]`` are drawn anew for every batch. AdamW with its own cosine schedule; the policy ends
+    up with an exponential moving average of the weights, whose horizon is at most a fortieth of the steps done so far (ours:
+    else a short run would end with its initial weights). The observation normalizer is fitted to the demonstrations (unless
+    the policy's ``observation_normalization`` is "none"), and the policy is marked as pretrained.
+
+    What stands between demonstrations and policy is asked of the model's environment, never guessed: chunks
+    (:class:`~sb3_scoreflow.ActionChunking`, or another wrapper, see :func:`~sb3_scoreflow.execution.execution_of`), how many of their actions are executed, whether success ends an episode, its step limit, and a ``VecNormalize``.
+    Demonstrations are raw; a ``VecNormalize`` in training gets their statistics and keeps them. Past the end of an episode the
+    loss of a chunk is masked. A bare policy has no environment: its action space alone tells the chunks.
+
+    :param model: an algorithm of this package, or a policy
+    :param demonstrations: what to imitate
+    :param batch_size: chunks per gradient step
+    :param learning_rate: at the start
+    :param final_learning_rate: at the end of the cosine schedule
+    :param weight_decay: of AdamW
+    :param ema_decay: decay of the moving average per gradient step, in [0, 1); 0 for none
+    :param validation_fraction: share of the episodes held out, in [0, 1)
+    :param clip_actions: whether to clip actions that are outside the bounds instead of raising
+    :param random_shift: largest random shift of the images in training, in pixels; 0 for none
+    :param seed: of split, batches and noise, torch's and NumPy's global generators are left alone then; None: drawn from
+        NumPy's global generator, so that ``model(seed=...)`` and ``set_random_seed`` fix the clone
+    :raises ValueError: if an argument is impossible, or the demonstrations do not fit the environment
+    """
+
+    def __init__(
+        self,
+        model: FlowAlgorithm | FlowMatchingPolicy,
+        demonstrations: Demonstrations,
+        *,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        final_learning_rate: float = 1e-4,
+        weight_decay: float = 1e-6,
+        ema_decay: float = 0.995,
+        validation_fraction: float = 0.0,
+        clip_actions: bool = False,
+        random_shift: int = 4,
+        seed: int | None = None,
+    ) -> None:
+        policy = model if isinstance(model, FlowMatchingPolicy) else getattr(model, "policy", None)
+        if not isinstance(policy, FlowMatchingPolicy):
+            raise ValueError(f"model must be a FlowMatchingPolicy or an algorithm that has one, got {type(model).__name__}.")
+        _check_numbers(
+            fractions=dict(ema_decay=ema_decay, validation_fraction=validation_fraction),
+            counts=dict(batch_size=batch_size),
+            amounts=dict(learning_rate=learning_rate, final_learning_rate=final_learning_rate, weight_decay=weight_decay),
+        )
+        check_random_shift(random_shift)
+        self.policy = policy
+        self.algorithm = model if isinstance(model, FlowAlgorithm) else None
+        env = None if self.algorithm is None else self.algorithm.get_env()
+        self.execution = None if env is None else execution_of(env)
+        self.horizon = check_demonstrations(policy, demonstrations, self.execution, clip_actions)
+        self.demonstrations = _known_observations(policy, demonstrations)
+        if self.execution is not None:
+            check_normalized_alike(self.execution, self._vector_parts(self.demonstrations))
+        self.batch_size = batch_size
+        self.schedule = CosineSchedule(learning_rate, final_learning_rate)
+        self.weight_decay = weight_decay
+        self.ema_decay = ema_decay
+        self.random_shift = random_shift
+        self.rng = np.random.default_rng(int(np.random.randint(2**31)) if seed is None else seed)  # noqa: NPY002
+        self.training, self.validation = self.demonstrations, None
+        if validation_fraction > 0:
+            self.training, self.validation = self.demonstrations.split(validation_fraction, seed=int(self.rng.integers(2**31)))
+        #: One list per metric: "batch", "bc/loss", "bc/validation_loss", "bc/learning_rate", "bc/time_elapsed",
+        #: "bc/critic_loss", "bc/eval_return", "bc/eval_return_std"
+        self.history: dict[str, list[float]] = {}
+
+    def train(
+        self,
+        n_epochs: int | None = None,
+        n_batches: int | None = None,
+        *,
+        critic_batches: int | None = None,
+        eval_env: GymEnv | None = None,
+        n_eval_episodes: int = 10,
+        log_interval: int = 1000,
+        callback: BCCallback | None = None,
+        progress_bar: bool = False,
+    ) -> dict[str, list[float]]:
+        """
+        One run of gradient steps.
+
+        Whatever stops it leaves the model as it was, but for Ctrl-C: it leaves the averaged clone so far, as a callback that
+        returns False does, and goes on as ``KeyboardInterrupt``; the critic then is not fitted.
+
+        :param n_epochs: passes over the demonstrations; give this or ``n_batches``, not both
+        :param n_batches: gradient steps (default 10 000 if neither is given)
+        :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns afterwards, where
+            the algorithm has a value function (see :meth:`~sb3_scoreflow.ScoReFlowPPO.pretrain_critic`); None: a fifth of
+            those of cloning, if the rewards tell it anything
+        :param eval_env: environment in which the clone is evaluated at the end (deterministic)
+        :param n_eval_episodes: episodes of that evaluation, at least 1
+        :param log_interval: gradient steps between log points
+        :param callback: called at every log point with its metrics; returning False ends training
+        :param progress_bar: whether to show a progress bar (needs tqdm)
+        :return: :attr:`history`
+        :raises ValueError: if an argument is impossible; nothing is changed then
+        :raises FloatingPointError: if the loss becomes NaN or infinite
+        :raises OSError: if images that stay in a file cannot be read any more
+        """
+        if n_epochs is not None and n_batches is not None:
+            raise ValueError(f"Give n_epochs or n_batches, not both (got n_epochs={n_epochs}, n_batches={n_batches}).")
+        counts = dict(n_epochs=n_epochs, n_batches=n_batches, log_interval=log_interval, n_eval_episodes=n_eval_episodes)
+        _check_numbers(fractions={}, counts=counts, amounts=dict(critic_batches=critic_batches or 0))
+        if n_batches is None:
+            n_batches = 10_000 if n_epochs is None else n_epochs * -(-len(self.training) // self.batch_size)
+        evaluation = None if eval_env is None else checked_eval_env(eval_env, self.policy, self.execution)
+        fit_critic = self._critic_fit(critic_batches, n_batches)
+        history = History(logger_of(self.algorithm))
+        self.history = history.metrics
+        with _restored_on_error(self):
+            if self.execution is not None:
+                self.execution.fit_normalization(self.training)
+            self._fit_normalizer()
+            interruption = self._descend(n_batches, history, log_interval, callback, progress_bar)
+            self.policy.pretrained.fill_(True)
+            self.policy.share_actor_features()
+            if fit_critic is not None and interruption is None:
+                history.record(n_batches, fit_critic())
+        if self.algorithm is not None:
+            self.algorithm.on_pretrained()
+        if interruption is not None:
+            raise interruption
+        if evaluation is not None:
+            history.record(n_batches, self._evaluate(evaluation, n_eval_episodes))
+        return dict(history.metrics)
+
+    def fit_critic(self, n_batches: int) -> dict[str, float]:
+        """
+        Fit the critic alone, leaving the clone as it is.
+
+        :param n_batches: gradient steps, at least 1
+        :return: "bc/critic_loss"
+        :raises ValueError: if the algorithm has no value function, or the demonstrations say nothing about returns
+        """
+        _check_numbers(fractions={}, counts=dict(n_batches=n_batches), amounts={})
+        fit = self._critic_fit(n_batches, n_batches)
+        assert fit is not None  # asked for, so it is there or refused
+        return fit()
+
+    # ------------------------------------------------------------------ steps of a run
+
+    def _critic_fit(self, critic_batches: int | None, n_batches: int) -> Callable[[], dict[str, float]] | None:
+        """What fits the critic after cloning, checked before; None if there is nothing to be fitted."""
+        if self.algorithm is None or self.execution is None:
+            if critic_batches:
+                raise ValueError(
+                    f"critic_batches={critic_batches} needs an algorithm with a value function, such as ScoReFlowPPO, and its "
+                    "environment, which says how actions are executed; pass critic_batches=0."
+                )
+            return None
+        return self.algorithm.prepare_critic(
+            self.demonstrations, self.execution, critic_batches, n_batches // 5, self.batch_size, self.rng
+        )
+
+    def _fit_normalizer(self) -> None:
+        policy = self.policy
+        if policy.observation_normalization != "none" and policy.normalizer.keys:
+            observations = self._vector_parts(self.training)
+            if self.execution is not None:
+                observations = self._as_seen(observations)
+            policy.normalizer.reset()
+            policy.normalizer.update(policy.obs_to_tensor(observations)[0])
+
+    def _descend(
+        self, n_batches: int, history: History, log_interval: int, callback: BCCallback | None, progress_bar: bool
+    ) -> KeyboardInterrupt | None:
+        """
+        The gradient steps; the policy ends up with the averaged weights.
+
+        :return: what interrupted them after the first one
+        """
+        policy = self.policy
+        generator = th.Generator(device=policy.device)
+        generator.manual_seed(int(self.rng.integers(2**31)))
+        actor = th.nn.ModuleList([policy.features_extractor, policy.velocity_field])
+        average = AveragedModel(actor, multi_avg_fn=warmed_up_average(self.ema_decay))
+        parameters = [p for p in actor.parameters() if p.requires_grad]
+        optimizer = th.optim.AdamW(parameters, lr=self.schedule(1.0), weight_decay=self.weight_decay, fused=True)
+        policy.set_training_mode(True)
+        interruption = None
+        try:
+            for batch, metrics in self._steps(actor, average, optimizer, generator, n_batches, log_interval, progress_bar):
+                history.record(batch, metrics)
+                if callback is not None and callback(metrics) is False:
+                    break
+        except KeyboardInterrupt as error:
+            if int(average.n_averaged) == 0:
+                raise
+            interruption = error
+        copy_parameters(average.module, actor)
+        culprit = non_finite_parameter(policy)
+        if culprit is not None:
+            raise FloatingPointError(
+                f"Behavior cloning made parameter '{culprit}' NaN or infinite; the policy keeps its previous weights."
+            )
+        return interruption
+
+    def _steps(
+        self,
+        actor: th.nn.Module,
+        average: AveragedModel,
+        optimizer: th.optim.Optimizer,
+        generator: th.Generator,
+        n_batches: int,
+        log_interval: int,
+        progress_bar: bool,
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """:return: the number of gradient steps done and the metrics, at every log point"""
+        chunks = self.training.chunks(self.horizon)
+        loss_sum, start = th.zeros((), device=self.policy.device), time.time()
+        batches = _progress(_batches(len(chunks), self.batch_size, n_batches, self.rng), n_batches, progress_bar)
+        for batch, indices in enumerate(batches, start=1):
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule(1 - (batch - 1) / n_batches)
+            loss = self._loss(chunks[indices], generator, self.random_shift)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            average.update_parameters(actor)
+            loss_sum += loss.detach()
+            if batch % log_interval and batch < n_batches:
+                continue
+            mean_loss = loss_sum.item() / (batch % log_interval or log_interval)
+            if not np.isfinite(mean_loss):
+                raise FloatingPointError(
+                    f"The behavior-cloning loss became {mean_loss} before batch {batch}; the policy keeps its previous "
+                    f"weights. Lower learning_rate={self.schedule(1.0)}, and look at demonstrations.describe() for outliers."
+                )
+            metrics = {"bc/loss": mean_loss, "bc/learning_rate": optimizer.param_groups[0]["lr"]}
+            if self.validation is not None:
+                with averaged_weights(actor, average):
+                    metrics["bc/validation_loss"] = self._validation_loss(self.validation.chunks(self.horizon))
+            loss_sum.zero_()
+            yield batch, {**metrics, "bc/time_elapsed": time.time() - start}
+
+    def _loss(self, batch: ChunkBatch, generator: th.Generator, random_shift: int = 0) -> th.Tensor:
+        """Flow-matching loss, mean over the elements that belong to the episode."""
+        policy, device = self.policy, self.policy.device
+        obs = policy.augment(policy.obs_to_tensor(self._as_seen(batch.observations))[0], random_shift, generator)
+        scaled = policy.scale_action(batch.actions.reshape(-1, *policy.action_space.shape))  # type: ignore[misc]
+        actions = th.as_tensor(np.clip(scaled, -1.0, 1.0), dtype=th.float32, device=device).flatten(1)
+        noise = th.randn(actions.shape, device=device, generator=generator)
+        t = th.rand(len(actions), device=device, generator=generator)
+        error = policy.flow_matching_loss(obs, actions, noise, t).view(*batch.mask.shape, -1)
+        mask = th.as_tensor(batch.mask, device=device).unsqueeze(-1)
+        return (error * mask).sum() / (mask.sum() * error.shape[-1])
+
+    def _validation_loss(self, chunks: ActionChunks) -> float:
+        """Loss over all held-out chunks with the same noise every time, so that only the weights change it."""
+        generator = th.Generator(device=self.policy.device)
+        generator.manual_seed(0)
+        self.policy.set_training_mode(False)
+        starts = range(0, len(chunks), self.batch_size)
+        with th.no_grad():
+            losses = [
+                self._loss(chunks[np.arange(s, min(s + self.batch_size, len(chunks)))], generator).item() for s in starts
+            ]
+        self.policy.set_training_mode(True)
+        return float(np.mean(losses))
+
+    def _evaluate(self, env: VecEnv, n_episodes: int) -> dict[str, float]:
+        normalizer = unwrap_vec_normalize(env)
+        if normalizer is not None and self.execution is not None:
+            training = self.execution.vec_normalize
+            assert training is not None  # checked before
+            normalizer.training = normalizer is training and training.training
+            normalizer.obs_rms, normalizer.ret_rms = deepcopy(training.obs_rms), deepcopy(training.ret_rms)
+        returns, _ = evaluate_policy(self.policy, env, n_episodes, return_episode_rewards=True)
+        return {"bc/eval_return": float(np.mean(returns)), "bc/eval_return_std": float(np.std(returns))}
+
+    # ------------------------------------------------------------------ observations
+
+    def _as_seen(self, observations: Any) -> Any:
+        """Raw observations as the policy gets them from its environment."""
+        return observations if self.execution is None else self.execution.normalize_observations(observations)
+
+    def _vector_parts(self, demonstrations: Demonstrations) -> Any:
+        """The observations that normalization needs: images stay where they are."""
+        observations, keys = demonstrations.observations, self.policy.normalizer.keys
+        return {key: observations[key] for key in keys} if isinstance(observations, dict) else observations
+
+
+@contextmanager
+def _restored_on_error(cloning: BehaviorCloning) -> Iterator[None]:
+    """The policy, and the statistics of a ``VecNormalize``, as they were before the block if it raises anything."""
+    policy = cloning.policy
+    before, was_training = {name: tensor.clone() for name, tensor in policy.state_dict().items()}, policy.training
+    normalizer = None if cloning.execution is None else cloning.execution.vec_normalize
+    # norm_obs=False leaves it without statistics of observations
+    statistics = (
+        {} if normalizer is None else {n: deepcopy(v) for n, v in vars(normalizer).items() if n in ("obs_rms", "ret_rms")}
+    )
+    try:
+        yield
+    except BaseException:
+        policy.load_state_dict(before)
+        for name, value in statistics.items():
+            setattr(normalizer, name, value)
+        raise
+    finally:
+        policy.set_training_mode(was_training)
+
+
+def _check_numbers(fractions: dict[str, float], counts: dict[str, int | None], amounts: dict[str, float]) -> None:
+    """
+    :raises ValueError: if a fraction is outside [0, 1), a count (None: not given) below 1, or an amount negative
+    """
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {fraction}.")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")
+    for name, amount in amounts.items():
+        if not amount >= 0:
+            raise ValueError(f"{name} must not be negative, got {amount}.")
+
+
+def _known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> Demonstrations:
+    """Without the observation keys that the policy's observation space lacks (the arrays are shared, not copied)."""
+    space, given = policy.observation_space, demonstrations.observations
+    if not isinstance(space, spaces.Dict) or not isinstance(given, dict) or set(given) == set(space.spaces):
+        return demonstrations
+    return Demonstrations(
+        {key: given[key] for key in space.spaces},
+        demonstrations.actions,
+        demonstrations.rewards,
+        demonstrations.terminations,
+        demonstrations.truncations,
+        metadata=demonstrations.metadata,
+    )
+
+
+def _batches(length: int, batch_size: int, n_batches: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Shuffled passes over the data; the last, smaller minibatch of a pass is kept."""
+    done = 0
+    while True:
+        order = rng.permutation(length)
+        for start in range(0, length, batch_size):
+            if done == n_batches:
+                return
+            done += 1
+            yield order[start : start + batch_size]
+
+
+def _progress(batches: Iterator[np.ndarray], total: int, show: bool) -> Iterator[np.ndarray]:
+    if not show:
+        return batches
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError('progress_bar=True needs tqdm: pip install "sb3-scoreflow[examples]".') from error
+    return iter(tqdm(batches, total=total, desc="behavior cloning", unit="batch"))

@@ -1,0 +1,259 @@
+"""Whether demonstrations are of the environment: keys, shapes, types, ranges and ends, before anything is trained."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from sb3_scoreflow.demonstrations import Demonstrations
+from sb3_scoreflow.demonstrations.arrays import Array
+from sb3_scoreflow.execution import Execution
+from sb3_scoreflow.policies import FlowMatchingPolicy
+
+#: Images that are looked at for their range: all of them may not fit into memory.
+_N_IMAGES = 16
+#: Share of a bounded range by which observations may pass a bound: environments' own bounds are often nominal.
+_TOLERATED = 0.1
+#: Demonstrated actions that use less than this share of every bounded range: the bounds mean something else.
+_NARROW = 0.05
+#: Share of action components exactly at +-1 from which on they look normalized.
+_SATURATED = 0.01
+
+
+def check_demonstrations(
+    policy: FlowMatchingPolicy, demonstrations: Demonstrations, execution: Execution | None, clip_actions: bool
+) -> int:
+    """
+    :param policy: that is to be cloned
+    :param demonstrations: what to imitate
+    :param execution: what the environment says; None if there is none to ask
+    :param clip_actions: whether actions outside the bounds are fine
+    :return: actions that the policy predicts at once, 1 for a plain action space
+    :raises ValueError: if the demonstrations do not fit the policy's spaces; a doubt that bounds do not settle only warns
+    """
+    if not isinstance(demonstrations, Demonstrations):
+        raise ValueError(
+            f"demonstrations must be Demonstrations (see load_demonstrations), got {type(demonstrations).__name__}."
+        )
+    raw_space = None if execution is None else execution.raw_observation_space
+    _check_observations(policy.observation_space, raw_space, demonstrations)
+    horizon = _horizon(policy, demonstrations, execution)
+    assert isinstance(policy.action_space, spaces.Box)
+    low, high = policy.action_space.low, policy.action_space.high
+    if policy.action_space.shape != demonstrations.action_shape:
+        low, high = low[0], high[0]
+    _check_actions(demonstrations.actions, low, high, clip_actions)
+    if execution is not None:
+        _check_lengths(demonstrations, execution)
+    return horizon
+
+
+# ---------------------------------------------------------------------- observations
+
+
+def _check_observations(space: spaces.Space, raw_space: spaces.Space | None, demonstrations: Demonstrations) -> None:
+    observations = demonstrations.observations
+    if isinstance(space, spaces.Dict) != isinstance(observations, dict):
+        raise ValueError(
+            f"The policy's observation space is {space}, but the demonstrations hold {type(observations).__name__} "
+            "observations."
+        )
+    wanted = space.spaces if isinstance(space, spaces.Dict) else {"observations": space}
+    raw = {key: None for key in wanted} if raw_space is None else _parts(raw_space)
+    given = observations if isinstance(observations, dict) else {"observations": observations}
+    missing = sorted(set(wanted) - set(given))
+    if missing:
+        raise ValueError(
+            f"The demonstrations lack the observation keys {missing} of the policy's observation space; they have "
+            f"{sorted(given)}."
+        )
+    for key, part in wanted.items():
+        _check_observation(key, given[key], part, raw.get(key) or part)
+
+
+def _parts(space: spaces.Space) -> dict[str, spaces.Space]:
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"observations": space}
+
+
+def _check_observation(key: str, array: Array, space: spaces.Space, raw_space: spaces.Space) -> None:
+    """
+    :param key: its name
+    :param array: demonstrated
+    :param space: the policy's, images channels first
+    :param raw_space: the environment's, before ``VecNormalize``
+    """
+    sample = maybe_transpose(array[0], space)
+    if sample.shape != space.shape:
+        raise ValueError(f"Demonstrated '{key}' have shape {array.shape[1:]}, but the environment's have shape {space.shape}.")
+    integral = not isinstance(raw_space, spaces.Box) or raw_space.dtype == np.uint8
+    if integral and array.dtype.kind not in "iub":
+        raise ValueError(
+            f"Demonstrated '{key}' have dtype {array.dtype}, but the observation space is {raw_space}: give integers"
+            + (" from 0 to 255, as by (255 * images).round().astype(np.uint8)." if isinstance(raw_space, spaces.Box) else ".")
+        )
+    is_image = is_image_space(raw_space, normalized_image=True)
+    values = np.asarray(array[np.linspace(0, len(array) - 1, _N_IMAGES).astype(int)] if is_image else array)
+    if isinstance(raw_space, spaces.Box):
+        _check_range(key, values, raw_space, is_image)
+        return
+    low: Any = 0 if isinstance(raw_space, spaces.MultiBinary) else raw_space.start  # type: ignore[attr-defined]
+    high: Any = {spaces.Discrete: "n", spaces.MultiDiscrete: "nvec"}.get(type(raw_space), "")
+    if (values < low).any() or (values >= low + getattr(raw_space, high, 2)).any():
+        raise ValueError(
+            f"Demonstrated '{key}' are in [{values.min()}, {values.max()}], outside {raw_space}: number them as the "
+            "environment does."
+        )
+
+
+def _check_range(key: str, values: np.ndarray, space: spaces.Box, is_image: bool) -> None:
+    low, high = _bounds(values, space)
+    least, most = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
+    excess = np.maximum(most - high, low - least)
+    # A range with one bound has no extent of its own: the data's stands in for it.
+    extent = np.where(np.isfinite(high) & np.isfinite(low), high - low, most - least)
+    share = np.where(excess > 0, excess / np.where(extent > 0, extent, 1.0), 0.0)
+    where = f"Demonstrated '{key}' are in [{values.min():.4g}, {values.max():.4g}]"
+    if share.size and share.max() > 1e-6:
+        worst = tuple(int(i) for i in np.unravel_index(int(share.argmax()), share.shape))
+        limits = f"[{np.broadcast_to(low, share.shape)[worst]:.4g}, {np.broadcast_to(high, share.shape)[worst]:.4g}]"
+        text = f"{where}, but the environment's bounds for component {worst} are {limits}"
+        if share.max() > _TOLERATED:
+            example = "observations / 255 for images" if is_image else "np.deg2rad(observations) for degrees"
+            raise ValueError(
+                f"{text}: the units differ, and a clone would see other numbers in the environment. Convert the "
+                f"demonstrations (such as {example}), or correct the environment's observation_space if it is nominal."
+            )
+        warnings.warn(f"{text}: are they in the same units?", stacklevel=6)
+    elif is_image and values.min() < values.max() <= 1 and float(np.max(high)) >= 200:
+        warnings.warn(
+            f"{where}, the environment's images go up to {float(np.max(high)):.4g}: multiply the demonstrated ones by 255 if "
+            "they are normalized.",
+            stacklevel=6,
+        )
+
+
+def _bounds(values: np.ndarray, space: spaces.Box) -> tuple[Any, Any]:
+    """The bounds, in the layout of ``values``: an image space's are the same for all pixels of a channel order."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if low.shape != values.shape[1:]:  # channels last in the data, first in the space, or the other way round
+        return low.min(), high.max()
+    return low, high
+
+
+# ---------------------------------------------------------------------- actions
+
+
+def _horizon(policy: FlowMatchingPolicy, demonstrations: Demonstrations, execution: Execution | None) -> int:
+    shape, given = policy.action_space.shape, demonstrations.action_shape
+    assert shape is not None
+    if execution is not None:
+        fits = shape == given if execution.horizon is None else shape == (execution.horizon, *given)
+        if fits:
+            return execution.horizon or 1
+        if execution.horizon is None and shape[1:] == given:
+            raise ValueError(
+                f"Demonstrated actions have shape {given}, the environment's {shape}, and it is not wrapped in "
+                "ActionChunking: whether these are chunks, and how many of their actions are executed, is unknown. Wrap the "
+                "environment in ActionChunking, or give your own wrapper an attribute `n_executed`; if actions are "
+                "matrices, demonstrate such."
+            )
+    elif shape == given:
+        return 1
+    elif shape[1:] == given:
+        return shape[0]
+    raise ValueError(
+        f"Demonstrated actions have shape {given}, which fits neither the action space's shape {shape} nor chunks of it, "
+        f"(horizon, {', '.join(map(str, given))}): is this the right environment?"
+    )
+
+
+def _check_actions(actions: np.ndarray, low: np.ndarray, high: np.ndarray, clip_actions: bool) -> None:
+    slack = 1e-6 * (high - low)  # actions that went through float32 may pass a bound by rounding
+    excess = np.maximum(actions - high, low - actions)
+    outside = excess > slack
+    if outside.any() and not clip_actions:
+        raise ValueError(
+            f"{int(outside.any(axis=tuple(range(1, outside.ndim))).sum())} of {len(actions)} demonstrated actions "
+            f"are outside the action space's bounds, by up to {excess.max():.3g}: pass clip_actions=True to clip them, or "
+            "check the units of the actions."
+        )
+    least, most = actions.min(0).astype(np.float64), actions.max(0).astype(np.float64)
+    extent = high.astype(np.float64) - low
+    given = f"Demonstrated actions are in [{actions.min():.4g}, {actions.max():.4g}]"
+    bounds = f"the action space's bounds are [{low.min():.4g}, {high.max():.4g}]"
+    if (most > least).any() and (most - least < _NARROW * extent).all():
+        warnings.warn(
+            f"{given}, {bounds}: they use less than {_NARROW:.0%} of it in every component. Exploration noise is relative to "
+            "the bounds and will drown them. If the bounds are nominal, narrow them: "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high)) with the range "
+            "of the data. If the data are normalized, rescale them.",
+            stacklevel=4,
+        )
+    saturated = np.isclose(np.abs(actions), 1.0, rtol=0, atol=1e-6).mean()
+    if (
+        saturated > _SATURATED
+        and (most <= 1 + 1e-6).all()
+        and (least >= -1 - 1e-6).all()
+        and (low < -1.01).all()
+        and (high > 1.01).all()
+    ):
+        warnings.warn(
+            f"{given}, {saturated:.0%} of them exactly at +-1, and {bounds}: if the data are normalized, rescale them to the "
+            "bounds, as by policy.unscale_action.",
+            stacklevel=4,
+        )
+
+
+# ---------------------------------------------------------------------- episodes
+
+
+def _check_lengths(demonstrations: Demonstrations, execution: Execution) -> None:
+    limit = execution.max_episode_steps
+    longest = int(demonstrations.episode_lengths.max())
+    if limit is None:
+        return
+    if longest > limit:
+        warnings.warn(
+            f"The environment cuts episodes off after {limit} steps, demonstrated ones have up to {longest}: what comes later "
+            "will never be seen.",
+            stacklevel=4,
+        )
+    at_limit = [e.stop - 1 for e in demonstrations.episode_slices if e.stop - e.start == limit]
+    if len(at_limit) > 1 and demonstrations.terminations[at_limit].all() and not demonstrations.truncations.any():
+        warnings.warn(
+            f"{len(at_limit)} demonstrated episodes are as long as the environment's limit, {limit} steps, and all are "
+            "flagged as terminations: if the limit ended them, pass these flags as `truncations`, or values will take the "
+            "limit for a failure.",
+            stacklevel=4,
+        )
+
+
+# ---------------------------------------------------------------------- the environment of the evaluation
+
+
+def checked_eval_env(eval_env: GymEnv, policy: FlowMatchingPolicy, execution: Execution | None) -> VecEnv:
+    """
+    :param eval_env: as given by the user
+    :param policy: to be evaluated in it
+    :param execution: what the training environment says
+    :return: it, vectorized, with images as the policy takes them
+    :raises ValueError: if its spaces or its normalization are not those of training
+    """
+    env = OnPolicyAlgorithm._wrap_env(eval_env)
+    try:
+        check_for_correct_spaces(env, policy.observation_space, policy.action_space)
+    except ValueError as error:
+        raise ValueError(f"eval_env does not fit: {error}. Make it as the training environment, with its wrappers.") from error
+    expected = execution is not None and execution.vec_normalize is not None
+    if execution is not None and expected != (unwrap_vec_normalize(env) is not None):
+        raise ValueError(
+            f"eval_env is {'not ' if expected else ''}wrapped in VecNormalize, but the training environment is"
+            f"{'' if expected else ' not'}: wrap both or neither (its statistics are taken from the training environment)."
+        )
+    return env

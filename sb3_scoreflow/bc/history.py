@@ -1,0 +1,33 @@
+"""What a run of cloning logs."""
+
+from collections import defaultdict
+
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import configure_logger
+
+from sb3_scoreflow.algorithm import FlowAlgorithm
+
+
+class History:
+    """The metrics of every log point, kept and sent to a logger."""
+
+    def __init__(self, logger: Logger | None) -> None:
+        self.metrics: dict[str, list[float]] = defaultdict(list)
+        self.logger = logger
+
+    def record(self, batch: int, metrics: dict[str, float]) -> None:
+        if not self.metrics["batch"] or self.metrics["batch"][-1] != batch:
+            self.metrics["batch"].append(batch)
+        for name, value in metrics.items():
+            self.metrics[name].append(value)
+            if self.logger is not None:
+                self.logger.record(name, value)
+        if self.logger is not None:
+            self.logger.dump(step=batch)
+
+
+def logger_of(algorithm: FlowAlgorithm | None) -> Logger | None:
+    """The model's logger; before its first ``learn`` it has none, so one like it is made. A bare policy has none."""
+    if algorithm is None:
+        return None
+    return getattr(algorithm, "_logger", None) or configure_logger(algorithm.verbose, algorithm.tensorboard_log, "BC", True)

@@ -1,0 +1,79 @@
+"""Cloning in one line."""
+
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_scoreflow.algorithm import FlowAlgorithm
+from sb3_scoreflow.bc.behavior_cloning import BCCallback, BehaviorCloning
+from sb3_scoreflow.demonstrations import Demonstrations
+from sb3_scoreflow.policies import FlowMatchingPolicy
+
+
+def pretrain_bc(
+    model: FlowAlgorithm | FlowMatchingPolicy,
+    demonstrations: Demonstrations,
+    n_epochs: int | None = None,
+    n_batches: int | None = None,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    final_learning_rate: float = 1e-4,
+    weight_decay: float = 1e-6,
+    ema_decay: float = 0.995,
+    validation_fraction: float = 0.0,
+    clip_actions: bool = False,
+    random_shift: int = 4,
+    eval_env: GymEnv | None = None,
+    n_eval_episodes: int = 10,
+    critic_batches: int | None = None,
+    log_interval: int = 1000,
+    callback: BCCallback | None = None,
+    progress_bar: bool = False,
+    seed: int | None = None,
+) -> dict[str, list[float]]:
+    """
+    Clone demonstrations in one call of :class:`BehaviorCloning`.
+
+    :param model: see :class:`BehaviorCloning`, as for all arguments up to ``random_shift`` that are not listed here
+    :param demonstrations: what to imitate
+    :param n_epochs: see :meth:`BehaviorCloning.train`, as for ``n_batches`` and all arguments from ``eval_env`` on
+    :param n_batches: gradient steps
+    :param batch_size: chunks per gradient step
+    :param learning_rate: at the start
+    :param final_learning_rate: at the end of the cosine schedule
+    :param weight_decay: of AdamW
+    :param ema_decay: decay of the moving average per gradient step, in [0, 1)
+    :param validation_fraction: share of the episodes held out, in [0, 1)
+    :param clip_actions: whether to clip actions that are outside the bounds instead of raising
+    :param random_shift: largest random shift of the images in training, in pixels; 0 for none
+    :param eval_env: environment in which the clone is evaluated at the end (deterministic)
+    :param n_eval_episodes: episodes of that evaluation
+    :param critic_batches: gradient steps of the critic
+    :param log_interval: gradient steps between log points
+    :param callback: called at every log point with its metrics; returning False ends training
+    :param progress_bar: whether to show a progress bar (needs tqdm)
+    :param seed: of split, batches and noise
+    :return: history: one list per metric
+    :raises ValueError: if an argument is impossible, or the demonstrations do not fit the environment; nothing is changed then
+    """
+    cloning = BehaviorCloning(
+        model,
+        demonstrations,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        final_learning_rate=final_learning_rate,
+        weight_decay=weight_decay,
+        ema_decay=ema_decay,
+        validation_fraction=validation_fraction,
+        clip_actions=clip_actions,
+        random_shift=random_shift,
+        seed=seed,
+    )
+    return cloning.train(
+        n_epochs=n_epochs,
+        n_batches=n_batches,
+        critic_batches=critic_batches,
+        eval_env=eval_env,
+        n_eval_episodes=n_eval_episodes,
+        log_interval=log_interval,
+        callback=callback,
+        progress_bar=progress_bar,
+    )

@@ -1,0 +1,139 @@
+"""One clone starts every algorithm: the actor's part of a policy, from a policy, a model or a file of either."""
+
+import inspect
+import os
+import warnings
+import zipfile
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.utils import ConstantSchedule
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_scoreflow.policies import FlowMatchingPolicy
+
+#: What decides how an actor acts, and cannot be seen in its weights' shapes alone.
+_ARCHITECTURE = (
+    "observation_space",
+    "action_space",
+    "activation_fn",
+    "time_embedding_dim",
+    "prior_std",
+    "features_extractor_class",
+    "features_extractor_kwargs",
+    "normalize_images",
+)
+_ACTOR = ("features_extractor.", "velocity_field.", "normalizer.", "pretrained")
+
+
+def clone_policy(source: FlowMatchingPolicy | str | os.PathLike[str], device: th.device | str = "auto") -> FlowMatchingPolicy:
+    """
+    :param source: a policy, or the path of a file that a model or a policy was saved to (".zip" is added if there is no such
+        file)
+    :param device: where the policy is loaded
+    :return: the policy; of one from a file, what belongs to the actor
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if it is of another kind
+    """
+    if isinstance(source, FlowMatchingPolicy):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            f"source must be a model or policy of this package or the path of its file, got {type(source).__name__}."
+        )
+    path = Path(source).expanduser()
+    if not path.is_file():
+        path = path.with_name(path.name + ".zip")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {source} (seen from {Path.cwd()}), nor one with the suffix .zip: check the path."
+        )
+    policy_class, arguments, state = _read(path, device)
+    if not (isinstance(policy_class, type) and issubclass(policy_class, FlowMatchingPolicy)):
+        raise ValueError(
+            f"source={str(source)!r} holds a {getattr(policy_class, '__name__', policy_class)}, which is no "
+            "FlowMatchingPolicy: pass a file of this package's algorithms or policies."
+        )
+    known = inspect.signature(policy_class).parameters
+    policy = policy_class(**{name: value for name, value in arguments.items() if name in known})
+    policy.load_state_dict(_actor(policy.state_dict()) | _actor(state), strict=False)
+    return policy.to(device if device != "auto" else policy.device)
+
+
+def _read(path: Path, device: th.device | str) -> tuple[Any, dict[str, Any], dict[str, th.Tensor]]:
+    """:return: class of the policy, its arguments and its state"""
+    is_model = zipfile.is_zipfile(path) and "policy.pth" in zipfile.ZipFile(path).namelist()
+    schedule = ConstantSchedule(0.0)
+    if is_model:
+        data, parameters, _ = load_from_zip_file(path, device=device)
+        assert data is not None
+        state: Any = parameters["policy"]
+        spaces = {name: data[name] for name in ("observation_space", "action_space")}
+        return data.get("policy_class"), {**data.get("policy_kwargs", {}), **spaces, "lr_schedule": schedule}, state
+    try:
+        saved = th.load(path, map_location=device if device != "auto" else "cpu", weights_only=False)
+        state, arguments = saved["state_dict"], saved["data"]
+    except Exception as error:  # whatever unpickling comes up with
+        raise ValueError(f"source={str(path)!r} is no file that a model or a policy was saved to ({error!r}).") from error
+    own = "velocity_field.output_layer.weight" in state
+    return FlowMatchingPolicy if own else "policy of another package", {**arguments, "lr_schedule": schedule}, state
+
+
+def _actor(state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(_ACTOR)}
+
+
+def copy_actor(source: FlowMatchingPolicy, target: FlowMatchingPolicy) -> None:
+    """
+    :param source: a clone
+    :param target: gets its actor: features, velocity field, observation statistics
+    :raises ValueError: if the source was not pretrained, or the two differ in more than their weights; nothing is changed then
+    """
+    if not bool(source.pretrained):
+        raise ValueError("The source has not been pretrained: clone demonstrations into it first, by pretrain_bc.")
+    differences = {
+        name: (getattr(source, name), getattr(target, name))
+        for name in _ARCHITECTURE
+        if getattr(source, name) != getattr(target, name)
+    }
+    if source.net_arch["pi"] != target.net_arch["pi"]:
+        differences["net_arch['pi']"] = (source.net_arch["pi"], target.net_arch["pi"])
+    if differences:
+        text = "; ".join(f"{name} is {theirs} there, {ours} here" for name, (theirs, ours) in differences.items())
+        raise ValueError(
+            f"The clone does not fit this model: {text}. Make this model with the clone's environment and policy_kwargs."
+        )
+    target.load_state_dict(target.state_dict() | _actor(source.state_dict()))
+
+
+def adopt_statistics(target: VecNormalize | None, source: VecNormalize | None, source_is_known: bool) -> None:
+    """
+    Let observations reach a clone as they did where it was made.
+
+    :param target: of the model that gets the clone, None if it has none
+    :param source: of the model that it comes from, None if it has none
+    :param source_is_known: whether the source is a model with an environment
+    :raises ValueError: if one of them sees normalized observations and the other raw ones
+    """
+    if not source_is_known:
+        if target is not None and target.norm_obs:
+            warnings.warn(
+                "This model's environment is wrapped in VecNormalize, and the source does not say which observations its "
+                "clone has seen: load the VecNormalize that it was made with (VecNormalize.load), or pass the model instead.",
+                stacklevel=3,
+            )
+        return
+    normalized = [vec_normalize is not None and vec_normalize.norm_obs for vec_normalize in (source, target)]
+    if normalized[0] != normalized[1]:
+        here, there = ("normalized", "raw") if normalized[1] else ("raw", "normalized")
+        raise ValueError(
+            f"The clone sees {there} observations in its environment, this model {here} ones: wrap both environments in "
+            "VecNormalize(norm_obs=True), or neither."
+        )
+    if target is not None and source is not None and target is not source:
+        target.ret_rms = deepcopy(source.ret_rms)
+        if target.norm_obs:
+            target.obs_rms = deepcopy(source.obs_rms)

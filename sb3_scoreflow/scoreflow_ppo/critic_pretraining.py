@@ -1,0 +1,227 @@
+"""
+Critic warm-up on demonstrations: regression on their discounted returns, as they are when actions are executed in chunks.
+
+A critic that knows nothing sends the first updates of a clone in random directions: they unlearn what it was cloned for.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+
+from sb3_scoreflow.demonstrations import Demonstrations
+from sb3_scoreflow.execution import Execution
+from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
+from sb3_scoreflow.scoreflow_ppo.reward_scaling import unit_of
+
+
+class ChunkReturns(NamedTuple):
+    """
+    Returns of ``N`` transitions, ``G_i + discount_i V(s_last_i)``: what truncation cuts off is left to a value function. It
+    gets bounds, because with discounts near 1 and no reward to hold it, it was seen to run away (docs/implementation.md).
+    """
+
+    returns: np.ndarray  #: demonstrated part ``G``, float32, shape ``(N,)``
+    discounts: np.ndarray  #: of the value at the cut, 0 where the episode terminates, shape ``(N,)``
+    last: np.ndarray  #: indices of the transitions whose observations are valued there, shape ``(N,)``
+    bounds: tuple[float, float]  #: of ``V``
+
+    @property
+    def known(self) -> np.ndarray:
+        """Indices of the transitions that rewards say something about."""
+        return np.flatnonzero(self.discounts < 1)
+
+
+class CriticPretraining:
+    """
+    Regression of a critic on the demonstrations' discounted returns per decision; beyond a truncation, on its own bounded
+    value. Any error leaves the critic as it was.
+
+    :param policy: whose critic is to be fitted
+    :param demonstrations: raw
+    :param execution: what the environment says
+    :param gamma: discount per decision
+    :param n_batches: gradient steps
+    :param batch_size: transitions per gradient step
+    :param rng: draws the minibatches
+    :raises ValueError: if the demonstrations say nothing about the returns that the environment pays
+    """
+
+    def __init__(
+        self,
+        policy: ScoReFlowPolicy,
+        demonstrations: Demonstrations,
+        execution: Execution,
+        gamma: float,
+        n_batches: int,
+        batch_size: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self.policy = policy
+        self.demonstrations = demonstrations
+        self.execution = execution
+        self.gamma = gamma
+        self.n_batches = n_batches
+        self.batch_size = batch_size
+        self.rng = rng
+        reason = self._missing()
+        if reason is not None:
+            raise ValueError(
+                f"The critic cannot be fitted: {reason}. Pass critic_batches=0, and set critic_warmup_iterations instead."
+            )
+
+    def _missing(self) -> str | None:
+        """:return: why the returns are unknown, None if they are known"""
+        demonstrations, execution = self.demonstrations, self.execution
+        if not demonstrations.rewards.any():
+            return "the demonstrations' rewards are all 0"
+        if execution.normalizes_reward:
+            return (
+                "gymnasium's NormalizeReward changes the unit of rewards in each environment as it goes (VecNormalize is fine)"
+            )
+        stops_at_success = demonstrations.metadata.get("terminate_on_success")
+        if execution.terminate_on_success is False and stops_at_success is True:
+            return (
+                "the environment goes on, and pays, after a success, the demonstrations end there. Load them with "
+                "terminate_on_success=False, or make the environment with terminate_on_success=True"
+            )
+        if execution.max_return is not None:
+            most = max(float(demonstrations.rewards[e].sum(dtype=np.float64)) for e in paid_slices(demonstrations, execution))
+            if most > execution.max_return * (1 + 1e-6):
+                return (
+                    f"a demonstrated episode's rewards sum up to {most:g}, the environment's to {execution.max_return:g} at "
+                    "most: they are paid for something else. Replace the demonstrations' rewards by those of the environment"
+                )
+        if len(chunk_returns(demonstrations, execution, self.gamma).known) == 0:
+            return (
+                f"every episode is cut off (truncated) within the actions of one decision, {execution.n_executed}, or before "
+                "any return is known"
+            )
+        return None
+
+    def run(self) -> dict[str, float]:
+        """
+        :return: mean loss of the last 100 batches, in squared units of the critic
+        :raises FloatingPointError: if the loss becomes NaN or infinite
+        """
+        critic = self.policy.parameter_groups()["critic"]
+        before = [parameter.detach().clone() for parameter in critic], self.policy.value_scale.clone()
+        try:
+            return self._fit(critic)
+        except BaseException:
+            with th.no_grad():
+                for parameter, value in zip(critic, before[0], strict=True):
+                    parameter.copy_(value)
+            self.policy.value_scale.copy_(before[1])
+            raise
+
+    def _fit(self, critic: list[th.nn.Parameter]) -> dict[str, float]:
+        policy = self.policy
+        data = chunk_returns(self.demonstrations, self.execution, self.gamma)
+        known = data.known
+        returns, discounts = data.returns[known].astype(np.float64), data.discounts[known]
+        constant = returns.mean() / (1 - discounts.mean())  # the value, if it were the same everywhere
+        # Both parts vary by themselves: where every value is about the same, their sum would be a unit far below it
+        variance = returns.var() + (discounts * constant).var()
+        policy.set_value_scale(unit_of(float(constant), float(variance)))
+        with th.no_grad():
+            policy.value_net[-1].bias.fill_(constant / float(policy.value_scale))  # type: ignore[operator]
+        optimizer = th.optim.Adam(critic, lr=1e-3, fused=True)
+        losses = []
+        for _ in range(self.n_batches):
+            batch = self.rng.choice(known, self.batch_size)
+            target = th.as_tensor(data.returns[batch], device=policy.device)
+            if (data.discounts[batch] > 0).any():
+                with th.no_grad():
+                    beyond = self._values(data.last[batch]).clamp(*data.bounds)
+                    target += th.as_tensor(data.discounts[batch], device=policy.device) * beyond
+            loss = ((self._values(batch) - target) / policy.value_scale).pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        if not np.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"The critic's loss on the demonstrations became {losses[-1]}: look at the rewards in "
+                "demonstrations.describe()."
+            )
+        return {"bc/critic_loss": float(np.mean(losses[-100:]))}
+
+    def _values(self, rows: np.ndarray) -> th.Tensor:
+        observations = self.execution.normalize_observations(self.demonstrations.chunks(1)[rows].observations)
+        result: th.Tensor = self.policy.predict_values(self.policy.obs_to_tensor(observations)[0]).flatten()
+        return result
+
+
+def paid_slices(demonstrations: Demonstrations, execution: Execution) -> list[slice]:
+    """
+    The transitions of each episode that the environment would have paid for: up to the first success, if that ends episodes
+    there and the rewards are 0 or 1.
+
+    :param demonstrations: ``N`` transitions
+    :param execution: what the environment says
+    :return: one slice per episode, at least one transition long
+    """
+    slices = demonstrations.episode_slices
+    if not execution.terminate_on_success or not np.isin(demonstrations.rewards, (0.0, 1.0)).all():
+        return slices
+    stops = [
+        e.start + int(demonstrations.rewards[e].argmax()) + 1 if demonstrations.rewards[e].any() else e.stop for e in slices
+    ]
+    return [slice(e.start, stop) for e, stop in zip(slices, stops, strict=True)]
+
+
+def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: float) -> ChunkReturns:
+    """
+    Return from every transition on when actions are executed in chunks of ``n``: ``G_i = w_i + gamma G_{i+n}`` within the
+    episode, ``w_i`` being what the decision is paid (see :meth:`~sb3_scoreflow.execution.Execution.chunk_rewards`), as
+    ``VecNormalize`` passes it on. If a truncation ends the episode, its last decision counts as not taken: its observation is
+    where a value function goes on.
+
+    :param demonstrations: ``N`` transitions
+    :param execution: what the environment says
+    :param gamma: discount per decision
+    :return: returns, discounts, cuts and bounds
+    """
+    size, n = len(demonstrations), execution.n_executed
+    returns, all_discounts, all_last = np.zeros(size, np.float32), np.ones(size, np.float32), np.arange(size)
+    continuations: list[float] = []
+    for episode, paid in zip(demonstrations.episode_slices, paid_slices(demonstrations, execution), strict=True):
+        raw_rewards = demonstrations.rewards[paid].astype(np.float64)
+        rewards = execution.normalize_rewards(execution.chunk_rewards(raw_rewards))
+        length = len(rewards)
+        end = episode.stop - 1
+        cut = paid == episode and demonstrations.truncations[end] and not demonstrations.terminations[end]
+        if cut:
+            continuations.append(continuation(raw_rewards, execution, gamma))
+        values, discounts, last = np.zeros(length + n), np.zeros(length + n), np.arange(length + n)
+        for i in reversed(range(length)):
+            if cut and i + n >= length:
+                discounts[i] = 1.0
+                continue
+            values[i] = rewards[i] + gamma * values[i + n]
+            discounts[i], last[i] = gamma * discounts[i + n], last[min(i + n, length)]
+        returns[paid], all_discounts[paid] = values[:length], discounts[:length]
+        all_last[paid] = episode.start + np.minimum(last[:length], length - 1)
+    most = max(continuations, default=0.0)
+    # A fall may follow what was cut off: not worse than the worst that was seen to its end, and as much again, because the
+    # bounds are there to stop a critic that runs away, not one that errs.
+    least = min([*continuations, float(returns[all_discounts == 0].min(initial=most))])
+    return ChunkReturns(returns, all_discounts, all_last, (least - (most - least), most))
+
+
+def continuation(rewards: np.ndarray, execution: Execution, gamma: float) -> float:
+    """
+    Return beyond a truncation if rewards go on as they were (ours): their mean over the discount's horizon ``1 / (1 - gamma)``
+    before the cut, or over the episode if that is shorter, for as long as that horizon.
+
+    :param rewards: of the episode, shape ``(T,)``
+    :param execution: what the environment says
+    :param gamma: discount per decision; at 1 the horizon is the episode
+    :return: the return
+    """
+    length = len(rewards)
+    decisions = 1 / (1 - gamma) if gamma < 1 else length / execution.n_executed
+    mean = rewards[-min(round(decisions * execution.n_executed), length) :].mean()
+    paid = execution.normalize_rewards(execution.chunk_rewards(np.full(execution.n_executed, mean))[:1])
+    return float(paid[0] * decisions)
