@@ -7,7 +7,7 @@ from sb3_scoreflow.envs import ActionChunking
 from sb3_scoreflow.export import ActionSampler
 from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.rldt import RLDT
-from sb3_scoreflow.schedules import CosineSchedule, HoldCosineSchedule
+from sb3_scoreflow.schedules import CosineSchedule, HalfLifeSchedule, HoldCosineSchedule
 from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "CosineSchedule",
     "Demonstrations",
     "FlowMatchingPolicy",
+    "HalfLifeSchedule",
     "HoldCosineSchedule",
     "ScoReFlowPPO",
     "ViTExtractor",

@@ -15,6 +15,7 @@ from sb3_scoreflow.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.execution import Execution
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
+from sb3_scoreflow.schedules import Progress
 from sb3_scoreflow.utils import atomic_path, usable_cores, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
@@ -36,6 +37,8 @@ class FlowAlgorithm(OnPolicyAlgorithm):
     num_env_steps: int = 0
     #: Iterations trained since construction
     n_iterations: int = 0
+    #: Transitions (calls of ``env.step`` over all environments) trained with since construction or pretraining
+    n_transitions: int = 0
 
     # ------------------------------------------------------------------ arguments left at None
 
@@ -58,6 +61,22 @@ class FlowAlgorithm(OnPolicyAlgorithm):
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = self._schedule("learning_rate")
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """The one place where schedules get their argument from: within [0, 1], with the number of transitions."""
+        if total_timesteps > 0:
+            super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self._count_transitions(0)
+
+    def _count_transitions(self, n: int) -> None:
+        """Schedules move on by ``n`` transitions."""
+        self.n_transitions += n
+        self._current_progress_remaining = Progress(self._current_progress_remaining, self.n_transitions)
+
+    def _restart_counting(self) -> None:
+        """What has been learned before pretraining is forgotten: schedules over transitions start anew."""
+        self.n_transitions = 0
+        self._count_transitions(0)
 
     def _check_policy_kwargs(self, arguments: dict[str, Any]) -> None:
         """:raises ValueError: if the user gave the policy an argument that belongs to the algorithm"""

@@ -1,10 +1,61 @@
 """
-Schedules over ``progress_remaining`` (1 at the start of training, 0 at its end), as Stable-Baselines3 defines them.
+Schedules over ``progress_remaining`` (1 at the start of ``learn``, 0 at its end), as Stable-Baselines3 defines them, and one
+over the number of transitions trained with, which does not depend on how training is cut into calls of ``learn``.
 
 They are objects with plain attributes, not lambdas, so that a saved model loads in any Python version.
 """
 
 import math
+
+
+class Progress(float):
+    """
+    ``progress_remaining`` as the algorithms of this package pass it to schedules: a float in [0, 1] that also knows how many
+    transitions the policy has been trained with.
+
+    :param remaining: share of training that remains; brought into [0, 1], because the last rollout may pass the end
+    :param n_transitions: calls of ``env.step`` over all environments, since construction or pretraining
+    """
+
+    n_transitions: int
+
+    def __new__(cls, remaining: float, n_transitions: int = 0) -> "Progress":
+        progress = super().__new__(cls, min(max(float(remaining), 0.0), 1.0))
+        progress.n_transitions = n_transitions
+        return progress
+
+
+class HalfLifeSchedule:
+    """
+    Exponential decay over the transitions that the policy has been trained with since construction or pretraining: ``final +
+    (initial - final) 2^(-n / half_life)``.
+
+    It does not ask how long training will take. One long ``learn``, many short ones and a run that goes on from a file give
+    the same values.
+
+    :param initial_value: value at the start
+    :param final_value: value that it tends to
+    :param half_life: transitions (calls of ``env.step`` over all environments) in which the distance to it halves, positive
+    :raises ValueError: if ``half_life`` is not a positive, finite number
+    """
+
+    def __init__(self, initial_value: float, final_value: float, half_life: float) -> None:
+        if not 0 < half_life < math.inf:
+            raise ValueError(f"half_life must be a positive number of transitions, got {half_life}: try 25_000.")
+        self.initial_value = float(initial_value)
+        self.final_value = float(final_value)
+        self.half_life = float(half_life)
+
+    def __call__(self, progress_remaining: float) -> float:
+        """
+        :param progress_remaining: a :class:`Progress`; of a plain number nothing is known but that training has not begun
+        :return: the value
+        """
+        n = getattr(progress_remaining, "n_transitions", 0)
+        return self.final_value + (self.initial_value - self.final_value) * 0.5 ** (n / self.half_life)
+
+    def __repr__(self) -> str:
+        return f"HalfLifeSchedule({self.initial_value}, {self.final_value}, half_life={self.half_life})"
 
 
 class CosineSchedule:

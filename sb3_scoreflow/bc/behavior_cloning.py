@@ -39,9 +39,10 @@ class BehaviorCloning:
     the policy's ``observation_normalization`` is "none"), and the policy is marked as pretrained.
 
     What stands between demonstrations and policy is asked of the model's environment, never guessed: chunks
-    (:class:`~sb3_scoreflow.ActionChunking`, or another wrapper, see :func:`~sb3_scoreflow.execution.execution_of`), how many of their actions are executed, whether success ends an episode, its step limit, and a ``VecNormalize``.
-    Demonstrations are raw; a ``VecNormalize`` in training gets their statistics and keeps them. Past the end of an episode the
-    loss of a chunk is masked. A bare policy has no environment: its action space alone tells the chunks.
+    (:class:`~sb3_scoreflow.ActionChunking`, or another wrapper, see :func:`~sb3_scoreflow.execution.execution_of`), how many
+    of their actions are executed, whether success ends an episode, its step limit, and a ``VecNormalize``. Demonstrations are
+    raw; a ``VecNormalize`` in training gets their statistics and keeps them. Past the end of an episode the loss of a chunk is
+    masked. A bare policy has no environment: its action space alone tells the chunks.
 
     :param model: an algorithm of this package, or a policy
     :param demonstrations: what to imitate

@@ -208,7 +208,6 @@ class RLDT(FlowAlgorithm):
 
         self.num_env_steps = 0
         self.n_iterations = 0
-        #: Transitions that the critics have been trained with since construction or pretraining
         self.n_transitions = 0
         #: Gradient steps of the actor since construction or pretraining
         self.n_actor_updates = 0
@@ -248,6 +247,7 @@ class RLDT(FlowAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs, self.rollout_buffer_kwargs = users
+        self._count_transitions(0)
         if history is not None:
             self._restore_history(history)
 
@@ -269,7 +269,8 @@ class RLDT(FlowAlgorithm):
         The critics' warm-up begins, and what belonged to the weights before cloning is forgotten.
         """
         self.policy.optimizer.state = defaultdict(dict)
-        self.n_transitions = self.n_actor_updates = 0
+        self.n_actor_updates = 0
+        self._restart_counting()
         self._setup_lr_schedule()
 
     # ------------------------------------------------------------------ hooks into Stable-Baselines3's loop
@@ -320,7 +321,7 @@ class RLDT(FlowAlgorithm):
             raise
         self.policy.set_training_mode(True)
         self._update_reward_scale()
-        self.n_transitions += self.rollout_buffer.rewards.size
+        self._count_transitions(self.rollout_buffer.rewards.size)
         warming_up = self.n_transitions <= self._resolved("critic_warmup_transitions")
         reference = Reference(deepcopy(self.policy.features_extractor), deepcopy(self.policy.velocity_field))
         log = UpdateLog()

@@ -186,6 +186,7 @@ class ScoReFlowPPO(FlowAlgorithm):
 
         self.num_env_steps = 0
         self.n_iterations = 0
+        self.n_transitions = 0
         self.return_statistics = ReturnStatistics(gamma)
         self._reference_is_set = False
 
@@ -226,6 +227,7 @@ class ScoReFlowPPO(FlowAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs, self.rollout_buffer_kwargs = users
+        self._count_transitions(0)
         if self.bc_coef > 0:
             self.reference = self._make_reference()
 
@@ -262,6 +264,7 @@ class ScoReFlowPPO(FlowAlgorithm):
         """
         self.policy.optimizer.state = defaultdict(dict)
         self._reference_is_set = False
+        self._restart_counting()
         self._setup_lr_schedule()
         self._update_noise_bounds()
 
@@ -353,6 +356,7 @@ class ScoReFlowPPO(FlowAlgorithm):
     def train(self) -> None:
         """Update policy and critic from the rollout buffer."""
         self._check_rollout()
+        self._count_transitions(self.rollout_buffer.rewards.size)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         if self.normalize_reward:
