@@ -6,6 +6,7 @@ How fast ScoReFlowPPO learns with learned, constant and no score, from the same 
     python -m benchmarks.score best  # every variant at the settings that its search chose
     python -m benchmarks.score ablation  # the package's defaults, and without each of what was changed
     python -m benchmarks.score alternatives  # changes that were not made
+    python -m benchmarks.score defaults  # the package's defaults as they are, against those of version 0.1
     python -m benchmarks.score report
 
 One CSV per run in ``benchmarks/results/score/``; complete ones are not run again. ``report`` writes summaries and plots.

@@ -10,7 +10,10 @@ from benchmarks.provenance import provenance
 from benchmarks.score import arms, report
 from benchmarks.score.runs import DEMONSTRATIONS, RESULTS, Job, execute_all
 
-SEEDS = {"search": [100], **{stage: [0, 1, 2, 3, 4] for stage in ("published", "best", "ablation", "alternatives")}}
+SEEDS = {
+    "search": [100],
+    **{stage: [0, 1, 2, 3, 4] for stage in ("published", "best", "ablation", "alternatives", "defaults")},
+}
 
 
 def jobs(stage: str, env_ids: Sequence[str], seeds: Sequence[int], timesteps: int) -> list[Job]:

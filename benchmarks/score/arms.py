@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from benchmarks.score.runs import CLONE_BATCHES, RESULTS
-from sb3_scoreflow import CosineSchedule, HalfLifeSchedule, HoldCosineSchedule
+from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
 
 VARIANTS = ("learned", "constant", "none")
 
@@ -66,35 +66,19 @@ SEARCH: dict[str, dict[str, Any]] = {
     "lr4e-4_n50": _rates(4e-4),
     "lr2e-4_n100": dict(_rates(2e-4), n_steps=100, n_epochs=5),
 }
-
-
-def _half_lives(velocity: float) -> dict[str, Any]:
-    """As ``_rates``, but without asking for the length of training, as the defaults are."""
-    return dict(
-        learning_rate=HalfLifeSchedule(velocity, velocity / 10, 25_000),
-        noise_learning_rate=HalfLifeSchedule(5 * velocity, velocity / 2, 25_000),
-    )
-
-
-#: The package's defaults (iterations of 2048 chunks in minibatches of 256, rounded to what 20 environments allow), and what
-#: they changed, taken back one at a time.
-_DEFAULT = {
-    **_OURS,
-    **SEARCH["lr2e-4_n100"],
-    **_half_lives(2e-4),
-    "max_std": HalfLifeSchedule(0.24, 0.1, 25_000),
-    "score_drift": "learned",
-}
+#: The package's defaults of version 0.1 (iterations of 2048 chunks in minibatches of 256, rounded to what 20 environments
+#: allow), and what they changed, taken back one at a time.
+_DEFAULT = {**_OURS, **SEARCH["lr2e-4_n100"], "score_drift": "learned"}
 ABLATION: dict[str, dict[str, Any]] = {
     "critic_from_scratch": dict(critic_batches=0),
-    "noise_rate_2e-4": dict(noise_learning_rate=_half_lives(2e-4)["learning_rate"]),
+    "noise_rate_2e-4": dict(noise_learning_rate=_rates(2e-4)["learning_rate"]),
     "clip_0.01": dict(clip_range=0.01),
     "constant_rates_and_noise": dict(learning_rate=2e-4, noise_learning_rate=1e-3, max_std=0.24),
 }
 #: Changes that were not made, tried on top of the defaults.
 ALTERNATIVES: dict[str, dict[str, Any]] = {
-    "velocity_4e-4": _half_lives(4e-4),
-    "velocity_4e-4_kl_guard": dict(_half_lives(4e-4), target_kl=3e-4),  # about what 2e-4 makes of it
+    "velocity_4e-4": _rates(4e-4),
+    "velocity_4e-4_kl_guard": dict(_rates(4e-4), target_kl=3e-4),  # about what 2e-4 makes of it
     "clip_0.04": dict(clip_range=0.04),
 }
 #: Summaries: stage -> pairs of arms, of which the first is compared with the second
@@ -110,6 +94,7 @@ COMPARISONS: dict[str, list[tuple[str, str]]] = {
     ],
     "ablation": [("default", f"without_{name}") for name in ABLATION],
     "alternatives": [("default", f"with_{name}") for name in ALTERNATIVES],
+    "defaults": [("package", "default")],
 }
 _WITHOUT, _WITH = "without_", "with_"
 
@@ -127,6 +112,8 @@ def names(stage: str) -> list[str]:
         return ["default", *(_WITHOUT + name for name in ABLATION)]
     if stage == "alternatives":
         return ["default", *(_WITH + name for name in ALTERNATIVES)]
+    if stage == "defaults":
+        return ["package"]
     return [f"{stage}_{variant}" for variant in VARIANTS]
 
 
@@ -134,6 +121,8 @@ def settings(arm: str, env_id: str) -> dict[str, Any]:
     """Settings of an arm; those of "best" are read from what the search chose."""
     if arm == "default":
         return _DEFAULT
+    if arm == "package":  # whatever they are now, at the same iteration
+        return {name: _DEFAULT[name] for name in ("n_steps", "batch_size", "n_epochs", "critic_batches")}
     if arm.startswith(_WITHOUT):
         return {**_DEFAULT, **ABLATION[arm.removeprefix(_WITHOUT)]}
     if arm.startswith(_WITH):

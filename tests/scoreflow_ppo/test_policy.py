@@ -214,7 +214,11 @@ def test_sampling_computes_features_once(count_calls: Count) -> None:
 
 def test_changing_the_value_scale_changes_no_prediction() -> None:
     policy, obs = _policy(), _obs(20)
+    assert not policy.predict_values(obs).any()  # no unit yet
+    output = policy.value_net(policy.vf_features_extractor(policy.preprocess(obs))).detach()
+    policy.set_value_scale(3.0)
     before = policy.predict_values(obs).detach()
+    th.testing.assert_close(before, 3 * output)
     for scale in (7.0, 0.02, 1300.0):
         policy.set_value_scale(scale)
         assert float(policy.value_scale) == pytest.approx(scale)
