@@ -232,6 +232,7 @@ def test_changing_the_value_scale_changes_no_prediction() -> None:
 def test_shared_features_get_no_gradient_from_the_critic(space: spaces.Space) -> None:
     shared, own = _policy(space, share_features_extractor=True), _policy(space, share_features_extractor=False)
     for policy in (shared, own):
+        policy.set_value_scale(1.0)
         policy.zero_grad()
         obs = _obs(4, space)
         (policy.predict_values(obs).sum() + policy.evaluate_chain(obs, th.randn(4, STEPS + 1, ACTION)).values.sum()).backward()
