@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from sb3_scoreflow.demonstrations.conversion import rows_of_dicts, to_numbers
 from sb3_scoreflow.demonstrations.lazy import LazyImages
 
 Array = np.ndarray | LazyImages
@@ -43,12 +44,13 @@ def named_observations(observations: Array | Mapping[str, Array]) -> dict[str, A
 
 def clean_observations(observations: Any) -> Observations:
     """
-    :param observations: Array-like, or a mapping from str to array-like
+    :param observations: Array-like, a mapping from str to array-like, or a sequence of mappings, one per transition
     :return: Checked arrays, see :func:`clean_array`; images in files unread, they are of type uint8
     :raises ValueError: if a mapping is empty or has keys that are not str, or an array does not pass
     """
     if isinstance(observations, LazyImages):
         return observations
+    observations = rows_of_dicts(observations) or observations
     if not isinstance(observations, Mapping):
         return clean_array("observations", observations)
     if not observations or not all(isinstance(key, str) for key in observations):
@@ -86,15 +88,11 @@ def clean_array(name: str, values: Any) -> np.ndarray:
     An array that already has the right type is not copied.
 
     :param name: What error messages call it
-    :param values: Array-like of shape ``(N, ...)``
-    :return: The array
+    :param values: Array-like of shape ``(N, ...)``, see :func:`~sb3_scoreflow.demonstrations.conversion.to_numbers`
+    :return: The array, in the machine's byte order
     :raises ValueError: if the values are not numbers, not finite as float32, or a single scalar
     """
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"`{name}` has dtype {array.dtype}; demonstrations hold numbers only. Convert it to numbers first.")
-    if array.ndim == 0:
-        raise ValueError(f"`{name}` is a single scalar; its first dimension must count the transitions.")
+    array = to_numbers(name, values)
     if array.dtype.kind != "f":
         return array
     with np.errstate(over="ignore"):  # what overflows is reported below, with its index
@@ -113,29 +111,49 @@ def clean_array(name: str, values: Any) -> np.ndarray:
 def clean_vector(name: str, values: Any) -> np.ndarray:
     """
     :param name: What error messages call it
-    :param values: Array-like of shape ``(N,)``
+    :param values: Array-like of shape ``(N,)`` or ``(N, 1)``
     :return: float32 array of shape ``(N,)``
     :raises ValueError: if the shape is another one, or see :func:`clean_array`
     """
-    array = clean_array(name, values)
-    if array.ndim != 1:
-        raise ValueError(f"`{name}` has shape {array.shape}; it must have one value per transition, shape (N,).")
-    return array.astype(np.float32, copy=False)
+    return _as_vector(name, values, "value").astype(np.float32, copy=False)
 
 
 def clean_flags(name: str, values: Any) -> np.ndarray:
     """
     :param name: What error messages call it
-    :param values: Array-like of shape ``(N,)``: bools, or numbers that are 0 or 1
+    :param values: Array-like of shape ``(N,)`` or ``(N, 1)``: bools, or numbers that are 0 or 1
     :return: bool array of shape ``(N,)``
     :raises ValueError: if the shape or a value is another one
     """
-    array = clean_array(name, values)
-    if array.ndim != 1:
-        raise ValueError(f"`{name}` has shape {array.shape}; it must have one flag per transition, shape (N,).")
-    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
-        raise ValueError(f"`{name}` holds values other than 0 and 1; it must hold one flag per transition.")
+    array = _as_vector(name, values, "flag")
+    others = array[(array != 0) & (array != 1)]
+    if len(others):
+        raise ValueError(
+            f"`{name}` holds values other than 0 and 1, such as {others[0]:.6g}; it must hold one flag per transition. If x "
+            "numbers the episodes, pass np.append(x[1:] != x[:-1], True); if x has their lengths, "
+            "np.isin(np.arange(np.sum(x)), np.cumsum(x) - 1); if x has discounts, x == 0."
+        )
     return array.astype(np.bool_, copy=False)
+
+
+def _as_vector(name: str, values: Any, noun: str) -> np.ndarray:
+    """
+    :param name: What error messages call it
+    :param values: Array-like of shape ``(N,)`` or ``(N, 1)``
+    :param noun: What error messages call an entry
+    :return: Array of shape ``(N,)``
+    :raises ValueError: if the shape is another one, or see :func:`clean_array`
+    """
+    array = clean_array(name, values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(
+            f"`{name}` has shape {array.shape}; it must have one {noun} per transition, shape (N,). If all arrays are "
+            "episodes of equal length, of shape (n_episodes, n_steps, ...), put them one after the other: "
+            "x.reshape(-1, *x.shape[2:])."
+        )
+    return array
 
 
 def clean_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str | int | float | bool]:

@@ -9,7 +9,13 @@ from sb3_scoreflow.demonstrations.sources import register_source
 _SUFFIX = ".hdf5"
 
 
-@register_source("builtin")
+def _names() -> list[str]:
+    """:return: What there is"""
+    folder = resources.files("sb3_scoreflow.demonstrations").joinpath("data")
+    return sorted(entry.name.removesuffix(_SUFFIX) for entry in folder.iterdir() if entry.name.endswith(_SUFFIX))
+
+
+@register_source("builtin", suggest=lambda name: name if name in _names() else None)
 def load_builtin(spec: str) -> Demonstrations:
     """
     The source ``builtin:NAME``. How each file was made is recorded in ``benchmarks/results/NAME.json`` of the repository.
@@ -18,9 +24,7 @@ def load_builtin(spec: str) -> Demonstrations:
     :return: The demonstrations
     :raises ValueError: if there are none of that name
     """
-    folder = resources.files("sb3_scoreflow.demonstrations").joinpath("data")
-    names = sorted(entry.name.removesuffix(_SUFFIX) for entry in folder.iterdir() if entry.name.endswith(_SUFFIX))
-    if spec not in names:
-        raise ValueError(f"There are no built-in demonstrations named {spec!r}. Available: {names}.")
-    with resources.as_file(folder.joinpath(spec + _SUFFIX)) as path:
+    if spec not in _names():
+        raise ValueError(f"There are no built-in demonstrations named {spec!r}. Available: {_names()}.")
+    with resources.as_file(resources.files("sb3_scoreflow.demonstrations").joinpath("data", spec + _SUFFIX)) as path:
         return read_hdf5(path)

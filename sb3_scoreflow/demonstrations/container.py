@@ -15,29 +15,36 @@ from sb3_scoreflow.demonstrations.arrays import (
     clean_observations,
     clean_vector,
     concatenate,
-    describe_array,
     map_observations,
     named_observations,
     select_rows,
 )
 from sb3_scoreflow.demonstrations.chunks import ActionChunks
-
-_MAX_TEXT = 100
+from sb3_scoreflow.demonstrations.flags import (
+    describe_extra_observations,
+    describe_odd_ends,
+    describe_rest,
+    describe_rows_of_episodes,
+)
+from sb3_scoreflow.demonstrations.success import first_successes
 
 
 class Demonstrations:
     """
     Whole episodes, stored flat: N transitions in order, with flags where episodes end.
 
-    Floating-point observations and actions are kept as float32, integers and uint8 images as they are. Arrays of the right
-    type are not copied: do not write to them afterwards. Images may stay in a file until they are used, see
-    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. A trailing episode without an end is dropped, with a warning.
+    Arrays may be tensors, memory maps, lists, or columns of data frames too (with an array in each row). Floating-point
+    observations and actions are kept as float32, integers and uint8 images as they are. Arrays of the right type are not
+    copied: do not write to them afterwards. Images may stay in a file until they are used, see
+    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. A trailing episode without an end is dropped, with a warning. There
+    is a warning too if flags do not look like ends of episodes: masks, or flags that stay on while a goal is reached.
 
-    :param observations: ``(N, *observation_shape)``, or a dict of such arrays for ``Dict`` observation spaces
+    :param observations: ``(N, *observation_shape)``, or a dict of such arrays for ``Dict`` observation spaces, or a sequence
+        of N dicts
     :param actions: ``(N, *action_shape)``, the actions that the env executed
-    :param rewards: ``(N,)``; zeros if None
-    :param terminations: ``(N,)`` flags: the episode ended here by success or failure; all False if None
-    :param truncations: ``(N,)`` flags: the episode was cut off here, as by a step limit; all False if None
+    :param rewards: ``(N,)`` or ``(N, 1)``; zeros if None
+    :param terminations: ``(N,)`` or ``(N, 1)`` flags: the episode ended here by success or failure; all False if None
+    :param truncations: ``(N,)`` or ``(N, 1)`` flags: the episode was cut off here, as by a step limit; all False if None
     :param metadata: Facts about the data: str keys; str, int, float or bool values
     :raises ValueError: if arrays are empty, differ in length, or hold NaN, infinities or anything but numbers;
         if both kinds of flags are None or no flag is set
@@ -64,36 +71,66 @@ class Demonstrations:
         if n_transitions == 0:
             raise ValueError("The demonstrations are empty: `actions` has length 0. Pass at least one whole episode.")
         rewards = np.zeros(n_transitions, np.float32) if rewards is None else clean_vector("rewards", rewards)
-        flags = {"terminations": terminations, "truncations": truncations}
         flags = {
             name: np.zeros(n_transitions, np.bool_) if values is None else clean_flags(name, values)
-            for name, values in flags.items()
+            for name, values in (("terminations", terminations), ("truncations", truncations))
         }
-        for name, array in {**named_observations(observations), "rewards": rewards, **flags}.items():
+        named = named_observations(observations)
+        for name, array in {"rewards": rewards, **flags, **named}.items():
             if len(array) != n_transitions:
+                advice = describe_extra_observations(len(array) - n_transitions, flags) if name in named else ""
                 raise ValueError(
                     f"`{name}` has length {len(array)} but `actions` has length {n_transitions}; both must have one entry per "
-                    "transition. Leave out the observation that follows an episode's last action, if there is one."
+                    f"transition.{advice}"
                 )
-
         stops = np.flatnonzero(flags["terminations"] | flags["truncations"]) + 1
         if len(stops) == 0:
             raise ValueError(
                 f"None of the {n_transitions} transitions ends an episode, so no whole episode is left. "
                 "Set `truncations` to True on the last transition to keep them as one episode."
             )
-        kept = int(stops[-1])
-        if kept < n_transitions:
-            warnings.warn(f"Dropped {n_transitions - kept} transitions after the last episode end.", stacklevel=2)
+        lengths, kept = np.diff(stops, prepend=0), int(stops[-1])
+        for oddity in (
+            describe_odd_ends(*flags.values()),
+            describe_rows_of_episodes([array.shape for array in named.values()], actions.shape, lengths),
+            describe_rest(n_transitions - kept, lengths) if kept < n_transitions else None,
+        ):
+            if oddity is not None:
+                warnings.warn(oddity, stacklevel=2)
+        self._set(
+            map_observations(lambda array: select_rows(array, slice(kept)), observations),
+            actions[:kept],
+            rewards[:kept],
+            flags["terminations"][:kept],
+            flags["truncations"][:kept],
+            clean_metadata(metadata),
+        )
 
-        self.observations: Observations = map_observations(lambda array: select_rows(array, slice(kept)), observations)
-        self.actions: np.ndarray = actions[:kept]
-        self.rewards: np.ndarray = rewards[:kept]
-        self.terminations: np.ndarray = flags["terminations"][:kept]
-        self.truncations: np.ndarray = flags["truncations"][:kept]
-        self.metadata = clean_metadata(metadata)
-        self._stops = stops
-        self._starts = np.concatenate([[0], stops[:-1]])
+    def _set(
+        self,
+        observations: Observations,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        terminations: np.ndarray,
+        truncations: np.ndarray,
+        metadata: dict[str, str | int | float | bool],
+    ) -> None:
+        """Take over arrays that are checked, the last transition an end."""
+        self.observations: Observations = observations
+        self.actions: np.ndarray = actions
+        self.rewards: np.ndarray = rewards
+        self.terminations: np.ndarray = terminations
+        self.truncations: np.ndarray = truncations
+        self.metadata = metadata
+        self._stops = np.flatnonzero(terminations | truncations) + 1
+        self._starts = np.concatenate([[0], self._stops[:-1]])
+
+    @classmethod
+    def _of_checked(cls, *args: Any) -> "Demonstrations":
+        """:return: Demonstrations of parts of others, without the checks and warnings that these have had"""
+        demonstrations = cls.__new__(cls)
+        demonstrations._set(*args)
+        return demonstrations
 
     @classmethod
     def from_arrays(cls, observations: Any, actions: Any, *args: Any, **kwargs: Any) -> "Demonstrations":
@@ -109,11 +146,15 @@ class Demonstrations:
     @staticmethod
     def from_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> "Demonstrations":
         """
-        Trajectories of the package imitation, or objects like them. The observation after the last action is left out.
+        Episodes as dicts, or as the trajectories of the package imitation and objects like them. The observation after the
+        last action is left out.
 
         :param trajectories: Objects with ``obs`` ``(T + 1, ...)``, an array, a mapping to arrays or imitation's ``DictObs``,
             ``acts`` ``(T, ...)``, ``terminal`` and perhaps ``rews`` ``(T,)``; T at least 1. Where ``terminal`` is true the
-            episode is terminated, else truncated. imitation calls an episode terminal at its time limit too
+            episode is terminated, else truncated. imitation calls an episode terminal at its time limit too. Or mappings with
+            these entries (under these names or ``observations``, ``actions``, ``rewards``, ``terminations``), such as dicts
+            and groups of HDF5 files: there, ``obs`` may have T rows too, ``terminal`` may be missing (False) or have one flag
+            per step, of which the last counts
         :param metadata: Facts about the data
         :return: The demonstrations, one episode per trajectory
         :raises ValueError: if there is none, or the arrays of one do not fit each other or those of the first
@@ -176,13 +217,13 @@ class Demonstrations:
         :return: Copies of these episodes, in this order; images in a file stay there
         """
         rows = np.concatenate([np.arange(self._starts[i], self._stops[i]) for i in episodes])
-        return Demonstrations(
+        return Demonstrations._of_checked(
             map_observations(lambda array: select_rows(array, rows), self.observations),
             self.actions[rows],
             self.rewards[rows],
             self.terminations[rows],
             self.truncations[rows],
-            metadata=self.metadata,
+            dict(self.metadata),
         )
 
     def split(self, validation_fraction: float, seed: int) -> tuple["Demonstrations", "Demonstrations"]:
@@ -201,6 +242,28 @@ class Demonstrations:
         n_validation = int(np.clip(round(validation_fraction * self.n_episodes), 1, self.n_episodes - 1))
         order = np.random.default_rng(seed).permutation(self.n_episodes)
         return self._select(np.sort(order[n_validation:])), self._select(np.sort(order[:n_validation]))
+
+    def end_at_success(self) -> "Demonstrations":
+        """
+        End each episode at its first success, as envs do that terminate on success: the first positive reward becomes a
+        termination, and what follows it in the episode is left out.
+
+        :return: The shortened episodes, copied; their metadata say ``terminate_on_success`` and count ``n_transitions_cut``
+        :raises ValueError: if the rewards do not mark successes: they must be zero but for one positive value
+        """
+        firsts = first_successes(self.rewards, self._starts, self._stops)
+        successful = np.searchsorted(self._stops, firsts, side="right")
+        stops = self._stops.copy()
+        stops[successful] = firsts + 1
+        kept = np.arange(len(self)) < np.repeat(stops, self.episode_lengths)
+        rows = slice(None) if kept.all() else np.flatnonzero(kept)
+        flags = {"terminations": self.terminations.copy(), "truncations": self.truncations.copy()}
+        flags["terminations"][firsts], flags["truncations"][firsts] = True, False
+        return Demonstrations._of_checked(
+            map_observations(lambda array: select_rows(array, rows), self.observations),
+            *(array[rows] for array in (self.actions, self.rewards, *flags.values())),
+            {**self.metadata, "terminate_on_success": True, "n_transitions_cut": int(np.count_nonzero(~kept))},
+        )
 
     def take(self, n_episodes: int | None = None, n_transitions: int | None = None) -> "Demonstrations":
         """
@@ -248,8 +311,8 @@ class Demonstrations:
         fields = ("actions", "rewards", "terminations", "truncations")
         metadata = first.metadata.items()
         shared = dict(entry for entry in metadata if all(entry in part.metadata.items() for part in parts))
-        return Demonstrations(
-            observations, *(np.concatenate([getattr(part, field) for part in parts]) for field in fields), metadata=shared
+        return Demonstrations._of_checked(
+            observations, *(np.concatenate([getattr(part, field) for part in parts]) for field in fields), shared
         )
 
     def _layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -311,20 +374,9 @@ class Demonstrations:
         :return: A table of the source, the statistics, shapes and metadata, to print. Of observations and actions: the range
             of all values, and the ranges of the means and standard deviations of their components
         """
-        stats = self.statistics()
-        arrays = {**named_observations(self.observations), "actions": self.actions}
-        rows = {
-            "source": str(self.metadata.get("source", "collected" if "policy" in self.metadata else "not recorded")),
-            "episodes": f"{self.n_episodes:,}",
-            "transitions": f"{len(self):,}",
-            "return": "{return_mean:.1f} +/- {return_std:.1f}, {return_min:.1f} to {return_max:.1f}".format(**stats),
-            "episode length": "{length_mean:.1f}, {length_min:.0f} to {length_max:.0f}".format(**stats),
-            "terminated": f"{stats['terminated_fraction']:.1%} of the episodes",
-            **{name: describe_array(arrays[name]) for name in sorted(arrays)},
-            **{f"metadata: {key}": _shorten(str(value)) for key, value in self.metadata.items() if key != "source"},
-        }
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+        from sb3_scoreflow.demonstrations.description import describe
+
+        return describe(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """
@@ -349,9 +401,3 @@ class Demonstrations:
         from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
 
         return read_hdf5(path, max_episode_steps)
-
-
-def _shorten(text: str) -> str:
-    """:return: One line, short enough for a table"""
-    text = " ".join(text.split())
-    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."

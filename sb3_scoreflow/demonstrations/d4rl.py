@@ -28,14 +28,18 @@ _ROUNDING = 1e-5
 
 
 class _Task(NamedTuple):
-    environment: str
-    """The env of Gymnasium or Gymnasium-Robotics that takes the actions."""
+    environment: str | None
+    """The env of Gymnasium or Gymnasium-Robotics that takes the actions; None if there is none."""
     max_episode_steps: int
     """D4RL's step limit."""
     min_return: float
     """Mean return of a random policy: normalised score 0."""
     max_return: float
     """Mean return of an expert: normalised score 100."""
+    ends: str | None = None
+    """What ends episodes, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`."""
+    reward_argument: str | None = None
+    """The env's argument that must be False for rewards like those of the data."""
 
 
 _LOCOMOTION = {
@@ -45,14 +49,29 @@ _LOCOMOTION = {
     "halfcheetah": _Task("HalfCheetah-v4", 1000, -280.178953, 12135.0),
     "ant": _Task("Ant-v4", 1000, -325.6, 3879.7),
 }
-_KITCHEN = {"kitchen": _Task("FrankaKitchen-v1", 280, 0.0, 4.0)}
+_KITCHEN = {"kitchen": _Task("FrankaKitchen-v1", 280, 0.0, 4.0, reward_argument="remove_task_when_completed")}
 _ADROIT = {
     "pen": _Task("AdroitHandPen-v1", 100, 96.262799, 3076.8331017826877),
     "hammer": _Task("AdroitHandHammer-v1", 200, -274.856578, 12794.134825156867),
     "door": _Task("AdroitHandDoor-v1", 200, -56.512833, 2880.5693087298737),
     "relocate": _Task("AdroitHandRelocate-v1", 200, -6.425911, 4233.877797728884),
 }
-_TASKS = {**_LOCOMOTION, **_KITCHEN, **_ADROIT}
+# `terminals` are set in every step near the goal, where the reward is 1, and the episode goes on until `timeouts`; D4RL's env
+# ends at the goal. Gymnasium-Robotics' ant has motors of five times the torque, and its mazes have other coordinates
+_ANTMAZE = {
+    name: _Task(None, steps, 0.0, 1.0, ends="timeouts", reward_argument="terminate_on_success")
+    for name, steps in (("antmaze", 1000), ("antmaze-umaze", 700))
+}
+# One endless walk from goal to goal, which `timeouts` cut into pieces
+_MAZE2D = {
+    "maze2d-umaze": _Task(None, 300, 23.85, 161.86),
+    "maze2d-medium": _Task(None, 600, 13.13, 277.39),
+    "maze2d-large": _Task(None, 800, 6.7, 273.99),
+    "maze2d-umaze-dense": _Task(None, 300, 68.537689, 193.66285642381482),
+    "maze2d-medium-dense": _Task(None, 600, 44.264742, 297.4552547777125),
+    "maze2d-large-dense": _Task(None, 800, 30.569041, 303.4857382709002),
+}
+_TASKS = {**_LOCOMOTION, **_KITCHEN, **_ADROIT, **_ANTMAZE, **_MAZE2D}
 
 _LOCOMOTION_KINDS = ("random", "medium", "expert", "medium-expert", "medium-replay", "full-replay")
 _KITCHEN_FILES = {
@@ -62,10 +81,22 @@ _KITCHEN_FILES = {
 }
 _ADROIT_SUFFIXES = {"human": "-v0_demos_clipped", "cloned": "-demos-v0-bc-combined", "expert": "-v0_expert_clipped"}
 
+# In the names of files: the maze, whether the ant has several starts, and whether several goals
+_ANTMAZE_FILES = {
+    "umaze": ("u-maze", False, False),
+    "umaze-diverse": ("u-maze", True, True),
+    "medium-play": ("big-maze", True, False),
+    "medium-diverse": ("big-maze", True, True),
+    "large-play": ("hardest-maze", True, False),
+    "large-diverse": ("hardest-maze", True, True),
+}
+
 _NAMES = (
     "{hopper, walker2d, halfcheetah, ant}-{random, medium, expert, medium-expert, medium-replay, full-replay}-v2 "
     "(-v1 as well; -v0 without full-replay), kitchen-{complete, partial, mixed}-v0, "
-    "{pen, hammer, door, relocate}-{human, cloned, expert}-v1 (-v0 as well)"
+    "{pen, hammer, door, relocate}-{human, cloned, expert}-v1 (-v0 as well), "
+    "antmaze-{umaze, umaze-diverse, medium-play, medium-diverse, large-play, large-diverse}-v2, "
+    "maze2d-{umaze, medium, large}-v1 and maze2d-{umaze, medium, large}-dense-v1"
 )
 
 
@@ -87,13 +118,25 @@ def _list_files() -> Iterator[tuple[str, str]]:
         for kind, suffix in _ADROIT_SUFFIXES.items():
             yield f"{task}-{kind}-v0", f"hand_dapg/{task}{suffix}.hdf5"
             yield f"{task}-{kind}-v1", f"hand_dapg_v1/{task}-{kind}-v1.hdf5"
+    # Not -v0 and -v1: their `timeouts` are out of step with the episodes (D4RL's issue 77)
+    for kind, (maze, starts, goals) in _ANTMAZE_FILES.items():
+        stem = f"Ant_maze_{maze}_noisy_multistart_{starts}_multigoal_{goals}_sparse_fixed"
+        yield f"antmaze-{kind}-v2", f"ant_maze_v2/{stem}.hdf5"
+    for task in _MAZE2D:
+        stem = task if task.endswith("-dense") else f"{task}-sparse"
+        yield f"{task}-v1", f"maze2d/{stem}-v1.hdf5"
 
 
 DATASETS: dict[str, str] = dict(_list_files())
 """The name of each data set and its file, below the base URL."""
 
 
-@register_source("d4rl")
+def _suggest(name: str) -> str | None:
+    """:return: The newest data set of that name, whatever its version; None if there is none"""
+    return max((known for known in DATASETS if _unversioned(known) == _unversioned(name)), default=None)
+
+
+@register_source("d4rl", suggest=_suggest)
 def load_d4rl(
     spec: str,
     *,
@@ -106,8 +149,13 @@ def load_d4rl(
     The source ``d4rl:NAME``, such as ``d4rl:hopper-medium-v2``. A file that is not in the directory is downloaded to it.
 
     Episodes end where the file's ``terminals`` (a termination) or ``timeouts`` (a truncation) say so; in a file without
-    ``timeouts``, where the task's step limit is reached as well. Actions are clipped to [-1, 1], as all of these envs do.
-    Observations are those of the file; kitchen's are 9 robot positions, 21 object positions and 30 goals.
+    ``timeouts``, where the task's step limit is reached as well. AntMaze's end at ``timeouts`` only: its ``terminals`` mark
+    every step near the goal, and the episode goes on (:meth:`Demonstrations.end_at_success` ends it there).
+
+    Actions are clipped to [-1, 1], as all of these envs do. Observations are those of the file; kitchen's are 9 robot
+    positions, 21 object positions and 30 goals. Rewards are those of the file too; where they differ from those of an env at
+    its defaults, ``metadata`` holds the argument by which it rewards like the data: ``remove_task_when_completed`` (kitchen)
+    or ``terminate_on_success`` (AntMaze), False.
 
     :param spec: Name of the data set, see :data:`DATASETS`
     :param directory: Where the files are. Default: ``$D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``
@@ -132,12 +180,12 @@ def load_d4rl(
     file = DATASETS[spec]
     folder = Path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY).expanduser()
     path = folder / file.rpartition("/")[2]
-    task = _TASKS[spec.partition("-")[0]]
+    task = _TASKS[_task_of(spec)]
 
     def check(partial: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # reading it below warns
-            read_hdf5(partial, task.max_episode_steps)
+            read_hdf5(partial, task.max_episode_steps, task.ends)
 
     if not path.exists():
         download(
@@ -150,11 +198,16 @@ def load_d4rl(
             noun="D4RL file",
         )
     try:
-        demonstrations = read_hdf5(path, task.max_episode_steps if max_episode_steps is None else max_episode_steps)
+        limit = task.max_episode_steps if max_episode_steps is None else max_episode_steps
+        demonstrations = read_hdf5(path, limit, task.ends)
     except OSError as error:
         raise OSError(f"{error} It stands for 'd4rl:{spec}': delete it, and the next call downloads it anew.") from error
     _clip_actions(demonstrations.actions, spec)
-    demonstrations.metadata.update({"source": f"d4rl:{spec}", "env": task.environment})
+    demonstrations.metadata["source"] = f"d4rl:{spec}"
+    if task.environment is not None:
+        demonstrations.metadata["env"] = task.environment
+    if task.reward_argument is not None:
+        demonstrations.metadata[task.reward_argument] = False
     return demonstrations
 
 
@@ -214,15 +267,21 @@ def _task_name(env_name: str) -> str:
     :raises ValueError: if it is unknown
     """
     name = _unversioned(env_name.removeprefix("d4rl:"))
-    aliases = {_unversioned(task.environment): key for key, task in _TASKS.items()}
-    aliases.update({_unversioned(dataset): dataset.partition("-")[0] for dataset in DATASETS})
+    aliases = {_unversioned(task.environment): key for key, task in _TASKS.items() if task.environment is not None}
+    aliases.update({_unversioned(dataset): _task_of(dataset) for dataset in DATASETS})
     name = aliases.get(name, name)
     if name not in _TASKS:
+        envs = sorted(task.environment for task in _TASKS.values() if task.environment is not None)
         raise ValueError(
             f"There is no normalised score for `env_name` {env_name!r}. Known tasks: {sorted(_TASKS)}; their data sets, "
-            f"such as 'hopper-medium-v2'; their envs: {sorted(task.environment for task in _TASKS.values())}, in any version."
+            f"such as 'hopper-medium-v2'; their envs: {envs}, in any version."
         )
     return name
+
+
+def _task_of(dataset: str) -> str:
+    """:return: The task of a data set, by its name: the one whose name agrees furthest"""
+    return max((task for task in _TASKS if dataset.startswith(f"{task}-")), key=len)
 
 
 def _unversioned(name: str) -> str:

@@ -2,6 +2,7 @@
 Demonstrations in HDF5 files with D4RL's layout.
 
 Five flat arrays with one entry per transition: ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts``.
+Rewards may be missing; so may ``timeouts``, where the step limit is known.
 """
 
 import math
@@ -18,6 +19,7 @@ import numpy as np
 from sb3_scoreflow.demonstrations.arrays import Array, LoadedObservations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.lazy import READ_ERRORS, LazyImages
+from sb3_scoreflow.demonstrations.recognize import describe_file, describe_folder, describe_hdf5
 from sb3_scoreflow.demonstrations.sources import register_source
 
 FORMAT_VERSION = 1
@@ -25,31 +27,36 @@ _VERSION_ATTRIBUTE = "sb3_scoreflow_format"
 # Of images that are copied out of a file: what one chunk has at most, unless an image is larger, and what is held at once
 _CHUNK_BYTES = 2**16
 _WRITE_BYTES = 2**24
-_REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")
+_TIMEOUTS = "timeouts"
+_REQUIRED_KEYS = ("observations", "actions", "terminals")
+_KEYS = ("observations", "actions", "rewards", "terminals", _TIMEOUTS)
 
 
 @register_source("file")
-def load_file(spec: str, max_episode_steps: int | None = None) -> Demonstrations:
+def load_file(spec: str, max_episode_steps: int | None = None, ends: str | None = None) -> Demonstrations:
     """The source ``file:PATH``; see :func:`read_hdf5`."""
-    return read_hdf5(spec.removeprefix("//"), max_episode_steps)
+    return read_hdf5(spec.removeprefix("//"), max_episode_steps, ends)
 
 
-def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None) -> Demonstrations:
+def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None, ends: str | None = None) -> Demonstrations:
     """
     :param path: The file; ``~`` is expanded. Anything in it but the five arrays above is ignored; ``observations`` may be a
         group with one array per key of a ``Dict`` observation space
     :param max_episode_steps: The env's step limit, to cut episodes where the file has no ``timeouts`` (else it is not used).
         Files may give it in an attribute of this name
+    :param ends: ``"timeouts"`` if only these end episodes: ``terminals`` that mark steps at a goal, as in D4RL's AntMaze, are
+        not read then. If None, both end them
     :return: The demonstrations; the file's attributes become their metadata
     :raises FileNotFoundError: if there is no such file
     :raises OSError: if it cannot be read: empty, truncated, not HDF5
-    :raises ValueError: if an array is missing or does not fit the others
+    :raises ValueError: if an array is missing or does not fit the others, or ``ends`` is unknown
     """
+    if ends not in (None, _TIMEOUTS):
+        raise ValueError(f"`ends` must be {_TIMEOUTS!r}, or None for `terminals` and `timeouts`, got {ends!r}.")
     path = Path(path).expanduser()
     with open_hdf5(path) as file:
         _check_keys(file, path)
-        arrays = {key: _read(file[key], f"{path}: {key}") for key in _REQUIRED_KEYS}
-        timeouts = _read(file["timeouts"], f"{path}: timeouts") if "timeouts" in file else None
+        arrays = {key: _read(file[key], f"{path}: {key}") for key in _KEYS if key in file}
         metadata = _read_metadata(file)
     version = metadata.pop(_VERSION_ATTRIBUTE, FORMAT_VERSION)
     if version != FORMAT_VERSION:
@@ -57,12 +64,15 @@ def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None
             f"The demonstration file {path} has format {version}, this version of sb3_scoreflow reads {FORMAT_VERSION}. "
             "Upgrade sb3_scoreflow."
         )
-    rewards, terminals = _as_vector(arrays["rewards"]), _as_vector(arrays["terminals"])
+    terminals = _as_vector(arrays["terminals"])
+    if ends == _TIMEOUTS:
+        terminals = np.zeros_like(terminals)
+    timeouts = arrays.get(_TIMEOUTS)
     if timeouts is None:
         timeouts = _infer_timeouts(terminals, max_episode_steps or metadata.get("max_episode_steps"), path)
     try:
         return Demonstrations(
-            arrays["observations"], arrays["actions"], rewards, terminals, _as_vector(timeouts), metadata=metadata
+            arrays["observations"], arrays["actions"], arrays.get("rewards"), terminals, timeouts, metadata=metadata
         )
     except ValueError as error:
         raise ValueError(f"The demonstration file {path} does not fit: {error}") from error
@@ -134,13 +144,18 @@ def open_hdf5(path: Path) -> Iterator[Any]:
             "Data that come with the package are named like 'builtin:hopper-medium'."
         )
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Pass the path of an HDF5 file in it.")
+        kind = describe_folder(path)
+        advice = "Pass the path of an HDF5 file in it." if kind is None else f"It seems to be {kind}"
+        raise IsADirectoryError(f"{path} is a folder. {advice}")
     if path.stat().st_size == 0:
         raise OSError(f"The demonstration file {path} is empty (0 bytes): its download or copy failed. Fetch it again.")
     try:
         with h5py.File(path, "r") as file:
             yield file
     except READ_ERRORS as error:
+        kind = describe_file(path)
+        if kind is not None:
+            raise OSError(f"The demonstration file {path} cannot be read: it is not HDF5. It seems to be {kind}") from error
         raise OSError(
             f"The demonstration file {path} cannot be read: {error}. It is truncated, damaged or not HDF5. Fetch it again."
         ) from error
@@ -148,11 +163,12 @@ def open_hdf5(path: Path) -> Iterator[Any]:
 
 def _check_keys(file: Any, path: Path) -> None:
     """:raises ValueError: if an array is missing from the HDF5 file"""
-    missing = [key for key in _REQUIRED_KEYS if key not in file]
-    if missing:
+    if any(key not in file for key in _REQUIRED_KEYS):
+        missing = [key for key in _KEYS if key not in file and key != _TIMEOUTS]
         raise ValueError(
             f"The demonstration file {path} lacks {missing}; it has {sorted(file)}. "
-            f"D4RL's layout needs {list(_REQUIRED_KEYS)}, and `timeouts` unless the step limit is known."
+            f"D4RL's layout needs {list(_REQUIRED_KEYS)}, and `timeouts` unless the step limit is known. It seems to be "
+            f"{describe_hdf5(file, path)}"
         )
 
 

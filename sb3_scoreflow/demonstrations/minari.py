@@ -6,6 +6,7 @@ The minari library reads, writes and downloads; it is imported where it is used.
 
 import contextlib
 import inspect
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,14 +25,19 @@ from sb3_scoreflow.demonstrations.sources import register_source
 from sb3_scoreflow.envs.select_observations import SelectObservations, select
 
 _SOURCE = "minari"
+_EPISODES = "episodes"
 # Under this key a dataset keeps the metadata of the demonstrations that it was written from
 _METADATA_KEY = "sb3_scoreflow_metadata"
+# The env's argument that tells whether a task is rewarded once, or in every step after it is complete
+_REWARD_ARGUMENT = "remove_task_when_completed"
 # What is taken over of the metadata that other programs write, where it is there
 _KEPT_METADATA = ("algorithm_name", "code_permalink", "ref_min_score", "ref_max_score")
 
 
-@register_source(_SOURCE)
-def load_minari(spec: str, observation_keys: str | Sequence[str] | None = None, download: bool = True) -> Demonstrations:
+@register_source(_SOURCE, suggest=lambda name: name if re.fullmatch(r"[\w-]+(/[\w-]+)+-v\d+", name) else None)
+def load_minari(
+    spec: str, observation_keys: str | Sequence[str] | None = None, download: bool = True, ends: str | None = None
+) -> Demonstrations:
     """
     The source ``minari:DATASET_ID``, such as ``minari:mujoco/hopper/medium-v0``.
 
@@ -46,6 +52,8 @@ def load_minari(spec: str, observation_keys: str | Sequence[str] | None = None, 
     :param observation_keys: Which entries of ``Dict`` observations to keep, nested ones by their joined keys: several for dict
         observations, or one str for plain arrays. All if None
     :param download: Whether to download a dataset that is not there
+    :param ends: ``"episodes"`` if an episode ends with its last transition only, and not at flags before it, which mark
+        something else. If None, at these too
     :return: The demonstrations. Their metadata hold it as ``source``, the id of the env and, where the dataset has
         them, the name of the algorithm, a link to its code and the reference scores
     :raises ImportError: if minari, or a package that the dataset needs, is not installed
@@ -54,6 +62,8 @@ def load_minari(spec: str, observation_keys: str | Sequence[str] | None = None, 
     :raises ValueError: if the id is malformed, actions are not of a ``Box`` space, a key is unknown, an observation is not
         numeric, or the arrays do not fit
     """
+    if ends not in (None, _EPISODES):
+        raise ValueError(f"`ends` must be {_EPISODES!r}, or None for flags inside the dataset's episodes too, got {ends!r}.")
     dataset, path = _open(spec, download)
     name = f"The Minari dataset {spec!r}"
     if not isinstance(dataset.action_space, spaces.Box):
@@ -66,6 +76,8 @@ def load_minari(spec: str, observation_keys: str | Sequence[str] | None = None, 
     with _readable(name, path):
         for episode in dataset.iterate_episodes():
             arrays = {key: np.asarray(getattr(episode, key)) for key in ("rewards", "terminations", "truncations")}
+            if ends == _EPISODES:
+                arrays.update({key: _last_flag(arrays[key]) for key in ("terminations", "truncations")})
             arrays["actions"] = _as_float32(episode.actions)
             episodes.append((map_observations(_as_float32, selection.pick(episode.observations)), arrays))
     try:
@@ -166,6 +178,11 @@ def _as_float32(values: Any) -> np.ndarray:
         return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
 
+def _last_flag(flags: np.ndarray) -> np.ndarray:
+    """:return: Flags of which only the last one may be set"""
+    return flags * (np.arange(len(flags)) == len(flags) - 1)
+
+
 def _assemble(episodes: list[tuple[LoadedObservations, dict[str, np.ndarray]]], metadata: dict[str, Any]) -> Demonstrations:
     """
     :param episodes: Observations ``(T, ...)`` or ``(T + 1, ...)``, and the other arrays ``(T, ...)`` by name
@@ -202,7 +219,11 @@ def _assemble(episodes: list[tuple[LoadedObservations, dict[str, np.ndarray]]], 
 def _read_metadata(dataset: Any, dataset_id: str) -> dict[str, Any]:
     """:return: What is known about the dataset; facts that :func:`write_minari` stored come first"""
     stored = dataset.storage.metadata
-    metadata = {} if dataset.env_spec is None else {"env": dataset.env_spec.id}
+    metadata: dict[str, Any] = {}
+    if dataset.env_spec is not None:
+        metadata["env"] = dataset.env_spec.id
+        if _REWARD_ARGUMENT in (dataset.env_spec.kwargs or {}):
+            metadata[_REWARD_ARGUMENT] = bool(dataset.env_spec.kwargs[_REWARD_ARGUMENT])
     metadata.update({key: stored[key] for key in _KEPT_METADATA if isinstance(stored.get(key), (str, int, float))})
     return {**metadata, **stored.get(_METADATA_KEY, {}), "source": f"{_SOURCE}:{dataset_id}"}
 

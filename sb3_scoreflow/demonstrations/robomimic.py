@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.demonstrations.arrays import Array, clean_array, clean_vector
+from sb3_scoreflow.demonstrations.arrays import Array, clean_array
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.hdf5 import open_hdf5, read_dataset
 from sb3_scoreflow.demonstrations.lazy import BlockCache, HDF5Images, LazyImages
@@ -31,15 +31,18 @@ def load_robomimic(
     *,
     observation_keys: str | Sequence[str] | None = None,
     mask: str | None = None,
+    terminate_on_success: bool = True,
     cache_bytes: int = 2**30,
 ) -> Demonstrations:
     """
     The source ``robomimic:PATH``, such as ``robomimic:lift/ph/low_dim.hdf5``.
 
-    An episode is a whole demonstration of the file, in the order of their numbers. Its last transition is a termination if its
-    reward is positive, which in robomimic means success, and a truncation otherwise. The file's ``dones`` are not used:
-    depending on how it was written they mark every success, the last transition, or both. Nothing is cut off after the first
-    success, and rewards are kept.
+    An episode is a demonstration of the file, in the order of their numbers. It ends at the first success, as in the env that
+    :func:`~sb3_scoreflow.envs.make_robomimic` makes: the first positive reward is a termination, and what the file has after
+    it is left out. The end of any other demonstration is a truncation. Rewards that are not 0 or one positive value (shaped
+    ones) do not mark successes: there is a warning then, and nothing is left out. Files without rewards (MimicGen's) get
+    zeros. The file's ``dones`` are not used: depending on how it was written they mark every success, the last transition, or
+    both.
 
     Images stay in the file: the batches that are used are read from it, see
     :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. Everything else is read at once.
@@ -49,9 +52,12 @@ def load_robomimic(
         orientation of each gripper and the state of its fingers, and either all images (``*_image``) or, where there are none,
         the state of the objects (``object``)
     :param mask: Name of a list in the file, such as ``train`` or ``valid``, of the demonstrations to read; all if None
+    :param terminate_on_success: Whether the first success ends an episode: the same as that of the env. If not, every
+        demonstration is kept to its end, a truncation, as its env would go on
     :param cache_bytes: How many bytes of images to keep in memory, if they are compressed (or chunked) in the file.
         Uncompressed images are read directly, which needs no cache
-    :return: The demonstrations; ``metadata`` holds the file's ``env_args``, as JSON text, and the env's name
+    :return: The demonstrations; ``metadata`` holds the file's ``env_args``, as JSON text, the env's name,
+        ``terminate_on_success``, whether successes end episodes, and ``n_transitions_cut``, the number of those left out
     :raises ImportError: if h5py is not installed
     :raises FileNotFoundError: if there is no such file
     :raises OSError: if it cannot be read: empty, truncated, not HDF5
@@ -59,25 +65,52 @@ def load_robomimic(
     """
     cache = BlockCache(cache_bytes)
     path = Path(spec).expanduser()
+    if not path.suffix and not path.exists():
+        raise FileNotFoundError(
+            f"There is no demonstration file {path} (seen from {Path.cwd()}). '{_SOURCE}:' takes the path of a file, as in "
+            f"'{_SOURCE}:lift/ph/low_dim_v141.hdf5'; robomimic's script download_datasets.py fetches its files."
+        )
     with open_hdf5(path) as file:
         try:
             demos = _find_demos(file, mask)
             keys = _choose_keys(_observations(file, demos[0]), observation_keys)
             _check_demos(file, demos, keys)
             observations = _read_observations(file, demos, keys, cache)
-            rewards = clean_vector("rewards", _read(file, demos, "rewards"))
-            ends = np.zeros(len(rewards), np.bool_)
+            actions = _read(file, demos, "actions")
+            ends = np.zeros(len(actions), np.bool_)
             ends[np.cumsum([len(file[f"{demo}/actions"]) for demo in demos]) - 1] = True
-            return Demonstrations(
+            demonstrations = Demonstrations(
                 observations,
-                _read(file, demos, "actions"),
-                rewards,
-                ends & (rewards > 0),
-                ends & ~(rewards > 0),
+                actions,
+                _read(file, demos, "rewards") if f"{demos[0]}/rewards" in file else None,
+                truncations=ends,
                 metadata={**_read_env(file), **({} if mask is None else {"mask": mask}), "source": f"{_SOURCE}:{spec}"},
             )
         except ValueError as error:
             raise ValueError(f"The robomimic file {path} does not fit: {error}") from error
+    if terminate_on_success:
+        return _end_at_success(demonstrations, path)
+    demonstrations.metadata["terminate_on_success"] = False
+    return demonstrations
+
+
+def _end_at_success(demonstrations: Demonstrations, path: Path) -> Demonstrations:
+    """
+    :param demonstrations: Whole ones
+    :param path: For the warning
+    :return: Those that end at their first success, if the rewards tell it
+    """
+    try:
+        return demonstrations.end_at_success()
+    except ValueError as error:
+        warnings.warn(
+            f"The episodes of the robomimic file {path} are not cut at their first success, since it is not known. {error} "
+            "If the env does not end at success either (make_robomimic(..., terminate_on_success=False)), pass "
+            "terminate_on_success=False here too.",
+            stacklevel=4,
+        )
+        demonstrations.metadata["terminate_on_success"] = False
+        return demonstrations
 
 
 def _find_demos(file: Any, mask: str | None) -> list[str]:
@@ -155,15 +188,17 @@ def _check_demos(file: Any, demos: list[str], keys: list[str]) -> None:
     :raises ValueError: if an array is missing, or arrays do not fit each other
     """
     layout: dict[str, tuple[tuple[int, ...], str]] = {}
+    # Rewards may be missing, but from all demonstrations
+    names = ("actions", "rewards") if any(f"{demo}/rewards" in file for demo in demos) else ("actions",)
     for demo in demos:
         group = _observations(file, demo)
         missing = [key for key in keys if key not in group]
         if missing:
             raise ValueError(f"`{demo}/obs` lacks {missing}; it has {sorted(group)}. Choose with `observation_keys`.")
-        missing = [name for name in ("actions", "rewards") if name not in file[demo]]
+        missing = [name for name in names if name not in file[demo]]
         if missing:
             raise ValueError(f"`{demo}` lacks {missing}; it has {sorted(file[demo])}. Fetch or record it again.")
-        arrays = {name: file[f"{demo}/{name}"] for name in ("actions", "rewards", *(f"obs/{key}" for key in keys))}
+        arrays = {name: file[f"{demo}/{name}"] for name in (*names, *(f"obs/{key}" for key in keys))}
         for name, array in arrays.items():
             if not getattr(array, "shape", ()):
                 raise ValueError(f"`{demo}/{name}` is a group or a scalar, not an array with one entry per transition.")

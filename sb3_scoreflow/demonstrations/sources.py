@@ -12,6 +12,7 @@ package are imported in its ``__init__``; those of other packages register when 
     load_demonstrations("lab:pick-and-place", split="test")
 """
 
+import difflib
 import os
 import re
 from collections.abc import Callable
@@ -19,15 +20,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.recognize import describe_source
 
 Loader = TypeVar("Loader", bound=Callable[..., Demonstrations])
 
 _SOURCES: dict[str, Callable[..., Demonstrations]] = {}
+_SUGGESTIONS: dict[str, Callable[[str], str | None]] = {}
 
 
-def register_source(name: str) -> Callable[[Loader], Loader]:
+def register_source(name: str, suggest: Callable[[str], str | None] | None = None) -> Callable[[Loader], Loader]:
     """
     :param name: What stands before the colon: at least two letters, digits, ``-`` or ``_`` (one letter is a Windows drive)
+    :param suggest: What is meant, if someone leaves out the name and the colon: from what is given, to what should follow the
+        colon, or to None
     :return: Decorator for a function ``(spec: str, **kwargs) -> Demonstrations``
     :raises ValueError: if the name has another form or belongs to another function
     """
@@ -42,6 +47,8 @@ def register_source(name: str) -> Callable[[Loader], Loader]:
                 f"The source {name!r} is already registered, by {known.__module__}.{known.__qualname__}. Choose another name."
             )
         _SOURCES[name] = loader
+        if suggest is not None:
+            _SUGGESTIONS[name] = suggest
         return loader
 
     return register
@@ -63,7 +70,13 @@ def load_demonstrations(
     :raises FileNotFoundError: if the file does not exist
     """
     name, spec = _parse(source)
-    demonstrations = _SOURCES[name](spec, **kwargs).take(n_episodes=n_episodes, n_transitions=n_transitions)
+    try:
+        demonstrations = _SOURCES[name](spec, **kwargs).take(n_episodes=n_episodes, n_transitions=n_transitions)
+    except FileNotFoundError as error:
+        hint = _hint(spec) if name == "file" else None
+        if hint is None:
+            raise
+        raise FileNotFoundError(f"{error} {hint}") from error
     # A file may say where its data came from in the first place
     demonstrations.metadata.setdefault("source", f"{name}:{spec}")
     return demonstrations
@@ -82,7 +95,20 @@ def _parse(source: str | os.PathLike[str]) -> tuple[str, str]:
         return "file", path
     if name in _SOURCES:
         return name, spec
+    advice = describe_source(name) or "Import the module that registers the source first."
+    similar = difflib.get_close_matches(name.lower(), _SOURCES, n=1)
+    if similar:
+        advice = f"Did you mean {f'{similar[0]}:{spec}'!r}?"
     raise ValueError(
         f"Unknown source {name!r} of demonstrations in {path!r}. Known sources: {sorted(_SOURCES)}, as in "
-        "'builtin:hopper-medium', and the path of an HDF5 file that exists. Import the module that registers the source first."
+        f"'builtin:hopper-medium', and the path of an HDF5 file that exists. {advice}"
     )
+
+
+def _hint(spec: str) -> str | None:
+    """:return: What was meant by the path of a file that does not exist, if it looks like the name of data of a source"""
+    if spec.startswith("lerobot/"):
+        return describe_source("lerobot")
+    found = [(name, suggest(spec)) for name, suggest in _SUGGESTIONS.items()]
+    meant = [repr(f"{name}:{suggestion}") for name, suggestion in found if suggestion is not None]
+    return f"Did you mean {' or '.join(meant)}?" if meant else None

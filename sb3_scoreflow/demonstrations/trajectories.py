@@ -1,12 +1,22 @@
-"""Demonstrations from the trajectories of other packages, such as imitation's, which is not needed for it."""
+"""Demonstrations from episodes: the trajectories of other packages, such as imitation's (which is not needed), or dicts."""
 
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from sb3_scoreflow.demonstrations.arrays import LoadedObservations, map_observations, named_observations
 from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.conversion import as_array, rows_of_dicts
+
+# What programs call the entries of an episode, imitation first
+_NAMES = {
+    "obs": ("obs", "observations"),
+    "acts": ("acts", "actions"),
+    "rews": ("rews", "rewards"),
+    "terminal": ("terminal", "terminals", "terminated", "terminations"),
+}
 
 
 def from_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> Demonstrations:
@@ -23,18 +33,35 @@ def from_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] |
 
 
 def _from_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] | None) -> Demonstrations:
+    """
+    :param number: Which trajectory it is
+    :param trajectory: As given
+    :param metadata: Facts about the data
+    :return: Demonstrations of one episode
+    :raises ValueError: if an entry is missing, or the arrays do not fit each other
+    """
+    is_mapping = isinstance(trajectory, Mapping)
+    if is_mapping:
+        trajectory = _from_mapping(number, trajectory)
     missing = [name for name in ("obs", "acts", "terminal") if not hasattr(trajectory, name)]
     if missing:
         raise ValueError(
             f"Trajectory {number}, of type {type(trajectory).__name__}, has no attribute {missing}. Trajectories have `obs`, "
             "`acts`, `terminal` and perhaps `rews`; for arrays there is Demonstrations.from_arrays."
         )
-    actions = np.asarray(trajectory.acts)
+    actions = as_array(f"acts of trajectory {number}", trajectory.acts)
     # imitation's DictObs is no Mapping, and gives its dict by this method
     obs = trajectory.obs.unwrap() if hasattr(trajectory.obs, "unwrap") else trajectory.obs
-    observations: LoadedObservations = map_observations(np.asarray, obs if isinstance(obs, Mapping) else np.asarray(obs))
+    obs, name = rows_of_dicts(obs) or obs, f"obs of trajectory {number}"
+    observations: LoadedObservations = (
+        {key: as_array(f"{name}, {key}", values) for key, values in obs.items()}
+        if isinstance(obs, Mapping)
+        else as_array(name, obs)
+    )
     lengths = {name: array.shape[:1] for name, array in named_observations(observations).items()}
-    if actions.ndim == 0 or any(length != (len(actions) + 1,) for length in lengths.values()):
+    # imitation always keeps the observation after the last action, others may not
+    allowed = [(len(actions) + extra,) for extra in ((0, 1) if is_mapping else (1,))] if actions.ndim else []
+    if len(set(lengths.values())) != 1 or next(iter(lengths.values())) not in allowed:
         raise ValueError(
             f"Trajectory {number} has `acts` of shape {actions.shape} and observations of lengths {lengths}. There must be "
             "one observation more than actions: the last one is what the last action led to."
@@ -44,7 +71,7 @@ def _from_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] |
     never = np.zeros_like(ends)
     try:
         return Demonstrations(
-            map_observations(lambda array: array[:-1], observations),
+            map_observations(lambda array: array[: len(actions)], observations),
             actions,
             getattr(trajectory, "rews", None),
             *((ends, never) if trajectory.terminal else (never, ends)),
@@ -52,3 +79,21 @@ def _from_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] |
         )
     except ValueError as error:
         raise ValueError(f"Trajectory {number} does not fit: {error}") from error
+
+
+def _from_mapping(number: int, trajectory: Mapping[str, Any]) -> SimpleNamespace:
+    """
+    :param number: Which trajectory it is
+    :param trajectory: Arrays by one of their names; perhaps the flag ``terminal``, or one per step, of which the last counts
+    :return: The same by imitation's names, as attributes
+    :raises ValueError: if an entry is missing
+    """
+    entries = {key: trajectory[name] for key, names in _NAMES.items() for name in reversed(names) if name in trajectory}
+    missing = [" or ".join(map(repr, _NAMES[key])) for key in ("obs", "acts") if key not in entries]
+    if missing:
+        raise ValueError(
+            f"Trajectory {number} is a {type(trajectory).__name__} without {', and without '.join(missing)}; it has "
+            f"{sorted(trajectory)}. Trajectories have `obs`, `acts`, `terminal` and perhaps `rews`."
+        )
+    flags = as_array(f"terminal of trajectory {number}", entries.get("terminal", False)).ravel()
+    return SimpleNamespace(**{**entries, "terminal": bool(flags[-1:].any())})

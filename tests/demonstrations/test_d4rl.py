@@ -129,7 +129,7 @@ def test_default_server(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_names() -> None:
     names = d4rl.DATASETS
-    assert len(names) == 4 * (5 + 6 + 6) + 3 + 4 * (3 + 3)
+    assert len(names) == 4 * (5 + 6 + 6) + 3 + 4 * (3 + 3) + 6 + 6
     # Files are stored without their folder, so no two may have the same name
     assert len({file.rpartition("/")[2] for file in names.values()}) == len(names)
     expected = {
@@ -146,6 +146,12 @@ def test_names() -> None:
         "door-human-v0": "hand_dapg/door-v0_demos_clipped.hdf5",
         "hammer-cloned-v0": "hand_dapg/hammer-demos-v0-bc-combined.hdf5",
         "relocate-expert-v0": "hand_dapg/relocate-v0_expert_clipped.hdf5",
+        "antmaze-umaze-v2": "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5",
+        "antmaze-umaze-diverse-v2": "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5",
+        "antmaze-medium-play-v2": "ant_maze_v2/Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5",
+        "antmaze-large-diverse-v2": "ant_maze_v2/Ant_maze_hardest-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5",
+        "maze2d-umaze-v1": "maze2d/maze2d-umaze-sparse-v1.hdf5",
+        "maze2d-large-dense-v1": "maze2d/maze2d-large-dense-v1.hdf5",
     }
     assert expected.items() <= names.items()
     assert "hopper-full-replay-v0" not in names
@@ -155,7 +161,7 @@ def test_names() -> None:
 def test_every_name_loads(directory: Path, name: str) -> None:
     store(directory, d4rl.DATASETS[name].rpartition("/")[2], n=2400)
     d = load_demonstrations(f"d4rl:{name}")
-    assert d.n_episodes == 3 and d.metadata["source"] == f"d4rl:{name}"
+    assert d.n_episodes == (2 if name.startswith("antmaze") else 3) and d.metadata["source"] == f"d4rl:{name}"
     assert np.isfinite(normalized_score(name, d.episode_returns)).all()
 
 
@@ -168,6 +174,7 @@ def test_every_name_loads(directory: Path, name: str) -> None:
         ),
         ("Hopper-Medium-v2", "Did you mean 'hopper-medium-v2'"),
         ("kitchen-complete-v1", "Did you mean 'kitchen-complete-v0'"),
+        ("antmaze-umaze-v0", "Did you mean 'antmaze-umaze-v2'"),
         ("zebra", r"no D4RL data named 'zebra'\. Known names: {hopper, walker2d, .*kitchen-{complete, .*{pen, hammer"),
         ("", r"named ''\. Known names"),
         ("../../etc/passwd", "no D4RL data named"),
@@ -293,6 +300,53 @@ def test_kitchen(directory: Path) -> None:
     assert d.observation_shape == (60,) and d.action_shape == (9,)
     np.testing.assert_array_equal(d.episode_lengths, [184, 116])
     assert d.metadata["env"] == "FrankaKitchen-v1"
+    assert d.metadata["remove_task_when_completed"] is False  # unlike the env's default
+
+
+def test_antmaze(directory: Path, tmp_path: Path) -> None:
+    """`terminals` are 1 in every step near the goal, and the episodes go on until `timeouts`."""
+    n_episodes, length, rng = 20, 701, np.random.default_rng(0)
+    goals = rng.integers(300, 500, n_episodes)
+    step = np.tile(np.arange(length), n_episodes)
+    at_goal = ((step >= np.repeat(goals, length)) & (step % 50 > 5)).astype(np.float32)  # it leaves, and comes back
+    n = n_episodes * length
+    path = store(
+        directory,
+        "Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5",
+        n=n + 374,
+        observations=np.arange((n + 374) * 29, dtype=np.float32).reshape(-1, 29),
+        actions=rng.uniform(-1, 1, (n + 374, 8)),
+        rewards=np.append(at_goal, np.zeros(374)),
+        terminals=np.append(at_goal, np.zeros(374)),
+        timeouts=np.append(step == length - 1, np.zeros(374)),
+    )
+    with pytest.warns(UserWarning) as caught:
+        d = load_demonstrations("d4rl:antmaze-umaze-v2")
+    assert [str(w.message) for w in caught] == ["Dropped 374 transitions after the last episode end."]
+    np.testing.assert_array_equal(d.episode_lengths, np.full(n_episodes, length))
+    np.testing.assert_array_equal(d.episode_returns, at_goal.reshape(n_episodes, length).sum(1))
+    assert not d.terminations.any() and d.truncations.sum() == n_episodes
+    assert d.metadata == {"source": "d4rl:antmaze-umaze-v2", "terminate_on_success": False}
+
+    # D4RL's env ends at the goal
+    first = at_goal.reshape(n_episodes, length).argmax(1)
+    ended = d.end_at_success()
+    np.testing.assert_array_equal(ended.episode_lengths, first + 1)
+    np.testing.assert_array_equal(ended.episode_returns, np.ones(n_episodes))
+    np.testing.assert_array_equal(normalized_score("antmaze-umaze-v2", ended.episode_returns), np.full(n_episodes, 100.0))
+    assert ended.terminations.sum() == n_episodes and not ended.truncations.any()
+    assert ended.metadata["terminate_on_success"] is True and ended.metadata["n_transitions_cut"] == n - (first + 1).sum()
+
+    # By its path: a warning, with a remedy
+    with pytest.warns(UserWarning, match=r"`terminations` \(set on .*ends=\"timeouts\"") as caught:
+        load_demonstrations(path)
+    assert len(caught) == 2
+    with pytest.warns(UserWarning) as caught:
+        by_path = load_demonstrations(path, ends="timeouts")
+    assert len(caught) == 1
+    np.testing.assert_array_equal(by_path.episode_lengths, d.episode_lengths)
+    with pytest.raises(ValueError, match="`ends` must be 'timeouts', or None for `terminals` and `timeouts`, got 'timeout'"):
+        load_demonstrations(path, ends="timeout")
 
 
 def test_columns_and_float64(directory: Path) -> None:
@@ -345,6 +399,7 @@ def test_the_source_outlives_a_copy(directory: Path, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_envs(name: str, kwargs: dict[str, Any], n_observations: int, n_actions: int) -> None:
     task = d4rl._TASKS[name]
+    assert task.environment is not None
     env = gym.make(task.environment, **kwargs)
     assert env.observation_space.shape == (n_observations,) and env.action_space.shape == (n_actions,)
     # The bounds that actions are clipped to

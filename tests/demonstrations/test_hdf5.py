@@ -146,6 +146,23 @@ def test_column_vectors_are_accepted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(d.rewards, np.arange(5))
 
 
+def test_rewards_are_optional(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.hdf5", d4rl_arrays(rewards=None, timeouts=np.arange(N) == N - 1))
+    d = Demonstrations.load_hdf5(path)
+    np.testing.assert_array_equal(d.rewards, np.zeros(N))
+    np.testing.assert_array_equal(d.episode_lengths, [2, 4])
+    path = write(tmp_path / "y.hdf5", d4rl_arrays(rewards=None, timeouts=None))
+    np.testing.assert_array_equal(load_demonstrations(path, max_episode_steps=4).episode_lengths, [2, 4])
+
+
+def test_big_endian(tmp_path: Path) -> None:
+    arrays = d4rl_arrays(observations=np.arange(N, dtype=">i4"), actions=np.arange(N, dtype=">f4")[:, None])
+    with pytest.warns(UserWarning, match="Dropped"):
+        d = Demonstrations.load_hdf5(write(tmp_path / "x.hdf5", arrays))
+    assert isinstance(d.observations, np.ndarray) and d.observations.dtype == np.dtype("=i4") and d.actions.dtype.isnative
+    np.testing.assert_array_equal(d.observations, np.arange(N - 1))
+
+
 def test_foreign_attributes(tmp_path: Path) -> None:
     attributes = {"env": "Test-v0", "levels": [1, 2], "score": np.float32(0.5)}
     with pytest.warns(UserWarning, match="Dropped"):

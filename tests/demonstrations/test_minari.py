@@ -1,5 +1,6 @@
 """Reading Minari datasets, and the envs that they record."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def test_limits() -> None:
     assert load_demonstrations("minari:pendulum/random-v0", n_episodes=9).n_episodes == 3
     with pytest.raises(ValueError, match="`n_episodes` must be at least 1, got 0"):
         load_demonstrations("minari:pendulum/random-v0", n_episodes=0)
+
+
+@pytest.mark.parametrize("once", [True, False, None])
+def test_kitchen_rewards(root: Path, once: bool | None) -> None:
+    """Whether a task is rewarded once, or in every step after it is complete, is told as the env was."""
+    pendulum()
+    kwargs = {} if once is None else {"remove_task_when_completed": once}
+    spec = json.loads(gym.spec("Pendulum-v1").to_json())
+    edit_metadata(root, "pendulum/random-v0", env_spec=json.dumps({**spec, "kwargs": kwargs}))
+    metadata = load_demonstrations("minari:pendulum/random-v0").metadata
+    assert metadata.get("remove_task_when_completed") is once
 
 
 def test_episode_ends(root: Path) -> None:

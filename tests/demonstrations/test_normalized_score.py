@@ -19,6 +19,14 @@ from sb3_scoreflow.demonstrations import normalized_score
         ("hammer", -274.856578, 12794.134825156867),
         ("door", -56.512833, 2880.5693087298737),
         ("relocate", -6.425911, 4233.877797728884),
+        ("antmaze", 0.0, 1.0),
+        ("antmaze-large-play-v2", 0.0, 1.0),
+        ("maze2d-umaze-v1", 23.85, 161.86),
+        ("maze2d-medium", 13.13, 277.39),
+        ("maze2d-large-v1", 6.7, 273.99),
+        ("maze2d-umaze-dense-v1", 68.537689, 193.66285642381482),
+        ("maze2d-medium-dense-v1", 44.264742, 297.4552547777125),
+        ("d4rl:maze2d-large-dense-v1", 30.569041, 303.4857382709002),
     ],
 )
 def test_reference_returns(name: str, random: float, expert: float) -> None:
@@ -52,7 +60,7 @@ def test_normalized_score() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Humanoid-v4", "antmaze-umaze-v2", "hopper-huge-v2", "AdroitHandPenSparse-v1", "", "hopperv2"]
+    "name", ["Humanoid-v4", "antmaze-huge-v2", "hopper-huge-v2", "AdroitHandPenSparse-v1", "", "hopperv2"]
 )
 def test_unknown_scores(name: str) -> None:
     message = (

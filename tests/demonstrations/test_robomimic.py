@@ -61,7 +61,13 @@ def test_reads_lift(lift: dict[str, Demo], lift_file: Path) -> None:
     np.testing.assert_array_equal(d.actions, np.concatenate([demo["actions"] for demo in lift.values()]).astype(np.float32))
     # Random actions do not lift the cube
     assert not d.terminations.any() and d.truncations.sum() == 3
-    assert d.metadata == {"env": "Lift", "env_args": json.dumps(ENV_ARGS), "source": f"robomimic:{lift_file}"}
+    assert d.metadata == {
+        "env": "Lift",
+        "env_args": json.dumps(ENV_ARGS),
+        "source": f"robomimic:{lift_file}",
+        "terminate_on_success": True,
+        "n_transitions_cut": 0,
+    }
     assert json.loads(str(d.metadata["env_args"])) == ENV_ARGS
     assert re.search(rf"observations\['{IMAGE}'\] +\({SIZE}, {SIZE}, 3\) uint8; values \d+ to \d+, means ", d.describe())
 
@@ -79,17 +85,84 @@ def test_masks_and_keys(lift: dict[str, Demo], lift_file: Path) -> None:
 
 
 def test_order_and_ends(tmp_path: Path) -> None:
-    """demo_2 comes before demo_10; an episode is terminated where its last reward is positive, whatever came before."""
+    """demo_2 comes before demo_10; the first success ends an episode, or none does, as in the env."""
     demos = {f"demo_{n}": numbered_demo(n, length=n, success=n != 2) for n in (10, 2, 3)}
     path = write_file(tmp_path / "x.hdf5", demos, {"train": ["demo_10", "demo_3"]})
-    assert load(path, mask="train").episode_lengths.tolist() == [3, 10]
+    assert load(path, mask="train").episode_lengths.tolist() == [2, 6]
     d = load(path)
-    assert d.episode_lengths.tolist() == [2, 3, 10]
+    assert d.episode_lengths.tolist() == [2, 2, 6]
     assert list(observations_of(d)) == [*PROPRIOCEPTION, "object"]
-    np.testing.assert_allclose(d.actions[:, 0] * 100, np.repeat([2, 3, 10], [2, 3, 10]), rtol=1e-6)
-    np.testing.assert_array_equal(np.flatnonzero(d.terminations), [4, 14])
+    np.testing.assert_allclose(d.actions[:, 0] * 100, np.repeat([2, 3, 10], [2, 2, 6]), rtol=1e-6)
+    np.testing.assert_allclose(d.actions[:, 1] * 100, [0, 1, 0, 1, 0, 1, 2, 3, 4, 5], rtol=1e-6)
+    np.testing.assert_allclose(observations_of(d)["object"][:, 0], d.actions[:, 0] * 100 + d.actions[:, 1], rtol=1e-6)
+    np.testing.assert_array_equal(np.flatnonzero(d.terminations), [3, 9])
     np.testing.assert_array_equal(np.flatnonzero(d.truncations), [1])
-    np.testing.assert_array_equal(d.episode_returns, [0, 2, 2])
+    np.testing.assert_array_equal(d.episode_returns, [0, 1, 1])
+    assert d.metadata["terminate_on_success"] is True and d.metadata["n_transitions_cut"] == 1 + 4
+
+    whole = load(path, terminate_on_success=False)
+    assert whole.episode_lengths.tolist() == [2, 3, 10]
+    assert not whole.terminations.any() and whole.truncations.sum() == 3  # its env would go on
+    np.testing.assert_array_equal(whole.episode_returns, [0, 2, 2])
+    assert whole.metadata["terminate_on_success"] is False and "n_transitions_cut" not in whole.metadata
+
+
+def test_rewards_after_success_are_not_counted(tmp_path: Path) -> None:
+    """One is the most that the env gives, however long a demonstration stands at the goal."""
+    demos = {f"demo_{n}": numbered_demo(n, 60) for n in range(4)}
+    for demo in demos.values():
+        demo["rewards"] = (np.arange(60) >= 20).astype(np.float64)
+    d = load(write_file(tmp_path / "x.hdf5", demos))
+    np.testing.assert_array_equal(d.episode_lengths, [21] * 4)
+    returns, terminated = d.returns_to_go(0.99)
+    np.testing.assert_allclose(returns[:21], 0.99 ** np.arange(20, -1, -1), rtol=1e-6)
+    assert terminated.all()
+    assert load(tmp_path / "x.hdf5", terminate_on_success=False).returns_to_go(0.99)[0].max() > 33
+
+
+def test_images_after_success_are_left_out(tmp_path: Path) -> None:
+    d = load(
+        write_file(
+            tmp_path / "x.hdf5", {"demo_0": numbered_demo(0, 3, camera=True), "demo_1": numbered_demo(1, 4, camera=True)}
+        )
+    )
+    images = observations_of(d)[IMAGE]
+    assert isinstance(images, LazyImages)
+    np.testing.assert_array_equal(np.asarray(images)[:, 0, 0, 0], [0, 1, 10, 11, 12])
+
+
+@pytest.mark.parametrize("rewards", [np.linspace(0.1, 0.9, 6), np.full(6, -1.0), np.array([0, 0.25, 0.25, 0.5, 1, 1])])
+def test_shaped_rewards_do_not_tell_of_success(tmp_path: Path, rewards: np.ndarray) -> None:
+    path = write_file(tmp_path / "x.hdf5", {"demo_0": {**numbered_demo(0, 6), "rewards": rewards}})
+    with pytest.warns(
+        UserWarning, match=r"x\.hdf5 are not cut at their first success.*pass terminate_on_success=False"
+    ) as caught:
+        d = load(path)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        remedied = load(path, terminate_on_success=False)
+    for whole in (d, remedied):
+        np.testing.assert_allclose(whole.rewards, rewards, rtol=1e-6)
+        assert not whole.terminations.any() and whole.truncations.tolist() == [False] * 5 + [True]
+        assert whole.metadata["terminate_on_success"] is False
+
+
+@pytest.mark.parametrize("rewards", [None, np.zeros(5)])
+def test_rewards_are_optional(tmp_path: Path, rewards: np.ndarray | None) -> None:
+    """As in MimicGen's files; RoboCasa's are all zero."""
+    demos = {f"demo_{n}": numbered_demo(n, 5) for n in range(2)}
+    for demo in demos.values():
+        demo.pop("rewards")
+        if rewards is not None:
+            demo["rewards"] = rewards
+    path = write_file(tmp_path / "x.hdf5", demos)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        d = load(path)
+    assert d.episode_lengths.tolist() == [5, 5] and d.truncations.sum() == 2 and not d.terminations.any()
+    np.testing.assert_array_equal(d.rewards, np.zeros(10))
+    assert d.metadata["terminate_on_success"] is True and d.metadata["n_transitions_cut"] == 0
 
 
 def test_two_robots(tmp_path: Path) -> None:
@@ -102,7 +175,7 @@ def test_two_robots(tmp_path: Path) -> None:
 def test_metadata(tmp_path: Path, env_args: Any) -> None:
     d = load(write_file(tmp_path / "x.hdf5", {"demo_0": numbered_demo(0, 3)}, env_args=env_args))
     assert d.metadata["env_args"] == json.dumps(ENV_ARGS) and d.metadata["env"] == "Lift"
-    row = d.describe().splitlines()[-1]
+    (row,) = (line for line in d.describe().splitlines() if line.startswith("metadata: env_args"))
     assert re.fullmatch(r'metadata: env_args +({"env_name": "Lift".{78}\.\.\.)', row)
 
 
@@ -110,7 +183,8 @@ def test_without_what_is_not_needed(tmp_path: Path) -> None:
     path = write_file(tmp_path / "x.hdf5", {"demo_0": numbered_demo(0, 3)})
     with h5py.File(path, "a") as file:
         del file["data"].attrs["env_args"], file["data/demo_0"].attrs["num_samples"], file["data/demo_0/dones"]
-    assert load(path).metadata == {"source": f"robomimic:{path}"}
+    metadata = {"source": f"robomimic:{path}", "terminate_on_success": True, "n_transitions_cut": 1}
+    assert load(path).metadata == metadata
 
 
 def delete(*names: str) -> Callable[[h5py.File], None]:
@@ -152,6 +226,7 @@ WITH_NAN[2, 1] = np.nan
         (delete("data/demo_0", "data/demo_1"), {}, r"its group `data` is empty"),
         (delete("data/demo_1/actions"), {}, r"`data/demo_1` lacks \['actions'\]; it has \['dones', 'obs', 'rewards'\]"),
         (delete("data/demo_1/rewards"), {}, r"`data/demo_1` lacks \['rewards'\]"),
+        (delete("data/demo_0/rewards"), {}, r"`data/demo_0` lacks \['rewards'\]"),
         (delete("data/demo_1/obs"), {}, r"`data/demo_1` has no group `obs`.*dataset_states_to_obs"),
         (delete("data/demo_0/obs"), {}, r"`data/demo_0` has no group `obs`"),
         (put("data/demo_1", 3.0), {}, r"`data/demo_1` has no group `obs`"),
@@ -230,9 +305,11 @@ def test_content_errors(tmp_path: Path, change: Any, kwargs: dict[str, Any], mes
 
 def test_rewards_must_be_a_vector(tmp_path: Path) -> None:
     demo = numbered_demo(0, 4)
-    path = write_file(tmp_path / "bad.hdf5", {"demo_0": {**demo, "rewards": demo["rewards"][:, None]}})
-    with pytest.raises(ValueError, match=r"bad\.hdf5 does not fit: `rewards` has shape \(4, 1\)"):
+    path = write_file(tmp_path / "bad.hdf5", {"demo_0": {**demo, "rewards": np.zeros((4, 2))}})
+    with pytest.raises(ValueError, match=r"bad\.hdf5 does not fit: `rewards` has shape \(4, 2\)"):
         load(path)
+    column = write_file(tmp_path / "column.hdf5", {"demo_0": {**demo, "rewards": demo["rewards"][:, None]}})
+    np.testing.assert_array_equal(load(column, terminate_on_success=False).rewards, demo["rewards"])
 
 
 def test_cache_too_small_for_compressed_images(tmp_path: Path) -> None:
@@ -258,6 +335,8 @@ def test_cache_bytes_error(tmp_path: Path, cache_bytes: Any) -> None:
 def test_file_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no demonstration file .*absent\.hdf5 .*Check the path"):
         load(tmp_path / "absent.hdf5")
+    with pytest.raises(FileNotFoundError, match=r"no demonstration file lift/ph .*'robomimic:lift/ph/low_dim_v141\.hdf5'"):
+        load(Path("lift/ph"))
     path = tmp_path / "bad.hdf5"
     path.write_text("Not Found")
     with pytest.raises(OSError, match=r"bad\.hdf5 cannot be read: .*not HDF5\. Fetch it again"):
