@@ -30,6 +30,7 @@ class Execution:
     :param n_executed: of these, how many are executed before the next decision
     :param discount: per env step inside a chunk
     :param terminate_on_success: whether a success ends the episode; None if the environment does not say
+    :param remove_task_when_completed: whether FrankaKitchen pays for a task once; None if the environment does not say
     :param max_return: largest undiscounted return of an episode; None if the environment does not say
     :param max_episode_steps: env steps after which an episode is cut off; None if the environment does not say
     :param vec_normalize: normalizes observations and rewards on their way to the policy
@@ -40,6 +41,7 @@ class Execution:
     n_executed: int = 1
     discount: float = 1.0
     terminate_on_success: bool | None = None
+    remove_task_when_completed: bool | None = None
     max_return: float | None = None
     max_episode_steps: int | None = None
     vec_normalize: VecNormalize | None = field(default=None, repr=False)
@@ -155,6 +157,7 @@ def execution_of(env: VecEnv) -> Execution:
         n_executed=int(n_executed) if n_executed is not None else 1,
         discount=1.0 if discount is None else float(discount),
         terminate_on_success=_agreed(env, "terminate_on_success"),
+        remove_task_when_completed=_agreed(env, "remove_task_when_completed"),
         max_return=_agreed(env, "max_return"),
         max_episode_steps=max_episode_steps,
         vec_normalize=unwrap_vec_normalize(env),

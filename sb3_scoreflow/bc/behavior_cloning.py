@@ -361,14 +361,7 @@ def _known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstratio
     space, given = policy.observation_space, demonstrations.observations
     if not isinstance(space, spaces.Dict) or not isinstance(given, dict) or set(given) == set(space.spaces):
         return demonstrations
-    return Demonstrations(
-        {key: given[key] for key in space.spaces},
-        demonstrations.actions,
-        demonstrations.rewards,
-        demonstrations.terminations,
-        demonstrations.truncations,
-        metadata=demonstrations.metadata,
-    )
+    return demonstrations.select_keys(list(space.spaces))
 
 
 def _batches(length: int, batch_size: int, n_batches: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -226,6 +226,15 @@ class Demonstrations:
             dict(self.metadata),
         )
 
+    def select_keys(self, keys: Sequence[str]) -> "Demonstrations":
+        """
+        :param keys: Of ``Dict`` observations
+        :return: The same transitions with these parts of the observations only; arrays are shared, not copied
+        """
+        assert isinstance(self.observations, dict)
+        arrays = (self.actions, self.rewards, self.terminations, self.truncations)
+        return Demonstrations._of_checked({key: self.observations[key] for key in keys}, *arrays, dict(self.metadata))
+
     def split(self, validation_fraction: float, seed: int) -> tuple["Demonstrations", "Demonstrations"]:
         """
         Split by episode, at random, so that no episode is on both sides.

@@ -106,6 +106,16 @@ class FlatKitchen(gym.Wrapper[np.ndarray, np.ndarray, dict[str, Any], np.ndarray
         size = 2 * _N_POSITIONS - (self._goal is None)
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
+    @property
+    def terminate_on_success(self) -> bool:
+        """Whether an episode ends when all tasks are complete."""
+        return bool(self.get_wrapper_attr("terminate_on_tasks_completed"))
+
+    @property
+    def max_return(self) -> float | None:
+        """Largest undiscounted return of an episode: a task is paid once; None if it is paid in every step."""
+        return float(len(self.tasks)) if self.get_wrapper_attr("remove_task_when_completed") else None
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
         return self._view(observation), self._report(info)

@@ -229,6 +229,18 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         self._is_running = False
 
     @property
+    def max_episode_steps(self) -> int:
+        """Steps after which an episode is truncated."""
+        return self.horizon
+
+    @property
+    def max_return(self) -> float | None:
+        """Largest undiscounted return of an episode, where success ends it; None for shaped rewards, which have none."""
+        if self.reward_shaping:
+            return None
+        return 1.0 if self.terminate_on_success else float(self.horizon)
+
+    @property
     def state(self) -> np.ndarray:
         """State of the simulation, float64 ``(1 + n_positions + n_velocities,)``."""
         return np.asarray(self.robosuite_env.sim.get_state().flatten())

@@ -58,7 +58,7 @@ class CriticPretraining:
         rng: np.random.Generator,
     ) -> None:
         self.policy = policy
-        self.demonstrations = demonstrations
+        self.demonstrations = as_paid(demonstrations, execution)
         self.execution = execution
         self.gamma = gamma
         self.n_batches = n_batches
@@ -85,8 +85,14 @@ class CriticPretraining:
                 "the environment goes on, and pays, after a success, the demonstrations end there. Load them with "
                 "terminate_on_success=False, or make the environment with terminate_on_success=True"
             )
+        repeats = demonstrations.metadata.get("remove_task_when_completed") is False
+        if execution.remove_task_when_completed and repeats:
+            return (
+                "the environment pays for a completed task once, the demonstrations in every step. Make the environment with "
+                "remove_task_when_completed=False, or replace the rewards (completed_tasks tells which tasks are complete)"
+            )
         if execution.max_return is not None:
-            most = max(float(demonstrations.rewards[e].sum(dtype=np.float64)) for e in paid_slices(demonstrations, execution))
+            most = float(demonstrations.episode_returns.max())
             if most > execution.max_return * (1 + 1e-6):
                 return (
                     f"a demonstrated episode's rewards sum up to {most:g}, the environment's to {execution.max_return:g} at "
@@ -153,22 +159,19 @@ class CriticPretraining:
         return result
 
 
-def paid_slices(demonstrations: Demonstrations, execution: Execution) -> list[slice]:
+def as_paid(demonstrations: Demonstrations, execution: Execution) -> Demonstrations:
     """
-    The transitions of each episode that the environment would have paid for: up to the first success, if that ends episodes
-    there and the rewards are 0 or 1.
-
-    :param demonstrations: ``N`` transitions
+    :param demonstrations: raw
     :param execution: what the environment says
-    :return: one slice per episode, at least one transition long
+    :return: the transitions that the environment would have paid for: where success ends episodes and the rewards tell it,
+        those up to the first success
     """
-    slices = demonstrations.episode_slices
-    if not execution.terminate_on_success or not np.isin(demonstrations.rewards, (0.0, 1.0)).all():
-        return slices
-    stops = [
-        e.start + int(demonstrations.rewards[e].argmax()) + 1 if demonstrations.rewards[e].any() else e.stop for e in slices
-    ]
-    return [slice(e.start, stop) for e, stop in zip(slices, stops, strict=True)]
+    if not execution.terminate_on_success or demonstrations.metadata.get("terminate_on_success") is True:
+        return demonstrations
+    try:
+        return demonstrations.end_at_success()
+    except ValueError:  # rewards of another kind
+        return demonstrations
 
 
 def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: float) -> ChunkReturns:
@@ -184,14 +187,14 @@ def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: f
     :return: returns, discounts, cuts and bounds
     """
     size, n = len(demonstrations), execution.n_executed
-    returns, all_discounts, all_last = np.zeros(size, np.float32), np.ones(size, np.float32), np.arange(size)
+    returns, all_discounts, all_last = np.zeros(size, np.float32), np.zeros(size, np.float32), np.arange(size)
     continuations: list[float] = []
-    for episode, paid in zip(demonstrations.episode_slices, paid_slices(demonstrations, execution), strict=True):
-        raw_rewards = demonstrations.rewards[paid].astype(np.float64)
+    for episode in demonstrations.episode_slices:
+        raw_rewards = demonstrations.rewards[episode].astype(np.float64)
         rewards = execution.normalize_rewards(execution.chunk_rewards(raw_rewards))
         length = len(rewards)
         end = episode.stop - 1
-        cut = paid == episode and demonstrations.truncations[end] and not demonstrations.terminations[end]
+        cut = demonstrations.truncations[end] and not demonstrations.terminations[end]
         if cut:
             continuations.append(continuation(raw_rewards, execution, gamma))
         values, discounts, last = np.zeros(length + n), np.zeros(length + n), np.arange(length + n)
@@ -201,8 +204,8 @@ def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: f
                 continue
             values[i] = rewards[i] + gamma * values[i + n]
             discounts[i], last[i] = gamma * discounts[i + n], last[min(i + n, length)]
-        returns[paid], all_discounts[paid] = values[:length], discounts[:length]
-        all_last[paid] = episode.start + np.minimum(last[:length], length - 1)
+        returns[episode], all_discounts[episode] = values[:length], discounts[:length]
+        all_last[episode] = episode.start + np.minimum(last[:length], length - 1)
     most = max(continuations, default=0.0)
     # A fall may follow what was cut off: not worse than the worst that was seen to its end, and as much again, because the
     # bounds are there to stop a critic that runs away, not one that errs.
