@@ -155,7 +155,10 @@ class BehaviorCloning:
             self.policy.pretrained.fill_(True)
             self.policy.share_actor_features()
             if fit_critic is not None and interruption is None:
-                history.record(n_batches, fit_critic())
+                try:
+                    history.record(n_batches, fit_critic())
+                except KeyboardInterrupt as error:
+                    interruption = error
         if self.algorithm is not None:
             self.algorithm.on_pretrained()
         if interruption is not None:

@@ -204,6 +204,11 @@ def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: f
                 continue
             values[i] = rewards[i] + gamma * values[i + n]
             discounts[i], last[i] = gamma * discounts[i + n], last[min(i + n, length)]
+        if np.abs(values).max() > np.finfo(np.float32).max:
+            raise FloatingPointError(
+                f"The demonstrations' discounted returns are beyond float32, up to {np.abs(values).max():.3g}: look at the "
+                "rewards in demonstrations.describe(), and rescale them where they are made."
+            )
         returns[episode], all_discounts[episode] = values[:length], discounts[:length]
         all_last[episode] = episode.start + np.minimum(last[:length], length - 1)
     most = max(continuations, default=0.0)

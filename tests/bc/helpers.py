@@ -48,7 +48,7 @@ def make_policy(
     return FlowMatchingPolicy(observation_space, action_space, **(dict(net_arch=[16]) | kwargs)).eval()
 
 
-def make_model(env: gym.Env | None = None, **kwargs: Any) -> ScoReFlowPPO:
+def make_model(env: Any = None, **kwargs: Any) -> ScoReFlowPPO:
     arguments: dict[str, Any] = dict(n_steps=16, batch_size=16, n_epochs=1, seed=0, device="cpu")
     arguments |= dict(policy_kwargs=dict(net_arch=[16])) | kwargs
     return ScoReFlowPPO("FlowPolicy", BlankEnv() if env is None else env, **arguments)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_scoreflow import RLDT, ActionChunking, BehaviorCloning, Demonstrations, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.execution import Execution, execution_of
@@ -73,10 +73,10 @@ def rewarded_demonstrations(n_episodes: int = 6, unit: float = 1.0) -> Demonstra
     )
 
 
-def stepped_values(env: VecEnv, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+def stepped_values(env: Any, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     """Observations of the first env's decisions and the discounted rewards that followed, by stepping a whole episode."""
     observations, rewards = [np.array(env.reset()[0])], []
-    action = np.zeros((env.num_envs, *env.action_space.shape), np.float32)  # type: ignore[misc]
+    action = np.zeros((env.num_envs, *env.action_space.shape), np.float32)
     while True:
         obs, reward, done, _ = env.step(action)
         rewards.append(float(reward[0]))
@@ -89,19 +89,19 @@ def stepped_values(env: VecEnv, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     return np.array(observations), values
 
 
-WRAPPERS = {
+WRAPPERS: dict[str, Any] = {
     "single": {},
-    "chunks": dict(wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=4)),
-    "receding": dict(wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=6, n_executed=2)),
-    "one executed": dict(wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=6, n_executed=1)),
-    "discounted": dict(wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=5, n_executed=3, discount=0.8)),
-    "own wrapper": dict(wrapper_class=Repeat, wrapper_kwargs=dict(n_executed=2)),
+    "chunks": dict(wrapper_class=partial(ActionChunking, horizon=4)),
+    "receding": dict(wrapper_class=partial(ActionChunking, horizon=6, n_executed=2)),
+    "one executed": dict(wrapper_class=partial(ActionChunking, horizon=6, n_executed=1)),
+    "discounted": dict(wrapper_class=partial(ActionChunking, horizon=5, n_executed=3, discount=0.8)),
+    "own wrapper": dict(wrapper_class=partial(Repeat, n_executed=2)),
 }
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_critic_is_the_value_of_stepping_the_wrapped_environment(name: str) -> None:
-    env = make_vec_env(Rewarded, 2, **WRAPPERS[name])  # type: ignore[arg-type]
+    env = make_vec_env(Rewarded, 2, **WRAPPERS[name])
     model = make_model(env, gamma=0.9, policy_kwargs=dict(net_arch=[64, 64]))
     pretrain_bc(model, rewarded_demonstrations(), n_batches=5, critic_batches=1500, seed=0)
     observations, values = stepped_values(env, 0.9)
@@ -110,12 +110,11 @@ def test_critic_is_the_value_of_stepping_the_wrapped_environment(name: str) -> N
 
 
 @pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
-def test_settings_reach_through_processes(vec_env_cls: type[VecEnv]) -> None:
+def test_settings_reach_through_processes(vec_env_cls: Any) -> None:
     env = make_vec_env(
         partial(Rewarded, terminate_on_success=True, max_return=1.0),
         2,
-        wrapper_class=ActionChunking,
-        wrapper_kwargs=dict(horizon=6, n_executed=2, discount=0.9),
+        wrapper_class=partial(ActionChunking, horizon=6, n_executed=2, discount=0.9),
         vec_env_cls=vec_env_cls,
     )
     try:
@@ -250,8 +249,8 @@ def test_episodes_and_the_step_limit() -> None:
 # ---------------------------------------------------------------------- VecNormalize
 
 
-def normalized(training: bool = True, n_envs: int = 4, **kwargs: Any) -> VecNormalize:
-    env = make_vec_env("Pendulum-v1", n_envs, wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=2), seed=0)
+def normalized(training: bool = True, n_envs: int = 4, **kwargs: Any) -> Any:
+    env = make_vec_env("Pendulum-v1", n_envs, wrapper_class=partial(ActionChunking, horizon=2), seed=0)
     return VecNormalize(env, training=training, gamma=0.9, **kwargs)
 
 
@@ -270,9 +269,8 @@ CHEAP_RLDT = dict(critic_steps=4, n_refreshes=1, refresh_size=64, actor_steps=2,
 @pytest.mark.parametrize(("cls", "kwargs"), [(ScoReFlowPPO, dict(batch_size=64, n_epochs=1)), (RLDT, CHEAP_RLDT)])
 def test_clone_is_the_same_with_and_without_normalization_before_and_after_rollouts(cls: Any, kwargs: Any) -> None:
     demonstrations = pendulum_demonstrations()
-    obs = demonstrations.observations[:200]
-    assert isinstance(obs, np.ndarray)
-    plain_env = make_vec_env("Pendulum-v1", 4, wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=2), seed=0)
+    obs = np.asarray(demonstrations.observations)[:200]
+    plain_env = make_vec_env("Pendulum-v1", 4, wrapper_class=partial(ActionChunking, horizon=2), seed=0)
     env = normalized()
     actions = []
     for venv in (plain_env, env):
@@ -290,7 +288,7 @@ def test_clone_is_the_same_with_and_without_normalization_before_and_after_rollo
 
 def test_critic_is_in_the_unit_of_normalized_rewards() -> None:
     """Against stepping the normalized environment, whose statistics are then those of the demonstrations."""
-    env = VecNormalize(make_vec_env(partial(Rewarded, unit=100.0), 2, **WRAPPERS["receding"]), gamma=0.9)  # type: ignore[arg-type]
+    env = VecNormalize(make_vec_env(partial(Rewarded, unit=100.0), 2, **WRAPPERS["receding"]), gamma=0.9)
     model = make_model(env, gamma=0.9, policy_kwargs=dict(net_arch=[64, 64]))
     pretrain_bc(model, rewarded_demonstrations(unit=100.0), n_batches=5, critic_batches=1500, seed=0)
     observations, values = stepped_values(env, 0.9)
@@ -319,10 +317,9 @@ def test_frozen_statistics_stay_and_wrong_ones_are_refused() -> None:
     model = make_model(env, policy_kwargs=dict(net_arch=[32, 32]))
     pretrain_bc(model, demonstrations, n_batches=300, seed=0)
     assert env.obs_rms.mean.tolist() == [0.1, 0.0, 0.5]
-    error = np.abs(
-        model.predict(env.normalize_obs(demonstrations.observations), deterministic=True)[0][:, 0] - demonstrations.actions
-    )
-    assert error.mean() < 0.5  # 1.4 for a constant
+    seen = env.normalize_obs(np.asarray(demonstrations.observations))
+    error = np.abs(model.predict(seen, deterministic=True)[0][:, 0] - demonstrations.actions).mean()
+    assert error < 0.5  # 1.4 for a constant
     env.obs_rms.mean = np.array([100.0, 0.0, 0.0])
     with pytest.raises(ValueError, match=r"vec_normalize\.training = True"):
         pretrain_bc(model, demonstrations, n_batches=2)
