@@ -16,6 +16,9 @@ from sb3_scoreflow.linear import Linear, batched_linear, mlp
 
 Tensor = TypeVar("Tensor", th.Tensor, np.ndarray)
 
+#: Bounds from which on none is meant.
+_NO_BOUND = 1e15
+
 #: Bias of the score coefficient's last layer: softplus(-2) = 0.127 at the start (arXiv 2604.10962, released configuration).
 SCORE_COEFFICIENT_BIAS = -2.0
 
@@ -285,26 +288,36 @@ class ObservationNormalizer(nn.Module):
     """
     Standardises the non-image Box parts of an observation with statistics kept in the state dict.
 
-    Until statistics are fitted it is the identity. Images, Discrete and MultiBinary observations pass through unchanged.
-    Constant dimensions (see :func:`varies`) are only centered.
+    Images, Discrete and MultiBinary observations pass through unchanged. Constant dimensions (see :func:`varies`) are only
+    centered. Until statistics are fitted, it is the identity, or, with ``expects_statistics``, a function that knows no units
+    (ours): a dimension with finite bounds is standardized by the uniform distribution between them, of another one nothing but
+    its sign is told.
 
     :param observation_space: the observation space
     :param clip: bound of the absolute normalised value (same default as VecNormalize)
+    :param expects_statistics: whether statistics will be fitted to the first observations
     """
 
     count: th.Tensor
 
-    def __init__(self, observation_space: spaces.Space, clip: float = 10.0) -> None:
+    def __init__(self, observation_space: spaces.Space, clip: float = 10.0, expects_statistics: bool = False) -> None:
         super().__init__()
         self.clip = clip
+        self.expects_statistics = expects_statistics
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
         self.keys = [key for key, space in parts.items() if _is_vector(space)]
         # Buffers are numbered: keys of a Dict space may hold dots, which a state dict cannot.
         for index, key in enumerate(self.keys):
-            shape = parts[key].shape
-            assert shape is not None
-            self.register_buffer(f"mean_{index}", th.zeros(shape))
-            self.register_buffer(f"var_{index}", th.ones(shape))
+            space = parts[key]
+            assert isinstance(space, spaces.Box)
+            low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+            bounded = np.isfinite(low) & np.isfinite(high) & (high < _NO_BOUND) & (low > -_NO_BOUND) & (low < high)
+            low, high = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0)
+            self.register_buffer(f"mean_{index}", th.zeros(space.shape))
+            self.register_buffer(f"var_{index}", th.ones(space.shape))
+            for name, value in dict(bounded=bounded, center=(low + high) / 2, spread=(high - low) / 12**0.5).items():
+                dtype = th.bool if name == "bounded" else th.float32
+                self.register_buffer(f"{name}_{index}", th.as_tensor(value, dtype=dtype), persistent=False)
         self.register_buffer("count", th.zeros((), dtype=th.float64))
 
     @property
@@ -355,7 +368,12 @@ class ObservationNormalizer(nn.Module):
         mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
         # A constant dimension has no scale; dividing it by a tiny number would blow up the first change.
         scale = th.where(varies(mean, var), var, th.ones_like(var)).sqrt()
-        return ((part - mean) / scale).clamp(-self.clip, self.clip)
+        normalized = ((part - mean) / scale).clamp(-self.clip, self.clip)
+        if not self.expects_statistics:
+            return normalized
+        bounded, center, spread = (self.get_buffer(f"{name}_{index}") for name in ("bounded", "center", "spread"))
+        known = (part - center) / th.where(bounded, spread, th.ones_like(spread))
+        return th.where(self.count > 0, normalized, th.where(bounded, known, part.sign()))
 
 
 #: Deviations below this share of the mean, or of the largest deviation in the vector, are rounding, not information.

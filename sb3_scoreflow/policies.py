@@ -131,7 +131,8 @@ class FlowMatchingPolicy(BasePolicy):
         self.observation_normalization = observation_normalization
 
         self.image_keys = _image_keys(observation_space, normalize_images)
-        self.normalizer = ObservationNormalizer(observation_space)
+        expects_statistics = observation_normalization in ("auto", "running")
+        self.normalizer = ObservationNormalizer(observation_space, expects_statistics=expects_statistics)
         self.features_extractor = self.make_features_extractor()
         self.features_dim = self.features_extractor.features_dim
         self.velocity_field = VelocityField(
