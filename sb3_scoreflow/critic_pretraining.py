@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 
 from sb3_scoreflow.demonstrations import Demonstrations
+from sb3_scoreflow.utils import DivergenceError
 
 
 class ChunkReturns(NamedTuple):
@@ -69,7 +70,7 @@ def pretrain_critic(
         optimizer.step()
         losses.append(loss.item())
     if not np.isfinite(losses[-1]):
-        raise FloatingPointError(
+        raise DivergenceError(
             f"The critic's loss on the demonstrations became {losses[-1]}: look at the rewards in demonstrations.describe()."
         )
     return {"bc/critic_loss": float(np.mean(losses[-100:]))}

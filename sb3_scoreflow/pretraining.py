@@ -22,6 +22,7 @@ from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstration
 from sb3_scoreflow.encoders import check_random_shift
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
 from sb3_scoreflow.schedules import CosineSchedule
+from sb3_scoreflow.utils import DivergenceError
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -86,7 +87,7 @@ def pretrain_bc(
         "bc/critic_loss")
     :raises ValueError: if an argument is impossible, or the demonstrations do not fit the policy's spaces; nothing is changed
         then
-    :raises FloatingPointError: if the loss becomes NaN or infinite; the policy then keeps the weights it had
+    :raises DivergenceError: if the loss becomes NaN or infinite; the policy then keeps the weights it had
     :raises OSError: if images that stay in a file cannot be read any more; the policy then keeps the weights it had
     """
     policy = model if isinstance(model, FlowMatchingPolicy) else getattr(model, "policy", None)
@@ -138,7 +139,7 @@ def pretrain_bc(
         policy.normalizer.update(policy.obs_to_tensor(_vector_parts(training, policy))[0])
     try:
         cloning.run(n_batches, weight_decay, ema_decay, rng, history, log_interval, callback, progress_bar)
-    except (FloatingPointError, OSError):
+    except (DivergenceError, OSError):
         policy.load_state_dict(before)
         raise
     finally:
@@ -233,7 +234,7 @@ class _Cloning:
                 continue
             mean_loss = loss_sum.item() / (batch % log_interval or log_interval)
             if not np.isfinite(mean_loss):
-                raise FloatingPointError(
+                raise DivergenceError(
                     f"The behaviour-cloning loss became {mean_loss} before batch {batch}; the policy keeps its previous "
                     f"weights. Lower learning_rate={self.schedule(1.0)}, and look at demonstrations.describe() for outliers."
                 )
@@ -250,7 +251,7 @@ class _Cloning:
         _copy_parameters(average.module, actor)
         culprit = non_finite_parameter(policy)
         if culprit is not None:
-            raise FloatingPointError(
+            raise DivergenceError(
                 f"Behaviour cloning made parameter '{culprit}' NaN or infinite; the policy keeps its previous weights."
             )
 
