@@ -9,6 +9,7 @@ from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.rldt import RLDT
 from sb3_scoreflow.schedules import CosineSchedule, HalfLifeSchedule, HoldCosineSchedule
 from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
+from sb3_scoreflow.utils import DivergenceError
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "BehaviorCloning",
     "CosineSchedule",
     "Demonstrations",
+    "DivergenceError",
     "FlowMatchingPolicy",
     "HalfLifeSchedule",
     "HoldCosineSchedule",

@@ -2,87 +2,127 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_scoreflow.arguments import ArgumentResolution
+from sb3_scoreflow.checks import SB3_RULES, check_argument
 from sb3_scoreflow.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.execution import Execution
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
-from sb3_scoreflow.schedules import Progress
-from sb3_scoreflow.utils import atomic_path, usable_cores, warn_of_threads
+from sb3_scoreflow.saved_files import WrongPolicyError, foreign_file_error, written_by
+from sb3_scoreflow.utils import DivergenceError, atomic_path, chunk_settings, usable_cores, warn, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
 
-class FlowAlgorithm(OnPolicyAlgorithm):
+class FlowAlgorithm(ArgumentResolution):
     """
     An on-policy algorithm that trains a :class:`~sb3_scoreflow.FlowMatchingPolicy`.
 
-    Counts environment steps inside chunks, resolves arguments left at None, refuses to learn from or to save NaN, and saves
-    atomically. It is abstract: subclasses give ``train``.
+    Checks arguments and resolves those left at None, counts transitions for schedules and environment steps inside chunks,
+    refuses to learn from or to save NaN, and saves atomically. It is abstract: subclasses give ``train``.
+
+    :param policy: alias, or subclass of the policy that the alias "FlowPolicy" names
+    :param env: environment
+    :param kwargs: of Stable-Baselines3's OnPolicyAlgorithm
     """
 
-    #: Values of arguments left at None: "scratch" and "pretrained" -> argument -> value
-    defaults: ClassVar[dict[str, dict[str, Any]]]
-    policy: FlowMatchingPolicy  # type: ignore[assignment]
+    policy: FlowMatchingPolicy
 
-    #: Environment steps taken, counted inside chunks (``num_timesteps`` counts calls to ``env.step``)
-    num_env_steps: int = 0
-    #: Iterations trained since construction
-    n_iterations: int = 0
-    #: Transitions (calls of ``env.step`` over all environments) trained with since construction or pretraining
-    n_transitions: int = 0
-
-    # ------------------------------------------------------------------ arguments left at None
-
-    @property
-    def _pretrained(self) -> bool:
-        return hasattr(self, "policy") and bool(self.policy.pretrained)
-
-    def _resolved(self, name: str) -> Any:
-        """Value of an argument; None gets its default, by whether the policy is pretrained."""
-        value = getattr(self, name)
-        return self.defaults["pretrained" if self._pretrained else "scratch"][name] if value is None else value
-
-    def _schedule(self, name: str) -> FloatSchedule:
-        """Schedule of an argument, its default if it is None."""
-        return FloatSchedule(self._resolved(name))
-
-    def _scheduled(self, name: str) -> float:
-        """Value of an argument at the current point of training."""
-        return self._schedule(name)(self._current_progress_remaining)
-
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = self._schedule("learning_rate")
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """The one place where schedules get their argument from: within [0, 1], with the number of transitions."""
-        if total_timesteps > 0:
-            super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        self._count_transitions(0)
-
-    def _count_transitions(self, n: int) -> None:
-        """Schedules move on by ``n`` transitions."""
-        self.n_transitions += n
-        self._current_progress_remaining = Progress(self._current_progress_remaining, self.n_transitions)
-
-    def _restart_counting(self) -> None:
-        """What has been learned before pretraining is forgotten: schedules over transitions start anew."""
+    def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, **kwargs: Any) -> None:
+        for name, rule in SB3_RULES.items():  # Stable-Baselines3 uses them at once
+            check_argument(rule, name, kwargs.get(name))
+        own = self.policy_aliases["FlowPolicy"]
+        if not (isinstance(policy, str) or (isinstance(policy, type) and issubclass(policy, own))):
+            raise WrongPolicyError(
+                f"policy must be one of {sorted(self.policy_aliases)} or a subclass of {own.__name__}, got {policy!r}: pass "
+                "'FlowPolicy'."
+            )
+        super().__init__(policy, env, use_sde=False, sde_sample_freq=-1, _init_setup_model=False, **kwargs)  # type: ignore[arg-type]
+        #: Environment steps taken, counted inside chunks (``num_timesteps`` counts calls to ``env.step``)
+        self.num_env_steps = 0
+        #: Iterations trained since construction
+        self.n_iterations = 0
+        #: Transitions (calls of ``env.step`` over all environments) trained with since construction or pretraining
         self.n_transitions = 0
-        self._count_transitions(0)
 
-    def _check_policy_kwargs(self, arguments: dict[str, Any]) -> None:
-        """:raises ValueError: if the user gave the policy an argument that belongs to the algorithm"""
-        clash = sorted(set(arguments) & set(self.policy_kwargs))
+    # ------------------------------------------------------------------ set-up, also on loading
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        """The algorithm's arguments that the policy acts by: it must be built (and saved by itself) with them."""
+        raise NotImplementedError
+
+    def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
+        """The class that a buffer must be of, and, for a message, what it does."""
+        raise NotImplementedError
+
+    def _buffer_arguments(self) -> dict[str, Any]:
+        """The algorithm's arguments that the buffer is built with."""
+        raise NotImplementedError
+
+    def _setup_model(self) -> None:
+        if "_at_default" not in self.__dict__ and self.n_transitions == 0:
+            self.n_transitions = self.num_timesteps  # of a file of 0.1.0; else both are 0
+        if "stats_window_size" in self.__dict__:  # given to `load`; Stable-Baselines3 keeps it under another name
+            size = self.__dict__.pop("stats_window_size")
+            self._stats_window_size = check_argument(SB3_RULES["stats_window_size"], "stats_window_size", size)
+        self.algorithm = type(self).__name__  # a file tells who wrote it
+        self._check_arguments()
+        self._check_chunks(self.env)
+        base, purpose = self._buffer_base()
+        buffer = base if self.rollout_buffer_class is None else self.rollout_buffer_class
+        if not (isinstance(buffer, type) and issubclass(buffer, base)):
+            raise ValueError(
+                f"rollout_buffer_class must be a subclass of {base.__name__}, {purpose}, got "
+                f"{getattr(buffer, '__name__', repr(buffer))}: leave it out."
+            )
+        self.rollout_buffer_class = buffer
+        own = self._policy_arguments()
+        self._built_with = own
+        clash = sorted(set(own) & set(self.policy_kwargs))
         if clash:
             raise ValueError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
+        users = self.policy_kwargs, self.rollout_buffer_kwargs
+        self.policy_kwargs = {**self.policy_kwargs, **own}
+        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, **self._buffer_arguments()}
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs, self.rollout_buffer_kwargs = users
+        self._count_transitions(0)
+
+    def _make_buffer(self) -> None:
+        assert self.rollout_buffer_class is not None
+        self.rollout_buffer = self.rollout_buffer_class(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+            **self._buffer_arguments(),
+        )
+
+    def on_pretrained(self) -> None:
+        """
+        Called when the policy has got a clone's weights: what was counted and learned before is forgotten (schedules over
+        transitions start anew), and defaults are those of a clone.
+        """
+        self.n_transitions = 0
+        self._count_transitions(0)
+        self._resolve_defaults()
 
     # ------------------------------------------------------------------ cloning
 
@@ -114,9 +154,6 @@ class FlowAlgorithm(OnPolicyAlgorithm):
                 f"{type(self).__name__} has none to be fitted: pass critic_batches=0."
             )
         return None
-
-    def on_pretrained(self) -> None:
-        """Called when the policy has got a clone's weights: defaults and schedules are those of a pretrained policy now."""
 
     def load_clone(self, source: "FlowAlgorithm | FlowMatchingPolicy | str | Path") -> None:
         """
@@ -188,10 +225,83 @@ class FlowAlgorithm(OnPolicyAlgorithm):
             progress_bar=progress_bar,
         )
 
-    # ------------------------------------------------------------------ environment steps inside chunks
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        self._check_arguments()
+        for name, built in self._built_with.items():
+            if name not in ("min_std", "max_std") and getattr(self, name) != built:
+                raise ValueError(
+                    f"{name} was set to {getattr(self, name)!r}, but the policy was built with {built!r}: pass it to "
+                    f"{type(self).__name__}() or to load()."
+                )
+        if reset_num_timesteps:
+            self.num_env_steps = 0
+        total_timesteps, callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if self.num_timesteps < total_timesteps:  # else nothing will be done
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+        return total_timesteps, callback
+
+    def _prepare_rollout(self) -> None:
+        """A callback may have cloned, or changed arguments, since the last rollout."""
+        self._resolve_defaults()
+        buffer = self.rollout_buffer
+        if (buffer.buffer_size, buffer.n_envs) != (self.n_steps, self.n_envs):
+            self._make_buffer()
+        self.rollout_buffer.gamma, self.rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        As in Stable-Baselines3, with what callbacks have changed since the last rollout.
+
+        :param env: environment
+        :param callback: called in every step
+        :param rollout_buffer: to be filled
+        :param n_rollout_steps: steps per environment
+        :return: False if the callback stopped training
+        """
+        if rollout_buffer is self.rollout_buffer:
+            self._prepare_rollout()
+            rollout_buffer, n_rollout_steps = self.rollout_buffer, self.n_steps
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    # ------------------------------------------------------------------ environments
+
+    def _check_chunks(self, env: VecEnv | None) -> None:
+        """Warn if another environment makes other steps of the same chunks: gamma and values are per step."""
+        new = chunk_settings(env) if env is not None else None
+        old = self.__dict__.get("chunks")
+        if old and new and dict(old) != new:
+            warn(
+                f"The environment executes chunks with {new}, the one before did with {old}: gamma={self.gamma} and the "
+                "critic's values are per chunk, and mean something else now. Wrap it as the one before, or adapt gamma.",
+            )
+        if new is not None:
+            #: How the environment executes chunks: n_executed, discount
+            self.chunks = new
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        As in Stable-Baselines3; warns if the environment executes another part of each chunk than the one before.
+
+        :param env: environment
+        :param force_reset: whether to reset it before training goes on
+        """
+        super().set_env(env, force_reset)
+        self._check_chunks(self.env)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        self.num_env_steps += sum(info.get("n_env_steps", 1) for info in infos)
+        # An info is one environment step, as is one that an adapter of another simulator leaves out.
+        self.num_env_steps += sum(info.get("n_env_steps", 1) for info in infos) + self.n_envs - len(infos)
         super()._update_info_buffer(infos, dones)
 
     def dump_logs(self, iteration: int = 0) -> None:
@@ -226,7 +336,7 @@ class FlowAlgorithm(OnPolicyAlgorithm):
             bad = ~np.isfinite(part)
             if bad.any():
                 step, env = (int(i) for i in np.argwhere(bad)[0][:2])
-                raise FloatingPointError(
+                raise DivergenceError(
                     f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
                     f"env {env}): fix the environment (VecCheckNan finds the step) and go on from the last checkpoint."
                 )
@@ -236,7 +346,7 @@ class FlowAlgorithm(OnPolicyAlgorithm):
             return
         for name, term in losses.items():
             if not bool(th.isfinite(term)):
-                raise FloatingPointError(
+                raise DivergenceError(
                     f"{name} is {term.item()} in iteration {self.n_iterations + 1}, before the parameters changed: check "
                     "rewards and observations for huge values, or lower the learning rates, and go on from the last "
                     "checkpoint."
@@ -245,12 +355,73 @@ class FlowAlgorithm(OnPolicyAlgorithm):
     def _check_parameters(self) -> None:
         culprit = non_finite_parameter(self.policy)
         if culprit is not None:
-            raise FloatingPointError(
+            raise DivergenceError(
                 f"Parameter '{culprit}' became NaN or infinite in iteration {self.n_iterations}: lower the learning rates or "
                 "max_grad_norm, and go on from the last checkpoint."
             )
 
     # ------------------------------------------------------------------ saving
+
+    @classmethod
+    def load(
+        cls: type[SelfFlowAlgorithm],
+        path: Any,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfFlowAlgorithm:
+        """
+        As in Stable-Baselines3. Arguments that were left at None get their values anew, for the environment given.
+
+        :param path: of the file, or a file object
+        :param env: environment, None to predict only
+        :param device: device of the networks
+        :param custom_objects: attribute -> value instead of that in the file
+        :param print_system_info: whether to print the versions of what the file was written with
+        :param force_reset: whether to reset the environment before training goes on
+        :param kwargs: arguments to be changed
+        :return: the model
+        :raises ValueError: if another algorithm wrote the file, or an argument is impossible
+        """
+        changed = {**(custom_objects or {}), **kwargs}
+        if "lr_schedule" in changed and "learning_rate" not in changed:
+            kwargs["learning_rate"] = changed["learning_rate"] = changed["lr_schedule"]
+        try:
+            return super().load(
+                path, env, device, custom_objects, print_system_info, force_reset, **kwargs, _given=list(changed)
+            )
+        except WrongPolicyError as error:
+            raise foreign_file_error(path, written_by(path), cls.__name__) from error
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """
+        As in Stable-Baselines3. Arguments that were left at None follow what the weights are: a clone's or not.
+
+        :param load_path_or_dict: file, or parameters as ``get_parameters`` gives them
+        :param exact_match: whether all parameters have to be there
+        :param device: device to read the file to
+        :raises ValueError: if they do not fit
+        """
+        from_file = not isinstance(load_path_or_dict, dict)
+        given = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1] if from_file else load_path_or_dict
+        try:
+            super().set_parameters(self._own_parameters(dict(given)), exact_match, device)
+        except (KeyError, RuntimeError, ValueError) as error:
+            writer = written_by(load_path_or_dict) if from_file else None
+            if writer is None or writer == type(self).__name__:
+                raise
+            raise foreign_file_error(load_path_or_dict, writer, type(self).__name__) from error
+        self._resolve_defaults()
+
+    def _own_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param parameters: given to :meth:`set_parameters`
+        :return: what the model makes of them
+        """
+        return parameters
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """
@@ -260,11 +431,11 @@ class FlowAlgorithm(OnPolicyAlgorithm):
         :param path: path (".zip" is added if it has no suffix) or file object
         :param exclude: names of attributes not to save
         :param include: names of attributes to save although they are excluded by default
-        :raises FloatingPointError: if a parameter is NaN or infinite
+        :raises DivergenceError: if a parameter is NaN or infinite
         """
         culprit = non_finite_parameter(self.policy)
         if culprit is not None:
-            raise FloatingPointError(f"Not saved: parameter '{culprit}' is NaN or infinite. Load the last checkpoint instead.")
+            raise DivergenceError(f"Not saved: parameter '{culprit}' is NaN or infinite. Load the last checkpoint instead.")
         if not isinstance(path, (str, Path)):
             super().save(path, exclude, include)
             return

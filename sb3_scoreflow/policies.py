@@ -20,7 +20,7 @@ from torch import nn
 from sb3_scoreflow import flow
 from sb3_scoreflow.encoders import ViTExtractor, random_shift
 from sb3_scoreflow.networks import ObservationNormalizer, VelocityField
-from sb3_scoreflow.utils import check_choice, check_whole_numbers
+from sb3_scoreflow.utils import DivergenceError, check_choice, check_whole_numbers
 
 ObservationNormalization = Literal["auto", "running", "fixed", "none"]
 
@@ -322,7 +322,7 @@ class FlowMatchingPolicy(BasePolicy):
         :param scaled_action: shape ``(batch, *action_shape)``, ``action_shape``, or chains of shape ``(batch, (K + 1) *
             action_dim)``
         :return: actions within the bounds, in the action space's dtype, shape ``(batch, *action_shape)`` or ``action_shape``
-        :raises FloatingPointError: if an action is NaN or infinite, before the environment sees it
+        :raises DivergenceError: if an action is NaN or infinite, before the environment sees it
         """
         space = self.action_space
         assert isinstance(space, spaces.Box)
@@ -333,7 +333,7 @@ class FlowMatchingPolicy(BasePolicy):
             cause = (
                 f"the policy's parameter '{culprit}' is" if culprit else "an observation, or what the networks make of it, is"
             )
-            raise FloatingPointError(
+            raise DivergenceError(
                 f"The policy produced a NaN or infinite action: {cause} not finite. Go back to the last checkpoint."
             )
         # Rounding may carry the rescaled action past its bound by one unit in the last place: clip on both sides.

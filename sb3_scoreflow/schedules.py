@@ -6,6 +6,9 @@ They are objects with plain attributes, not lambdas, so that a saved model loads
 """
 
 import math
+from typing import Any
+
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 
 class Progress(float):
@@ -23,6 +26,10 @@ class Progress(float):
         progress = super().__new__(cls, min(max(float(remaining), 0.0), 1.0))
         progress.n_transitions = n_transitions
         return progress
+
+
+#: Where schedules begin and end, those over transitions included
+START, END = Progress(1.0), Progress(0.0, 10**15)
 
 
 class HalfLifeSchedule:
@@ -112,3 +119,39 @@ class HoldCosineSchedule:
 
     def __repr__(self) -> str:
         return f"HoldCosineSchedule({self.initial_value}, {self.final_value}, hold_fraction={self.hold_fraction})"
+
+
+class Constant(float):
+    """
+    A number that can also be called, as Stable-Baselines3's PPO lets one call its ``clip_range``.
+
+    :param value: the number
+    """
+
+    def __call__(self, progress_remaining: float) -> float:
+        return float(self)
+
+
+def parse_schedule(value: Any) -> Any:
+    """
+    Read what rl_zoo3's YAML files and command lines hold.
+
+    :param value: a number, a schedule or a string
+    :return: the number of a numeric string; for "lin_" and a number, the schedule from that number to 0; all else as it is
+    """
+    if not isinstance(value, str):
+        return value
+    linear, text = value.startswith("lin_"), value.removeprefix("lin_")
+    try:
+        number = float(text)
+    except ValueError:
+        return value
+    return LinearSchedule(number, 0.0, 1.0) if linear else number
+
+
+def as_schedule(value: Any) -> FloatSchedule:
+    """
+    :param value: a number, a schedule, or one written as a string
+    :return: the schedule
+    """
+    return FloatSchedule(parse_schedule(value))

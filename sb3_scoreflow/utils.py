@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,29 @@ from functools import cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+
+class DivergenceError(FloatingPointError, ValueError):
+    """
+    Rewards, observations, losses or parameters are not finite any more.
+
+    It is a ValueError, too, because that is what rl_zoo3 and Optuna's users catch to end a trial instead of a study.
+    """
+
+
+def chunk_settings(env: VecEnv) -> dict[str, float] | None:
+    """
+    :param env: vectorized environment
+    :return: how many actions of a chunk it executes, and the discount inside a chunk; None if it has no chunks
+    """
+    names = ("n_executed", "discount")
+    try:
+        settings = {name: env.get_attr(name, 0)[0] for name in names if env.has_attr(name)}
+    except Exception:  # adapters of other simulators raise what they like where they have no such attribute
+        return None
+    return settings if settings.get("n_executed") is not None else None
 
 
 def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
@@ -31,6 +55,18 @@ def check_whole_numbers(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if value is not None and not isinstance(value, Integral):
             raise ValueError(f"{name} must be a whole number, got {value!r}: pass an int.")
+
+
+def warn(message: str) -> None:
+    """
+    Warn at the line that called this package, through whatever functions of its own and of Stable-Baselines3 it came.
+
+    :param message: what to say
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("sb3_scoreflow", "stable_baselines3"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

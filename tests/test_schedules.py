@@ -2,17 +2,21 @@
 
 import math
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3 import PPO
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
-from sb3_scoreflow import HalfLifeSchedule
+from sb3_scoreflow import HalfLifeSchedule, HoldCosineSchedule
 from sb3_scoreflow.schedules import Progress
 from tests.conformance.algorithms import ALGORITHMS, Algorithm
 from tests.conformance.envs import make_toy
+from tests.conformance.saving import saved
 
 
 @pytest.mark.parametrize("n", [0, 1, 500, 1000, 3000, 10**9])
@@ -102,3 +106,121 @@ def test_pretraining_starts_schedules_over_transitions_anew() -> None:
         model.on_pretrained()
         assert model.n_transitions == 0
         assert model.lr_schedule(model._current_progress_remaining) == 1e-2
+
+
+# ------------------------------------------------------------------ what schedules are asked
+
+
+class Asked:
+    """A schedule that keeps what it was asked."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.asked = value, []  # type: ignore[var-annotated]
+
+    def __call__(self, progress_remaining: float) -> float:
+        self.asked.append(float(progress_remaining))
+        return self.value * progress_remaining
+
+
+SCHEDULED = {
+    "ScoReFlowPPO": ("learning_rate", "noise_learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf"),
+    "RLDT": ("learning_rate", "critic_learning_rate", "encoder_learning_rate"),
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+@pytest.mark.parametrize("total", [1, 5, 16, 17, 40, 47])
+def test_schedules_are_asked_within_bounds(algorithm: Algorithm, total: int) -> None:
+    """Also where training is shorter than a rollout, or no multiple of it: the last rollout passes the end."""
+    schedules = {name: Asked(1e-2) for name in SCHEDULED[str(algorithm)]}
+    model = algorithm.make("CnnPolicy", make_toy("image"), "image", **schedules)
+    used: list[float] = []
+    step = model._step
+
+    def recorded(*args: Any) -> None:
+        step(*args)
+        used.extend(group["lr"] for group in model.policy.optimizer.param_groups)
+
+    model._step = recorded
+    model.learn(total)
+    iterations = -(-total // 16)
+    assert model.num_timesteps == 16 * iterations and model.n_iterations == iterations
+    expected = {1.0, *(max(1 - 16 * (i + 1) / total, 0) for i in range(iterations)), 0.0}
+    for name, schedule in schedules.items():
+        assert min(schedule.asked) == 0 and max(schedule.asked) == 1, name
+        assert all(min(abs(asked - p) for p in expected) < 1e-12 for asked in schedule.asked), name
+    assert min(used) == 0.0 and max(used) <= 1e-2
+    model.learn(total, reset_num_timesteps=False)
+    assert min(used) == 0.0
+    assert all(0 <= asked <= 1 for schedule in schedules.values() for asked in schedule.asked)
+
+
+@pytest.mark.parametrize(
+    "max_std",
+    [
+        lambda p: 0.1 + 0.14 * p,
+        lambda p: 0.24 - 0.14 * (1 - p),  # 0.09999999999999998 in the end
+        LinearSchedule(0.24, 0.1, 1.0),  # the same
+        FloatSchedule(LinearSchedule(0.24, 0.1, 0.8)),
+        HoldCosineSchedule(0.24, 0.1),
+    ],
+)
+def test_noise_may_end_at_its_lower_bound(max_std: Any) -> None:
+    algorithm = ALGORITHMS[0]
+    model = algorithm.make("FlowPolicy", make_toy(), max_std=max_std, min_std=0.1).learn(40)
+    assert model.num_timesteps == 48 and model._current_progress_remaining == 0
+    assert model.policy.log_std_bounds.exp().tolist() == pytest.approx([0.1, 0.1], rel=1e-6)
+    assert model.policy.log_std_bounds[0] <= model.policy.log_std_bounds[1]
+    loaded = algorithm.cls.load(saved(model), make_toy())
+    assert loaded.policy.log_std_bounds.exp().tolist() == pytest.approx([0.1, 0.1], rel=1e-6)
+    loaded.learn(16, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("3e-4", [3e-4, 3e-4]), ("lin_3e-4", [1.5e-4, 0.0]), (np.float32(0.5), [0.5, 0.5]), (np.int64(1), [1, 1])],
+)
+def test_schedules_as_rl_zoo3_writes_them(algorithm: Algorithm, value: Any, expected: list[float]) -> None:
+    names = SCHEDULED[str(algorithm)]
+    model = algorithm.make("FlowPolicy", make_toy(), **dict.fromkeys(names, value))
+    logged: dict[str, list[float]] = {name: [] for name in names}
+    train = model.train
+
+    def recorded() -> None:
+        train()
+        for name in names:
+            logged[name].append(model.logger.name_to_value.get(f"train/{name}", math.nan))
+
+    model.train = recorded
+    model.learn(2 * algorithm.iteration())
+    for name in set(names) - {"encoder_learning_rate"}:  # flat observations have no encoder
+        assert logged[name] == pytest.approx(expected), name
+    del model.train
+    assert algorithm.cls.load(saved(model), make_toy()).lr_schedule(0.5) == pytest.approx(expected[0])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+@pytest.mark.parametrize("total", [0, -5, 0.0])
+def test_learning_nothing_returns_as_ppo_does(algorithm: Algorithm, total: Any) -> None:
+    model = algorithm.make("FlowPolicy", make_toy(), learning_rate=HalfLifeSchedule(1e-2, 1e-4, 30))
+    theirs = PPO("MlpPolicy", make_toy(), n_steps=16, batch_size=16)
+    names = ("num_timesteps", "_total_timesteps", "_n_updates", "_current_progress_remaining")
+    for n in (total, 24, total):
+        for reset in (False, True):
+            before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert model.learn(n, reset_num_timesteps=reset) is model
+            theirs.learn(n, reset_num_timesteps=reset)
+            for name in names[:2]:
+                assert getattr(model, name) == getattr(theirs, name), name
+            assert model._current_progress_remaining == max(theirs._current_progress_remaining, 0)
+            if n == total:
+                assert all(th.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
+    assert model.n_transitions == 64
+
+
+def test_length_of_learning_may_be_a_float() -> None:
+    for algorithm in ALGORITHMS:
+        assert algorithm.make("FlowPolicy", make_toy()).learn(3.2e1).num_timesteps == 32

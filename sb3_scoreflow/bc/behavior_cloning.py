@@ -23,6 +23,7 @@ from sb3_scoreflow.encoders import check_random_shift
 from sb3_scoreflow.execution import check_normalized_alike, execution_of
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
 from sb3_scoreflow.schedules import CosineSchedule
+from sb3_scoreflow.utils import DivergenceError
 
 #: Called at every log point with the metrics logged there; returning False ends training.
 BCCallback = Callable[[dict[str, float]], bool | None]
@@ -134,7 +135,7 @@ class BehaviorCloning:
         :param progress_bar: whether to show a progress bar (needs tqdm)
         :return: :attr:`history`
         :raises ValueError: if an argument is impossible; nothing is changed then
-        :raises FloatingPointError: if the loss becomes NaN or infinite
+        :raises DivergenceError: if the loss becomes NaN or infinite
         :raises OSError: if images that stay in a file cannot be read any more
         """
         if n_epochs is not None and n_batches is not None:
@@ -233,7 +234,7 @@ class BehaviorCloning:
         copy_parameters(average.module, actor)
         culprit = non_finite_parameter(policy)
         if culprit is not None:
-            raise FloatingPointError(
+            raise DivergenceError(
                 f"Behavior cloning made parameter '{culprit}' NaN or infinite; the policy keeps its previous weights."
             )
         return interruption
@@ -265,7 +266,7 @@ class BehaviorCloning:
                 continue
             mean_loss = loss_sum.item() / (batch % log_interval or log_interval)
             if not np.isfinite(mean_loss):
-                raise FloatingPointError(
+                raise DivergenceError(
                     f"The behavior-cloning loss became {mean_loss} before batch {batch}; the policy keeps its previous "
                     f"weights. Lower learning_rate={self.schedule(1.0)}, and look at demonstrations.describe() for outliers."
                 )

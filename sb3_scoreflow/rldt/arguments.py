@@ -1,79 +1,61 @@
-"""Checks of :class:`RLDT`'s arguments, at construction and on loading."""
+"""What :class:`RLDT`'s arguments may be, at construction, on loading and when ``learn`` is called."""
 
-import warnings
 from typing import TYPE_CHECKING, get_args
 
-from sb3_scoreflow import flow
-from sb3_scoreflow.encoders import check_random_shift
-from sb3_scoreflow.policies import check_action_space
+from sb3_scoreflow.checks import SB3_RULES, Choice, Count, Either, Flag, Interval, Number, OrNone, Rule, Schedule
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
-from sb3_scoreflow.utils import check_choice, check_whole_numbers
+from sb3_scoreflow.utils import warn
 
 if TYPE_CHECKING:
     from sb3_scoreflow.rldt.rldt import RLDT
 
-_COUNTS = (
-    "n_steps",
-    "batch_size",
-    "critic_steps",
-    "n_refreshes",
-    "refresh_size",
-    "actor_batch_size",
-    "n_particles",
-    "history_size",
-)
-#: Those that may be 0, or that the policy checks
-_OTHER_COUNTS = ("actor_steps", "critic_warmup_transitions", "learning_rate_warmup_steps", "denoising_steps")
-_POSITIVE = (*_COUNTS, "max_grad_norm")
-_NOT_NEGATIVE = (
-    "learning_rate",
-    "critic_learning_rate",
-    "encoder_learning_rate",
-    "actor_steps",
-    "temperature",
-    "consistency_coef",
-    "fisher_coef",
-    "critic_warmup_transitions",
-    "learning_rate_warmup_steps",
-    "exploration_scale",
-)
+#: argument -> what it may be
+RULES: dict[str, Rule] = {
+    **{name: rule for name, rule in SB3_RULES.items() if name != "stats_window_size"},
+    "learning_rate": Schedule(),
+    "n_steps": Count(),
+    "batch_size": Count(),
+    "gamma": Number(high=1),
+    "critic_learning_rate": Schedule(),
+    "encoder_learning_rate": OrNone(Schedule()),
+    "critic_steps": Count(),
+    "n_refreshes": Count(),
+    "refresh_size": Count(),
+    "n_critics": Count(),
+    "n_bootstrap_actions": Count(),
+    "tau": Number(high=1, open_low=True),
+    "td_lambda": Number(high=1),
+    "target_clip": OrNone(Interval()),
+    "reward_scale": Either(Choice(("ema",)), Number(open_low=True)),
+    "history_size": Count(),
+    "new_fraction": Number(high=1),
+    "balance_success": Flag(),
+    "random_shift": Count(0),
+    "critic_warmup_transitions": Count(0),
+    "actor_steps": Count(0),
+    "actor_batch_size": Count(),
+    "n_particles": Count(),
+    "kernel": Choice(get_args(Kernel)),
+    "bandwidth": OrNone(Number(open_low=True)),
+    "temperature": Number(),
+    "temperature_scaling": Choice(get_args(TemperatureScaling)),
+    "consistency_coef": Number(),
+    "fisher_coef": Number(),
+    "learning_rate_warmup_steps": Count(0),
+    "exploration_scale": Number(),
+    "exploration_steps": Count(),
+    "denoising_steps": Count(),
+    "max_grad_norm": Number(open_low=True, bound=True),
+}
 
 
-def check_arguments(model: "RLDT") -> None:
+def warn_of_arguments(model: "RLDT") -> None:
     """
-    :param model: before its networks are built
-    :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+    Warn of what works, but hardly as it is meant to.
+
+    :param model: with possible arguments
     """
-    check_action_space(model.action_space)
-    check_whole_numbers({name: getattr(model, name) for name in (*_COUNTS, *_OTHER_COUNTS)})
-    for name in _POSITIVE:
-        value = getattr(model, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}.")
-    for name in _NOT_NEGATIVE:
-        value = getattr(model, name)
-        if isinstance(value, (int, float)) and not value >= 0:
-            raise ValueError(f"{name} must not be negative, got {value}.")
-    for name in ("gamma", "td_lambda", "new_fraction"):
-        value = getattr(model, name)
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}.")
-    if not 0 < model.tau <= 1:
-        raise ValueError(f"tau must be in (0, 1], got {model.tau}.")
-    check_random_shift(model.random_shift)
-    check_choice("kernel", model.kernel, get_args(Kernel))
-    check_choice("temperature_scaling", model.temperature_scaling, get_args(TemperatureScaling))
-    if model.bandwidth is not None and not model.bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive or None (median of the particles' distances), got {model.bandwidth}.")
-    scale = model.reward_scale
-    if scale != "ema" and not (isinstance(scale, (int, float)) and 0 < scale < float("inf")):
-        raise ValueError(f"reward_scale must be 'ema' or a positive number, got {model.reward_scale!r}.")
-    clip = model.target_clip
-    if clip is not None and not (isinstance(clip, (tuple, list)) and len(clip) == 2 and clip[0] < clip[1]):
-        raise ValueError(f"target_clip must be None or two numbers (low, high) with low < high, got {clip}.")
-    flow.time_grid(model.denoising_steps)  # raises if impossible
     if model.kernel == "rbf" and model.n_particles == 1:
-        warnings.warn(
+        warn(
             "n_particles=1 leaves the kernel nothing to repel: use 4 or more particles, or kernel='delta'.",
-            stacklevel=4,
         )

@@ -112,6 +112,8 @@ class RolloutHistory(RolloutBuffer):
         """
         What :meth:`add` is not told; to be called before it in every step (see :class:`RolloutHistoryCallback`).
 
+        Adapters of other simulators give dones as numbers or as a list, and leave out infos.
+
         :param rewards: without bootstrap, shape ``(n_envs,)``
         :param episode_starts: whether the step was the first of its episode, same shape
         :param dones: whether it was the last, same shape
@@ -119,6 +121,8 @@ class RolloutHistory(RolloutBuffer):
         :param new_obs: next observations, shape ``(n_envs, ...)`` per part
         """
         slot, step = self._slot, self.pos
+        dones, episode_starts = np.asarray(dones, bool), np.asarray(episode_starts, bool)
+        infos = [*infos, *[{}] * (self.n_envs - len(infos))]
         self._write(step + 1, new_obs)
         self._rewards[slot, step] = rewards
         final = [info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None for info in infos]
@@ -133,7 +137,7 @@ class RolloutHistory(RolloutBuffer):
                 for key, part in parts.items()
             }
         success = np.array([bool(info.get("is_success", False)) for info in infos])
-        self._after_success[slot, step] = self._succeeded & ~episode_starts.astype(bool)
+        self._after_success[slot, step] = self._succeeded & ~episode_starts
         self._success[slot, step] = success
         self._succeeded = self._after_success[slot, step] | success
         self._recorded = step
@@ -149,7 +153,7 @@ class RolloutHistory(RolloutBuffer):
     ) -> None:
         """
         :param obs: observations, shape ``(n_envs, ...)`` per part
-        :param action: normalised actions, shape ``(n_envs, action_dim)``
+        :param action: normalised actions, shape ``(n_envs, *action_shape)``
         :param reward: not used: it holds Stable-Baselines3's bootstrap at timeouts
         :param episode_start: not used
         :param value: not used
@@ -297,16 +301,11 @@ def _choose(rows: np.ndarray, size: int) -> np.ndarray:
 class RolloutHistoryCallback(BaseCallback):
     """
     Tells a :class:`RolloutHistory` what Stable-Baselines3 does not pass to its buffer, before the rewards are changed.
-
-    :param buffer: the history
     """
-
-    def __init__(self, buffer: RolloutHistory) -> None:
-        super().__init__()
-        self.buffer = buffer
 
     def _on_step(self) -> bool:
         names = self.locals
-        starts = names["self"]._last_episode_starts
-        self.buffer.record(names["rewards"], starts, names["dones"], names["infos"], names["new_obs"])
+        names["rollout_buffer"].record(
+            names["rewards"], self.model._last_episode_starts, names["dones"], names["infos"], names["new_obs"]
+        )
         return True

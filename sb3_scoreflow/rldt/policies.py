@@ -191,7 +191,7 @@ class RLDTPolicy(FlowMatchingPolicy):
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to start from ``x_0 = 0`` and add no noise
-        :return: normalised actions in [-1, 1], shape ``(batch, action_dim)``; zeros for value ``(batch, 1)`` and
+        :return: normalised actions in [-1, 1], shape ``(batch, *action_shape)``; zeros for value ``(batch, 1)`` and
             log-probability ``(batch,)``, which a method without likelihoods does not use
         """
         condition = self.condition(obs)
@@ -212,7 +212,8 @@ class RLDTPolicy(FlowMatchingPolicy):
             # At the very last step the two are equal but for rounding.
             distance = distance * (k < self.denoising_steps - 1).unsqueeze(-1)
             action = action + self.exploration_scale * distance / self.action_dim**0.5 * th.randn_like(action)
-        return action.clamp(-1.0, 1.0), zeros.unsqueeze(-1), zeros
+        # In the space's shape: a batch of one of width d would look like a single action of shape (1, d).
+        return action.clamp(-1.0, 1.0).view(batch, *self.action_space.shape), zeros.unsqueeze(-1), zeros  # type: ignore[misc]
 
     # ------------------------------------------------------------------ critics
 

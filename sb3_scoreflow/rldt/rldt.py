@@ -1,6 +1,5 @@
 """RLDT: density transport with a Stein variational field (arXiv 2606.08602)."""
 
-import warnings
 from collections import defaultdict
 from copy import deepcopy
 from typing import Any, ClassVar, Literal, TypeVar
@@ -15,13 +14,14 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from sb3_scoreflow.algorithm import FlowAlgorithm
 from sb3_scoreflow.policies import take
 from sb3_scoreflow.rldt.actor import Reference, actor_diagnostics, evaluate_actor
-from sb3_scoreflow.rldt.arguments import check_arguments
+from sb3_scoreflow.rldt.arguments import RULES, warn_of_arguments
 from sb3_scoreflow.rldt.buffers import RolloutHistory, RolloutHistoryCallback, TrajectoryBatch
 from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets, encode
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
 from sb3_scoreflow.rldt.presets import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
 from sb3_scoreflow.update_log import UpdateLog
+from sb3_scoreflow.utils import DivergenceError, warn
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
 
@@ -101,9 +101,15 @@ class RLDT(FlowAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    rules = RULES
     defaults = DEFAULTS
     policy: RLDTPolicy
     rollout_buffer: RolloutHistory
+    critic_steps: int
+    critic_warmup_transitions: int
+    actor_steps: int
+    actor_batch_size: int
+    n_particles: int
 
     def __init__(
         self,
@@ -154,17 +160,15 @@ class RLDT(FlowAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         super().__init__(
-            policy,  # type: ignore[arg-type]
-            env,  # type: ignore[arg-type]
-            learning_rate=learning_rate,  # type: ignore[arg-type]  # None is resolved in _setup_lr_schedule
-            n_steps=n_steps,  # type: ignore[arg-type]  # None is resolved in _setup_model
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
             gamma=gamma,
             gae_lambda=1.0,  # this, ent_coef and vf_coef belong to policy gradients; not used
             ent_coef=0.0,
             vf_coef=0.0,
             max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,
@@ -173,12 +177,11 @@ class RLDT(FlowAlgorithm):
             verbose=verbose,
             seed=seed,
             device=device,
-            _init_setup_model=False,
         )
         self.batch_size = batch_size
         self.critic_learning_rate = critic_learning_rate
         self.encoder_learning_rate = encoder_learning_rate
-        self.critic_steps = critic_steps
+        self.critic_steps = critic_steps  # type: ignore[assignment]  # None is resolved in _setup_model, as all that may be
         self.n_refreshes = n_refreshes
         self.refresh_size = refresh_size
         self.n_critics = n_critics
@@ -191,10 +194,10 @@ class RLDT(FlowAlgorithm):
         self.new_fraction = new_fraction
         self.balance_success = balance_success
         self.random_shift = random_shift
-        self.critic_warmup_transitions = critic_warmup_transitions
-        self.actor_steps = actor_steps
-        self.actor_batch_size = actor_batch_size
-        self.n_particles = n_particles
+        self.critic_warmup_transitions = critic_warmup_transitions  # type: ignore[assignment]
+        self.actor_steps = actor_steps  # type: ignore[assignment]
+        self.actor_batch_size = actor_batch_size  # type: ignore[assignment]
+        self.n_particles = n_particles  # type: ignore[assignment]
         self.kernel = kernel
         self.bandwidth = bandwidth
         self.temperature = temperature
@@ -206,9 +209,6 @@ class RLDT(FlowAlgorithm):
         self.exploration_steps = exploration_steps
         self.denoising_steps = denoising_steps
 
-        self.num_env_steps = 0
-        self.n_iterations = 0
-        self.n_transitions = 0
         #: Gradient steps of the actor since construction or pretraining
         self.n_actor_updates = 0
         #: Running mean of ``|r|``, 0 while no reward has been seen
@@ -220,45 +220,32 @@ class RLDT(FlowAlgorithm):
     # ------------------------------------------------------------------ set-up
 
     def _setup_model(self) -> None:
-        check_arguments(self)
-        if self.target_clip is not None:  # a file gives it back as a list
-            low, high = self.target_clip
-            self.target_clip = (low, high)
-        if self.n_steps is None:
-            self.n_steps = max(ITERATION_SIZE // self.n_envs, 1)
-        if self.rollout_buffer_class is None:
-            self.rollout_buffer_class = RolloutHistory
-        elif not issubclass(self.rollout_buffer_class, RolloutHistory):
-            raise ValueError(
-                "rollout_buffer_class must be a subclass of RolloutHistory, which keeps trajectories, got "
-                f"{self.rollout_buffer_class.__name__}."
-            )
-        # The policy acts by these arguments, so it must be built (and saved by itself) with them.
-        arguments = {
-            name: getattr(self, name)
-            for name in ("denoising_steps", "n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps")
-        }
-        self._check_policy_kwargs(arguments)
         history = self.__dict__.pop("rollout_buffer", None)  # of a model saved with include=["rollout_buffer"]
-        users = self.policy_kwargs, self.rollout_buffer_kwargs
-        self.policy_kwargs = {**self.policy_kwargs, **arguments}
-        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "history_size": self.history_size}
-        try:
-            super()._setup_model()
-        finally:
-            self.policy_kwargs, self.rollout_buffer_kwargs = users
-        self._count_transitions(0)
+        super()._setup_model()
+        warn_of_arguments(self)
         if history is not None:
             self._restore_history(history)
+
+    def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
+        return RolloutHistory, "which keeps trajectories"
+
+    def _buffer_arguments(self) -> dict[str, Any]:
+        return dict(history_size=self.history_size)
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        names = ("denoising_steps", "n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps")
+        return {name: getattr(self, name) for name in names}
+
+    def _default(self, name: str) -> Any:
+        return max(ITERATION_SIZE // self.n_envs, 1) if name == "n_steps" else super()._default(name)
 
     def _restore_history(self, history: RolloutHistory) -> None:
         """Go on with the history of a file, if it fits what the model has been loaded for."""
         different = history.misfits(self.rollout_buffer)
         if different:
-            warnings.warn(
+            warn(
                 f"The saved rollout history does not fit ({', '.join(different)} changed): the model starts with an empty "
                 "one.",
-                stacklevel=4,
             )
             return
         history.device = self.device
@@ -266,12 +253,11 @@ class RLDT(FlowAlgorithm):
 
     def on_pretrained(self) -> None:
         """
-        The critics' warm-up begins, and what belonged to the weights before cloning is forgotten.
+        As in :class:`FlowAlgorithm`; the critics' warm-up begins.
         """
+        super().on_pretrained()
         self.policy.optimizer.state = defaultdict(dict)
         self.n_actor_updates = 0
-        self._restart_counting()
-        self._setup_lr_schedule()
 
     # ------------------------------------------------------------------ hooks into Stable-Baselines3's loop
 
@@ -283,20 +269,18 @@ class RLDT(FlowAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps:
-            self.num_env_steps = 0
-        self._setup_lr_schedule()
-        warmup, size = self._resolved("critic_warmup_transitions"), self.n_steps * self.n_envs
-        if self._resolved("actor_steps") > 0 and self.n_transitions + -(-total_timesteps // size) * size <= warmup:
-            warnings.warn(
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        size, warmup = self.n_steps * self.n_envs, self.critic_warmup_transitions
+        planned = -(-total_timesteps // size) * size
+        if planned > 0 and self.actor_steps > 0 and self.n_transitions + planned <= warmup:
+            warn(
                 f"learn(total_timesteps={total_timesteps}) ends within the critics' warm-up: the actor will not change before "
                 f"critic_warmup_transitions={warmup} transitions ({self.n_transitions} so far). Train longer, or lower it.",
-                stacklevel=4,
             )
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        return result
 
     def _own_callback(self) -> BaseCallback:
-        return RolloutHistoryCallback(self.rollout_buffer)
+        return RolloutHistoryCallback()
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         assert isinstance(optimizers, th.optim.Optimizer)
@@ -316,21 +300,22 @@ class RLDT(FlowAlgorithm):
         """Update critics and actor from the rollout history."""
         try:
             self._check_rollout()
-        except FloatingPointError:
+        except DivergenceError:
             self.rollout_buffer.discard_last()  # or it would be drawn again, should training go on
             raise
         self.policy.set_training_mode(True)
         self._update_reward_scale()
+        self._resolve_defaults()  # a callback may have cloned while the rollout was made
         self._count_transitions(self.rollout_buffer.rewards.size)
-        warming_up = self.n_transitions <= self._resolved("critic_warmup_transitions")
+        warming_up = self.n_transitions <= self.critic_warmup_transitions
         reference = Reference(deepcopy(self.policy.features_extractor), deepcopy(self.policy.velocity_field))
         log = UpdateLog()
         n_trajectories = -(-self.refresh_size // self.n_steps)
         for refresh in range(self.n_refreshes):
             batch = self.rollout_buffer.sample(n_trajectories, self.new_fraction, self.balance_success)
-            self._train_critic(batch, self._share(self._resolved("critic_steps"), refresh), log)
+            self._train_critic(batch, self._share(self.critic_steps, refresh), log)
             if not warming_up:
-                self._train_actor(batch, reference, self._share(self._resolved("actor_steps"), refresh), log)
+                self._train_actor(batch, reference, self._share(self.actor_steps, refresh), log)
         self.n_iterations += 1
         self._check_parameters()
         self._log_update(log)
@@ -372,7 +357,7 @@ class RLDT(FlowAlgorithm):
         rows = batch.valid.flatten().nonzero().squeeze(-1)
         if len(rows) == 0:  # everything drawn comes after a success
             return
-        batch_size, n_particles = self._resolved("actor_batch_size"), self._resolved("n_particles")
+        batch_size, n_particles = self.actor_batch_size, self.n_particles
         for _ in range(n_steps):
             chosen = rows[th.randint(len(rows), (batch_size,), device=rows.device)]
             evaluation = evaluate_actor(

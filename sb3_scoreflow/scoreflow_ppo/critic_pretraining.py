@@ -13,6 +13,7 @@ from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.execution import Execution
 from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import unit_of
+from sb3_scoreflow.utils import DivergenceError
 
 
 class ChunkReturns(NamedTuple):
@@ -108,7 +109,7 @@ class CriticPretraining:
     def run(self) -> dict[str, float]:
         """
         :return: mean loss of the last 100 batches, in squared units of the critic
-        :raises FloatingPointError: if the loss becomes NaN or infinite
+        :raises DivergenceError: if the loss becomes NaN or infinite
         """
         critic = self.policy.parameter_groups()["critic"]
         before = [parameter.detach().clone() for parameter in critic], self.policy.value_scale.clone()
@@ -147,7 +148,7 @@ class CriticPretraining:
             optimizer.step()
             losses.append(loss.item())
         if not np.isfinite(losses[-1]):
-            raise FloatingPointError(
+            raise DivergenceError(
                 f"The critic's loss on the demonstrations became {losses[-1]}: look at the rewards in "
                 "demonstrations.describe()."
             )
@@ -205,7 +206,7 @@ def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: f
             values[i] = rewards[i] + gamma * values[i + n]
             discounts[i], last[i] = gamma * discounts[i + n], last[min(i + n, length)]
         if np.abs(values).max() > np.finfo(np.float32).max:
-            raise FloatingPointError(
+            raise DivergenceError(
                 f"The demonstrations' discounted returns are beyond float32, up to {np.abs(values).max():.3g}: look at the "
                 "rewards in demonstrations.describe(), and rescale them where they are made."
             )

@@ -37,6 +37,7 @@ class ReturnStatistics:
         :param rewards: of one step, shape ``(n_envs,)``
         :param dones: whether each episode ended with it, same shape
         """
+        rewards, dones = np.asarray(rewards), np.asarray(dones, bool)  # adapters of other simulators give lists
         if not np.isfinite(rewards).all():  # the update refuses such a rollout; the statistics must survive it
             return
         if len(self.returns) != len(rewards):  # first step, or loaded with another number of environments

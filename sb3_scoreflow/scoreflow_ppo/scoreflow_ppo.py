@@ -1,5 +1,6 @@
 """ScoRe-Flow: PPO on the denoising chain of a flow-matching policy (arXiv 2604.10962)."""
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import explained_variance
 
@@ -21,10 +21,11 @@ from sb3_scoreflow.bc import BehaviorCloning
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.execution import Execution
 from sb3_scoreflow.policies import FlowMatchingPolicy
-from sb3_scoreflow.scoreflow_ppo.arguments import check_arguments, check_batch_size
+from sb3_scoreflow.schedules import START, Constant, as_schedule
+from sb3_scoreflow.scoreflow_ppo.arguments import RULES, check_combinations, warn_of_arguments
 from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
 from sb3_scoreflow.scoreflow_ppo.critic_pretraining import CriticPretraining
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, ITERATION_SIZE
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, default_sizes
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
     ChainEvaluation,
@@ -54,8 +55,9 @@ class ScoReFlowPPO(FlowAlgorithm):
     :param env: environment with a Box action space of finite bounds (a chunked one: see
         :class:`~sb3_scoreflow.ActionChunking`)
     :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
-    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: 2048 over all environments
-    :param batch_size: minibatch size, in chains
+    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: about 2048 over all
+        environments, in whole minibatches
+    :param batch_size: minibatch size, in chains; None: 256, or about that where 256 does not suit the number of environments
     :param n_epochs: passes over the rollout per iteration
     :param gamma: discount per step (per chunk, with ActionChunking)
     :param gae_lambda: trade-off of bias and variance in GAE
@@ -99,8 +101,11 @@ class ScoReFlowPPO(FlowAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    rules = RULES
     defaults = DEFAULTS
+    sizes = ("n_steps", "batch_size")
     policy: ScoReFlowPolicy
+    batch_size: int
 
     def __init__(
         self,
@@ -108,7 +113,7 @@ class ScoReFlowPPO(FlowAlgorithm):
         env: GymEnv | str | None,
         learning_rate: float | Schedule | None = None,
         n_steps: int | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         n_epochs: int = 5,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -143,17 +148,15 @@ class ScoReFlowPPO(FlowAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         super().__init__(
-            policy,  # type: ignore[arg-type]
-            env,  # type: ignore[arg-type]
-            learning_rate=learning_rate,  # type: ignore[arg-type]  # None is resolved in _setup_lr_schedule
-            n_steps=n_steps,  # type: ignore[arg-type]  # None is resolved in _setup_model
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,
@@ -162,9 +165,8 @@ class ScoReFlowPPO(FlowAlgorithm):
             verbose=verbose,
             seed=seed,
             device=device,
-            _init_setup_model=False,
         )
-        self.batch_size = batch_size
+        self.batch_size = batch_size  # type: ignore[assignment]  # None is resolved in _setup_model, as all that may be None
         self.n_epochs = n_epochs
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
@@ -184,9 +186,6 @@ class ScoReFlowPPO(FlowAlgorithm):
         self.bc_coef = bc_coef
         self.log_prob_clip = log_prob_clip
 
-        self.num_env_steps = 0
-        self.n_iterations = 0
-        self.n_transitions = 0
         self.return_statistics = ReturnStatistics(gamma)
         self._reference_is_set = False
 
@@ -196,40 +195,38 @@ class ScoReFlowPPO(FlowAlgorithm):
     # ------------------------------------------------------------------ set-up
 
     def _setup_model(self) -> None:
-        check_arguments(self)
-        if self.n_steps is None:
-            self.n_steps = max(ITERATION_SIZE // self.n_envs, 1)
-        check_batch_size(self)
-        dict_observations = isinstance(self.observation_space, spaces.Dict)
-        chain_buffer = DictChainRolloutBuffer if dict_observations else ChainRolloutBuffer
-        if self.rollout_buffer_class is None:
-            self.rollout_buffer_class = chain_buffer
-        elif not issubclass(self.rollout_buffer_class, chain_buffer):
-            raise ValueError(
-                f"rollout_buffer_class must be a subclass of {chain_buffer.__name__}, which stores denoising chains, got "
-                f"{self.rollout_buffer_class.__name__}."
-            )
-        # The policy acts by these arguments, so it must be built (and saved by itself) with them.
-        arguments = dict(
-            denoising_steps=self.denoising_steps,
-            score_drift=self.score_drift,
-            score_scale=self.score_scale,
-            score_clip=self.score_clip,
-            noise=self.noise,
-            min_std=self.min_std,
-            max_std=self._max_std(1.0),
-        )
-        self._check_policy_kwargs(arguments)
-        users = self.policy_kwargs, self.rollout_buffer_kwargs
-        self.policy_kwargs = {**self.policy_kwargs, **arguments}
-        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "denoising_steps": self.denoising_steps}
-        try:
-            super()._setup_model()
-        finally:
-            self.policy_kwargs, self.rollout_buffer_kwargs = users
-        self._count_transitions(0)
+        super()._setup_model()
+        warn_of_arguments(self)
         if self.bc_coef > 0:
             self.reference = self._make_reference()
+
+    def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
+        base = DictChainRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else ChainRolloutBuffer
+        return base, "which stores denoising chains"
+
+    def _buffer_arguments(self) -> dict[str, Any]:
+        return dict(denoising_steps=self.denoising_steps)
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        names = ("denoising_steps", "score_drift", "score_scale", "score_clip", "noise", "min_std")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "max_std": self._bounded_std(as_schedule(self.max_std)(START)),
+        }
+
+    def _check_combinations(self) -> None:
+        check_combinations(self)
+        for name in ("clip_range", "clip_range_vf"):  # PPO's can be called
+            value = getattr(self, name)
+            if isinstance(value, (int, float)):
+                self.__dict__[name] = Constant(value)
+
+    def _default(self, name: str) -> Any:
+        if name in self.sizes:
+            given = {size: None if size in self._at_default else getattr(self, size) for size in self.sizes}
+            return default_sizes(self.n_envs, **given)[name]
+        value = super()._default(name)
+        return above(value, self.min_std) if name == "max_std" else value
 
     def _make_reference(self) -> FlowMatchingPolicy:
         """
@@ -253,19 +250,26 @@ class ScoReFlowPPO(FlowAlgorithm):
         reference.set_training_mode(False)
         return reference
 
-    def _fill_reference(self) -> None:
-        state = self.policy.state_dict()
-        self.reference.load_state_dict({name: state[name] for name in self.reference.state_dict()})
-        self._reference_is_set = True
+    def _keep_reference(self) -> None:
+        """The reference is the policy as it is now, if it is none of this policy's yet."""
+        if self.bc_coef == 0:
+            return
+        if not hasattr(self, "reference"):  # bc_coef was set after construction
+            self.reference = self._make_reference()
+        # The flags differ where the weights of a clone were loaded into the policy itself.
+        if not self._reference_is_set or bool(self.reference.pretrained) != bool(self.policy.pretrained):
+            state = self.policy.state_dict()
+            self.reference.load_state_dict({name: state[name] for name in self.reference.state_dict()})
+            self._reference_is_set = True
 
     def on_pretrained(self) -> None:
         """
-        What belonged to the weights before cloning is forgotten (optimizer moments, reference).
+        As in :class:`FlowAlgorithm`; the optimizer's moments and the reference are forgotten too.
         """
+        super().on_pretrained()
         self.policy.optimizer.state = defaultdict(dict)
         self._reference_is_set = False
-        self._restart_counting()
-        self._setup_lr_schedule()
+        self._keep_reference()
         self._update_noise_bounds()
 
     def prepare_critic(
@@ -303,7 +307,7 @@ class ScoReFlowPPO(FlowAlgorithm):
         :param seed: of the minibatches, drawn from NumPy's global generator if None
         :return: "bc/critic_loss": mean loss of the last 100 batches, in squared units of the critic
         :raises ValueError: if there is no environment, the demonstrations do not fit it, or they say nothing about returns
-        :raises FloatingPointError: if the loss becomes NaN or infinite; the critic then is as it was
+        :raises DivergenceError: if the loss becomes NaN or infinite; the critic then is as it was
         """
         cloning = BehaviorCloning(self, demonstrations, clip_actions=True, batch_size=batch_size, seed=seed)
         return cloning.fit_critic(n_batches)
@@ -318,30 +322,25 @@ class ScoReFlowPPO(FlowAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps:
-            self.num_env_steps = 0
-        self.return_statistics.gamma = self.gamma  # may have been changed on loading
         if reset_num_timesteps or self._last_obs is None:  # when Stable-Baselines3 resets the environments
             self.return_statistics.returns = np.zeros(0)
-        self._setup_lr_schedule()
-        if self.bc_coef > 0 and not self._reference_is_set:
-            self._fill_reference()
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        # learn() starts collecting before the first update: the noise must already be what the schedule says.
-        self._update_current_progress_remaining(self.num_timesteps, result[0])
-        self._update_noise_bounds()
-        return result
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _own_callback(self) -> BaseCallback | None:
         return ReturnStatisticsCallback(self.return_statistics) if self.normalize_reward else None
 
-    def _max_std(self, progress_remaining: float) -> float:
-        """``max_std`` at a point of training; a default makes way for the user's ``min_std``."""
-        value = self._schedule("max_std")(progress_remaining)
-        return max(value, self.min_std) if self.max_std is None else value
+    def _prepare_rollout(self) -> None:
+        super()._prepare_rollout()
+        self.return_statistics.gamma = self.gamma
+        self._keep_reference()
+        self._update_noise_bounds()
+
+    def _bounded_std(self, max_std: float) -> float:
+        """A schedule that ends at ``min_std`` may pass it by rounding."""
+        return self.min_std if math.isclose(max_std, self.min_std, rel_tol=1e-6) else max_std
 
     def _update_noise_bounds(self) -> None:
-        self.policy.set_std_bounds(self.min_std, self._max_std(self._current_progress_remaining))
+        self.policy.set_std_bounds(self.min_std, self._bounded_std(self._scheduled("max_std")))
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         names = dict(velocity="learning_rate", noise="noise_learning_rate", critic="critic_learning_rate")
@@ -356,6 +355,8 @@ class ScoReFlowPPO(FlowAlgorithm):
     def train(self) -> None:
         """Update policy and critic from the rollout buffer."""
         self._check_rollout()
+        self._resolve_defaults()  # a callback may have cloned while the rollout was made
+        self._keep_reference()
         self._count_transitions(self.rollout_buffer.rewards.size)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
@@ -473,24 +474,20 @@ class ScoReFlowPPO(FlowAlgorithm):
         for name in ["clip_range"] if self.clip_range_vf is None else ["clip_range", "clip_range_vf"]:
             self.logger.record(f"train/{name}", self._scheduled(name))
 
-    # ------------------------------------------------------------------ public
+    # ------------------------------------------------------------------ saved parameters
 
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+    def _own_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """
-        As in Stable-Baselines3. With ``bc_coef``, parameters saved without it take their own weights as the reference policy;
-        without it, a saved reference policy is left out.
+        With ``bc_coef``, parameters saved without it take their own weights as the reference policy; without it, a saved
+        reference policy is left out.
         """
-        if isinstance(load_path_or_dict, dict):
-            parameters = dict(load_path_or_dict)
-        else:
-            parameters = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
-        if self.bc_coef == 0:
+        if not hasattr(self, "reference"):
             parameters.pop("reference", None)
         elif "reference" not in parameters and "policy" in parameters:
             names = self.reference.state_dict().keys() & parameters["policy"].keys()
             parameters["reference"] = {name: parameters["policy"][name] for name in names}
-        super().set_parameters(parameters, exact_match, device)
+        return parameters
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()
-        return [*names, *(["reference"] if self.bc_coef > 0 else [])], variables
+        return [*names, *(["reference"] if hasattr(self, "reference") else [])], variables

@@ -193,4 +193,4 @@ def test_global_seed_fixes_the_clone() -> None:
 def test_defaults_after_cloning_are_those_of_a_pretrained_policy() -> None:
     model = make_model()
     pretrain_bc(model, make_demonstrations(), n_batches=2)
-    assert isinstance(model._resolved("learning_rate"), HalfLifeSchedule)
+    assert isinstance(model.learning_rate, HalfLifeSchedule)

@@ -1,5 +1,6 @@
 """Impossible arguments are refused at construction and on loading, with the argument's name and value; NaN stops training."""
 
+import ast
 import inspect
 import io
 import re
@@ -13,7 +14,7 @@ import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_scoreflow import CosineSchedule, Demonstrations, HoldCosineSchedule, pretrain_bc
+from sb3_scoreflow import CosineSchedule, Demonstrations, DivergenceError, HoldCosineSchedule, pretrain_bc
 from sb3_scoreflow.rldt.buffers import RolloutHistory
 from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer
 from tests.conformance import algorithms
@@ -23,46 +24,70 @@ from tests.conformance.saving import saved
 
 #: Arguments and what the message has to say. Each is tried on every algorithm that has the arguments.
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
-    (dict(denoising_steps=0), "denoising_steps must be at least 1, got 0"),
-    (dict(denoising_steps=-3), "denoising_steps must be at least 1, got -3"),
-    (dict(learning_rate=-1e-3), "learning_rate must not be negative, got -0.001"),
-    (dict(learning_rate=float("nan")), "learning_rate must not be negative, got nan"),
-    (dict(noise_learning_rate=-1e-3), "noise_learning_rate must not be negative, got -0.001"),
-    (dict(critic_learning_rate=-1e-3), "critic_learning_rate must not be negative, got -0.001"),
-    (dict(gamma=1.01), "gamma must be in [0, 1], got 1.01"),
-    (dict(gamma=-0.1), "gamma must be in [0, 1], got -0.1"),
-    (dict(gae_lambda=1.5), "gae_lambda must be in [0, 1], got 1.5"),
-    (dict(n_steps=0), "n_steps must be positive, got 0"),
-    (dict(batch_size=0), "batch_size must be positive, got 0"),
-    (dict(n_epochs=0), "n_epochs must be positive, got 0"),
-    (dict(n_steps=16.0), "n_steps must be a whole number, got 16.0: pass an int"),
-    (dict(batch_size=8.0), "batch_size must be a whole number, got 8.0: pass an int"),
-    (dict(n_epochs=2.5), "n_epochs must be a whole number, got 2.5: pass an int"),
-    (dict(denoising_steps=4.0), "denoising_steps must be a whole number, got 4.0: pass an int"),
-    (dict(critic_warmup_iterations=1.0), "critic_warmup_iterations must be a whole number, got 1.0: pass an int"),
-    (dict(critic_steps="8"), "critic_steps must be a whole number, got '8': pass an int"),
-    (dict(actor_steps=2.0), "actor_steps must be a whole number, got 2.0: pass an int"),
-    (dict(n_critics=2.0), "n_critics must be a whole number, got 2.0: pass an int"),
-    (dict(max_grad_norm=0.0), "max_grad_norm must be positive, got 0.0"),
-    (dict(target_kl=0.0), "target_kl must be positive, got 0.0"),
-    (dict(target_kl=-0.01), "target_kl must be positive, got -0.01"),
-    (dict(clip_range=0.0), "clip_range must be positive, got 0.0"),
-    (dict(clip_range_vf=-0.2), "clip_range_vf must be positive, got -0.2"),
-    (dict(ent_coef=-0.01), "ent_coef must not be negative, got -0.01"),
-    (dict(vf_coef=-0.5), "vf_coef must not be negative, got -0.5"),
-    (dict(bc_coef=-1.0), "bc_coef must not be negative, got -1.0"),
-    (dict(critic_warmup_iterations=-1), "critic_warmup_iterations must not be negative, got -1"),
-    (dict(log_prob_clip=0.0), "log_prob_clip must be positive, got 0.0"),
-    (dict(min_std=0.5, max_std=0.2), "min_std must be positive and at most max_std, got min_std=0.5, max_std=0.2"),
-    (dict(min_std=0.0), "min_std must be positive, got 0.0"),
-    (dict(min_std=-0.1), "min_std must be positive, got -0.1"),
+    (dict(denoising_steps=0), "denoising_steps must be a whole number, at least 1, got 0: leave it out for its default"),
+    (dict(denoising_steps=-3), "denoising_steps must be a whole number, at least 1, got -3: leave it out for its default"),
+    (
+        dict(learning_rate=-1e-3),
+        "learning_rate must be a number, at least 0, a schedule, or 'lin_' and its first value, got -0.001",
+    ),
+    (
+        dict(learning_rate=float("nan")),
+        "learning_rate must be a number, at least 0, a schedule, or 'lin_' and its first value, got nan",
+    ),
+    (
+        dict(noise_learning_rate=-1e-3),
+        "noise_learning_rate must be a number, at least 0, a schedule, or 'lin_' and its first value, got -0.001",
+    ),
+    (
+        dict(critic_learning_rate=-1e-3),
+        "critic_learning_rate must be a number, at least 0, a schedule, or 'lin_' and its first value, got -0.001",
+    ),
+    (dict(gamma=1.01), "gamma must be a number in [0, 1], got 1.01"),
+    (dict(gamma=-0.1), "gamma must be a number in [0, 1], got -0.1"),
+    (dict(gae_lambda=1.5), "gae_lambda must be a number in [0, 1], got 1.5"),
+    (dict(n_steps=0), "n_steps must be a whole number, at least 1, got 0: leave it out for its default"),
+    (dict(batch_size=0), "batch_size must be a whole number, at least 1, got 0: leave it out for its default"),
+    (dict(n_epochs=0), "n_epochs must be a whole number, at least 1, got 0: leave it out for its default"),
+    (dict(n_steps=16.0), "n_steps must be a whole number, at least 1, got 16.0: pass 16, an int"),
+    (dict(batch_size=8.0), "batch_size must be a whole number, at least 1, got 8.0: pass 8, an int"),
+    (dict(n_epochs=2.5), "n_epochs must be a whole number, at least 1, got 2.5: leave it out for its default"),
+    (dict(denoising_steps=4.0), "denoising_steps must be a whole number, at least 1, got 4.0: pass 4, an int"),
+    (
+        dict(critic_warmup_iterations=1.0),
+        "critic_warmup_iterations must be a whole number, at least 0, got 1.0: pass 1, an int",
+    ),
+    (dict(critic_steps="8"), "critic_steps must be a whole number, at least 1, got '8': pass the number 8, not a string"),
+    (dict(actor_steps=2.0), "actor_steps must be a whole number, at least 0, got 2.0: pass 2, an int"),
+    (dict(n_critics=2.0), "n_critics must be a whole number, at least 1, got 2.0: pass 2, an int"),
+    (dict(max_grad_norm=0.0), "max_grad_norm must be a positive number, got 0.0"),
+    (dict(target_kl=0.0), "target_kl must be None or a positive number, got 0.0"),
+    (dict(target_kl=-0.01), "target_kl must be None or a positive number, got -0.01"),
+    (dict(clip_range=0.0), "clip_range must be a positive number, a schedule, or 'lin_' and its first value, got 0.0"),
+    (
+        dict(clip_range_vf=-0.2),
+        "clip_range_vf must be None or a positive number, a schedule, or 'lin_' and its first value, got -0.2",
+    ),
+    (dict(ent_coef=-0.01), "ent_coef must be a number, at least 0, got -0.01"),
+    (dict(vf_coef=-0.5), "vf_coef must be a number, at least 0, got -0.5"),
+    (dict(bc_coef=-1.0), "bc_coef must be a number, at least 0, got -1.0"),
+    (
+        dict(critic_warmup_iterations=-1),
+        "critic_warmup_iterations must be a whole number, at least 0, got -1: leave it out for its default",
+    ),
+    (dict(log_prob_clip=0.0), "log_prob_clip must be None or a positive number, got 0.0"),
+    (
+        dict(min_std=0.5, max_std=0.2),
+        "max_std must not be below min_std=0.5, but starts at 0.2: raise max_std, or lower min_std",
+    ),
+    (dict(min_std=0.0), "min_std must be a positive number, got 0.0"),
+    (dict(min_std=-0.1), "min_std must be a positive number, got -0.1"),
     # Not after hours of training, when the schedule gets there.
     (
         dict(min_std=0.1, max_std=HoldCosineSchedule(0.4, 0.05)),
-        "max_std must end at min_std or above, got min_std=0.1 and a final max_std=0.05",
+        "max_std must not be below min_std=0.1, but ends at 0.05: raise max_std, or lower min_std",
     ),
-    (dict(score_scale=0.0), "score_scale must be positive, got 0.0"),
-    (dict(score_clip=-1.0), "score_clip must be positive, got -1.0"),
+    (dict(score_scale=0.0), "score_scale must be a positive number, got 0.0"),
+    (dict(score_clip=-1.0), "score_clip must be a positive number, got -1.0"),
     (dict(score_drift="lerned"), "score_drift must be one of 'learned', 'constant', 'none', got 'lerned'"),
     (dict(noise="loud"), "noise must be one of 'learned', 'constant', 'score_matched', got 'loud'"),
     (
@@ -77,17 +102,23 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         dict(normalize_advantage=True, n_steps=1),
         "normalize_advantage needs minibatches of at least 2 chains, got batch_size=16 and n_steps * n_envs = 1",
     ),
-    (dict(encoder_learning_rate=-1e-3), "encoder_learning_rate must not be negative, got -0.001"),
-    (dict(critic_steps=0), "critic_steps must be positive, got 0"),
-    (dict(n_refreshes=0), "n_refreshes must be positive, got 0"),
-    (dict(refresh_size=-1), "refresh_size must be positive, got -1"),
-    (dict(n_critics=0), "n_critics must be at least 1, got 0"),
-    (dict(n_bootstrap_actions=0), "n_bootstrap_actions must be at least 1, got 0"),
-    (dict(tau=0.0), "tau must be in (0, 1], got 0.0"),
-    (dict(tau=1.1), "tau must be in (0, 1], got 1.1"),
-    (dict(tau=float("nan")), "tau must be in (0, 1], got nan"),
-    (dict(td_lambda=-0.1), "td_lambda must be in [0, 1], got -0.1"),
-    (dict(td_lambda=1.1), "td_lambda must be in [0, 1], got 1.1"),
+    (
+        dict(encoder_learning_rate=-1e-3),
+        "encoder_learning_rate must be None or a number, at least 0, a schedule, or 'lin_' and its first value, got -0.001",
+    ),
+    (dict(critic_steps=0), "critic_steps must be a whole number, at least 1, got 0: leave it out for its default"),
+    (dict(n_refreshes=0), "n_refreshes must be a whole number, at least 1, got 0: leave it out for its default"),
+    (dict(refresh_size=-1), "refresh_size must be a whole number, at least 1, got -1: leave it out for its default"),
+    (dict(n_critics=0), "n_critics must be a whole number, at least 1, got 0: leave it out for its default"),
+    (
+        dict(n_bootstrap_actions=0),
+        "n_bootstrap_actions must be a whole number, at least 1, got 0: leave it out for its default",
+    ),
+    (dict(tau=0.0), "tau must be a number in (0, 1], got 0.0"),
+    (dict(tau=1.1), "tau must be a number in (0, 1], got 1.1"),
+    (dict(tau=float("nan")), "tau must be a number in (0, 1], got nan"),
+    (dict(td_lambda=-0.1), "td_lambda must be a number in [0, 1], got -0.1"),
+    (dict(td_lambda=1.1), "td_lambda must be a number in [0, 1], got 1.1"),
     (dict(target_clip=(1.0, 0.0)), "target_clip must be None or two numbers (low, high) with low < high, got (1.0, 0.0)"),
     (dict(target_clip=(1.0, 1.0)), "target_clip must be None or two numbers (low, high) with low < high, got (1.0, 1.0)"),
     (dict(target_clip=(0.0, 1.0, 2.0)), "target_clip must be None or two numbers (low, high) with low < high, got (0.0, 1"),
@@ -95,24 +126,138 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     (dict(reward_scale=0.0), "reward_scale must be 'ema' or a positive number, got 0.0"),
     (dict(reward_scale=float("inf")), "reward_scale must be 'ema' or a positive number, got inf"),
     (dict(reward_scale="mean"), "reward_scale must be 'ema' or a positive number, got 'mean'"),
-    (dict(history_size=0), "history_size must be positive, got 0"),
-    (dict(new_fraction=1.5), "new_fraction must be in [0, 1], got 1.5"),
-    (dict(new_fraction=-0.5), "new_fraction must be in [0, 1], got -0.5"),
-    (dict(random_shift=-1), "random_shift must be a whole number of pixels, at least 0 (no shift), got -1"),
-    (dict(random_shift=2.5), "random_shift must be a whole number of pixels, at least 0 (no shift), got 2.5"),
-    (dict(critic_warmup_transitions=-1), "critic_warmup_transitions must not be negative, got -1"),
-    (dict(actor_steps=-1), "actor_steps must not be negative, got -1"),
-    (dict(actor_batch_size=0), "actor_batch_size must be positive, got 0"),
-    (dict(n_particles=0), "n_particles must be positive, got 0"),
+    (dict(history_size=0), "history_size must be a whole number, at least 1, got 0: leave it out for its default"),
+    (dict(new_fraction=1.5), "new_fraction must be a number in [0, 1], got 1.5"),
+    (dict(new_fraction=-0.5), "new_fraction must be a number in [0, 1], got -0.5"),
+    (dict(random_shift=-1), "random_shift must be a whole number, at least 0, got -1: leave it out for its default"),
+    (dict(random_shift=2.5), "random_shift must be a whole number, at least 0, got 2.5: leave it out for its default"),
+    (
+        dict(critic_warmup_transitions=-1),
+        "critic_warmup_transitions must be a whole number, at least 0, got -1: leave it out for its default",
+    ),
+    (dict(actor_steps=-1), "actor_steps must be a whole number, at least 0, got -1: leave it out for its default"),
+    (dict(actor_batch_size=0), "actor_batch_size must be a whole number, at least 1, got 0: leave it out for its default"),
+    (dict(n_particles=0), "n_particles must be a whole number, at least 1, got 0: leave it out for its default"),
     (dict(kernel="linear"), "kernel must be one of 'rbf', 'delta', got 'linear'"),
-    (dict(bandwidth=0.0), "bandwidth must be positive or None (median of the particles' distances), got 0.0"),
-    (dict(temperature=-1e-3), "temperature must not be negative, got -0.001"),
+    (dict(bandwidth=0.0), "bandwidth must be None or a positive number, got 0.0"),
+    (dict(temperature=-1e-3), "temperature must be a number, at least 0, got -0.001"),
     (dict(temperature_scaling="norm"), "temperature_scaling must be one of 'gradient', 'none', got 'norm'"),
-    (dict(consistency_coef=-0.5), "consistency_coef must not be negative, got -0.5"),
-    (dict(fisher_coef=-0.2), "fisher_coef must not be negative, got -0.2"),
-    (dict(learning_rate_warmup_steps=-1), "learning_rate_warmup_steps must not be negative, got -1"),
-    (dict(exploration_scale=-1.0), "exploration_scale must not be negative, got -1.0"),
-    (dict(exploration_steps=0), "exploration_steps must be at least 1, got 0"),
+    (dict(consistency_coef=-0.5), "consistency_coef must be a number, at least 0, got -0.5"),
+    (dict(fisher_coef=-0.2), "fisher_coef must be a number, at least 0, got -0.2"),
+    (
+        dict(learning_rate_warmup_steps=-1),
+        "learning_rate_warmup_steps must be a whole number, at least 0, got -1: leave it out for its default",
+    ),
+    (dict(exploration_scale=-1.0), "exploration_scale must be a number, at least 0, got -1.0"),
+    (dict(exploration_steps=0), "exploration_steps must be a whole number, at least 1, got 0: leave it out for its default"),
+]
+
+
+def negative_in_the_end(progress_remaining: float) -> float:
+    return progress_remaining - 0.5
+
+
+def breaks_in_the_end(progress_remaining: float) -> float:
+    return 1e-4 / progress_remaining
+
+
+_SCHEDULE = "a number, at least 0, a schedule, or 'lin_' and its first value"
+#: What YAML files, command lines and slips give. The policies by themselves do not read it.
+WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
+    (dict(learning_rate="fast"), f"learning_rate must be {_SCHEDULE}, got 'fast': leave it out"),
+    (dict(learning_rate="lin_fast"), f"learning_rate must be {_SCHEDULE}, got 'lin_fast': leave it out"),
+    (dict(learning_rate="-1e-3"), f"learning_rate must be {_SCHEDULE}, got '-1e-3': leave it out"),
+    (dict(learning_rate="lin_-1e-3"), "learning_rate must be a number, at least 0, but at the start of training its schedule"),
+    (dict(learning_rate=True), f"learning_rate must be {_SCHEDULE}, got True: leave it out"),
+    (dict(learning_rate=float("inf")), f"learning_rate must be {_SCHEDULE}, got inf: leave it out"),
+    (dict(learning_rate=[1e-3]), f"learning_rate must be {_SCHEDULE}, got [0.001]: leave it out"),
+    (dict(learning_rate=CosineSchedule), "learning_rate must be a number, at least 0, but at the start of training its sche"),
+    (dict(learning_rate=negative_in_the_end), "learning_rate must be a number, at least 0, but at the end of training its sc"),
+    (dict(learning_rate=breaks_in_the_end), "learning_rate, a schedule, fails at the end of training with ZeroDivisionError"),
+    (dict(learning_rate=lambda: 1e-3), "learning_rate, a schedule, fails at the start of training with TypeError"),
+    (
+        dict(learning_rate=lambda _: "1e-3"),
+        "learning_rate must be a number, at least 0, but at the start of training its sche",
+    ),
+    (dict(learning_rate=lambda _: float("nan")), "learning_rate must be a number, at least 0, but at the start of training"),
+    (dict(critic_learning_rate="fast"), f"critic_learning_rate must be {_SCHEDULE}, got 'fast': leave it out"),
+    (dict(noise_learning_rate=True), f"noise_learning_rate must be {_SCHEDULE}, got True: leave it out"),
+    (dict(encoder_learning_rate="fast"), f"encoder_learning_rate must be None or {_SCHEDULE}, got 'fast': leave it out"),
+    (
+        dict(clip_range="clip_0.2"),
+        "clip_range must be a positive number, a schedule, or 'lin_' and its first value, got 'clip_",
+    ),
+    (
+        dict(clip_range=True),
+        "clip_range must be a positive number, a schedule, or 'lin_' and its first value, got True: leave",
+    ),
+    (
+        dict(clip_range_vf="off"),
+        "clip_range_vf must be None or a positive number, a schedule, or 'lin_' and its first value, go",
+    ),
+    (dict(max_std="lin_0.24"), "max_std must not be below min_std=0.1, but ends at 0.0: raise max_std, or lower min_std"),
+    (
+        dict(max_std="wide"),
+        "max_std must be a positive number, a schedule, or 'lin_' and its first value, got 'wide': leave it",
+    ),
+    (dict(n_steps=True), "n_steps must be a whole number, at least 1, got True: leave it out for its default"),
+    (dict(n_steps="64"), "n_steps must be a whole number, at least 1, got '64': pass the number 64, not a string"),
+    (dict(n_steps=np.float64(64)), "n_steps must be a whole number, at least 1, got np.float64(64.0): pass 64, an int"),
+    (dict(n_steps=10.5), "n_steps must be a whole number, at least 1, got 10.5: leave it out for its default"),
+    (dict(n_epochs=None), "n_epochs must be a whole number, at least 1, got None: leave it out for its default, 5"),
+    (dict(batch_size=False), "batch_size must be a whole number, at least 1, got False: leave it out for its default"),
+    (dict(batch_size=float("nan")), "batch_size must be a whole number, at least 1, got nan: leave it out for its default"),
+    (dict(gamma="0.99"), "gamma must be a number in [0, 1], got '0.99': pass the number 0.99, not a string"),
+    (dict(gamma=None), "gamma must be a number in [0, 1], got None: leave it out for its default, 0.99"),
+    (dict(gamma=True), "gamma must be a number in [0, 1], got True: leave it out for its default, 0.99"),
+    (dict(gamma=float("nan")), "gamma must be a number in [0, 1], got nan: leave it out for its default, 0.99"),
+    (dict(gae_lambda=lambda _: 0.9), "gae_lambda must be a number in [0, 1], got <function"),
+    (dict(ent_coef="auto"), "ent_coef must be a number, at least 0, got 'auto': leave it out for its default, 0.0"),
+    (dict(ent_coef=float("inf")), "ent_coef must be a number, at least 0, got inf: leave it out for its default, 0.0"),
+    (dict(max_grad_norm=None), "max_grad_norm must be a positive number, got None: leave it out for its default"),
+    (dict(min_std="0.1"), "min_std must be a positive number, got '0.1': pass the number 0.1, not a string"),
+    (dict(target_kl="0.01"), "target_kl must be None or a positive number, got '0.01': pass the number 0.01, not a string"),
+    (dict(bc_coef="1"), "bc_coef must be a number, at least 0, got '1': pass the number 1, not a string"),
+    (dict(score_drift="Learned"), "score_drift must be one of 'learned', 'constant', 'none', got 'Learned': pass 'learned'"),
+    (
+        dict(score_drift=None),
+        "score_drift must be one of 'learned', 'constant', 'none', got None: leave it out for its default",
+    ),
+    (
+        dict(normalize_advantage="False"),
+        "normalize_advantage must be True or False, got 'False': leave it out for its default",
+    ),
+    (dict(normalize_reward=1), "normalize_reward must be True or False, got 1: leave it out for its default, True"),
+    (dict(balance_success=None), "balance_success must be True or False, got None: leave it out for its default, False"),
+    (dict(temperature="1e-3"), "temperature must be a number, at least 0, got '1e-3': pass the number 0.001, not a string"),
+    (dict(reward_scale="EMA"), "reward_scale must be 'ema' or a positive number, got 'EMA': pass 'ema'"),
+    (dict(reward_scale="1.0"), "reward_scale must be 'ema' or a positive number, got '1.0': pass the number 1, not a string"),
+    (
+        dict(reward_scale=True),
+        "reward_scale must be 'ema' or a positive number, got True: leave it out for its default, 'ema'",
+    ),
+    (
+        dict(target_clip="(0, 1)"),
+        "target_clip must be None or two numbers (low, high) with low < high, got '(0, 1)': leave it",
+    ),
+    (
+        dict(target_clip=("0", "1")),
+        "target_clip must be None or two numbers (low, high) with low < high, got ('0', '1'): leave",
+    ),
+    (dict(bandwidth="median"), "bandwidth must be None or a positive number, got 'median': leave it out for its default"),
+    (dict(verbose="1"), "verbose must be a whole number, at least 0, got '1': pass the number 1, not a string"),
+    (
+        dict(seed=-1),
+        "seed must be None or a whole number, at least 0 and at most 4294967295, got -1: leave it out for its def",
+    ),
+    (
+        dict(seed="7"),
+        "seed must be None or a whole number, at least 0 and at most 4294967295, got '7': pass the number 7, not a",
+    ),
+    (dict(stats_window_size=0), "stats_window_size must be a whole number, at least 1, got 0: leave it out for its default"),
+    (dict(tensorboard_log=True), "tensorboard_log must be None or a path, got True: leave it out for its default"),
+    (dict(rollout_buffer_kwargs=[3]), "rollout_buffer_kwargs must be None or a dict, got [3]: leave it out for its default"),
+    (dict(rollout_buffer_class="mine"), "rollout_buffer_class must be a subclass of "),
 ]
 
 #: What differs between algorithms that have the argument. A RolloutBuffer is the base class of all.
@@ -121,22 +266,8 @@ IMPOSSIBLE_BUFFER = {
     "RLDT": "rollout_buffer_class must be a subclass of RolloutHistory, which keeps trajectories, got RolloutBuffer",
 }
 
-#: Arguments for which no value is refused by us: switches, and what is handed on to Stable-Baselines3 or to the policy.
-UNCHECKED = {
-    "policy",
-    "env",
-    "normalize_advantage",
-    "normalize_reward",
-    "balance_success",
-    "rollout_buffer_kwargs",
-    "stats_window_size",
-    "tensorboard_log",
-    "policy_kwargs",
-    "verbose",
-    "seed",
-    "device",
-    "_init_setup_model",
-}
+#: Arguments that are no rules' business
+UNCHECKED = {"policy", "env", "policy_kwargs", "device", "_init_setup_model"}
 
 #: Of the policy, which cannot be changed when loading.
 IMPOSSIBLE_POLICY: list[tuple[dict[str, Any], str]] = [
@@ -162,7 +293,11 @@ def rows(algorithm: Algorithm) -> list[tuple[dict[str, Any], str]]:
     return [*(row for row in IMPOSSIBLE if has(algorithm, row[0])), own]
 
 
-ROWS = [pytest.param(each, *row, id=f"{each}-{row[0]}") for each in algorithms.ALGORITHMS for row in rows(each)]
+def all_rows(algorithm: Algorithm) -> list[tuple[dict[str, Any], str]]:
+    return [*rows(algorithm), *(row for row in WRONG_TYPES if has(algorithm, row[0]))]
+
+
+ROWS = [pytest.param(each, *row, id=f"{each}-{row[0]}") for each in algorithms.ALGORITHMS for row in all_rows(each)]
 
 
 @pytest.mark.parametrize(("each", "arguments", "message"), ROWS)
@@ -182,8 +317,28 @@ def test_table_of_impossible_arguments_is_used(algorithm: Algorithm) -> None:
     """An algorithm that joins has to have at least the common arguments, and a row for each of its own."""
     names = inspect.signature(algorithm.cls).parameters.keys()
     assert {"denoising_steps", "learning_rate", "gamma", "n_steps", "batch_size"} <= names
-    assert names - {name for arguments, _ in rows(algorithm) for name in arguments} <= UNCHECKED
-    assert all(any(has(each, arguments) for each in algorithms.ALGORITHMS) for arguments, _ in IMPOSSIBLE)
+    assert names - {name for arguments, _ in all_rows(algorithm) for name in arguments} == UNCHECKED
+    assert all(any(has(each, row[0]) for each in algorithms.ALGORITHMS) for row in [*IMPOSSIBLE, *WRONG_TYPES])
+
+
+@pytest.mark.filterwarnings("ignore:batch_size=")
+@pytest.mark.parametrize(("each", "arguments", "message"), ROWS)
+def test_remedies_work(each: Algorithm, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        each.make("FlowPolicy", make_toy(), **arguments)
+    remedy = re.search(r": pass (?:the number )?([^,]*?)(?:, an int|, not a string)?\.$", str(caught.value))
+    if remedy is None:
+        return
+    value = ast.literal_eval(remedy[1])
+    (name,) = arguments
+    assert getattr(each.make("FlowPolicy", make_toy(), **{name: value}), name) == value
+
+
+def test_policy_kwargs_are_a_dict(algorithm: Algorithm) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape("policy_kwargs must be None or a dict, got 'dict(net_arch=[8])': leave it")
+    ):
+        algorithm.cls("FlowPolicy", make_toy(), policy_kwargs="dict(net_arch=[8])")
 
 
 @pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE_POLICY, ids=str)
@@ -202,7 +357,7 @@ def test_impossible_arguments_are_refused_by_the_policy_itself(algorithm: Algori
             with pytest.raises(ValueError, match=rf"({'|'.join(arguments)})\b.*\b(must|needs)\b"):
                 cls(OBSERVATIONS["flat"][0], ACTION_SPACE, lambda _: 1e-3, **arguments)
             tried |= arguments.keys()
-    assert tried == names & (inspect.signature(algorithm.cls).parameters.keys() - UNCHECKED)
+    assert tried == names & algorithm.cls.rules.keys()
 
 
 @pytest.mark.parametrize("part", ["vf", "noise"])
@@ -282,6 +437,29 @@ def test_batch_size_that_leaves_a_remainder_warns_and_works(ppo: Algorithm) -> N
         ppo.cls.load(saved(ppo.make("FlowPolicy", make_toy())), make_toy(), batch_size=10)
 
 
+@pytest.mark.parametrize(
+    ("clip_range", "warned"),
+    [
+        (0.2, True),
+        (0.1, True),
+        ("lin_0.2", True),
+        (lambda p: 0.1 * p + 0.1, True),
+        (0.099, False),
+        (lambda p: 0.1 * (1 - p), False),
+    ],
+)
+def test_clip_range_of_ppo_warns(ppo: Algorithm, clip_range: Any, warned: bool) -> None:
+    message = (
+        r"clip_range=0\.[12] hardly clips: the ratio is a geometric mean over the chain's .* Leave clip_range out, or star"
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        file = saved(ppo.make("FlowPolicy", make_toy(), clip_range=clip_range))
+        ppo.cls.load(file)
+    assert [each.filename for each in caught] == [algorithms.__file__, __file__][: 2 * warned]
+    assert all(re.match(message, str(each.message)) for each in caught)
+
+
 @pytest.mark.parametrize("score_drift", ["learned", "constant"])
 def test_score_drift_with_one_denoising_step_warns(ppo: Algorithm, score_drift: str) -> None:
     message = f"score_drift='{score_drift}' with denoising_steps=1 only shrinks the initial noise .* set denoising_steps to 2"
@@ -340,13 +518,18 @@ def assert_usable(algorithm: Algorithm, path: Path, num_timesteps: int) -> None:
         assert loaded.return_statistics.scale == pytest.approx(float(loaded.return_statistics.statistics.var) ** 0.5)
 
 
+def test_divergence_ends_a_trial_and_not_a_study() -> None:
+    """rl_zoo3 and Optuna's users catch AssertionError and ValueError; code of 0.1.0 caught FloatingPointError."""
+    assert issubclass(DivergenceError, FloatingPointError) and issubclass(DivergenceError, ValueError)
+
+
 def test_nan_reward(algorithm: Algorithm, tmp_path: Path) -> None:
     env = make_toy(n_envs=2, fault="reward", faulty_from=21)
     model = algorithm.make("FlowPolicy", env)
     message = (
         r"The environment returned NaN or infinite rewards \(24 entries, the first at step 4 of env 0\): fix the environment"
     )
-    with pytest.raises(FloatingPointError, match=message):
+    with pytest.raises(DivergenceError, match=message):
         model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip"))
     # Its policy is as it was before that rollout, and what was saved during it is good.
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
@@ -357,7 +540,7 @@ def test_nan_reward(algorithm: Algorithm, tmp_path: Path) -> None:
 def test_nan_observation(algorithm: Algorithm, kind: str) -> None:
     model = algorithm.make("FlowPolicy", make_toy(kind, fault="observation", faulty_from=21))
     with pytest.raises(
-        FloatingPointError, match="The policy produced a NaN or infinite action: an observation, or what the networks"
+        DivergenceError, match="The policy produced a NaN or infinite action: an observation, or what the networks"
     ):
         model.learn(4 * algorithm.iteration())
     assert model.num_timesteps == 21
@@ -368,7 +551,7 @@ def test_nan_in_the_observation_after_the_rollout(algorithm: Algorithm) -> None:
     """It is not stored, but its value is bootstrapped from."""
     model = algorithm.make("FlowPolicy", make_toy(fault="observation", faulty_from=16, length=100))
     with pytest.raises(
-        FloatingPointError, match=r"is nan in iteration 1, before the parameters changed: check rewards and observations"
+        DivergenceError, match=r"is nan in iteration 1, before the parameters changed: check rewards and observations"
     ):
         model.learn(4 * algorithm.iteration())
     assert all(th.isfinite(parameter).all() for parameter in model.policy.state_dict().values())
@@ -388,7 +571,7 @@ def test_infinite_observation_is_named(algorithm: Algorithm, monkeypatch: pytest
 
     monkeypatch.setattr(env, "step_wait", faulty)
     model = algorithm.make("FlowPolicy", env)
-    with pytest.raises(FloatingPointError, match=r"NaN or infinite observations \(1 entries, the first at step 5 of env 1\)"):
+    with pytest.raises(DivergenceError, match=r"NaN or infinite observations \(1 entries, the first at step 5 of env 1\)"):
         model.learn(algorithm.iteration(2))
 
 
@@ -397,7 +580,7 @@ def test_loss_that_overflows_is_named_before_it_does_harm(algorithm: Algorithm, 
     unscaled: dict[str, Any] = dict(reward_scale=1.0)  # divided by their mean, no rewards are too large for the loss
     arguments = unscaled if has(algorithm, unscaled) else {}
     model = algorithm.make("FlowPolicy", make_toy(n_envs=2, fault="huge", faulty_from=17), **arguments)
-    with pytest.raises(FloatingPointError, match=r"\w+_loss is (nan|inf) in iteration 2, before the parameters changed"):
+    with pytest.raises(DivergenceError, match=r"\w+_loss is (nan|inf) in iteration 2, before the parameters changed"):
         model.learn(4 * algorithm.iteration(2))
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
     assert model.num_timesteps == 2 * algorithm.iteration(2)
@@ -413,7 +596,7 @@ def test_huge_rewards_are_scaled(rldt: Algorithm) -> None:
 
 def test_rollout_with_nan_is_not_kept(rldt: Algorithm) -> None:
     model = rldt.make("FlowPolicy", make_toy(n_envs=2, fault="reward", faulty_from=21)).learn(rldt.iteration(2))
-    with pytest.raises(FloatingPointError, match="The environment returned NaN or infinite rewards"):
+    with pytest.raises(DivergenceError, match="The environment returned NaN or infinite rewards"):
         model.learn(rldt.iteration(2), reset_num_timesteps=False)
     assert (model.rollout_buffer.n_rollouts, model.rollout_buffer.fill) == (1, pytest.approx(1 / 3))
     model.set_env(make_toy(n_envs=2))
@@ -434,9 +617,9 @@ def test_parameter_that_becomes_nan_in_the_update_is_named(algorithm: Algorithm,
 
     monkeypatch.setattr(model.policy.optimizer, "step", faulty_step)
     message = r"Parameter 'velocity_field\.output_layer\.bias' became NaN or infinite in iteration 1: lower the learning rates"
-    with pytest.raises(FloatingPointError, match=message):
+    with pytest.raises(DivergenceError, match=message):
         model.learn(algorithm.iteration())
-    with pytest.raises(FloatingPointError, match="Not saved"):
+    with pytest.raises(DivergenceError, match="Not saved"):
         model.save(io.BytesIO())
 
 
@@ -444,11 +627,11 @@ def test_last_checkpoint_survives_a_nan_parameter(algorithm: Algorithm, tmp_path
     """The file is overwritten at every step, but not with NaN, wherever that is noticed first."""
     parameter = "velocity_field.output_layer.bias"
     model = algorithm.make("FlowPolicy", make_toy(n_envs=2))
-    with pytest.raises(FloatingPointError, match=rf"the policy's parameter '{re.escape(parameter)}' is not finite"):
+    with pytest.raises(DivergenceError, match=rf"the policy's parameter '{re.escape(parameter)}' is not finite"):
         model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip", 20, parameter))
     assert_usable(algorithm, tmp_path / "last.zip", 38)
     unused_in_acting = next((name for name, _ in model.policy.named_parameters() if name.startswith(("value_net", "critic."))))
     model = algorithm.make("FlowPolicy", make_toy(n_envs=2))
-    with pytest.raises(FloatingPointError, match=rf"Not saved: parameter '{re.escape(unused_in_acting)}' is NaN"):
+    with pytest.raises(DivergenceError, match=rf"Not saved: parameter '{re.escape(unused_in_acting)}' is NaN"):
         model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip", 20, unused_in_acting))
     assert_usable(algorithm, tmp_path / "last.zip", 38)

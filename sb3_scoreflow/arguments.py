@@ -1,0 +1,98 @@
+"""Arguments of an algorithm over its life: checked, resolved where they were left at None, and asked as schedules."""
+
+from typing import Any, ClassVar
+
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import FloatSchedule
+
+from sb3_scoreflow.checks import Rule, check_argument, check_arguments, check_scheduled
+from sb3_scoreflow.policies import FlowMatchingPolicy, check_action_space
+from sb3_scoreflow.schedules import Progress
+
+
+class ArgumentResolution(OnPolicyAlgorithm):
+    """
+    An algorithm whose attributes show what its arguments are now.
+
+    An argument left at None gets its default by whether the policy is pretrained, and for the environment at hand. Which were
+    left at None is kept, and saved: they are resolved anew on loading and after pretraining. It is abstract: subclasses
+    declare the tables.
+    """
+
+    #: What the arguments may be
+    rules: ClassVar[dict[str, Rule]]
+    #: Values of arguments left at None: "scratch" and "pretrained" -> argument -> value
+    defaults: ClassVar[dict[str, dict[str, Any]]]
+    #: Further arguments that may be left at None, whose values depend on the environment
+    sizes: ClassVar[tuple[str, ...]] = ("n_steps",)
+    policy: FlowMatchingPolicy  # type: ignore[assignment]
+    n_transitions: int
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """
+        Who sets an argument last is obeyed: it is no default any more. ``learning_rate`` and ``lr_schedule`` are two names of
+        one thing, whichever a callback sets.
+        """
+        name = "learning_rate" if name == "lr_schedule" else name
+        super().__setattr__(name, value)
+        if name in self.__dict__.get("_at_default", ()):
+            self._at_default.remove(name)
+        if name == "learning_rate" and value is not None and "lr_schedule" in self.__dict__:
+            self._setup_lr_schedule()
+
+    def _setup_lr_schedule(self) -> None:
+        self.__dict__["lr_schedule"] = self._schedule("learning_rate")
+
+    def _check_arguments(self) -> None:
+        """
+        :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+        """
+        if not hasattr(self, "action_space"):
+            raise ValueError("env must be an environment or the name of one, got None: only load() does without.")
+        check_action_space(self.action_space)
+        values = check_arguments(self.rules, self, {*self.defaults["scratch"], *self.sizes})
+        self.__dict__.update(values)
+        self._resolve_defaults()
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """:raises ValueError: if arguments, each possible by itself, do not go together"""
+
+    @property
+    def _pretrained(self) -> bool:
+        return hasattr(self, "policy") and bool(self.policy.pretrained)
+
+    def _default(self, name: str) -> Any:
+        """What an argument left at None is now, by whether the policy is pretrained, and for the environment at hand."""
+        return self.defaults["pretrained" if self._pretrained else "scratch"][name]
+
+    def _resolve_defaults(self) -> None:
+        """Give arguments left at None their values."""
+        given = self.__dict__.pop("_given", ())  # those that `load` was called with
+        names = (*self.defaults["scratch"], *self.sizes)
+        before = [name for name in self.__dict__.get("_at_default", ()) if name not in given]
+        self._at_default = sorted({*before, *(name for name in names if getattr(self, name) is None)})
+        self.__dict__.update({name: self._default(name) for name in self._at_default})
+        self._setup_lr_schedule()
+
+    def _schedule(self, name: str) -> FloatSchedule:
+        """Schedule of an argument."""
+        value = getattr(self, name)
+        return FloatSchedule(value if callable(value) else check_argument(self.rules[name], name, value))
+
+    def _scheduled(self, name: str) -> float:
+        """Value of an argument at the current point of training."""
+        progress = self._current_progress_remaining
+        return check_scheduled(name, self._schedule(name)(progress), f"with {progress} of training remaining")
+
+    # ------------------------------------------------------------------ progress
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """The one place where schedules get their argument from: within [0, 1], with the number of transitions."""
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self._count_transitions(0)
+
+    def _count_transitions(self, n: int) -> None:
+        """Schedules move on by ``n`` transitions."""
+        self.n_transitions += n
+        self._current_progress_remaining = Progress(self._current_progress_remaining, self.n_transitions)

@@ -1,0 +1,71 @@
+"""What a saved model tells about itself before it is loaded."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.save_util import open_path
+
+#: Algorithms of this package
+OWN = ("ScoReFlowPPO", "RLDT")
+
+
+def saved_data(path: Any) -> dict[str, Any]:
+    """
+    The readable part of a saved model: numbers and strings as they are, all else described; nothing is unpickled.
+
+    :param path: of the file (".zip" is added as in Stable-Baselines3), or a file object
+    :return: attribute -> value; empty if the file is no saved model
+    """
+    try:
+        file = open_path(path, "r", suffix="zip")
+        with zipfile.ZipFile(file) as archive:
+            data = json.loads(archive.read("data"))
+        if file is not path:
+            file.close()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def written_by(path: Any) -> str | None:
+    """
+    :param path: of a saved model, or a file object
+    :return: name of the algorithm that wrote it; None if that cannot be told
+    """
+    data = saved_data(path)
+    if isinstance(data.get("algorithm"), str):
+        return str(data["algorithm"])
+    policy = data.get("policy_class")
+    package, *rooms = str(policy.get("__module__") if isinstance(policy, dict) else None).split(".")
+    if package == "sb3_scoreflow":  # 0.1.0 did not write its name
+        return {"rldt": "RLDT", "scoreflow_ppo": "ScoReFlowPPO"}.get(rooms[0])
+    if package not in ("stable_baselines3", "sb3_contrib") or not rooms:
+        return None
+    if rooms[0] != "common":
+        return "TD3 or DDPG" if rooms[0] == "td3" else rooms[0].upper()
+    if package == "sb3_contrib":
+        return {"recurrent": "RecurrentPPO", "maskable": "MaskablePPO"}.get(rooms[1])
+    return "PPO" if "clip_range" in data else "TRPO" if "cg_max_steps" in data else "A2C"  # their policy is the same
+
+
+class WrongPolicyError(ValueError):
+    """A policy that the algorithm cannot train."""
+
+
+def foreign_file_error(path: Any, writer: str | None, algorithm: str) -> ValueError:
+    """
+    :param path: of a saved model
+    :param writer: name of the algorithm that wrote it, None if not known
+    :param algorithm: name of the one that cannot read it
+    :return: an error that says so, and what to do
+    """
+    file = path if isinstance(path, (str, Path)) else "The file"
+    if writer is None:
+        return ValueError(f"{file} was not written by {algorithm}: load it with the algorithm that wrote it.")
+    if writer in OWN:
+        remedy = f"to go on from what its policy has learned, call load_clone(path) on a new {algorithm} model"
+    else:
+        remedy = "to go on from it, collect_demonstrations() with the loaded model, and pretrain_bc() on them"
+    return ValueError(f"{file} was written by {writer}, not by {algorithm}: load it with {writer}.load(path); {remedy}.")
