@@ -25,6 +25,10 @@ from sb3_scoreflow.utils import DivergenceError, atomic_path, chunk_settings, us
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
 
+#: Spread of a first rollout, in standard deviations of the demonstrations, below which nothing seems to happen.
+_STANDSTILL = 0.03
+
+
 class FlowAlgorithm(ArgumentResolution):
     """
     An on-policy algorithm that trains a :class:`~sb3_scoreflow.FlowMatchingPolicy`.
@@ -320,14 +324,39 @@ class FlowAlgorithm(ArgumentResolution):
         """
         if not self.policy.updates_observation_statistics:
             return
-        observations = self.rollout_buffer.observations
+        observations = self._rollout_observations()
         parts = observations if isinstance(observations, dict) else {"": observations}
         tensors = {key: th.as_tensor(parts[key], device=self.device) for key in self.policy.normalizer.keys}
         if tensors:
             self.policy.normalizer.update(tensors if isinstance(observations, dict) else tensors[""])
 
+    def _warn_of_foreign_observations(self) -> None:
+        """Bounds often do not tell that an environment has other units than the demonstrations: its first rollout does."""
+        if self.n_transitions > 0 or not self.policy.pretrained or not self.policy.normalizer.fitted:
+            return
+        observations = self._rollout_observations()
+        for key, part in (observations if isinstance(observations, dict) else {"observations": observations}).items():
+            if isinstance(observations, dict) and key not in self.policy.normalizer.keys:
+                continue
+            raw = th.as_tensor(part, dtype=th.float32, device=self.device).flatten(0, 1)
+            z = self.policy.normalizer._normalize(raw, key if isinstance(observations, dict) else "").flatten(1)
+            outside = (z.abs() >= self.policy.normalizer.clip).float().mean(0)
+            spread = z.std(0)
+            if outside.max() > 0.5 or (len(z) > 1 and (spread < _STANDSTILL).all()):
+                warn(
+                    f"The environment's '{key}' are not like the demonstrated ones: {outside.max():.0%} of component "
+                    f"{int(outside.argmax())} are {self.policy.normalizer.clip:g} or more standard deviations from their "
+                    f"mean, and the largest spread is {spread.max():.2g} standard deviations. Are they in the same units, in "
+                    "the same order, and of the same task? Compare demonstrations.describe() with env.reset()."
+                )
+
+    def _rollout_observations(self) -> Any:
+        """The last rollout's observations as the policy gets them, shape ``(n_steps, n_envs, ...)`` per part."""
+        return self.rollout_buffer.observations
+
     def _check_rollout(self) -> None:
         """Refuse to learn from NaN: it would reach every weight in one step."""
+        self._warn_of_foreign_observations()
         observations = self.rollout_buffer.observations
         parts = observations if isinstance(observations, dict) else {"observations": observations}
         for name, part in {**parts, "rewards": self.rollout_buffer.rewards}.items():

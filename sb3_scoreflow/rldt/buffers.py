@@ -10,6 +10,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_scoreflow.rldt.renormalization import Renormalization
+
 
 class TrajectoryBatch(NamedTuple):
     """``m`` trajectories of ``n_steps`` transitions each; a trajectory is one environment's stretch of one rollout."""
@@ -76,12 +78,23 @@ class RolloutHistory(RolloutBuffer):
         self._complete = np.zeros(self.history_size, bool)
         self._succeeded = np.zeros(self.n_envs, bool)
 
+    def begin(self, obs: np.ndarray | dict[str, np.ndarray]) -> None:
+        """
+        Where ``VecNormalize`` stands between environment and policy: from here on, observations come from this method and
+        :meth:`record`, which are given raw ones; those that :meth:`add` is given are not used.
+
+        :param obs: the rollout's first observations, raw, shape ``(n_envs, ...)`` per part
+        """
+        self._write(0, obs)
+        self.holds_raw = True
+
     def reset(self) -> None:
         """Begin a rollout; it replaces the oldest one."""
         if not self._store:
             self._allocate()
         self.pos, self.full = 0, False
         self._recorded = -1
+        self.holds_raw = False
         self._slot = self.n_rollouts % self.history_size
         self._complete[self._slot] = False
         self._final[self._slot] = {}
@@ -165,7 +178,8 @@ class RolloutHistory(RolloutBuffer):
                 "RolloutHistory.add() was called before record(): the algorithm's own callback, which records transitions, "
                 "must see every step. If you call collect_rollouts() yourself, pass it a callback from model._init_callback()."
             )
-        self._write(self.pos, obs)
+        if not self.holds_raw:
+            self._write(self.pos, obs)
         self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
         self.pos += 1
         self.full = self.pos == self.buffer_size
@@ -213,7 +227,13 @@ class RolloutHistory(RolloutBuffer):
 
     # ------------------------------------------------------------------ drawing
 
-    def sample(self, n_trajectories: int, new_fraction: float = 1 / 3, balance_success: bool = False) -> TrajectoryBatch:  # type: ignore[override]
+    def sample(  # type: ignore[override]
+        self,
+        n_trajectories: int,
+        new_fraction: float = 1 / 3,
+        balance_success: bool = False,
+        renormalization: Renormalization | None = None,
+    ) -> TrajectoryBatch:
         """
         Draw different trajectories with torch's global generator.
 
@@ -221,6 +241,7 @@ class RolloutHistory(RolloutBuffer):
         :param new_fraction: share to be drawn from the last rollout at least, as far as it has that many, in [0, 1]
         :param balance_success: whether to draw trajectories with and without a success half and half (as far as there are that
             many of both), to ignore what comes after a success, and to let it end the episode for the critic
+        :param renormalization: normalizes raw observations and rewards by the statistics of the day
         :return: the trajectories
         :raises RuntimeError: if no rollout has been completed
         """
@@ -232,7 +253,7 @@ class RolloutHistory(RolloutBuffer):
         n_new = min(max(int(np.ceil(new_fraction * n_trajectories)), n_trajectories - len(old)), len(new))
         n_old = min(n_trajectories - n_new, len(old))
         chosen = np.concatenate([self._draw(new, n_new, balance_success), self._draw(old, n_old, balance_success)])
-        return self._gather(chosen[:, 0], chosen[:, 1], balance_success)
+        return self._gather(chosen[:, 0], chosen[:, 1], balance_success, renormalization)
 
     def _trajectories(self, slots: np.ndarray) -> np.ndarray:
         """All (slot, environment) pairs of some slots, shape ``(n, 2)``."""
@@ -246,15 +267,21 @@ class RolloutHistory(RolloutBuffer):
         n_success = min(max(size // 2, size - int((~success).sum())), int(success.sum()))
         return np.concatenate([_choose(pool[success], n_success), _choose(pool[~success], size - n_success)])
 
-    def _gather(self, slots: np.ndarray, envs: np.ndarray, ignore_after_success: bool) -> TrajectoryBatch:
+    def _gather(
+        self, slots: np.ndarray, envs: np.ndarray, ignore_after_success: bool, renormalization: Renormalization | None
+    ) -> TrajectoryBatch:
         # The two index arrays are separated by a slice, so NumPy puts the trajectories first: (m, n_steps, ...).
         observations, next_observations = {}, {}
-        truncated = self._truncated[slots, :, envs]
+        truncated, rewards = self._truncated[slots, :, envs], self._rewards[slots, :, envs]
+        if renormalization is not None:
+            rewards = renormalization.rewards(rewards)
         for key, store in self._store.items():
             rows = store[slots, :, envs]
             following = rows[:, 1:].copy()
             for m, step in np.argwhere(truncated):
                 following[m, step] = self._final[slots[m]][int(step), int(envs[m])][key]
+            if renormalization is not None:
+                rows, following = renormalization.observations(key, rows), renormalization.observations(key, following)
             observations[key] = self.to_torch(rows[:, :-1].reshape(-1, *store.shape[3:]), copy=False)
             next_observations[key] = self.to_torch(following.reshape(-1, *store.shape[3:]), copy=False)
         terminated, valid = self._terminated[slots, :, envs], np.ones_like(truncated)
@@ -268,7 +295,7 @@ class RolloutHistory(RolloutBuffer):
             next_observations if is_dict else next_observations[""],
             *(
                 self.to_torch(array, copy=False)
-                for array in (self._actions[slots, :, envs], self._rewards[slots, :, envs], terminated, ended, valid)
+                for array in (self._actions[slots, :, envs], rewards, terminated, ended, valid)
             ),
         )
 
@@ -300,12 +327,25 @@ def _choose(rows: np.ndarray, size: int) -> np.ndarray:
 
 class RolloutHistoryCallback(BaseCallback):
     """
-    Tells a :class:`RolloutHistory` what Stable-Baselines3 does not pass to its buffer, before the rewards are changed.
+    Tells a :class:`RolloutHistory` what Stable-Baselines3 does not pass to its buffer, before the rewards are changed; before
+    normalization, where there is a ``VecNormalize``.
     """
 
+    def _renormalization(self) -> Renormalization | None:
+        normalizer = self.model.get_vec_normalize_env()
+        return None if normalizer is None else Renormalization(normalizer, self.model.observation_space)
+
+    def _on_rollout_start(self) -> None:
+        raw = self._renormalization()
+        if raw is not None:
+            self.model.rollout_buffer.begin(raw.raw_observations(self.model._last_obs))  # type: ignore[attr-defined]
+
     def _on_step(self) -> bool:
-        names = self.locals
-        names["rollout_buffer"].record(
-            names["rewards"], self.model._last_episode_starts, names["dones"], names["infos"], names["new_obs"]
-        )
+        names, raw = self.locals, self._renormalization() if self.locals["rollout_buffer"].holds_raw else None
+        rewards, infos, new_obs = names["rewards"], names["infos"], names["new_obs"]
+        if raw is not None:
+            rewards, new_obs, key = raw.raw_rewards(rewards), raw.raw_observations(new_obs), "terminal_observation"
+            infos = [{**info, key: raw.raw_observation(info[key])} if key in info else info for info in infos]
+        starts = self.model._last_episode_starts
+        names["rollout_buffer"].record(rewards, starts, names["dones"], infos, new_obs)
         return True

@@ -19,6 +19,7 @@ from sb3_scoreflow.rldt.buffers import RolloutHistory, RolloutHistoryCallback, T
 from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets, encode
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
 from sb3_scoreflow.rldt.presets import DEFAULTS, ITERATION_SIZE
+from sb3_scoreflow.rldt.renormalization import Renormalization
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
 from sb3_scoreflow.update_log import UpdateLog
 from sb3_scoreflow.utils import DivergenceError, warn
@@ -60,7 +61,8 @@ class RLDT(FlowAlgorithm):
     :param tau: share of the critics taken over by their targets after every critic step
     :param td_lambda: ``lambda`` of the TD(lambda) targets, in [0, 1]
     :param target_clip: bounds ``(low, high)`` of the targets, after division by the reward's scale; None for none
-    :param reward_scale: "ema" divides rewards by a running mean of ``|r|``, a number by itself
+    :param reward_scale: "ema" divides rewards by a running mean of ``|r|`` over the steps that are rewarded (ours: over all
+        steps, a rare success would get a tiny unit), a number by itself
     :param history_size: rollouts kept; a saved model holds them only after ``model.save(path, include=["rollout_buffer"])``
     :param new_fraction: least share of the trajectories drawn from the last rollout, in [0, 1]
     :param balance_success: for sparse success rewards: draw trajectories with and without a success (``info["is_success"]``)
@@ -312,7 +314,9 @@ class RLDT(FlowAlgorithm):
         log = UpdateLog()
         n_trajectories = -(-self.refresh_size // self.n_steps)
         for refresh in range(self.n_refreshes):
-            batch = self.rollout_buffer.sample(n_trajectories, self.new_fraction, self.balance_success)
+            batch = self.rollout_buffer.sample(
+                n_trajectories, self.new_fraction, self.balance_success, self._renormalization()
+            )
             self._train_critic(batch, self._share(self.critic_steps, refresh), log)
             if not warming_up:
                 self._train_actor(batch, reference, self._share(self.actor_steps, refresh), log)
@@ -329,11 +333,27 @@ class RLDT(FlowAlgorithm):
         if self.reward_scale != "ema":
             self.policy.reward_scale.fill_(self.reward_scale)
             return
-        magnitude = float(np.abs(self.rollout_buffer.rewards).mean(dtype=np.float64))  # the sum may be beyond float32
-        if self.reward_magnitude > 0:
-            magnitude = self.reward_magnitude + _REWARD_SCALE_RATE * (magnitude - self.reward_magnitude)
-        self.reward_magnitude = magnitude
-        self.policy.reward_scale.fill_(magnitude if magnitude > 1e-8 else 1.0)
+        renormalization, rewards = self._renormalization(), self.rollout_buffer.rewards
+        if renormalization is not None:
+            rewards = renormalization.rewards(rewards)
+        paid = np.abs(rewards[rewards != 0])
+        if len(paid) > 0:  # steps without a reward say nothing about its unit: a rare success would get a tiny one
+            magnitude = float(paid.mean(dtype=np.float64))  # the sum may be beyond float32
+            rate = _REWARD_SCALE_RATE if self.reward_magnitude > 0 else 1.0
+            self.reward_magnitude += rate * (magnitude - self.reward_magnitude)
+        self.policy.reward_scale.fill_(self.reward_magnitude or 1.0)
+
+    def _renormalization(self) -> Renormalization | None:
+        normalizer = self.get_vec_normalize_env()
+        return None if normalizer is None else Renormalization(normalizer, self.observation_space)
+
+    def _rollout_observations(self) -> Any:
+        renormalization, observations = self._renormalization(), self.rollout_buffer.observations
+        if renormalization is None:
+            return observations
+        if not isinstance(observations, dict):
+            return renormalization.observations("", observations)
+        return {key: renormalization.observations(key, part) for key, part in observations.items()}
 
     def _train_critic(self, batch: TrajectoryBatch, n_batches: int, log: UpdateLog) -> None:
         if n_batches == 0:

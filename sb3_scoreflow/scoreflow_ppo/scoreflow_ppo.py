@@ -38,6 +38,7 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
 )
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
 from sb3_scoreflow.update_log import UpdateLog
+from sb3_scoreflow.utils import DivergenceError
 
 #: Keeps advantages that are all equal, hence 0, from being divided by 0
 _TINY = float(np.finfo(np.float32).tiny)
@@ -288,7 +289,7 @@ class ScoReFlowPPO(FlowAlgorithm):
         try:
             return CriticPretraining(self.policy, demonstrations, execution, self.gamma, count, batch_size, rng).run
         except ValueError as error:
-            if n_batches is not None:
+            if n_batches is not None or isinstance(error, DivergenceError):
                 raise
             if demonstrations.rewards.any():
                 warnings.warn(f"{error} Cloning goes on without.", stacklevel=5)

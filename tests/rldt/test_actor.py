@@ -37,6 +37,7 @@ def _perturb(module: nn.Module, scale: float = 0.2) -> None:
 
 def _policy(space: spaces.Space = VECTOR, **kwargs: Any) -> RLDTPolicy:
     arguments: dict[str, Any] = dict(net_arch=[16, 16], denoising_steps=STEPS, prior_std=0.6) | kwargs
+    arguments.setdefault("observation_normalization", "none")
     policy = RLDTPolicy(space, PLAIN, lambda _: 1e-3, **arguments)
     _perturb(policy.velocity_field)
     _perturb(policy.critic)

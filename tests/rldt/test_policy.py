@@ -32,7 +32,7 @@ def _seed() -> None:
 
 def _policy(observation_space: spaces.Space = VECTOR, action_space: spaces.Box = PLAIN, **kwargs: Any) -> RLDTPolicy:
     """A policy with target networks that differ from the online ones, and rewards in a unit of their own."""
-    arguments: dict[str, Any] = dict(net_arch=[16, 16], denoising_steps=STEPS) | kwargs
+    arguments: dict[str, Any] = dict(net_arch=[16, 16], denoising_steps=STEPS, observation_normalization="none") | kwargs
     policy = RLDTPolicy(observation_space, action_space, lambda _: 1e-3, **arguments)
     with th.no_grad():
         for parameter in [*policy.target_critic.parameters(), *policy.target_critic_features_extractor.parameters()]:

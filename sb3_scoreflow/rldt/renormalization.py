@@ -1,0 +1,73 @@
+"""``VecNormalize`` and a history: raw transitions are kept, and normalized by the statistics of the day when drawn."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
+
+
+class Renormalization:
+    """
+    As Stable-Baselines3's replay buffers do it. Parts that wrappers around ``VecNormalize`` reshape are kept as they are seen.
+
+    :param normalizer: of the environment
+    :param observation_space: of the policy
+    """
+
+    def __init__(self, normalizer: VecNormalize, observation_space: spaces.Space) -> None:
+        self.normalizer = normalizer
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        statistics: dict[str, Any] = {}
+        if normalizer.norm_obs:
+            statistics = normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {"": normalizer.obs_rms}
+        self._statistics = {key: rms for key, rms in statistics.items() if key in parts and rms.mean.shape == parts[key].shape}
+
+    def raw_observations(self, seen: Any) -> Any:
+        """
+        :param seen: the last observations that the environment returned, shape ``(n_envs, ...)`` per part
+        :return: the same before normalization
+        """
+        original = self.normalizer.get_original_obs()
+        if isinstance(seen, dict):
+            assert isinstance(original, dict)
+            return {key: original[key] if key in self._statistics else part for key, part in seen.items()}
+        return original if self._statistics else seen
+
+    def raw_observation(self, seen: Any) -> Any:
+        """
+        :param seen: one observation, such as the last of an episode
+        :return: the same before normalization, up to what was clipped
+        """
+        if not isinstance(seen, dict):
+            return self._raw("", seen)
+        return {key: self._raw(key, part) for key, part in seen.items()}
+
+    def _raw(self, key: str, part: np.ndarray) -> np.ndarray:
+        if key not in self._statistics:
+            return part
+        return self.normalizer._unnormalize_obs(part, self._statistics[key])
+
+    def raw_rewards(self, seen: Any) -> Any:
+        """
+        :param seen: the last rewards that the environment returned, shape ``(n_envs,)``
+        :return: the same before normalization
+        """
+        return self.normalizer.get_original_reward() if self.normalizer.norm_reward else seen
+
+    def observations(self, key: str, raw: np.ndarray) -> np.ndarray:
+        """
+        :param key: of the part, "" where there are no parts
+        :param raw: shape ``(..., *part_shape)``
+        :return: normalized by the present statistics, same shape
+        """
+        if key not in self._statistics:
+            return raw
+        return self.normalizer._normalize_obs(raw, self._statistics[key]).astype(np.float32)
+
+    def rewards(self, raw: np.ndarray) -> np.ndarray:
+        """
+        :param raw: any shape
+        :return: normalized by the present statistics, same shape
+        """
+        return self.normalizer.normalize_reward(raw)
