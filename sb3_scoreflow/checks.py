@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch as th
 
 from sb3_scoreflow.schedules import END, START, parse_schedule
 
@@ -40,7 +41,8 @@ class Rule(ABC):
         :param value: as given
         :return: as the algorithm keeps it
         """
-        return value.item() if isinstance(value, np.generic) else value
+        value = value.item() if isinstance(value, np.generic) else value
+        return float(value) if isinstance(value, Real) and not isinstance(value, (int, float)) else value
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Count(Rule):
 
     @property
     def wanted(self) -> str:
-        return f"a whole number, at least {self.least}" + ("" if self.most == math.inf else f" and at most {self.most}")
+        return f"a whole number of at least {self.least}" + ("" if self.most == math.inf else f" and at most {self.most}")
 
     def accepts(self, value: Any) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool) and self.least <= int(value) <= self.most
@@ -88,7 +90,7 @@ class Number(Rule):
     def wanted(self) -> str:
         if self.high < math.inf:
             return f"a number in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
-        return "a positive number" if self.open_low else f"a number, at least {self.low:g}"
+        return "a positive number" if self.open_low else f"a number of at least {self.low:g}"
 
     def accepts(self, value: Any) -> bool:
         if not isinstance(value, Real) or isinstance(value, bool):
@@ -104,7 +106,7 @@ class Schedule(Number):
 
     @property
     def wanted(self) -> str:
-        return f"{super().wanted}, a schedule, or 'lin_' and its first value"
+        return f"{super().wanted}, a schedule, or a string such as 'lin_3e-4'"
 
     def accepts(self, value: Any) -> bool:
         return callable(value) or super().accepts(value)
@@ -132,12 +134,14 @@ def check_scheduled(name: str, value: Any, when: str) -> float:
     :return: the value
     :raises ValueError: if that is no finite number, or negative
     """
-    if not Number().accepts(value.item() if isinstance(value, np.generic) else value):
+    single = isinstance(value, (np.generic, np.ndarray, th.Tensor)) and value.ndim == 0
+    number: Any = value.item() if single else value
+    if not Number().accepts(number):
         raise ValueError(
-            f"{name} must be a number, at least 0, but {when} its schedule gives {value!r}: correct the schedule. It is asked "
-            "for shares of training that remain, in [0, 1]."
+            f"{name} must be a number of at least 0, but {when} its schedule gives {value!r}: correct the schedule. It is "
+            "asked for shares of training that remain, in [0, 1]."
         )
-    return float(value)
+    return float(number)
 
 
 @dataclass(frozen=True)

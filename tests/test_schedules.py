@@ -3,6 +3,7 @@
 import math
 import pickle
 import warnings
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,19 @@ def test_noise_may_end_at_its_lower_bound(max_std: Any) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+@pytest.mark.filterwarnings("ignore:clip_range=")
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("3e-4", [3e-4, 3e-4]), ("lin_3e-4", [1.5e-4, 0.0]), (np.float32(0.5), [0.5, 0.5]), (np.int64(1), [1, 1])],
+    [
+        ("3e-4", [3e-4, 3e-4]),
+        ("lin_3e-4", [1.5e-4, 0.0]),
+        (np.float32(0.25), [0.25, 0.25]),
+        (np.int64(1), [1, 1]),
+        (Fraction(1, 4), [0.25, 0.25]),
+        (lambda p: np.float64(p), [0.5, 0.0]),
+        (lambda p: th.tensor(p), [0.5, 0.0]),
+        (lambda p: np.array(p), [0.5, 0.0]),
+    ],
 )
 def test_schedules_as_rl_zoo3_writes_them(algorithm: Algorithm, value: Any, expected: list[float]) -> None:
     names = SCHEDULED[str(algorithm)]

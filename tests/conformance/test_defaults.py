@@ -108,7 +108,7 @@ def test_rollout_follows_an_attribute_that_the_user_sets(algorithm: Algorithm) -
     assert model.num_timesteps == 16
     assert (model.rollout_buffer.buffer_size, model.rollout_buffer.gamma) == (8, 0.5)
     model.n_steps = 8.5
-    with pytest.raises(ValueError, match=r"n_steps must be a whole number, at least 1, got 8\.5"):
+    with pytest.raises(ValueError, match=r"n_steps must be a whole number of at least 1, got 8\.5"):
         model.learn(16)
     model.n_steps, model.denoising_steps = 8, 2
     message = r"denoising_steps was set to 2, but the policy was built with 4: pass it to \w+\(\) or to load\(\)"
@@ -267,7 +267,7 @@ def test_custom_objects_of_rl_zoo3s_enjoy(algorithm: Algorithm) -> None:
 def test_impossible_rate_is_refused_where_it_is_set(algorithm: Algorithm, name: str) -> None:
     model = algorithm.make("FlowPolicy", make_toy())
     with pytest.raises(
-        ValueError, match="learning_rate must be a number, at least 0, a schedule, or 'lin_' and its first value"
+        ValueError, match="learning_rate must be a number of at least 0, a schedule, or a string such as 'lin_3e-4'"
     ):
         setattr(model, name, "fast")
 
@@ -290,7 +290,7 @@ def test_other_schedules_that_are_set_are_obeyed(ppo: Algorithm) -> None:
         model.critic_learning_rate = lambda progress: progress - 0.9
 
     with pytest.raises(
-        ValueError, match=r"critic_learning_rate must be a number, at least 0, but with 0\.5 of training remai"
+        ValueError, match=r"critic_learning_rate must be a number of at least 0, but with 0\.5 of training remai"
     ):
         model.learn(2 * ppo.iteration(), callback=SetAt("training", broken))
 
