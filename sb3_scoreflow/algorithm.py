@@ -17,10 +17,10 @@ from sb3_scoreflow.arguments import ArgumentResolution
 from sb3_scoreflow.checks import SB3_RULES, check_argument
 from sb3_scoreflow.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.demonstrations import Demonstrations
-from sb3_scoreflow.execution import Execution
+from sb3_scoreflow.execution import Execution, chunk_settings
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
 from sb3_scoreflow.saved_files import WrongPolicyError, foreign_file_error, written_by
-from sb3_scoreflow.utils import DivergenceError, atomic_path, chunk_settings, usable_cores, warn, warn_of_threads
+from sb3_scoreflow.utils import DivergenceError, atomic_path, usable_cores, warn, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 

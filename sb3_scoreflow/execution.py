@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -165,11 +166,21 @@ def execution_of(env: VecEnv) -> Execution:
     )
 
 
+def chunk_settings(env: VecEnv) -> dict[str, float] | None:
+    """
+    :param env: vectorized, of environments that agree
+    :return: how many actions of a chunk it executes, and the discount inside a chunk; None if it has no chunks
+    """
+    names = [name for name in ("n_executed", "discount") if _ask(partial(env.has_attr, name))]
+    settings = {name: (_ask(partial(env.get_attr, name, 0)) or [None])[0] for name in names}
+    return settings if settings.get("n_executed") is not None else None
+
+
 def _ask(question: Callable[[], Value]) -> Value | None:
-    """The answer; None from simulators whose ``VecEnv`` leaves the question unanswered."""
+    """The answer; None from adapters of other simulators, which raise what they like where they know none."""
     try:
         return question()
-    except (AttributeError, NotImplementedError):
+    except Exception:
         return None
 
 

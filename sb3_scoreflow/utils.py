@@ -12,8 +12,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.vec_env import VecEnv
-
 
 class DivergenceError(FloatingPointError, ValueError):
     """
@@ -21,19 +19,6 @@ class DivergenceError(FloatingPointError, ValueError):
 
     It is a ValueError, too, because that is what rl_zoo3 and Optuna's users catch to end a trial instead of a study.
     """
-
-
-def chunk_settings(env: VecEnv) -> dict[str, float] | None:
-    """
-    :param env: vectorized environment
-    :return: how many actions of a chunk it executes, and the discount inside a chunk; None if it has no chunks
-    """
-    names = ("n_executed", "discount")
-    try:
-        settings = {name: env.get_attr(name, 0)[0] for name in names if env.has_attr(name)}
-    except Exception:  # adapters of other simulators raise what they like where they have no such attribute
-        return None
-    return settings if settings.get("n_executed") is not None else None
 
 
 def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
