@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -310,15 +310,37 @@ class ObservationNormalizer(nn.Module):
         for index, key in enumerate(self.keys):
             space = parts[key]
             assert isinstance(space, spaces.Box)
-            low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-            bounded = np.isfinite(low) & np.isfinite(high) & (high < _NO_BOUND) & (low > -_NO_BOUND) & (low < high)
-            low, high = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0)
             self.register_buffer(f"mean_{index}", th.zeros(space.shape))
             self.register_buffer(f"var_{index}", th.ones(space.shape))
-            for name, value in dict(bounded=bounded, center=(low + high) / 2, spread=(high - low) / 12**0.5).items():
-                dtype = th.bool if name == "bounded" else th.float32
-                self.register_buffer(f"{name}_{index}", th.as_tensor(value, dtype=dtype), persistent=False)
+            # What is subtracted and divided by, and where the sign alone is told: derived of statistics and bounds
+            for name in ("center", "scale"):
+                self.register_buffer(f"{name}_{index}", th.zeros(space.shape), persistent=False)
+            self.register_buffer(f"signed_{index}", th.zeros(space.shape, dtype=th.bool), persistent=False)
+        self._spaces = [parts[key] for key in self.keys]
+        self._any_signed = [False] * len(self.keys)
         self.register_buffer("count", th.zeros((), dtype=th.float64))
+        self._derive()
+
+    def _derive(self) -> None:
+        """To be called when statistics have changed: a forward pass then is one subtraction, one division and a clamp."""
+        for index, space in enumerate(self._spaces):
+            mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
+            center, signed = mean, th.zeros_like(mean, dtype=th.bool)
+            # A constant dimension has no scale; dividing it by a tiny number would blow up the first change.
+            scale = th.where(varies(mean, var), var, th.ones_like(var)).sqrt()
+            if self.expects_statistics and not self.fitted:
+                assert isinstance(space, spaces.Box)
+                low, high = (th.as_tensor(bound, dtype=th.float64, device=mean.device) for bound in (space.low, space.high))
+                bounded = (low > -_NO_BOUND) & (high < _NO_BOUND) & (low < high)
+                center = th.where(bounded, (low + high) / 2, 0.0)
+                scale, signed = th.where(bounded, (high - low) / 12**0.5, 1.0), ~bounded
+            for name, value in (("center", center), ("scale", scale), ("signed", signed)):
+                self.get_buffer(f"{name}_{index}").copy_(value)
+            self._any_signed[index] = bool(signed.any())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._derive()
 
     @property
     def fitted(self) -> bool:
@@ -344,13 +366,15 @@ class ObservationNormalizer(nn.Module):
                 (var * old_count + part.var(0, unbiased=False) * batch + delta**2 * old_count * batch / total) / total
             )
         self.count += batch
+        self._derive()
 
     def reset(self) -> None:
-        """Forget the statistics: the normaliser becomes the identity again."""
+        """Forget the statistics: the normaliser becomes what it was before it had any."""
         self.count.zero_()
         for index in range(len(self.keys)):
             self.get_buffer(f"mean_{index}").zero_()
             self.get_buffer(f"var_{index}").fill_(1.0)
+        self._derive()
 
     def forward(self, observations: PyTorchObs) -> PyTorchObs:
         """
@@ -365,15 +389,11 @@ class ObservationNormalizer(nn.Module):
         if key not in self.keys:
             return part
         index = self.keys.index(key)
-        mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
-        # A constant dimension has no scale; dividing it by a tiny number would blow up the first change.
-        scale = th.where(varies(mean, var), var, th.ones_like(var)).sqrt()
-        normalized = ((part - mean) / scale).clamp(-self.clip, self.clip)
-        if not self.expects_statistics:
+        center, scale = self.get_buffer(f"center_{index}"), self.get_buffer(f"scale_{index}")
+        normalized = ((part - center) / scale).clamp(-self.clip, self.clip)
+        if not self._any_signed[index]:
             return normalized
-        bounded, center, spread = (self.get_buffer(f"{name}_{index}") for name in ("bounded", "center", "spread"))
-        known = (part - center) / th.where(bounded, spread, th.ones_like(spread))
-        return th.where(self.count > 0, normalized, th.where(bounded, known, part.sign()))
+        return th.where(self.get_buffer(f"signed_{index}"), part.sign(), normalized)
 
 
 #: Deviations below this share of the mean, or of the largest deviation in the vector, are rounding, not information.
