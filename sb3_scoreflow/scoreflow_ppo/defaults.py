@@ -17,7 +17,7 @@ _HALF_LIFE = 25_000
 
 #: argument -> value, for a policy trained from scratch and for a pretrained one
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "scratch": dict(learning_rate=3e-4, noise_learning_rate=3e-4, critic_learning_rate=1e-3, clip_range=0.02, max_std=0.4),
+    "scratch": dict(learning_rate=3e-4, noise_learning_rate=3e-4, critic_learning_rate=1e-3, clip_range=0.2, max_std=0.4),
     "pretrained": dict(
         learning_rate=HalfLifeSchedule(2e-4, 2e-5, _HALF_LIFE),
         noise_learning_rate=HalfLifeSchedule(1e-3, 1e-4, _HALF_LIFE),
@@ -27,10 +27,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     ),
 }
 
-#: Environment steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None.
-ITERATION_SIZE = 2048
-#: Chains per minibatch, when ``batch_size`` is None.
-BATCH_SIZE = 256
+#: Environment steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None; chains per
+#: minibatch, when ``batch_size`` is None.
+SIZES = {"scratch": (256, 64), "pretrained": (2048, 256)}
+#: From scratch, steps per environment at least: advantages of less would be the untrained critic's
+_LEAST_STEPS = 16
+
+
+def clip_range_from_scratch(n_numbers: int) -> float:
+    """
+    PPO's 0.2 for the ratio of a whole chain; the ratio here is the geometric mean over the chain's numbers, whose logarithm
+    spreads over about the square root of their number less (ours; docs/implementation.md).
+
+    :param n_numbers: ``(K + 1) action_dim``
+    :return: the clip range
+    """
+    return float(DEFAULTS["scratch"]["clip_range"] / math.sqrt(n_numbers))
 
 
 def above(schedule: Any, least: float) -> Any:
@@ -44,28 +56,34 @@ def above(schedule: Any, least: float) -> Any:
     return max(schedule, least)
 
 
-def default_sizes(n_envs: int, n_steps: int | None = None, batch_size: int | None = None) -> dict[str, int]:
+def default_sizes(
+    n_envs: int, n_steps: int | None = None, batch_size: int | None = None, column: str = "pretrained"
+) -> dict[str, int]:
     """
-    Make the rollout a multiple of the minibatch, of about ``ITERATION_SIZE``.
+    Make the rollout a multiple of the minibatch, both of about their size in ``SIZES``.
 
     :param n_envs: number of environments
     :param n_steps: steps per environment; None: to be chosen
-    :param batch_size: None: to be chosen; that is ``BATCH_SIZE`` wherever a rollout of up to twice ``ITERATION_SIZE`` is a
+    :param batch_size: None: to be chosen; that is the one in ``SIZES`` wherever a rollout of up to twice its size there is a
         multiple of it
+    :param column: of ``SIZES``
     :return: both
     """
-    size = batch_size or BATCH_SIZE
+    about_rollout, about_batch = SIZES[column]
+    if column == "scratch":
+        about_rollout = max(about_rollout, _LEAST_STEPS * n_envs)
+    size = batch_size or about_batch
     if n_steps is not None:
         return dict(n_steps=n_steps, batch_size=size)
     step = size // math.gcd(size, n_envs)  # of these n_steps, all multiples have whole minibatches
-    n_steps = max(round(ITERATION_SIZE / (step * n_envs)), 1) * step
-    if n_steps * n_envs <= 2 * ITERATION_SIZE or (batch_size is not None and n_steps * n_envs <= 8 * ITERATION_SIZE):
+    n_steps = max(round(about_rollout / (step * n_envs)), 1) * step
+    if n_steps * n_envs <= 2 * about_rollout or (batch_size is not None and n_steps * n_envs <= 8 * about_rollout):
         return dict(n_steps=n_steps, batch_size=size)
-    about = max(round(ITERATION_SIZE / n_envs), 1)
+    about = max(round(about_rollout / n_envs), 1)
     if batch_size is not None:
         return dict(n_steps=about, batch_size=batch_size)
     candidates = [
-        (abs(math.log(n * n_envs / ITERATION_SIZE)) + abs(math.log(batch / BATCH_SIZE)), n, batch)
+        (abs(math.log(n * n_envs / about_rollout)) + abs(math.log(batch / about_batch)), n, batch)
         for n in range(max(round(0.75 * about), 1), round(1.25 * about) + 1)
         for batch in range(2, n * n_envs + 1)
         if n * n_envs % batch == 0

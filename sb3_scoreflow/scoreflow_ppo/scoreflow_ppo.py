@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import explained_variance
 
@@ -25,7 +26,7 @@ from sb3_scoreflow.schedules import START, Constant, as_schedule
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES, check_combinations, warn_of_arguments
 from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
 from sb3_scoreflow.scoreflow_ppo.critic_pretraining import CriticPretraining
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, default_sizes
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, clip_range_from_scratch, default_sizes
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
     ChainEvaluation,
@@ -224,8 +225,10 @@ class ScoReFlowPPO(FlowAlgorithm):
 
     def _default(self, name: str) -> Any:
         if name in self.sizes:
-            given = {size: None if size in self._at_default else getattr(self, size) for size in self.sizes}
-            return default_sizes(self.n_envs, **given)[name]
+            given: dict[str, Any] = {size: None if size in self._at_default else getattr(self, size) for size in self.sizes}
+            return default_sizes(self.n_envs, **given, column="pretrained" if self._pretrained else "scratch")[name]
+        if name == "clip_range" and not self._pretrained:
+            return clip_range_from_scratch((self.denoising_steps + 1) * get_action_dim(self.action_space))
         value = super()._default(name)
         return above(value, self.min_std) if name == "max_std" else value
 
