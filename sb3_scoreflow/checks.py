@@ -247,7 +247,7 @@ def _remedy(rule: Rule, value: Any, default: Any) -> str:
         try:
             number: Any = float(value)
             number = int(number) if number.is_integer() and rule.accepts(int(number)) else number
-        except (ValueError, OverflowError):
+        except ValueError:
             number = None
         if number is not None and rule.accepts(number):
             return f"pass the number {number}, not a string"
