@@ -100,6 +100,7 @@ def load_d4rl(
     directory: str | os.PathLike[str] | None = None,
     base_url: str | None = None,
     max_episode_steps: int | None = None,
+    max_bytes: int | None = None,
     progress_bar: bool = True,
 ) -> Demonstrations:
     """
@@ -114,6 +115,7 @@ def load_d4rl(
     :param base_url: Where they are downloaded from: what stands before ``gym_mujoco_v2/hopper_medium-v2.hdf5``.
         Default: ``$D4RL_DATASET_URL``, else Berkeley's server
     :param max_episode_steps: Step limit for a file without ``timeouts``. Default: the task's
+    :param max_bytes: See :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
     :param progress_bar: Show a progress bar while downloading; it needs tqdm, without which there is one line of text
     :return: The demonstrations; ``metadata`` has the env that fits the actions
     :raises ValueError: if there is no data set of that name, or ``base_url`` has no ``http://`` or ``https://``
@@ -137,7 +139,7 @@ def load_d4rl(
     def check(partial: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # reading it below warns
-            read_hdf5(partial, task.max_episode_steps)
+            read_hdf5(partial, task.max_episode_steps, max_bytes)
 
     if not path.exists():
         download(
@@ -150,7 +152,8 @@ def load_d4rl(
             noun="D4RL file",
         )
     try:
-        demonstrations = read_hdf5(path, task.max_episode_steps if max_episode_steps is None else max_episode_steps)
+        limit = task.max_episode_steps if max_episode_steps is None else max_episode_steps
+        demonstrations = read_hdf5(path, limit, max_bytes)
     except OSError as error:
         raise OSError(f"{error} It stands for 'd4rl:{spec}': delete it, and the next call downloads it anew.") from error
     _clip_actions(demonstrations.actions, spec)
