@@ -6,7 +6,8 @@ from sb3_scoreflow.demonstrations.chunks import ActionChunks, ChunkBatch
 from sb3_scoreflow.demonstrations.collect import collect_demonstrations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.d4rl import normalized_score
-from sb3_scoreflow.demonstrations.minari import make_evaluation_env, write_minari
+from sb3_scoreflow.demonstrations.minari_env import make_evaluation_env
+from sb3_scoreflow.demonstrations.minari_writer import write_minari
 from sb3_scoreflow.demonstrations.sources import load_demonstrations, register_source
 
 __all__ = [

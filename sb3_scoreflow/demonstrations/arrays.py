@@ -160,8 +160,10 @@ def clean_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str | int | 
     """
     :param metadata: Facts about the data, such as ``{"env": "Hopper-v5", "seed": 0}``
     :return: A copy, numpy scalars turned into Python's
-    :raises ValueError: if a key is not a str, or a value not a str, number or bool (a file could not hold it)
+    :raises ValueError: if it is no mapping, a key is not a str, or a value no str, number or bool (a file could not hold it)
     """
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise ValueError(f"`metadata` is {metadata!r:.99}; it must be a dict, such as {{'env': 'Hopper-v5'}}. Leave it out.")
     clean = {}
     for key, value in (metadata or {}).items():
         value = value.item() if isinstance(value, np.generic) else value

@@ -399,14 +399,17 @@ class Demonstrations:
         write_hdf5(self, path)
 
     @staticmethod
-    def load_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None) -> "Demonstrations":
+    def load_hdf5(
+        path: str | os.PathLike[str], max_episode_steps: int | None = None, max_bytes: int | None = None
+    ) -> "Demonstrations":
         """
         Read an HDF5 file with D4RL's layout, as written by :meth:`save`.
 
         :param path: The file; ``~`` is expanded
         :param max_episode_steps: The env's step limit; needed only if the file has no ``timeouts``
+        :param max_bytes: See :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
         :return: The demonstrations
         """
         from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
 
-        return read_hdf5(path, max_episode_steps)
+        return read_hdf5(path, max_episode_steps, max_bytes=max_bytes)

@@ -143,6 +143,7 @@ def load_d4rl(
     directory: str | os.PathLike[str] | None = None,
     base_url: str | None = None,
     max_episode_steps: int | None = None,
+    max_bytes: int | None = None,
     progress_bar: bool = True,
 ) -> Demonstrations:
     """
@@ -162,6 +163,7 @@ def load_d4rl(
     :param base_url: Where they are downloaded from: what stands before ``gym_mujoco_v2/hopper_medium-v2.hdf5``.
         Default: ``$D4RL_DATASET_URL``, else Berkeley's server
     :param max_episode_steps: Step limit for a file without ``timeouts``. Default: the task's
+    :param max_bytes: See :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
     :param progress_bar: Show a progress bar while downloading; it needs tqdm, without which there is one line of text
     :return: The demonstrations; ``metadata`` has the env that fits the actions
     :raises ValueError: if there is no data set of that name, or ``base_url`` has no ``http://`` or ``https://``
@@ -185,7 +187,7 @@ def load_d4rl(
     def check(partial: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # reading it below warns
-            read_hdf5(partial, task.max_episode_steps, task.ends)
+            read_hdf5(partial, task.max_episode_steps, task.ends, max_bytes)
 
     if not path.exists():
         download(
@@ -199,7 +201,7 @@ def load_d4rl(
         )
     try:
         limit = task.max_episode_steps if max_episode_steps is None else max_episode_steps
-        demonstrations = read_hdf5(path, limit, task.ends)
+        demonstrations = read_hdf5(path, limit, task.ends, max_bytes)
     except OSError as error:
         raise OSError(f"{error} It stands for 'd4rl:{spec}': delete it, and the next call downloads it anew.") from error
     _clip_actions(demonstrations.actions, spec)

@@ -5,11 +5,12 @@ Five flat arrays with one entry per transition: ``observations``, ``actions``, `
 Rewards may be missing; so may ``timeouts``, where the step limit is known.
 """
 
+import contextlib
 import math
 import os
 import uuid
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +19,12 @@ import numpy as np
 
 from sb3_scoreflow.demonstrations.arrays import Array, LoadedObservations
 from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.hdf5_arrays import Array as HDF5Array
+from sb3_scoreflow.demonstrations.hdf5_arrays import UnusableFileError, check_size, reading
+from sb3_scoreflow.demonstrations.hdf5_heaps import check_heaps
 from sb3_scoreflow.demonstrations.lazy import READ_ERRORS, LazyImages
 from sb3_scoreflow.demonstrations.recognize import describe_file, describe_folder, describe_hdf5
+from sb3_scoreflow.demonstrations.safe_hdf5 import Group
 from sb3_scoreflow.demonstrations.sources import register_source
 
 FORMAT_VERSION = 1
@@ -27,18 +32,26 @@ _VERSION_ATTRIBUTE = "sb3_scoreflow_format"
 # Of images that are copied out of a file: what one chunk has at most, unless an image is larger, and what is held at once
 _CHUNK_BYTES = 2**16
 _WRITE_BYTES = 2**24
+_MAX_NAME = 2**12
 _TIMEOUTS = "timeouts"
 _REQUIRED_KEYS = ("observations", "actions", "terminals")
 _KEYS = ("observations", "actions", "rewards", "terminals", _TIMEOUTS)
 
 
 @register_source("file")
-def load_file(spec: str, max_episode_steps: int | None = None, ends: str | None = None) -> Demonstrations:
+def load_file(
+    spec: str, max_episode_steps: int | None = None, ends: str | None = None, max_bytes: int | None = None
+) -> Demonstrations:
     """The source ``file:PATH``; see :func:`read_hdf5`."""
-    return read_hdf5(spec.removeprefix("//"), max_episode_steps, ends)
+    return read_hdf5(spec.removeprefix("//"), max_episode_steps, ends, max_bytes)
 
 
-def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None, ends: str | None = None) -> Demonstrations:
+def read_hdf5(
+    path: str | os.PathLike[str],
+    max_episode_steps: int | None = None,
+    ends: str | None = None,
+    max_bytes: int | None = None,
+) -> Demonstrations:
     """
     :param path: The file; ``~`` is expanded. Anything in it but the five arrays above is ignored; ``observations`` may be a
         group with one array per key of a ``Dict`` observation space
@@ -46,18 +59,26 @@ def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None
         Files may give it in an attribute of this name
     :param ends: ``"timeouts"`` if only these end episodes: ``terminals`` that mark steps at a goal, as in D4RL's AntMaze, are
         not read then. If None, both end them
-    :return: The demonstrations; the file's attributes become their metadata
+    :param max_bytes: How many bytes the arrays may take in memory. Default: 64 times the size of the file, but at least
+        256 MiB; what is compressed better, or was never written, needs more
+    :return: The demonstrations; the file's attributes become their metadata, those that are single numbers or texts
     :raises FileNotFoundError: if there is no such file
     :raises OSError: if it cannot be read: empty, truncated, not HDF5
-    :raises ValueError: if an array is missing or does not fit the others, or ``ends`` is unknown
+    :raises ValueError: if an array is missing, does not fit the others, takes its data from another file, is larger than
+        ``max_bytes``, or ``ends`` is unknown
     """
     if ends not in (None, _TIMEOUTS):
         raise ValueError(f"`ends` must be {_TIMEOUTS!r}, or None for `terminals` and `timeouts`, got {ends!r}.")
     path = Path(path).expanduser()
     with open_hdf5(path) as file:
-        _check_keys(file, path)
-        arrays = {key: _read(file[key], f"{path}: {key}") for key in _KEYS if key in file}
-        metadata = _read_metadata(file)
+        try:
+            _check_keys(file, path)
+            nodes = {key: _open(file, key) for key in _KEYS if key in file}
+            _check_arrays(nodes, max_bytes, path)
+            arrays = {key: _read(node) for key, node in nodes.items()}
+            metadata = _read_metadata(file, path)
+        except UnusableFileError as error:
+            raise ValueError(f"The demonstration file {path} does not fit: {error}") from error
     version = metadata.pop(_VERSION_ATTRIBUTE, FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ValueError(
@@ -69,7 +90,8 @@ def read_hdf5(path: str | os.PathLike[str], max_episode_steps: int | None = None
         terminals = np.zeros_like(terminals)
     timeouts = arrays.get(_TIMEOUTS)
     if timeouts is None:
-        timeouts = _infer_timeouts(terminals, max_episode_steps or metadata.get("max_episode_steps"), path)
+        limit = metadata.get("max_episode_steps") if max_episode_steps is None else max_episode_steps
+        timeouts = _infer_timeouts(terminals, limit, path)
     try:
         return Demonstrations(
             arrays["observations"], arrays["actions"], arrays.get("rewards"), terminals, timeouts, metadata=metadata
@@ -82,7 +104,7 @@ def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> 
     """
     :param demonstrations: What to write; their metadata become attributes of the file
     :param path: Where to; missing folders are made, ``~`` is expanded, an existing file is replaced in one step
-    :raises ValueError: if an observation key has a slash, which HDF5 reserves, or a metadata key is reserved
+    :raises ValueError: if an observation key or an entry of the metadata cannot be stored in HDF5, or is reserved
     """
     h5py = import_h5py()
     path = Path(path).expanduser()
@@ -94,14 +116,11 @@ def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> 
     }
     if isinstance(demonstrations.observations, dict):
         for key, value in demonstrations.observations.items():
-            if "/" in key or key in ("", "."):
-                raise ValueError(f"The observation key {key!r} cannot name an HDF5 dataset. Rename it.")
+            check_key(key)
             arrays[f"observations/{key}"] = value
     else:
         arrays["observations"] = demonstrations.observations
-    if _VERSION_ATTRIBUTE in demonstrations.metadata:
-        raise ValueError(f"The metadata key {_VERSION_ATTRIBUTE!r} is reserved. Rename it.")
-
+    _check_metadata(demonstrations.metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, hence on the same file system, where a rename is atomic
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -118,6 +137,43 @@ def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> 
         temporary.unlink(missing_ok=True)
 
 
+def check_key(key: str) -> None:
+    """
+    :param key: Of observations
+    :raises ValueError: if it cannot name an HDF5 dataset: HDF5 would take it for a path, or for another name
+    """
+    if "/" in key or key in ("", ".") or not _is_storable(key):
+        raise ValueError(f"The observation key {key!r} cannot name an HDF5 dataset. Rename it.")
+
+
+def _check_metadata(metadata: dict[str, str | int | float | bool]) -> None:
+    """:raises ValueError: if an entry cannot be stored in HDF5, or would be another one there"""
+    if _VERSION_ATTRIBUTE in metadata:
+        raise ValueError(f"The metadata key {_VERSION_ATTRIBUTE!r} is reserved. Rename it.")
+    for key, value in metadata.items():
+        if not key or not _is_storable(key):
+            raise ValueError(
+                f"The metadata key {key[:99]!r} cannot name an HDF5 attribute: it is empty, very long, or has NUL or halves "
+                "of characters in it. Rename it."
+            )
+        if isinstance(value, str) and not _is_text(value):
+            raise ValueError(
+                f"`metadata[{key!r}]` has NUL or halves of characters in it, which HDF5 does not store. Take them out."
+            )
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise ValueError(
+                f"`metadata[{key!r}]` is an integer of more than 64 bits, which HDF5 does not store. Make it a str."
+            )
+
+
+def _is_storable(name: str) -> bool:
+    return _is_text(name) and len(name) <= _MAX_NAME
+
+
+def _is_text(text: str) -> bool:
+    return "\0" not in text and text == text.encode("utf-8", "replace").decode()
+
+
 def import_h5py() -> ModuleType:
     try:
         import h5py
@@ -128,11 +184,11 @@ def import_h5py() -> ModuleType:
     return h5py
 
 
-@contextmanager
-def open_hdf5(path: Path) -> Iterator[Any]:
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[Group]:
     """
     :param path: The file
-    :return: The open ``h5py.File``, to read inside a ``with`` block
+    :return: The root of the open file, to read inside a ``with`` block
     :raises ImportError: if h5py is not installed
     :raises FileNotFoundError: if there is no such file
     :raises OSError: if it cannot be opened, or read inside the block: empty, truncated, not HDF5
@@ -147,11 +203,16 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         kind = describe_folder(path)
         advice = "Pass the path of an HDF5 file in it." if kind is None else f"It seems to be {kind}"
         raise IsADirectoryError(f"{path} is a folder. {advice}")
+    if not path.is_file():
+        raise OSError(f"{path} is a device or a pipe. Pass the path of an HDF5 file.")
     if path.stat().st_size == 0:
         raise OSError(f"The demonstration file {path} is empty (0 bytes): its download or copy failed. Fetch it again.")
     try:
-        with h5py.File(path, "r") as file:
-            yield file
+        with contextlib.ExitStack() as stack:
+            with reading("/"):
+                check_heaps(path)
+                file = stack.enter_context(h5py.File(path, "r"))
+            yield Group(file)
     except READ_ERRORS as error:
         kind = describe_file(path)
         if kind is not None:
@@ -161,7 +222,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _check_keys(file: Any, path: Path) -> None:
+def _check_keys(file: Group, path: Path) -> None:
     """:raises ValueError: if an array is missing from the HDF5 file"""
     if any(key not in file for key in _REQUIRED_KEYS):
         missing = [key for key in _KEYS if key not in file and key != _TIMEOUTS]
@@ -172,26 +233,48 @@ def _check_keys(file: Any, path: Path) -> None:
         )
 
 
-def _read(node: Any, name: str) -> LoadedObservations:
+def _open(file: Group, key: str) -> HDF5Array | dict[str, HDF5Array]:
     """
-    :param node: HDF5 dataset or group of datasets
-    :param name: What error messages call it
-    :return: Its content, see :func:`read_dataset`
+    :param file: The open file
+    :param key: Of an array, or of a group of arrays
+    :return: The array, or those in the group, unread
+    :raises UnusableFileError: if it is something else
     """
-    if hasattr(node, "keys"):
-        if any(hasattr(child, "keys") for child in node.values()):
-            raise ValueError(f"{name} has groups inside groups; only one level of keys is supported. Flatten it.")
-        return {key: read_dataset(child) for key, child in node.items()}
-    return read_dataset(node)
+    node = file[key]
+    if isinstance(node, HDF5Array):
+        return node
+    children = dict(node.items())
+    if key != "observations" or not children:
+        raise UnusableFileError(f"`{key}` is a group with {sorted(children)}, not an array. Write it as an array.")
+    if not all(isinstance(child, HDF5Array) for child in children.values()):
+        raise UnusableFileError("observations has groups inside groups; only one level of keys is supported. Flatten it.")
+    return children
 
 
-def read_dataset(dataset: Any) -> np.ndarray:
+def _check_arrays(nodes: dict[str, HDF5Array | dict[str, HDF5Array]], max_bytes: int | None, path: Path) -> None:
     """
-    :param dataset: HDF5 dataset
-    :return: Its content; floating-point numbers as float32, converted while reading so that no float64 copy is made
+    What can be known before anything is read.
+
+    :param nodes: What will be read
+    :param max_bytes: See :func:`read_hdf5`
+    :param path: The file
+    :raises UnusableFileError: if arrays do not fit each other, or are larger than the limit
     """
-    is_float = dataset.dtype.kind == "f" and dataset.shape
-    return np.asarray(dataset.astype(np.float32)[()] if is_float else dataset[()])
+    arrays = [array for node in nodes.values() for array in (node.values() if isinstance(node, dict) else (node,))]
+    actions = nodes["actions"]
+    assert isinstance(actions, HDF5Array)
+    for array in arrays:
+        if len(array) != len(actions):
+            raise UnusableFileError(
+                f"`{array.name}` has length {len(array)} but `actions` has length {len(actions)}; both must have one entry "
+                "per transition."
+            )
+    check_size(arrays, max_bytes, path.stat().st_size)
+
+
+def _read(node: HDF5Array | dict[str, HDF5Array]) -> LoadedObservations:
+    """:return: The content of an array, or of all in a group"""
+    return {key: array.read() for key, array in node.items()} if isinstance(node, dict) else node.read()
 
 
 def _write_images(file: Any, name: str, images: LazyImages) -> None:
@@ -211,13 +294,14 @@ def _write_images(file: Any, name: str, images: LazyImages) -> None:
         dataset[start : start + block_rows] = images[start : start + block_rows]
 
 
-def _read_metadata(file: Any) -> dict[str, str | int | float | bool]:
+def _read_metadata(file: Group, path: Path) -> dict[str, str | int | float | bool]:
     """:return: The file's attributes that are scalars; other programs may have written attributes of any kind"""
-    metadata = {}
-    for key, value in file.attrs.items():
-        value = value.item() if isinstance(value, np.generic) else value
-        if isinstance(value, (str, int, float, bool)):
-            metadata[key] = value
+    metadata, others = file.attrs.scalars()
+    if others:
+        warnings.warn(
+            f"The attributes {sorted(others)} of the demonstration file {path} are no single numbers or texts: left out of "
+            "the metadata."
+        )
     return metadata
 
 
@@ -240,8 +324,14 @@ def _infer_timeouts(terminals: np.ndarray, max_episode_steps: Any, path: Path) -
             f"The demonstration file {path} has no `timeouts`, so episodes that did not terminate have no end. "
             "Pass `max_episode_steps`, the step limit of the env that the data is from."
         )
-    if max_episode_steps < 1:
-        raise ValueError(f"`max_episode_steps` must be at least 1, got {max_episode_steps}.")
+    is_number = isinstance(max_episode_steps, (int, float, np.integer)) and not isinstance(max_episode_steps, bool)
+    if not is_number or max_episode_steps < 1 or max_episode_steps % 1:
+        raise ValueError(
+            f"`max_episode_steps` must be at least 1, got {max_episode_steps!r}, for the demonstration file {path}. Pass an "
+            "integer, the step limit of the env that the data is from."
+        )
+    if terminals.ndim != 1:
+        raise ValueError(f"The demonstration file {path} has `terminals` of shape {terminals.shape}; they must be a vector.")
     ends = np.flatnonzero(terminals)
     starts = np.concatenate([[0], ends + 1])
     stops = np.append(ends + 1, len(terminals))

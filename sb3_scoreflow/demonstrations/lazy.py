@@ -5,9 +5,16 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
+
+from sb3_scoreflow.demonstrations.hdf5_arrays import Array, UnusableFileError
+from sb3_scoreflow.demonstrations.safe_hdf5 import Group
+
+_MIN_BLOCK_BYTES = 2**24
+"""Blocks of this size are read whatever the cache has room for: images have to be decompressed somewhere."""
 
 READ_ERRORS = (OSError, KeyError, RuntimeError)
 """What h5py raises where a file is damaged, depending on where."""
@@ -65,22 +72,25 @@ class HDF5Images:
     blocks of as many images as a chunk covers, which go through the cache. Between reads the file is closed, so that processes
     can be forked and objects pickled; every read checks that the file is still the same.
 
-    :param file: The open ``h5py.File``
+    :param file: The root of the open file
     :param names: At least one; datasets of type uint8 and equal shapes ``(n, *image_shape)``, n at least 1
     :param cache: For decompressed blocks; may be shared by several objects of the same file
+    :raises ValueError: if a block, which is decompressed as a whole, is larger than 16 MiB and the cache
     """
 
-    def __init__(self, file: Any, names: Sequence[str], cache: BlockCache) -> None:
-        datasets = [file[name] for name in names]
+    def __init__(self, file: Group, names: Sequence[str], cache: BlockCache) -> None:
+        datasets: list[Array] = [file[name] for name in names]
         self.path = os.path.abspath(file.filename)
         self.image_shape: tuple[int, ...] = datasets[0].shape[1:]
         self.cache = cache
         self._state = _state(os.stat(self.path))
         self._names = list(names)
         self._starts = np.cumsum([0, *map(len, datasets)])
-        self._block_rows = np.array([(dataset.chunks or dataset.shape)[0] for dataset in datasets])
-        offsets = [_offset(dataset, file) for dataset in datasets]
+        offsets = [dataset.offset for dataset in datasets]
         self._offsets = None if None in offsets else np.array(offsets, np.int64)
+        if self._offsets is None:
+            self._block_rows = np.array([_block_rows(dataset, cache.max_bytes) for dataset in datasets])
+            self._is_doubtful = [dataset.has_doubtful_chunks for dataset in datasets]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -133,19 +143,23 @@ class HDF5Images:
         order = np.lexsort((rows, datasets))  # every block is read once
         blocks = np.stack([datasets, rows // block_rows], axis=1)[order]
         firsts = np.flatnonzero((np.diff(blocks, axis=0) != 0).any(axis=1)) + 1
-        missing: list[tuple[tuple[str, int], np.ndarray, int]] = []
+        missing: list[tuple[tuple[str, int], np.ndarray, int, bool]] = []
         for members in np.split(order, firsts):
             dataset, n_rows = datasets[members[0]], int(block_rows[members[0]])
             key = (self._names[dataset], int(rows[members[0]] // n_rows))
             block = self.cache.get(key)
             if block is None:
-                missing.append((key, members, n_rows))
+                missing.append((key, members, n_rows, self._is_doubtful[dataset]))
             else:
                 images[members] = block[rows[members] % n_rows]
         if missing:
             with h5py.File(self.path, "r") as file:
-                for key, members, n_rows in missing:
-                    block = file[key[0]][key[1] * n_rows : (key[1] + 1) * n_rows]
+                for key, members, n_rows, is_doubtful in missing:
+                    start = key[1] * n_rows
+                    dataset = file[key[0]]
+                    if is_doubtful:
+                        Array(dataset, key[0], partial(file.__getitem__, key[0])).check_chunks(start, start + n_rows)
+                    block = dataset[start : start + n_rows]
                     self.cache.put(key, block)
                     images[members] = block[rows[members] % n_rows]
 
@@ -156,7 +170,7 @@ class HDF5Images:
             if _state(os.stat(self.path)) != self._state:
                 raise OSError("it has changed since the demonstrations were loaded from it")
             yield
-        except READ_ERRORS as error:
+        except Exception as error:  # h5py raises nearly anything on damaged files
             raise OSError(
                 f"Images cannot be read from the demonstration file {self.path}: {error}. It must stay in place and unchanged "
                 "while the demonstrations are used. Load them again; if that does not help, fetch the file again."
@@ -255,8 +269,23 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _offset(dataset: Any, file: Any) -> int | None:
-    """:return: Where the file has the dataset in one piece; None if it has not, as of chunked or linked datasets"""
-    if dataset.external is not None or dataset.file != file:
-        return None
-    return dataset.id.get_offset()
+def _block_rows(dataset: Array, cache_bytes: int) -> int:
+    """
+    :param dataset: Images that are not in one piece
+    :param cache_bytes: Room in the cache
+    :return: How many images to read at once: as many as a chunk covers
+    :raises UnusableFileError: if that is too much for the memory
+    """
+    image_bytes = max(1, math.prod(dataset.shape[1:]))
+    if dataset.chunks is None:  # never written
+        n_rows = max(1, min(len(dataset), _MIN_BLOCK_BYTES // image_bytes))
+    else:
+        n_rows = dataset.chunks[0]
+    block_bytes = max(n_rows * image_bytes, dataset.chunk_bytes)
+    if block_bytes > max(cache_bytes, _MIN_BLOCK_BYTES):
+        raise UnusableFileError(
+            f"`{dataset.name}` has shape {dataset.shape} and chunks of {dataset.chunks}: to read one image, {block_bytes} "
+            f"bytes are decompressed, more than `cache_bytes`={cache_bytes}. Pass `cache_bytes={block_bytes}`, or make a copy "
+            "without chunks: h5repack -l CONTI -f NONE OLD NEW."
+        )
+    return n_rows

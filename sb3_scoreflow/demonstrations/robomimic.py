@@ -6,6 +6,7 @@ the env in ``data.attrs["env_args"]``, and lists of demonstrations in ``mask/NAM
 """
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -16,8 +17,11 @@ import numpy as np
 
 from sb3_scoreflow.demonstrations.arrays import Array, clean_array
 from sb3_scoreflow.demonstrations.container import Demonstrations
-from sb3_scoreflow.demonstrations.hdf5 import open_hdf5, read_dataset
+from sb3_scoreflow.demonstrations.hdf5 import open_hdf5
+from sb3_scoreflow.demonstrations.hdf5_arrays import Array as HDF5Array
+from sb3_scoreflow.demonstrations.hdf5_arrays import check_size
 from sb3_scoreflow.demonstrations.lazy import BlockCache, HDF5Images, LazyImages
+from sb3_scoreflow.demonstrations.safe_hdf5 import Group
 from sb3_scoreflow.demonstrations.sources import register_source
 
 _SOURCE = "robomimic"
@@ -33,6 +37,7 @@ def load_robomimic(
     mask: str | None = None,
     terminate_on_success: bool = True,
     cache_bytes: int = 2**30,
+    max_bytes: int | None = None,
 ) -> Demonstrations:
     """
     The source ``robomimic:PATH``, such as ``robomimic:lift/ph/low_dim.hdf5``.
@@ -56,12 +61,15 @@ def load_robomimic(
         demonstration is kept to its end, a truncation, as its env would go on
     :param cache_bytes: How many bytes of images to keep in memory, if they are compressed (or chunked) in the file.
         Uncompressed images are read directly, which needs no cache
+    :param max_bytes: How many bytes everything but images may take in memory. Default: 64 times the size of the file, but at
+        least 256 MiB
     :return: The demonstrations; ``metadata`` holds the file's ``env_args``, as JSON text, the env's name,
         ``terminate_on_success``, whether successes end episodes, and ``n_transitions_cut``, the number of those left out
     :raises ImportError: if h5py is not installed
     :raises FileNotFoundError: if there is no such file
     :raises OSError: if it cannot be read: empty, truncated, not HDF5
-    :raises ValueError: if an argument does not fit the file, or the file is not complete, or its arrays do not fit each other
+    :raises ValueError: if an argument does not fit the file, or the file is not complete, its arrays do not fit each other,
+        take their data from another file, or are larger than ``max_bytes``
     """
     cache = BlockCache(cache_bytes)
     path = Path(spec).expanduser()
@@ -75,6 +83,7 @@ def load_robomimic(
             demos = _find_demos(file, mask)
             keys = _choose_keys(_observations(file, demos[0]), observation_keys)
             _check_demos(file, demos, keys)
+            _check_size(file, demos, keys, max_bytes)
             observations = _read_observations(file, demos, keys, cache)
             actions = _read(file, demos, "actions")
             ends = np.zeros(len(actions), np.bool_)
@@ -113,23 +122,24 @@ def _end_at_success(demonstrations: Demonstrations, path: Path) -> Demonstration
         return demonstrations
 
 
-def _find_demos(file: Any, mask: str | None) -> list[str]:
+def _find_demos(file: Group, mask: str | None) -> list[str]:
     """
-    :param file: The open ``h5py.File``
+    :param file: The root of the open file
     :param mask: See :func:`load_robomimic`
     :return: The demonstrations' groups, as ``data/demo_3``, ordered by their numbers
     :raises ValueError: if there are none, or the mask does not fit
     """
-    if not hasattr(file.get("data"), "keys"):
+    if not isinstance(file.get("data"), Group):
         raise ValueError(f"it has no group `data`, only {sorted(file)}. Pass a file of robomimic, or a path of D4RL's layout.")
     names = set(file["data"])
     if not names:
         raise ValueError("its group `data` is empty, so there are no demonstrations. Fetch or record it again.")
     if mask is not None:
-        masks = sorted(file.get("mask", ()))
+        masks = sorted(file["mask"]) if isinstance(file.get("mask"), Group) else []
         if mask not in masks:
             raise ValueError(f"there is no `mask` {mask!r} in it; it has {masks}. Choose one of them, or leave `mask` out.")
-        listed = {name.decode() if isinstance(name, bytes) else str(name) for name in file["mask"][mask][()].tolist()}
+        names_array = file["mask"][mask]
+        listed = names_array.read_names() if isinstance(names_array, HDF5Array) else set()
         if not listed or not listed <= names:
             raise ValueError(
                 f"its `mask` {mask!r} lists {len(listed)} demonstrations, of which it lacks {sorted(listed - names)}. "
@@ -140,13 +150,13 @@ def _find_demos(file: Any, mask: str | None) -> list[str]:
     return [f"data/{name}" for name in sorted(names, key=lambda name: (int((re.findall(r"\d+$", name) or [0])[0]), name))]
 
 
-def _observations(file: Any, demo: str) -> Any:
+def _observations(file: Group, demo: str) -> Any:
     """
     :return: The group of the demonstration's observations
     :raises ValueError: if there is none
     """
     group = file.get(f"{demo}/obs")
-    if not hasattr(group, "keys"):
+    if not isinstance(group, Group):
         raise ValueError(
             f"`{demo}` has no group `obs`. Files with states only become files with observations by robomimic's script "
             "dataset_states_to_obs.py."
@@ -180,9 +190,9 @@ def _choose_keys(group: Any, observation_keys: str | Sequence[str] | None) -> li
     return keys
 
 
-def _check_demos(file: Any, demos: list[str], keys: list[str]) -> None:
+def _check_demos(file: Group, demos: list[str], keys: list[str]) -> None:
     """
-    :param file: The open ``h5py.File``
+    :param file: The root of the open file
     :param demos: The demonstrations' groups
     :param keys: The observations that will be read
     :raises ValueError: if an array is missing, or arrays do not fit each other
@@ -200,7 +210,7 @@ def _check_demos(file: Any, demos: list[str], keys: list[str]) -> None:
             raise ValueError(f"`{demo}` lacks {missing}; it has {sorted(file[demo])}. Fetch or record it again.")
         arrays = {name: file[f"{demo}/{name}"] for name in (*names, *(f"obs/{key}" for key in keys))}
         for name, array in arrays.items():
-            if not getattr(array, "shape", ()):
+            if not isinstance(array, HDF5Array) or not array.shape:
                 raise ValueError(f"`{demo}/{name}` is a group or a scalar, not an array with one entry per transition.")
             if name.endswith(_IMAGE_SUFFIX) and not _is_image(array):
                 raise ValueError(
@@ -214,7 +224,7 @@ def _check_demos(file: Any, demos: list[str], keys: list[str]) -> None:
                     "Use a file of one task and one size of images."
                 )
         lengths = {name: len(array) for name, array in arrays.items()}
-        lengths["attribute num_samples"] = int(file[demo].attrs.get("num_samples", lengths["actions"]))
+        lengths["attribute num_samples"] = file[demo].attrs.get("num_samples", lengths["actions"])
         if len(set(lengths.values())) > 1 or lengths["actions"] == 0:
             raise ValueError(
                 f"`{demo}` has arrays of lengths {lengths}; they must be equal, and at least 1. It is damaged: leave it "
@@ -223,12 +233,25 @@ def _check_demos(file: Any, demos: list[str], keys: list[str]) -> None:
 
 
 def _is_image(array: Any) -> bool:
-    return array.ndim == 4 and array.dtype == np.uint8
+    return array.ndim == 4 and array.dtype == np.uint8 and 0 not in array.shape[1:]
 
 
-def _read_observations(file: Any, demos: list[str], keys: list[str], cache: BlockCache) -> dict[str, Array]:
+def _check_size(file: Group, demos: list[str], keys: list[str], max_bytes: int | None) -> None:
     """
-    :param file: The open ``h5py.File``
+    :param file: The root of the open file
+    :param demos: The demonstrations' groups, checked
+    :param keys: The observations that will be read
+    :param max_bytes: See :func:`load_robomimic`
+    :raises ValueError: if what will be read at once is larger than that
+    """
+    names = ("actions", "rewards", *(f"obs/{key}" for key in keys))
+    arrays = [file[f"{demo}/{name}"] for demo in demos for name in names if f"{demo}/{name}" in file]
+    check_size((array for array in arrays if not _is_image(array)), max_bytes, os.path.getsize(file.filename))
+
+
+def _read_observations(file: Group, demos: list[str], keys: list[str], cache: BlockCache) -> dict[str, Array]:
+    """
+    :param file: The root of the open file
     :param demos: The demonstrations' groups, checked
     :param keys: The observations to read
     :param cache: For images
@@ -253,33 +276,35 @@ def _read_observations(file: Any, demos: list[str], keys: list[str], cache: Bloc
     return observations
 
 
-def _read(file: Any, demos: list[str], name: str) -> np.ndarray:
+def _read(file: Group, demos: list[str], name: str) -> np.ndarray:
     """
-    :param file: The open ``h5py.File``
+    :param file: The root of the open file
     :param demos: The demonstrations' groups
     :param name: Of an array in each of them
     :return: The arrays of all demonstrations, one after the other
     :raises ValueError: if there are NaN or infinities
     """
     names = [f"{demo}/{name}" for demo in demos]
-    return np.concatenate([clean_array(name, read_dataset(file[name])) for name in names])
+    return np.concatenate([clean_array(name, file[name].read()) for name in names])
 
 
-def _read_env(file: Any) -> dict[str, str]:
+def _read_env(file: Group) -> dict[str, str]:
     """
-    :param file: The open ``h5py.File``
+    :param file: The root of the open file
     :return: The env's arguments, if the file has them
     :raises ValueError: if they are not what robomimic writes
     """
     text = file["data"].attrs.get("env_args")
     if text is None:
         return {}
-    text = text.decode() if isinstance(text, bytes) else text
     try:
         env_args = json.loads(text)
-        # In one line, without robomimic's indentation
-        return {"env": str(env_args["env_name"]), "env_args": json.dumps(env_args)}
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError):
+        env_args = None
+    if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str):
         raise ValueError(
-            f"the attribute `env_args` of `data` is {text!r}; it must be a JSON object with `env_name`. Repair or delete it."
-        ) from error
+            f"the attribute `env_args` of `data` is {text!r:.999}; it must be a JSON object with `env_name`, a text. Repair "
+            "or delete it."
+        )
+    # In one line, without robomimic's indentation
+    return {"env": env_args["env_name"], "env_args": json.dumps(env_args)}

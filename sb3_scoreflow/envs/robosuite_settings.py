@@ -230,12 +230,12 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         with h5py.File(path, "r") as file:
             text = file["data"].attrs.get("env_args") if "data" in file else None
-    except OSError as error:
+    except Exception as error:  # h5py raises nearly anything on damaged files
         raise OSError(f"The file {path} cannot be read: {error}. It is truncated, damaged or not HDF5.") from error
     try:
-        env_args = json.loads(text if text is not None else "null")
-    except ValueError as error:
-        raise ValueError(f"{path} has an attribute `env_args` of `data` that is not JSON ({error}): {text!r}.") from error
+        env_args = json.loads(text) if isinstance(text, (str, bytes)) else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has an attribute `env_args` of `data` that is not JSON ({error}): {text!r:.999}.") from error
     if not isinstance(env_args, dict):
         raise ValueError(
             f"{path} does not say which env it is from: its group `data` has no dict in an attribute `env_args`. Name the "

@@ -11,8 +11,9 @@ import numpy as np
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from sb3_scoreflow import Demonstrations
+from sb3_scoreflow import Demonstrations, load_demonstrations
 
+PENDULUM, REACH = "pendulum/random-v0", "reach/random-v1"
 REACH_KEYS = {"desired_goal_x", "desired_goal_y", "image", "observation"}
 IMAGE_SHAPE = (36, 36, 3)  # large enough for Minari to take it for an image
 
@@ -143,3 +144,14 @@ def assert_same_data(a: Demonstrations, b: Demonstrations) -> None:
 
 def small(**kwargs: Any) -> Demonstrations:
     return Demonstrations(np.zeros((2, 3)), np.zeros((2, 1)), None, [0, 1], **kwargs)
+
+
+def recorded(**changes: Any) -> str:
+    """What a dataset says of Pendulum-v1, changed."""
+    made = gym.make("Pendulum-v1").spec
+    assert made is not None
+    return json.dumps({**json.loads(made.to_json()), **changes})
+
+
+def load(dataset_id: str, **kwargs: Any) -> Demonstrations:
+    return load_demonstrations(f"minari:{dataset_id}", download=False, **kwargs)

@@ -120,6 +120,11 @@ def test_metadata_errors() -> None:
         with pytest.raises(ValueError, match=r"`metadata\[.*keys must be str, values str, int, float or bool"):
             Demonstrations(GOOD, GOOD, None, ENDS, metadata=metadata)  # type: ignore[arg-type]
     assert Demonstrations(GOOD, GOOD, None, ENDS, metadata={"a": np.float64(2)}).metadata == {"a": 2.0}
+    for none in (3, "env", [("a", 1)], 0, ""):
+        with pytest.raises(
+            ValueError, match=r"`metadata` is .*; it must be a dict, such as \{'env': 'Hopper-v5'\}\. Leave it out"
+        ):
+            Demonstrations(GOOD, GOOD, None, ENDS, metadata=none)  # type: ignore[arg-type]
 
 
 def test_episode() -> None:

@@ -117,6 +117,46 @@ def test_save_errors(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"": 1}, r"The metadata key '' cannot name an HDF5 attribute: .*Rename it\."),
+        ({"a\0b": 1}, r"The metadata key 'a\\x00b' cannot name an HDF5 attribute"),
+        ({"\ud800": 1}, r"The metadata key '\\ud800' cannot name an HDF5 attribute"),
+        ({"x" * 5000: 1}, r"The metadata key 'x{99}' cannot name an HDF5 attribute"),
+        ({"note": "a\0b"}, r"`metadata\['note'\]` has NUL or halves of characters in it.*Take them out\."),
+        ({"note": "\ud800"}, r"`metadata\['note'\]` has NUL or halves of characters"),
+        ({"seed": 2**64}, r"`metadata\['seed'\]` is an integer of more than 64 bits.*Make it a str\."),
+        ({"seed": -(2**63) - 1}, r"`metadata\['seed'\]` is an integer of more than 64 bits"),
+    ],
+)
+def test_metadata_that_a_file_cannot_hold(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
+    """HDF5 would store some of them under another name, and the rest not at all."""
+    with pytest.raises(ValueError, match=message):
+        small(metadata=metadata).save(tmp_path / "x.hdf5")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"a/b": 1}, {".": 1}, {"x" * 4096: 1}, {"n": "x" * 10**5}, {"n": ""}, {"i": 2**64 - 1}, {"i": -(2**63)}]
+)
+def test_metadata_that_a_file_can_hold(tmp_path: Path, metadata: dict[str, Any]) -> None:
+    small(metadata=metadata).save(tmp_path / "x.hdf5")
+    assert Demonstrations.load_hdf5(tmp_path / "x.hdf5").metadata == metadata
+
+
+@pytest.mark.parametrize("key", ["a/b", "", ".", "a\0b", "\ud800", "x" * 5000])
+def test_observation_keys_that_a_file_cannot_hold(tmp_path: Path, key: str) -> None:
+    d = Demonstrations({key: np.zeros((2, 1))}, np.zeros((2, 1)), None, [0, 1])
+    with pytest.raises(ValueError, match=r"The observation key .* cannot name an HDF5 dataset\. Rename it"):
+        d.save(tmp_path / "x.hdf5")
+    pytest.importorskip("minari")
+    from sb3_scoreflow.demonstrations import write_minari
+
+    with pytest.raises(ValueError, match=r"The observation key .* cannot name an HDF5 dataset\. Rename it"):
+        write_minari(d, "lab/x-v0")
+
+
 def test_step_limit_stands_in_for_timeouts(tmp_path: Path) -> None:
     arrays = d4rl_arrays(timeouts=None, terminals=np.array([0, 1, 0, 0, 0, 0], bool))
     path = write(tmp_path / "a.hdf5", arrays)
@@ -128,6 +168,14 @@ def test_step_limit_stands_in_for_timeouts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Demonstrations.load_hdf5(path, max_episode_steps=2).episode_lengths, [2, 2, 2])
     with pytest.raises(ValueError, match="`max_episode_steps` must be at least 1, got -2"):
         Demonstrations.load_hdf5(path, max_episode_steps=-2)
+    for limit in (0, 1.5, True, "4"):
+        with pytest.raises(ValueError, match=rf"`max_episode_steps` must be at least 1, got {limit!r}, .*a\.hdf5\. Pass an"):
+            Demonstrations.load_hdf5(path, max_episode_steps=limit)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=rf"must be at least 1, got {limit!r}, for the demonstration file .*Pass an int"):
+            Demonstrations.load_hdf5(write(tmp_path / "d.hdf5", arrays, max_episode_steps=limit))
+    for value in (4.0, np.int64(4)):
+        assert Demonstrations.load_hdf5(write(tmp_path / "d.hdf5", arrays, max_episode_steps=value)).n_episodes == 2
+        assert Demonstrations.load_hdf5(path, max_episode_steps=value).n_episodes == 2  # type: ignore[arg-type]
     attributed = write(tmp_path / "b.hdf5", arrays, max_episode_steps=4)
     np.testing.assert_array_equal(Demonstrations.load_hdf5(attributed).episode_lengths, [2, 4])
     # Where timeouts are given, they decide
@@ -164,10 +212,34 @@ def test_big_endian(tmp_path: Path) -> None:
 
 
 def test_foreign_attributes(tmp_path: Path) -> None:
-    attributes = {"env": "Test-v0", "levels": [1, 2], "score": np.float32(0.5)}
-    with pytest.warns(UserWarning, match="Dropped"):
-        d = Demonstrations.load_hdf5(write(tmp_path / "x.hdf5", d4rl_arrays(), **attributes))
-    assert d.metadata == {"env": "Test-v0", "score": 0.5}
+    """Those that are texts or numbers become metadata; that others are left out is said."""
+    attributes = {
+        "env": "Test-v0",
+        "bytes": np.bytes_(b"caf\xc3\xa9"),
+        "score": np.float32(0.5),
+        "big": 2**63,
+        "flag": True,
+        "kind": np.array(1, h5py.enum_dtype({"a": 0, "b": 1})),
+        "levels": [1, 2],
+        "one": [1],
+        "nothing": h5py.Empty(np.float32),
+        "latin": np.bytes_(b"\xe9"),
+        "complex": 1j,
+        "long": np.longdouble(1),
+    }
+    path = write(tmp_path / "x.hdf5", d4rl_arrays(), **attributes)
+    with h5py.File(path, "a") as file:
+        file.attrs[b"\xff"] = 1
+        file.attrs.create("surrogate", b"\xff", dtype=h5py.string_dtype())
+        file.attrs["link"] = file["rewards"].ref
+    with pytest.warns(UserWarning) as caught:
+        d = Demonstrations.load_hdf5(path)
+    assert d.metadata == {"env": "Test-v0", "bytes": "café", "score": 0.5, "big": 2**63, "flag": True, "kind": 1}
+    assert d.metadata["flag"] is True
+    left_out = ["b'\\xff'", "complex", "latin", "levels", "link", "long", "nothing", "one", "surrogate"]
+    assert [str(warning.message) for warning in caught if "Dropped" not in str(warning.message)] == [
+        f"The attributes {left_out} of the demonstration file {path} are no single numbers or texts: left out of the metadata."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -183,12 +255,14 @@ def test_foreign_attributes(tmp_path: Path) -> None:
             "does not fit: The demonstrations are empty",
         ),
         ({"observations": None, "observations/a/b": np.zeros(N)}, "observations has groups inside groups.*Flatten"),
+        ({"rewards": None, "rewards/a": np.zeros(N)}, r"does not fit: `rewards` is a group with \['a'\], not an array"),
+        ({"terminals": np.zeros((N, 2)), "timeouts": None}, r"has `terminals` of shape \(6, 2\); they must be a vector"),
     ],
 )
 def test_content_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "bad.hdf5", d4rl_arrays(**changes))
     with pytest.raises(ValueError, match=message) as error:
-        Demonstrations.load_hdf5(path)
+        Demonstrations.load_hdf5(path, max_episode_steps=3)
     assert str(path) in str(error.value)
 
 

@@ -13,6 +13,7 @@ import pytest
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations, write_minari
 from sb3_scoreflow.demonstrations.arrays import describe_array
 from sb3_scoreflow.demonstrations.lazy import BlockCache, HDF5Images, LazyImages
+from sb3_scoreflow.demonstrations.safe_hdf5 import Group
 
 LENGTHS = (7, 1, 12, 5)
 SHAPE = (6, 5, 3)
@@ -38,7 +39,7 @@ def write(path: Path, layout: str = "contiguous", **kwargs: Any) -> np.ndarray:
 
 def open_images(path: Path, cache_bytes: int = 10**6, names: tuple[str, ...] = ("0", "1", "2", "3")) -> HDF5Images:
     with h5py.File(path) as file:
-        return HDF5Images(file, names, BlockCache(cache_bytes))
+        return HDF5Images(Group(file), names, BlockCache(cache_bytes))
 
 
 def spy(monkeypatch: pytest.MonkeyPatch, owner: Any) -> list[Any]:
@@ -170,17 +171,24 @@ def test_contiguous_data_need_no_cache_and_no_hdf5(tmp_path: Path, monkeypatch: 
 
 
 def test_unusual_storage(tmp_path: Path) -> None:
-    """Links to other files, data outside the file, and data that were never written."""
+    """Links inside the file, data in the table of contents, and data that were never written."""
     expected = write(tmp_path / "x.hdf5")
-    with h5py.File(tmp_path / "y.hdf5", "w") as file:
+    compact = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    compact.set_layout(h5py.h5d.COMPACT)
+    with h5py.File(tmp_path / "x.hdf5", "a") as file:
         for i in range(4):
-            file[str(i)] = h5py.ExternalLink("x.hdf5", str(i))
-        outside = file.create_dataset("outside", (3, *SHAPE), np.uint8, external=[(str(tmp_path / "raw"), 0, 3 * IMAGE_BYTES)])
-        outside[:] = 5
+            file[f"link/{i}"] = h5py.SoftLink(f"/{i}")
+        file["link/hard"] = file["0"]
+        h5py.h5d.create(file.id, b"compact", h5py.h5t.STD_U8LE, h5py.h5s.create_simple((7, *SHAPE)), compact)
+        file["compact"][...] = expected[:7]
         file.create_dataset("unwritten", (2, *SHAPE), np.uint8, fillvalue=9)
-    np.testing.assert_array_equal(LazyImages([open_images(tmp_path / "y.hdf5")]), expected)
-    for name, value in (("outside", 5), ("unwritten", 9)):
-        assert (np.asarray(LazyImages([open_images(tmp_path / "y.hdf5", names=(name,))])) == value).all()
+        file.create_dataset("late", (30, *SHAPE), np.uint8, chunks=(4, *SHAPE))[20] = 7
+    linked = open_images(tmp_path / "x.hdf5", names=("link/0", "link/1", "link/2", "link/3", "link/hard"))
+    np.testing.assert_array_equal(LazyImages([linked]), np.concatenate([expected, expected[:7]]))
+    np.testing.assert_array_equal(LazyImages([open_images(tmp_path / "x.hdf5", names=("compact",))]), expected[:7])
+    assert (np.asarray(LazyImages([open_images(tmp_path / "x.hdf5", names=("unwritten",))])) == 9).all()
+    late = np.asarray(LazyImages([open_images(tmp_path / "x.hdf5", names=("late",))]))
+    assert (late[20] == 7).all() and np.count_nonzero(late) == IMAGE_BYTES
 
 
 def append(path: Path) -> None:
@@ -273,7 +281,7 @@ def test_pickled_without_what_is_cached(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     with h5py.File("x.hdf5") as file:
         cache = BlockCache(1000)
-        lazy = LazyImages([HDF5Images(file, ["0"], cache), HDF5Images(file, ["1", "2"], cache)])
+        lazy = LazyImages([HDF5Images(Group(file), [*names], cache) for names in ("0", "12")])
     expected = np.asarray(lazy)
     assert cache.n_bytes > 0
     monkeypatch.chdir("/")

@@ -197,8 +197,9 @@ def delete(*names: str) -> Callable[[h5py.File], None]:
 
 def put(name: str, value: Any) -> Callable[[h5py.File], None]:
     def change(file: h5py.File) -> None:
-        if name in file:
-            del file[name]
+        for old in (name, name.rpartition("/")[0]):
+            if old in file and (old == name or isinstance(file[old], h5py.Dataset)):
+                del file[old]
         file[name] = value
 
     return change
@@ -290,6 +291,44 @@ WITH_NAN[2, 1] = np.nan
         (set_attribute("data", "env_args", "{"), {}, r"the attribute `env_args` of `data` is '{'"),
         (set_attribute("data", "env_args", "{}"), {}, r"the attribute `env_args` of `data` is '{}'"),
         (set_attribute("data", "env_args", 3), {}, r"the attribute `env_args` of `data` is .*3"),
+        (
+            set_attribute("data", "env_args", '{"env_name": 3}'),
+            {},
+            r"`env_args` of `data` is .* `env_name`, a text\. Rep",
+        ),
+        (set_attribute("data", "env_args", "[" * 10**5), {}, r"`env_args` of `data` is '\[{1,998}; it must be"),
+        (set_attribute("data", "env_args", [1, 2]), {}, r"the attribute `env_args` of `data` is not a single"),
+        (
+            set_attribute("data", "env_args", h5py.Empty("f4")),
+            {},
+            r"the attribute `env_args` of `data` is not a",
+        ),
+        (set_attribute("data", "env_args", np.bytes_(b"\xff")), {}, r"the attribute `env_args` of `data` is not a single"),
+        (set_attribute("data/demo_1", "num_samples", "4"), {}, r"`data/demo_1` has arrays .*'attribute num_samples': '4'}"),
+        (
+            set_attribute("data/demo_1", "num_samples", [4]),
+            {},
+            r"the attribute `num_samples` of `data/demo_1` is not a single",
+        ),
+        (put("data", 3.0), {}, r"it has no group `data`, only \['data', 'mask'\]"),
+        (put("mask", 3.0), {"mask": "train"}, r"there is no `mask` 'train' in it; it has \[\]"),
+        (put("mask/train/a", 3.0), {"mask": "train"}, r"its `mask` 'train' lists 0 demonstrations"),
+        (
+            put("mask/train", np.zeros(2)),
+            {"mask": "train"},
+            r"`mask/train` has shape \(2,\) and type float64; it must be",
+        ),
+        (
+            put("mask/train", b"demo_0"),
+            {"mask": "train"},
+            r"`mask/train` has shape \(\) and type object; it must be",
+        ),
+        (put("data/demo_1/actions/x", 3.0), {}, r"`data/demo_1/actions` is a group or a scalar"),
+        (
+            put(f"data/demo_0/obs/{IMAGE}", np.zeros((4, 0, 8, 3), np.uint8)),
+            {},
+            r"has shape \(4, 0, 8, 3\) and type uint8; images must",
+        ),
     ],
 )
 def test_content_errors(tmp_path: Path, change: Any, kwargs: dict[str, Any], message: str) -> None:

@@ -200,6 +200,9 @@ def test_files(tmp_path: Path) -> None:
     for name, content, message in [
         ("without", None, r"without.hdf5 does not say which env it is from: .*make_robomimic\('lift'\)"),
         ("list", "[1]", r"list.hdf5 does not say which env"),
+        ("number", 3, r"number.hdf5 does not say which env"),
+        ("deep", "[" * 10**5, r"deep.hdf5 has an attribute `env_args` of `data` that is not JSON \(.*\): '\[{1,998}\."),
+        ("latin", np.bytes_(b"\xff"), r"latin.hdf5 has an attribute `env_args` of `data` that is not JSON"),
         ("broken", "{", r"broken.hdf5 has an attribute `env_args` of `data` that is not JSON \(.*\): '{'"),
         ("nameless", "{}", r"nameless.hdf5 must have `env_name` and a dict `env_kwargs`, it has {}"),
         (
@@ -211,6 +214,9 @@ def test_files(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             read_settings(write_file(tmp_path / f"{name}.hdf5", content), {})
+    (tmp_path / "damaged.hdf5").write_bytes(path.read_bytes().replace(b"HEAP", b"XXXX"))
+    with pytest.raises(OSError, match=r"damaged.hdf5 cannot be read: .*truncated, damaged or not HDF5"):
+        read_settings(tmp_path / "damaged.hdf5", {})
     with h5py.File(tmp_path / "empty.hdf5", "w"):
         pass
     with pytest.raises(ValueError, match=r"empty.hdf5 does not say which env"):

@@ -1,0 +1,264 @@
+"""Write demonstrations as Minari datasets, which other programs of the field read."""
+
+import contextlib
+import inspect
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from sb3_scoreflow.demonstrations.arrays import Array, map_observations, named_observations
+from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.hdf5 import check_key
+from sb3_scoreflow.demonstrations.minari_folder import METADATA_KEY, import_minari, local_path
+
+_STALE_SECONDS = 24 * 3600
+"""Nothing is written so long without a sign of life."""
+
+
+def write_minari(
+    demonstrations: Demonstrations, dataset_id: str, env: gym.Env | EnvSpec | str | None = None, **kwargs: Any
+) -> None:
+    """
+    Write a new Minari dataset, which ``load_demonstrations(f"minari:{dataset_id}")`` reads back exactly.
+
+    Minari wants the observation after an episode's last action, which demonstrations do not hold: the last observation stands
+    there a second time. Images are stored as they are; ``jpeg_encoding=True`` makes them smaller and inexact.
+
+    The dataset appears in one step, when it is complete: of several processes that write the same id, one succeeds. Until
+    then it is a hidden folder beside its place. What a process that was killed has left of it is removed by a later call,
+    after a day.
+
+    :param demonstrations: What to write, metadata included
+    :param dataset_id: Such as ``lab/pick-and-place-v0``
+    :param env: Where they were recorded: an env, its spec, or its id, for the bounds of the spaces and for
+        :func:`make_evaluation_env`. If None, the dataset records no env, and its spaces are unbounded
+    :param kwargs: Passed on to ``minari.create_dataset_from_buffers``: ``author``, ``algorithm_name``, ``eval_env``, ...
+    :raises ImportError: if minari is not installed
+    :raises FileExistsError: if there is such a dataset, or another process has written it in the meantime
+    :raises OSError: if it cannot be written, as when the disk is full
+    :raises ValueError: if the id is malformed, the demonstrations are not of this env, the env cannot be made again from its
+        spec, a key cannot name an HDF5 dataset, or the data are to be stored in another format than HDF5
+    """
+    minari = import_minari()
+    path = local_path(dataset_id)
+    if path.exists():
+        raise _exists(dataset_id, path)
+    if kwargs.get("data_format") not in (None, "hdf5"):
+        raise ValueError(f"`data_format` is {kwargs['data_format']!r}; only 'hdf5' is read back. Leave it out.")
+    if "jpeg_encoding" in inspect.signature(minari.create_dataset_from_buffers).parameters:
+        kwargs.setdefault("jpeg_encoding", False)
+    else:
+        _check_no_images(demonstrations, minari.__version__)
+    with contextlib.ExitStack() as stack:
+        if isinstance(env, (str, EnvSpec)):
+            env = gym.make(env)
+            stack.callback(env.close)
+        if env is not None:
+            _check_env(env)
+        observation_space, action_space = _dataset_spaces(demonstrations, env)
+        _make_namespace(path)
+        _remove_stale(path)
+        # Minari recommends facts about the author that a private dataset need not have
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", category=UserWarning)
+        with _new_folder(path) as (first_id, first, hidden):
+            # Without episodes, in the root of all datasets, as no other place can be named; then away from sight
+            minari.create_dataset_from_buffers(
+                first_id, [], env=env, observation_space=observation_space, action_space=action_space, **kwargs
+            )
+            shutil.move(first, hidden)
+            _fill(hidden, dataset_id, demonstrations)
+            _put_in_place(hidden, path, dataset_id)
+
+
+def _exists(dataset_id: str, path: Path) -> FileExistsError:
+    """:return: The error to raise"""
+    return FileExistsError(
+        f"The Minari dataset {dataset_id!r} exists already, at {path}. Raise the version in its id, "
+        f"or remove the old one: minari.delete_dataset({dataset_id!r})."
+    )
+
+
+def _root() -> Path:
+    """:return: The folder of all datasets"""
+    return local_path("any-v0").parent
+
+
+def _make_namespace(path: Path) -> None:
+    """
+    Make the folders above a dataset, with the files by which Minari knows them for namespaces. Others may be doing the same.
+
+    :param path: Where the dataset will be
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = _root()
+    for folder in itertools.takewhile(lambda folder: folder != root, path.parents):
+        with contextlib.suppress(FileExistsError), open(folder / "namespace_metadata.json", "x", encoding="utf-8") as file:
+            file.write("{}")
+
+
+@contextlib.contextmanager
+def _new_folder(path: Path) -> Iterator[tuple[str, Path, Path]]:
+    """
+    :param path: Where the dataset will be
+    :return: An id of its own, where Minari puts that dataset, and a hidden place beside ``path``. Whatever is left in either
+        is removed afterwards
+    """
+    name = uuid.uuid4().hex
+    first_id = f"writing-{name}-v0"
+    first, hidden = local_path(first_id), path.with_name(f".{path.name}.{name}.tmp")
+    try:
+        yield first_id, first, hidden
+    finally:
+        for folder in (first, hidden):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill(folder: Path, dataset_id: str, demonstrations: Demonstrations) -> None:
+    """
+    :param folder: Of a dataset without episodes
+    :param dataset_id: Which it gets
+    :param demonstrations: Which it gets
+    """
+    from minari.dataset.minari_storage import MinariStorage
+
+    MinariStorage.read(folder / "data").update_episodes(_buffers(demonstrations))
+    file = folder / "data" / "metadata.json"
+    metadata = json.loads(file.read_text(encoding="utf-8"))
+    metadata.update({"dataset_id": dataset_id, METADATA_KEY: demonstrations.metadata})
+    file.write_text(json.dumps(metadata), encoding="utf-8")
+
+
+def _put_in_place(folder: Path, path: Path, dataset_id: str) -> None:
+    """
+    :param folder: The complete dataset
+    :param path: Where it goes, in the same parent folder
+    :param dataset_id: For the error message
+    :raises FileExistsError: if there is something
+    """
+    try:
+        # Nothing is replaced: a folder with something in it, or a file, makes it fail
+        os.rename(folder, path)
+    except OSError as error:
+        if path.exists():
+            raise _exists(dataset_id, path) from error
+        raise
+
+
+def _remove_stale(path: Path) -> None:
+    """
+    :param path: Where a dataset will be. What killed processes have left there, or in the root, a day ago or more, is removed
+    """
+    left = [*_root().glob("writing-*-v0"), *path.parent.glob(".*.tmp")]
+    for folder in left:
+        if re.fullmatch(r"writing-[0-9a-f]{32}-v0|\..+-v\d+\.[0-9a-f]{32}\.tmp", folder.name) is None:
+            continue
+        with contextlib.suppress(OSError):
+            newest = max(file.stat().st_mtime for file in (folder, *folder.rglob("*")))
+            if newest < time.time() - _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_env(env: Any) -> None:
+    """:raises ValueError: if this is no env, actions are not continuous, or a dataset could not say how to make it again"""
+    if not isinstance(env, gym.Env):
+        raise ValueError(f"`env` must be a gym env, its spec or its id, got {env!r}. Instead of a VecEnv pass the id.")
+    if not isinstance(env.action_space, spaces.Box):
+        raise ValueError(f"`env` has the action space {env.action_space}; demonstrations are read with a Box only.")
+    for wrapper in env.spec.additional_wrappers if env.spec is not None else ():
+        if wrapper.kwargs is None:
+            raise ValueError(
+                f"`env` is wrapped in {wrapper.name}, which does not record its arguments, so that the env cannot be made "
+                "from the dataset. Pass the env without it."
+            )
+
+
+def _dataset_spaces(demonstrations: Demonstrations, env: gym.Env | None) -> tuple[spaces.Space, spaces.Space]:
+    """
+    :param demonstrations: What is to be written
+    :param env: The env that they are from
+    :return: The dataset's observation and action space: those of the env, in the precision of the data
+    :raises ValueError: if the demonstrations are not of this env, or a key cannot name an HDF5 dataset
+    """
+    observations, actions = demonstrations.observations, demonstrations.actions
+    action_space = _space_like(actions, None if env is None else env.action_space, "actions")
+    if not isinstance(observations, dict):
+        return _space_like(observations, None if env is None else env.observation_space, "observations"), action_space
+    for key in observations:
+        check_key(key)
+    leaves: dict[str, spaces.Space | None] = dict.fromkeys(observations)
+    if env is not None:
+        known = env.observation_space
+        if not isinstance(known, spaces.Dict) or known.spaces.keys() != observations.keys():
+            raise ValueError(
+                f"The demonstrations have the observation keys {sorted(observations)}, `env` has {known}. "
+                "Pass the env that they are from, with its wrappers."
+            )
+        leaves.update(known.spaces)
+    observation_space = {key: _space_like(array, leaves[key], f"observations[{key!r}]") for key, array in observations.items()}
+    return spaces.Dict(observation_space), action_space
+
+
+def _space_like(array: Array, space: spaces.Space | None, name: str) -> spaces.Space:
+    """
+    :param array: ``(N, ...)``
+    :param space: The env's space for one entry of it; None if there is no env
+    :param name: What error messages call the array
+    :return: ``space`` in the precision of the array; without an env, a ``Box`` of everything that the array's type can hold
+    :raises ValueError: if the array is of another shape
+    """
+    if space is None:
+        low, high = (-np.inf, np.inf) if array.dtype.kind == "f" else (0, 1)
+        if array.dtype.kind in "iu":
+            low, high = np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
+        return spaces.Box(low, high, array.shape[1:], dtype=array.dtype)
+    if space.shape != array.shape[1:]:
+        raise ValueError(
+            f"`{name}` of the demonstrations have the shape {array.shape[1:]}, `env` has the space {space}. "
+            "Pass the env that they are from, with its wrappers but without ActionChunking."
+        )
+    if isinstance(space, spaces.Box) and array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return spaces.Box(space.low.astype(array.dtype), space.high.astype(array.dtype), dtype=array.dtype)
+    return space
+
+
+def _buffers(demonstrations: Demonstrations) -> Iterator[Any]:
+    """:return: The episodes as Minari takes them, one at a time: images in a file are read as they are written"""
+    from minari.data_collector import EpisodeBuffer
+
+    for rows in demonstrations.episode_slices:
+        yield EpisodeBuffer(
+            observations=map_observations(
+                lambda array, rows=rows: np.concatenate([array[rows], array[rows.stop - 1 : rows.stop]]),  # type: ignore[misc]
+                demonstrations.observations,
+            ),
+            actions=demonstrations.actions[rows],
+            rewards=demonstrations.rewards[rows],
+            terminations=demonstrations.terminations[rows],
+            truncations=demonstrations.truncations[rows],
+        )
+
+
+def _check_no_images(demonstrations: Demonstrations, version: str) -> None:
+    """:raises ValueError: if there is an array that this version of Minari stores as JPEG, and does not always read back"""
+    arrays = {**named_observations(demonstrations.observations), "actions": demonstrations.actions}
+    for name, array in arrays.items():
+        if array.dtype == np.uint8 and array.ndim >= 2:
+            raise ValueError(
+                f"`{name}` is of type uint8, which Minari {version} stores as JPEG, inexactly. Install minari>=0.5.4, which "
+                "needs Python 3.11, or write a file: demonstrations.save(path)."
+            )
