@@ -7,10 +7,12 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
+from sb3_scoreflow.ppo_only import check_policy_kwargs
 from sb3_scoreflow.utils import atomic_path, usable_cores, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
@@ -37,7 +39,7 @@ class FlowAlgorithm(OnPolicyAlgorithm):
 
     @property
     def _pretrained(self) -> bool:
-        return hasattr(self, "policy") and bool(self.policy.pretrained)
+        return hasattr(self, "policy") and bool(self.policy.pretrained > 0.5)
 
     def _resolved(self, name: str) -> Any:
         """Value of an argument; None gets its default, by whether the policy is pretrained."""
@@ -56,15 +58,28 @@ class FlowAlgorithm(OnPolicyAlgorithm):
         self.lr_schedule = self._schedule("learning_rate")
 
     def _check_policy_kwargs(self, arguments: dict[str, Any]) -> None:
-        """:raises ValueError: if the user gave the policy an argument that belongs to the algorithm"""
+        """
+        :raises ValueError: if the user gave the policy an argument that belongs to the algorithm
+        :raises TypeError: if it does not take one
+        """
         clash = sorted(set(arguments) & set(self.policy_kwargs))
         if clash:
             raise ValueError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
+        check_policy_kwargs(self.policy_class, self.policy_kwargs)
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None:
+        """
+        Stable-Baselines3's warning, for policies that see vectors only.
+
+        :param mlp_class_name: not used: whether it is such a policy is seen from its features extractor
+        """
+        vectors = isinstance(self.policy.features_extractor, FlattenExtractor)
+        super()._maybe_recommend_cpu(self.policy_class.__name__ if vectors else "")
 
     # ------------------------------------------------------------------ learn
 
     def _own_callback(self) -> BaseCallback | None:
-        """A callback of the algorithm's own, called before the user's in every step."""
+        """A callback of the algorithm's own, called after the user's in every step, so that it sees rewards they shape."""
         return None
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -74,7 +89,7 @@ class FlowAlgorithm(OnPolicyAlgorithm):
                 callback = CallbackList(callback)
             elif not isinstance(callback, BaseCallback):
                 callback = ConvertCallback(callback)
-            callback = CallbackList([own, callback])
+            callback = CallbackList([callback, own])
         return super()._init_callback(callback, progress_bar)
 
     def learn(

@@ -143,7 +143,7 @@ def pretrain_bc(
         raise
     finally:
         policy.set_training_mode(was_training)
-    policy.pretrained.fill_(True)
+    policy.pretrained.fill_(1.0)
     if not isinstance(model, FlowMatchingPolicy) and hasattr(model, "on_pretrained"):
         model.on_pretrained()
     if critic_targets is not None and critic_batches:

@@ -22,6 +22,7 @@ from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, 
 from sb3_scoreflow.rldt.presets import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
 from sb3_scoreflow.update_log import UpdateLog
+from sb3_scoreflow.utils import ArgumentError, name_parameter_groups
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
 
@@ -230,7 +231,7 @@ class RLDT(FlowAlgorithm):
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = RolloutHistory
         elif not issubclass(self.rollout_buffer_class, RolloutHistory):
-            raise ValueError(
+            raise ArgumentError(
                 "rollout_buffer_class must be a subclass of RolloutHistory, which keeps trajectories, got "
                 f"{self.rollout_buffer_class.__name__}."
             )
@@ -301,6 +302,7 @@ class RLDT(FlowAlgorithm):
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         assert isinstance(optimizers, th.optim.Optimizer)
+        name_parameter_groups(optimizers, self.policy.parameter_groups())
         rates = dict(velocity=self._scheduled("learning_rate"), critic=self._scheduled("critic_learning_rate"))
         rates["encoder"] = self._encoder_rate()
         if self.n_actor_updates < self.learning_rate_warmup_steps:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sb3_scoreflow import flow
 from sb3_scoreflow.policies import check_action_space
-from sb3_scoreflow.utils import check_whole_numbers
+from sb3_scoreflow.utils import ArgumentError, check_whole_numbers
 
 if TYPE_CHECKING:
     from sb3_scoreflow.scoreflow_ppo.scoreflow_ppo import ScoReFlowPPO
@@ -16,7 +16,7 @@ _COUNTS = ("n_steps", "batch_size", "n_epochs", "denoising_steps", "critic_warmu
 def check_arguments(model: "ScoReFlowPPO") -> None:
     """
     :param model: before its networks are built
-    :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+    :raises ArgumentError: if an argument is impossible; the message names it, its value and the remedy
     """
     check_action_space(model.action_space)
     check_whole_numbers({name: getattr(model, name) for name in _COUNTS})
@@ -32,7 +32,7 @@ def check_arguments(model: "ScoReFlowPPO") -> None:
     positive.update({name: value for name, value in optional.items() if isinstance(value, (int, float))})
     for name, value in positive.items():
         if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}.")
+            raise ArgumentError(f"{name} must be positive, got {value}.")
     rates = dict(
         learning_rate=model.learning_rate,
         noise_learning_rate=model.noise_learning_rate,
@@ -44,13 +44,15 @@ def check_arguments(model: "ScoReFlowPPO") -> None:
     )
     for name, rate in rates.items():
         if isinstance(rate, (int, float)) and not rate >= 0:
-            raise ValueError(f"{name} must not be negative, got {rate}.")
+            raise ArgumentError(f"{name} must not be negative, got {rate}.")
     for name, fraction in dict(gamma=model.gamma, gae_lambda=model.gae_lambda).items():
         if not 0 <= fraction <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {fraction}.")
+            raise ArgumentError(f"{name} must be in [0, 1], got {fraction}.")
     final_std = model.max_std(0.0) if callable(model.max_std) else model.min_std
     if not final_std >= model.min_std:
-        raise ValueError(f"max_std must end at min_std or above, got min_std={model.min_std} and a final max_std={final_std}.")
+        raise ArgumentError(
+            f"max_std must end at min_std or above, got min_std={model.min_std} and a final max_std={final_std}."
+        )
     flow.time_grid(model.denoising_steps)  # raises if impossible
     if model.denoising_steps == 1 and model.score_drift != "none":
         warnings.warn(
@@ -63,18 +65,18 @@ def check_arguments(model: "ScoReFlowPPO") -> None:
 def check_batch_size(model: "ScoReFlowPPO") -> None:
     """
     :param model: with ``n_steps`` resolved
-    :raises ValueError: if advantages cannot be normalised; a remainder of the rollout only warns
+    :raises ArgumentError: if advantages cannot be normalised; a remainder of the rollout only warns
     """
     size = model.n_steps * model.n_envs
     if model.normalize_advantage and min(model.batch_size, size) == 1:
-        raise ValueError(
+        raise ArgumentError(
             f"normalize_advantage needs minibatches of at least 2 chains, got batch_size={model.batch_size} and n_steps * "
             f"n_envs = {size}."
         )
     if size % model.batch_size:
         warnings.warn(
             f"batch_size={model.batch_size} does not divide the rollout of n_steps * n_envs = {model.n_steps} * "
-            f"{model.n_envs} = {size} chains: every epoch ends with a minibatch of {size % model.batch_size}. Choose a "
-            f"batch_size that is a factor of {size}.",
+            f"{model.n_envs} = {size} chains: in every epoch there will be a truncated mini-batch of size "
+            f"{size % model.batch_size}. Choose a batch_size that is a factor of {size}.",
             stacklevel=4,
         )

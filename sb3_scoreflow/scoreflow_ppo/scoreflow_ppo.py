@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -17,7 +17,7 @@ from sb3_scoreflow import flow
 from sb3_scoreflow.algorithm import FlowAlgorithm
 from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.scoreflow_ppo.arguments import check_arguments, check_batch_size
-from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
+from sb3_scoreflow.scoreflow_ppo.buffers import with_chains
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
@@ -31,6 +31,7 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
 )
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
 from sb3_scoreflow.update_log import UpdateLog
+from sb3_scoreflow.utils import ArgumentError, name_parameter_groups
 
 
 class ScoReFlowPPO(FlowAlgorithm):
@@ -57,7 +58,8 @@ class ScoReFlowPPO(FlowAlgorithm):
     :param ent_coef: coefficient of the chain's entropy (normalised once by ``(K + 1) action_dim``)
     :param vf_coef: coefficient of the value loss
     :param max_grad_norm: largest gradient norm, for each parameter group by itself
-    :param rollout_buffer_class: subclass of the package's ``ChainRolloutBuffer`` / ``DictChainRolloutBuffer``
+    :param rollout_buffer_class: subclass of Stable-Baselines3's ``RolloutBuffer`` / ``DictRolloutBuffer``, which is made to
+        store chains for actions
     :param rollout_buffer_kwargs: further keyword arguments of the buffer
     :param target_kl: end the iteration's update when the approximate KL divergence passes 1.5 times this value
     :param stats_window_size: episodes over which rollout statistics are averaged
@@ -190,15 +192,13 @@ class ScoReFlowPPO(FlowAlgorithm):
         if self.n_steps is None:
             self.n_steps = max(ITERATION_SIZE // self.n_envs, 1)
         check_batch_size(self)
-        dict_observations = isinstance(self.observation_space, spaces.Dict)
-        chain_buffer = DictChainRolloutBuffer if dict_observations else ChainRolloutBuffer
-        if self.rollout_buffer_class is None:
-            self.rollout_buffer_class = chain_buffer
-        elif not issubclass(self.rollout_buffer_class, chain_buffer):
-            raise ValueError(
-                f"rollout_buffer_class must be a subclass of {chain_buffer.__name__}, which stores denoising chains, got "
-                f"{self.rollout_buffer_class.__name__}."
+        stock: type[RolloutBuffer] = DictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else RolloutBuffer
+        if self.rollout_buffer_class is not None and not issubclass(self.rollout_buffer_class, stock):
+            raise ArgumentError(
+                f"rollout_buffer_class must be a subclass of {stock.__name__} for these observations, got "
+                f"{self.rollout_buffer_class.__name__}: leave it out, or derive it from {stock.__name__}."
             )
+        self.rollout_buffer_class = with_chains(self.rollout_buffer_class or stock)
         # The policy acts by these arguments, so it must be built (and saved by itself) with them.
         arguments = dict(
             denoising_steps=self.denoising_steps,
@@ -296,6 +296,7 @@ class ScoReFlowPPO(FlowAlgorithm):
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         names = dict(velocity="learning_rate", noise="noise_learning_rate", critic="critic_learning_rate")
         assert isinstance(optimizers, th.optim.Optimizer)
+        name_parameter_groups(optimizers, self.policy.parameter_groups())
         for group in optimizers.param_groups:
             name = names[group["name"]]
             group["lr"] = self._scheduled(name)
@@ -312,8 +313,8 @@ class ScoReFlowPPO(FlowAlgorithm):
             self.policy.set_value_scale(self.return_statistics.scale)
         warming_up = self.n_iterations < self.critic_warmup_iterations
         log = UpdateLog()
-        for _ in range(self.n_epochs):
-            completed = self._train_epoch(warming_up, log)
+        for epoch in range(self.n_epochs):
+            completed = self._train_epoch(epoch, warming_up, log)
             self._n_updates += 1
             if not completed:
                 break
@@ -323,7 +324,7 @@ class ScoReFlowPPO(FlowAlgorithm):
         self._update_observation_statistics()
         self._update_noise_bounds()
 
-    def _train_epoch(self, warming_up: bool, log: UpdateLog) -> bool:
+    def _train_epoch(self, epoch: int, warming_up: bool, log: UpdateLog) -> bool:
         """
         One pass over the rollout.
 
@@ -346,6 +347,8 @@ class ScoReFlowPPO(FlowAlgorithm):
                     losses["bc_loss"] = self.bc_coef * self._bc_loss(batch, chain[:, 0], log)
                 log.record({"entropy_loss": -evaluation.entropy.mean()})
                 if self.target_kl is not None and log.minibatch["approx_kl"] > 1.5 * self.target_kl:
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {log.minibatch['approx_kl']:.2g}")
                     log.end_minibatch()
                     return False
             self._step(losses, log)
