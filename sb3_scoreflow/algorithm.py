@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -19,8 +20,9 @@ from sb3_scoreflow.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.execution import Execution, chunk_settings
 from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
+from sb3_scoreflow.ppo_only import check_policy_kwargs
 from sb3_scoreflow.saved_files import WrongPolicyError, foreign_file_error, written_by
-from sb3_scoreflow.utils import DivergenceError, atomic_path, usable_cores, warn, warn_of_threads
+from sb3_scoreflow.utils import ArgumentError, DivergenceError, atomic_path, usable_cores, warn, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
@@ -70,6 +72,10 @@ class FlowAlgorithm(ArgumentResolution):
         """The class that a buffer must be of, and, for a message, what it does."""
         raise NotImplementedError
 
+    def _adapted_buffer(self, buffer: type[RolloutBuffer]) -> type[RolloutBuffer]:
+        """A buffer that was written for Stable-Baselines3, as this algorithm needs it."""
+        return buffer
+
     def _buffer_arguments(self) -> dict[str, Any]:
         """The algorithm's arguments that the buffer is built with."""
         raise NotImplementedError
@@ -86,16 +92,17 @@ class FlowAlgorithm(ArgumentResolution):
         base, purpose = self._buffer_base()
         buffer = base if self.rollout_buffer_class is None else self.rollout_buffer_class
         if not (isinstance(buffer, type) and issubclass(buffer, base)):
-            raise ValueError(
+            raise ArgumentError(
                 f"rollout_buffer_class must be a subclass of {base.__name__}, {purpose}, got "
                 f"{getattr(buffer, '__name__', repr(buffer))}: leave it out."
             )
-        self.rollout_buffer_class = buffer
+        self.rollout_buffer_class = self._adapted_buffer(buffer)
         own = self._policy_arguments()
         self._built_with = own
         clash = sorted(set(own) & set(self.policy_kwargs))
         if clash:
-            raise ValueError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
+            raise ArgumentError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
+        check_policy_kwargs(self.policy_class, self.policy_kwargs)
         users = self.policy_kwargs, self.rollout_buffer_kwargs
         self.policy_kwargs = {**self.policy_kwargs, **own}
         self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, **self._buffer_arguments()}
@@ -182,10 +189,19 @@ class FlowAlgorithm(ArgumentResolution):
         self.policy.share_actor_features()
         self.on_pretrained()
 
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None:
+        """
+        Stable-Baselines3's warning, for policies that see vectors only.
+
+        :param mlp_class_name: not used: whether it is such a policy is seen from its features extractor
+        """
+        vectors = isinstance(self.policy.features_extractor, FlattenExtractor)
+        super()._maybe_recommend_cpu(self.policy_class.__name__ if vectors else "")
+
     # ------------------------------------------------------------------ learn
 
     def _own_callback(self) -> BaseCallback | None:
-        """A callback of the algorithm's own, called before the user's in every step."""
+        """A callback of the algorithm's own, called after the user's in every step, so that it sees rewards they shape."""
         return None
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -195,7 +211,7 @@ class FlowAlgorithm(ArgumentResolution):
                 callback = CallbackList(callback)
             elif not isinstance(callback, BaseCallback):
                 callback = ConvertCallback(callback)
-            callback = CallbackList([own, callback])
+            callback = CallbackList([callback, own])
         return super()._init_callback(callback, progress_bar)
 
     def learn(

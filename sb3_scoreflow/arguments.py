@@ -8,6 +8,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_scoreflow.checks import Rule, check_argument, check_arguments, check_scheduled
 from sb3_scoreflow.policies import FlowMatchingPolicy, check_action_space
 from sb3_scoreflow.schedules import Progress
+from sb3_scoreflow.utils import ArgumentError
 
 
 class ArgumentResolution(OnPolicyAlgorithm):
@@ -48,7 +49,7 @@ class ArgumentResolution(OnPolicyAlgorithm):
         :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
         """
         if not hasattr(self, "action_space"):
-            raise ValueError("env must be an environment or the name of one, got None: only load() does without.")
+            raise ArgumentError("env must be an environment or the name of one, got None: only load() does without.")
         check_action_space(self.action_space)
         values = check_arguments(self.rules, self, {*self.defaults["scratch"], *self.sizes})
         self.__dict__.update(values)
@@ -60,7 +61,7 @@ class ArgumentResolution(OnPolicyAlgorithm):
 
     @property
     def _pretrained(self) -> bool:
-        return hasattr(self, "policy") and bool(self.policy.pretrained)
+        return hasattr(self, "policy") and bool(self.policy.pretrained > 0.5)
 
     def _default(self, name: str) -> Any:
         """What an argument left at None is now, by whether the policy is pretrained, and for the environment at hand."""

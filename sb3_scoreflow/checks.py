@@ -18,6 +18,7 @@ import numpy as np
 import torch as th
 
 from sb3_scoreflow.schedules import END, START, parse_schedule
+from sb3_scoreflow.utils import ArgumentError
 
 
 class Rule(ABC):
@@ -118,7 +119,7 @@ class Schedule(Number):
                 try:
                     result = value(progress)
                 except Exception as error:
-                    raise ValueError(
+                    raise ArgumentError(
                         f"{name}, a schedule, fails at the {when} of training with {type(error).__name__}: {error}. It is "
                         f"called with one float, the share of training that remains: here {progress}."
                     ) from error
@@ -137,7 +138,7 @@ def check_scheduled(name: str, value: Any, when: str) -> float:
     single = isinstance(value, (np.generic, np.ndarray, th.Tensor)) and value.ndim == 0
     number: Any = value.item() if single else value
     if not Number().accepts(number):
-        raise ValueError(
+        raise ArgumentError(
             f"{name} must be a number of at least 0, but {when} its schedule gives {value!r}: correct the schedule. It is "
             "asked for shares of training that remain, in [0, 1]."
         )
@@ -238,7 +239,7 @@ def check_argument(rule: Rule, name: str, value: Any, default: Any = None) -> An
     """
     converted = rule.convert(name, value)
     if not rule.accepts(converted):
-        raise ValueError(f"{name} must be {rule.wanted}, got {value!r}: {_remedy(rule, value, default)}.")
+        raise ArgumentError(f"{name} must be {rule.wanted}, got {value!r}: {_remedy(rule, value, default)}.")
     return converted
 
 

@@ -1,7 +1,7 @@
 """FlowMatchingPolicy: observation -> features -> velocity field -> action; what every algorithm of this package shares."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NoReturn, get_args
 
 import numpy as np
 import torch as th
@@ -10,7 +10,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import (
     get_action_dim,
     is_image_space,
-    is_image_space_channels_first,
     preprocess_obs,
 )
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
@@ -20,7 +19,7 @@ from torch import nn
 from sb3_scoreflow import flow
 from sb3_scoreflow.encoders import ViTExtractor, random_shift
 from sb3_scoreflow.networks import ObservationNormalizer, VelocityField
-from sb3_scoreflow.utils import DivergenceError, check_choice, check_whole_numbers
+from sb3_scoreflow.utils import ArgumentError, DivergenceError, check_choice, check_whole_numbers
 
 ObservationNormalization = Literal["auto", "running", "fixed", "none"]
 
@@ -66,6 +65,8 @@ class FlowMatchingPolicy(BasePolicy):
 
     #: Features extractor of the alias; None chooses by observation space.
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor] | None] = None
+    #: What to call instead of what needs likelihoods, the end of a message
+    _instead_of_likelihoods: ClassVar[str] = ""
     pretrained: th.Tensor
     _inference_steps: th.Tensor
 
@@ -138,9 +139,10 @@ class FlowMatchingPolicy(BasePolicy):
         self.velocity_field = VelocityField(
             self.features_dim, self.action_dim, net_arch["pi"], activation_fn, time_embedding_dim, prior_std
         )
-        self.register_buffer("pretrained", th.tensor(False))
+        # Flags and counts are floats: users average the tensors of a state dict, or add noise to all of them.
+        self.register_buffer("pretrained", th.zeros(()))
         # In the state dict, so that a model saved after changing it acts as it did; 0 follows denoising_steps.
-        self.register_buffer("_inference_steps", th.tensor(0))
+        self.register_buffer("_inference_steps", th.zeros(()))
         if inference_steps is not None:
             self.inference_steps = inference_steps
 
@@ -155,13 +157,17 @@ class FlowMatchingPolicy(BasePolicy):
     @property
     def inference_steps(self) -> int:
         """Euler steps of the deterministic sampler; may be set at any time."""
-        return int(self._inference_steps) or self.denoising_steps
+        return self._given_inference_steps or self.denoising_steps
 
     @inference_steps.setter
     def inference_steps(self, value: int) -> None:
         if value < 1:
             raise ValueError(f"inference_steps must be at least 1, got {value}.")
         self._inference_steps.fill_(value)
+
+    @property
+    def _given_inference_steps(self) -> int | None:
+        return max(round(float(self._inference_steps)), 0) or None
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -170,7 +176,7 @@ class FlowMatchingPolicy(BasePolicy):
             net_arch=self.net_arch,
             activation_fn=self.activation_fn,
             denoising_steps=self.denoising_steps,
-            inference_steps=int(self._inference_steps) or None,
+            inference_steps=self._given_inference_steps,
             time_embedding_dim=self.time_embedding_dim,
             prior_std=self.prior_std,
             observation_normalization=self.observation_normalization,
@@ -222,7 +228,7 @@ class FlowMatchingPolicy(BasePolicy):
     def updates_observation_statistics(self) -> bool:
         """Whether rollouts update the observation statistics (see ``observation_normalization``)."""
         mode = self.observation_normalization
-        return mode == "running" or (mode == "auto" and not bool(self.pretrained))
+        return mode == "running" or (mode == "auto" and not bool(self.pretrained > 0.5))
 
     def share_actor_features(self) -> None:
         """Called after cloning, for subclasses with other features extractors than the actor's, to start them from it."""
@@ -307,6 +313,27 @@ class FlowMatchingPolicy(BasePolicy):
         """
         return self._predict(obs, deterministic)
 
+    def get_distribution(self, obs: PyTorchObs) -> NoReturn:
+        """
+        :param obs: raw observations
+        :raises NotImplementedError: always: a flow policy has no distribution of actions in closed form
+        """
+        raise NotImplementedError(
+            "get_distribution: a flow policy has no distribution of actions in closed form. Draw actions with predict(obs, "
+            f"deterministic=False), as many as you need{self._instead_of_likelihoods}."
+        )
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> Any:
+        """
+        :param obs: raw observations
+        :param actions: actions
+        :raises NotImplementedError: always, but for policies whose chains have a likelihood
+        """
+        raise NotImplementedError(
+            "evaluate_actions: a flow policy gives no probability of an action. Draw actions with predict(obs, "
+            f"deterministic=False), as many as you need{self._instead_of_likelihoods}."
+        )
+
     def scale_action(self, action: np.ndarray) -> np.ndarray:
         """
         :param action: actions within the bounds, shape ``(..., *action_shape)``
@@ -344,22 +371,22 @@ class FlowMatchingPolicy(BasePolicy):
 def check_action_space(action_space: spaces.Space) -> None:
     """
     :param action_space: to be checked
-    :raises ValueError: if it is not a floating-point Box with finite bounds, low < high
+    :raises ArgumentError: if it is not a floating-point Box with finite bounds, low < high
     """
     if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"action_space must be a Box (flow policies generate continuous actions), got {action_space}.")
+        raise ArgumentError(f"action_space must be a Box (flow policies generate continuous actions), got {action_space}.")
     if not np.issubdtype(action_space.dtype, np.floating):
-        raise ValueError(
+        raise ArgumentError(
             f"action_space must have a floating-point dtype, got {action_space.dtype}; wrap the env to cast its actions."
         )
     low, high = action_space.low, action_space.high
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ValueError(
+        raise ArgumentError(
             f"action_space must have finite bounds, got low={low}, high={high}; wrap the env with "
             "gymnasium.wrappers.RescaleAction or give bounds."
         )
     if not (low < high).all():
-        raise ValueError(
+        raise ArgumentError(
             f"action_space must have low < high in every dimension, got low={low}, high={high}; drop the fixed dimensions."
         )
 
@@ -393,9 +420,12 @@ def _image_keys(space: spaces.Space, normalize_images: bool) -> list[str]:
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     keys = [key for key, part in parts.items() if is_image_space(part, normalized_image=not normalize_images)]
     for key in keys:
-        if not is_image_space_channels_first(parts[key]):  # type: ignore[arg-type]
+        shape = parts[key].shape
+        assert shape is not None
+        # Of stacked or odd images the last side may be the smallest without being the channels.
+        if 2 * shape[-1] <= min(shape[:-1]):
             raise ValueError(
-                f"observation_space{f'[{key!r}]' if key else ''} has its channels last, shape {parts[key].shape}: pass the "
+                f"observation_space{f'[{key!r}]' if key else ''} has its channels last, shape {shape}: pass the "
                 "space of the environment in a VecTransposeImage, which algorithms put around environments by themselves."
             )
     return keys

@@ -7,6 +7,8 @@ from typing import Any
 
 from stable_baselines3.common.save_util import open_path
 
+from sb3_scoreflow.utils import ArgumentError
+
 #: Algorithms of this package
 OWN = ("ScoReFlowPPO", "RLDT")
 
@@ -50,7 +52,7 @@ def written_by(path: Any) -> str | None:
     return "PPO" if "clip_range" in data else "TRPO" if "cg_max_steps" in data else "A2C"  # their policy is the same
 
 
-class WrongPolicyError(ValueError):
+class WrongPolicyError(ArgumentError):
     """A policy that the algorithm cannot train."""
 
 

@@ -12,6 +12,42 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import torch as th
+
+
+class ArgumentError(ValueError, AssertionError):
+    """
+    An argument that cannot work.
+
+    Stable-Baselines3 asserts most of what it wants of arguments, so code written for its algorithms may catch either.
+    """
+
+
+def name_parameter_groups(optimizer: th.optim.Optimizer, parts: Mapping[str, Sequence[th.nn.Parameter]]) -> None:
+    """
+    Split the groups of an optimizer that the user made, as ``SGD(policy.parameters())``, into the policy's, in their order, so
+    that each part gets its own learning rate and a file can be loaded. Options and moments stay.
+
+    :param optimizer: groups that have a "name" are left alone
+    :param parts: name -> parameters; a trained parameter that is in none counts to the first
+    """
+    if all("name" in group for group in optimizer.param_groups):  # asked in every gradient step
+        return
+    known = {id(parameter) for parameters in parts.values() for parameter in parameters}
+    first, groups = next(iter(parts)), []
+    for group in optimizer.param_groups:
+        if "name" in group:
+            groups.append(group)
+            continue
+        given = {id(parameter): parameter for parameter in group["params"]}
+        for name, parameters in parts.items():
+            chosen = [parameter for parameter in parameters if id(parameter) in given]
+            if name == first:
+                chosen += [p for key, p in given.items() if key not in known and p.requires_grad]
+            if chosen:
+                groups.append({**group, "params": chosen, "name": name})
+    optimizer.param_groups = groups
+
 
 class DivergenceError(FloatingPointError, ValueError):
     """
@@ -26,20 +62,20 @@ def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
     :param argument: name of the argument, for the message
     :param value: its value
     :param choices: what it may be
-    :raises ValueError: if it is none of them
+    :raises ArgumentError: if it is none of them
     """
     if value not in choices:
-        raise ValueError(f"{argument} must be one of {', '.join(repr(c) for c in choices)}, got {value!r}.")
+        raise ArgumentError(f"{argument} must be one of {', '.join(repr(c) for c in choices)}, got {value!r}.")
 
 
 def check_whole_numbers(arguments: Mapping[str, Any]) -> None:
     """
     :param arguments: that count something; None passes
-    :raises ValueError: if one is not an integer
+    :raises ArgumentError: if one is not an integer
     """
     for name, value in arguments.items():
         if value is not None and not isinstance(value, Integral):
-            raise ValueError(f"{name} must be a whole number, got {value!r}: pass an int.")
+            raise ArgumentError(f"{name} must be a whole number, got {value!r}: pass an int.")
 
 
 def warn(message: str) -> None:

@@ -186,13 +186,14 @@ class RolloutHistory(RolloutBuffer):
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
-        The rollout is complete: from now on it is sampled.
+        The rollout is complete: from now on it is sampled. A callback that has changed its rewards may call it again.
 
         :param last_values: not used
         :param dones: not used
         """
-        self._complete[self._slot] = True
-        self.n_rollouts += 1
+        if not self._complete[self._slot]:
+            self._complete[self._slot] = True
+            self.n_rollouts += 1
 
     def discard_last(self) -> None:
         """Forget the last completed rollout: the next one takes its place."""

@@ -36,6 +36,7 @@ class RLDTPolicy(FlowMatchingPolicy):
     :param critic_activation_fn: activation of the critics
     """
 
+    _instead_of_likelihoods = "; q_values(obs, actions) tells what they are worth"
     reward_scale: th.Tensor
 
     def __init__(

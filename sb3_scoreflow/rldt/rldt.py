@@ -22,7 +22,7 @@ from sb3_scoreflow.rldt.presets import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.renormalization import Renormalization
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
 from sb3_scoreflow.update_log import UpdateLog
-from sb3_scoreflow.utils import DivergenceError, warn
+from sb3_scoreflow.utils import DivergenceError, name_parameter_groups, warn
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
 
@@ -286,6 +286,7 @@ class RLDT(FlowAlgorithm):
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         assert isinstance(optimizers, th.optim.Optimizer)
+        name_parameter_groups(optimizers, self.policy.parameter_groups())
         rates = dict(velocity=self._scheduled("learning_rate"), critic=self._scheduled("critic_learning_rate"))
         rates["encoder"] = self._encoder_rate()
         if self.n_actor_updates < self.learning_rate_warmup_steps:

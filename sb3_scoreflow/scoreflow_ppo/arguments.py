@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, get_args
 from sb3_scoreflow.checks import SB3_RULES, Choice, Count, Flag, Number, OrNone, Rule, Schedule
 from sb3_scoreflow.schedules import END, START, as_schedule
 from sb3_scoreflow.scoreflow_ppo.policies import Noise, ScoreDrift
-from sb3_scoreflow.utils import warn
+from sb3_scoreflow.utils import ArgumentError, warn
 
 if TYPE_CHECKING:
     from sb3_scoreflow.scoreflow_ppo.scoreflow_ppo import ScoReFlowPPO
@@ -55,11 +55,11 @@ def check_combinations(model: "ScoReFlowPPO") -> None:
     for when, progress in (("starts", START), ("ends", END)):
         value = max_std(progress)
         if value < model.min_std and not math.isclose(value, model.min_std, rel_tol=1e-6):
-            raise ValueError(
+            raise ArgumentError(
                 f"max_std must not be below min_std={model.min_std}, but {when} at {value}: raise max_std, or lower min_std."
             )
     if model.normalize_advantage and min(model.batch_size, size) == 1:
-        raise ValueError(
+        raise ArgumentError(
             f"normalize_advantage needs minibatches of at least 2 chains, got batch_size={model.batch_size} and n_steps * "
             f"n_envs = {size}: raise them, or pass normalize_advantage=False."
         )

@@ -17,9 +17,9 @@ def chain_space(action_space: spaces.Space, denoising_steps: int) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, ((denoising_steps + 1) * get_action_dim(action_space),), dtype=np.float32)
 
 
-class ChainRolloutBuffer(RolloutBuffer):
+class ChainActions:
     """
-    Stable-Baselines3's buffer with actions of shape ``(n_steps, n_envs, (K + 1) * action_dim)``.
+    Mixin for a rollout buffer: its actions are flattened chains, of shape ``(n_steps, n_envs, (K + 1) * action_dim)``.
 
     Memory in bytes: ``n_steps * n_envs * (observation bytes + 4 * ((K + 1) * action_dim + 6))``, the six being reward, return,
     episode start, value, log-probability and advantage.
@@ -40,19 +40,26 @@ class ChainRolloutBuffer(RolloutBuffer):
         denoising_steps: int,
         **kwargs: Any,
     ) -> None:
-        super().__init__(buffer_size, observation_space, chain_space(action_space, denoising_steps), **kwargs)
+        chains = chain_space(action_space, denoising_steps)
+        super().__init__(buffer_size, observation_space, chains, **kwargs)  # type: ignore[call-arg]
 
 
-class DictChainRolloutBuffer(DictRolloutBuffer):
+class ChainRolloutBuffer(ChainActions, RolloutBuffer):
+    """Stable-Baselines3's buffer with chains for actions (see :class:`ChainActions`)."""
+
+
+class DictChainRolloutBuffer(ChainActions, DictRolloutBuffer):
     """:class:`ChainRolloutBuffer` for Dict observations; the parameters are the same."""
 
-    def __init__(
-        self,
-        buffer_size: int,
-        observation_space: spaces.Dict,
-        action_space: spaces.Space,
-        *,
-        denoising_steps: int,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(buffer_size, observation_space, chain_space(action_space, denoising_steps), **kwargs)
+
+def with_chains(buffer_class: type[RolloutBuffer]) -> type[RolloutBuffer]:
+    """
+    A buffer class that was written for PPO, for chains.
+
+    :param buffer_class: subclass of Stable-Baselines3's RolloutBuffer
+    :return: itself if it stores chains already, else it with :class:`ChainActions`
+    """
+    if issubclass(buffer_class, ChainActions):
+        return buffer_class
+    own = {RolloutBuffer: ChainRolloutBuffer, DictRolloutBuffer: DictChainRolloutBuffer}
+    return own.get(buffer_class) or type(f"Chain{buffer_class.__name__}", (ChainActions, buffer_class), {})

@@ -18,7 +18,7 @@ from sb3_scoreflow.linear import mlp
 from sb3_scoreflow.networks import NoiseNet, ScoreCoefficient, initial_score_gate
 from sb3_scoreflow.policies import FlowMatchingPolicy, ObservationNormalization
 from sb3_scoreflow.scoreflow_ppo.transition import chain_entropy, chain_log_prob, transition_mean, truncated_normal
-from sb3_scoreflow.utils import check_choice
+from sb3_scoreflow.utils import ArgumentError, check_choice
 
 ScoreDrift = Literal["learned", "constant", "none"]
 Noise = Literal["learned", "constant", "score_matched"]
@@ -53,6 +53,7 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         extractor's
     """
 
+    _instead_of_likelihoods = "; evaluate_actions(obs, chains), chains = policy(obs)[0], gives log-probabilities of chains"
     value_scale: th.Tensor
     log_std_bounds: th.Tensor
 
@@ -287,7 +288,15 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param actions: flattened chains, shape ``(batch, (K + 1) * action_dim)``
         :return: values ``(batch, 1)``, normalised log-probabilities ``(batch,)``, normalised entropies ``(batch,)``
+        :raises ValueError: if they are no chains: an action by itself has no likelihood in closed form
         """
+        width = (self.denoising_steps + 1) * self.action_dim
+        if actions[0].numel() != width:
+            raise ArgumentError(
+                f"actions must be denoising chains, shape (batch, (denoising_steps + 1) * action_dim) = (batch, {width}), got "
+                f"{tuple(actions.shape)}: a flow policy gives no probability of an action. Pass chains = policy(obs)[0], or "
+                "those of the rollout buffer."
+            )
         evaluation = self.evaluate_chain(obs, actions.view(len(actions), self.denoising_steps + 1, self.action_dim))
         return evaluation.values.unsqueeze(-1), evaluation.log_prob, evaluation.entropy
 

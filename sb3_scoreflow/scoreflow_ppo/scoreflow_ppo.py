@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
@@ -24,7 +24,7 @@ from sb3_scoreflow.execution import Execution
 from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.schedules import START, Constant, as_schedule
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES, check_combinations, warn_of_arguments
-from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
+from sb3_scoreflow.scoreflow_ppo.buffers import with_chains
 from sb3_scoreflow.scoreflow_ppo.critic_pretraining import CriticPretraining
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, clip_range_from_scratch, default_sizes
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
@@ -39,7 +39,7 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
 )
 from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
 from sb3_scoreflow.update_log import UpdateLog
-from sb3_scoreflow.utils import DivergenceError
+from sb3_scoreflow.utils import DivergenceError, name_parameter_groups
 
 #: Keeps advantages that are all equal, hence 0, from being divided by 0
 _TINY = float(np.finfo(np.float32).tiny)
@@ -70,7 +70,8 @@ class ScoReFlowPPO(FlowAlgorithm):
     :param ent_coef: coefficient of the chain's entropy (normalised once by ``(K + 1) action_dim``)
     :param vf_coef: coefficient of the value loss
     :param max_grad_norm: largest gradient norm, for each parameter group by itself
-    :param rollout_buffer_class: subclass of the package's ``ChainRolloutBuffer`` / ``DictChainRolloutBuffer``
+    :param rollout_buffer_class: subclass of Stable-Baselines3's ``RolloutBuffer`` / ``DictRolloutBuffer``, which is made to
+        store chains for actions
     :param rollout_buffer_kwargs: further keyword arguments of the buffer
     :param target_kl: end the iteration's update when the approximate KL divergence passes 1.5 times this value
     :param stats_window_size: episodes over which rollout statistics are averaged
@@ -203,8 +204,11 @@ class ScoReFlowPPO(FlowAlgorithm):
             self.reference = self._make_reference()
 
     def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
-        base = DictChainRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else ChainRolloutBuffer
-        return base, "which stores denoising chains"
+        base = DictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else RolloutBuffer
+        return base, "for these observations"
+
+    def _adapted_buffer(self, buffer: type[RolloutBuffer]) -> type[RolloutBuffer]:
+        return with_chains(buffer)
 
     def _buffer_arguments(self) -> dict[str, Any]:
         return dict(denoising_steps=self.denoising_steps)
@@ -349,6 +353,7 @@ class ScoReFlowPPO(FlowAlgorithm):
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         names = dict(velocity="learning_rate", noise="noise_learning_rate", critic="critic_learning_rate")
         assert isinstance(optimizers, th.optim.Optimizer)
+        name_parameter_groups(optimizers, self.policy.parameter_groups())
         for group in optimizers.param_groups:
             name = names[group["name"]]
             group["lr"] = self._scheduled(name)
@@ -370,8 +375,8 @@ class ScoReFlowPPO(FlowAlgorithm):
             self.policy.set_value_scale(1.0)
         warming_up = self.n_iterations < self.critic_warmup_iterations
         log = UpdateLog()
-        for _ in range(self.n_epochs):
-            completed = self._train_epoch(warming_up, log)
+        for epoch in range(self.n_epochs):
+            completed = self._train_epoch(epoch, warming_up, log)
             self._n_updates += 1
             if not completed:
                 break
@@ -381,7 +386,7 @@ class ScoReFlowPPO(FlowAlgorithm):
         self._update_observation_statistics()
         self._update_noise_bounds()
 
-    def _train_epoch(self, warming_up: bool, log: UpdateLog) -> bool:
+    def _train_epoch(self, epoch: int, warming_up: bool, log: UpdateLog) -> bool:
         """
         One pass over the rollout.
 
@@ -404,6 +409,8 @@ class ScoReFlowPPO(FlowAlgorithm):
                     losses["bc_loss"] = self.bc_coef * self._bc_loss(batch, chain[:, 0], log)
                 log.record({"entropy_loss": -evaluation.entropy.mean()})
                 if self.target_kl is not None and log.minibatch["approx_kl"] > 1.5 * self.target_kl:
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {log.minibatch['approx_kl']:.2g}")
                     log.end_minibatch()
                     return False
             self._step(losses, log)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_scoreflow import CosineSchedule, Demonstrations, DivergenceError, HoldCosineSchedule, pretrain_bc
@@ -277,10 +277,10 @@ WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
     (dict(rollout_buffer_class="mine"), "rollout_buffer_class must be a subclass of "),
 ]
 
-#: What differs between algorithms that have the argument. A RolloutBuffer is the base class of all.
+#: What differs between algorithms that have the argument
 IMPOSSIBLE_BUFFER = {
-    "ScoReFlowPPO": "rollout_buffer_class must be a subclass of ChainRolloutBuffer, which stores denoising chains, got Rollou",
-    "RLDT": "rollout_buffer_class must be a subclass of RolloutHistory, which keeps trajectories, got RolloutBuffer",
+    "ScoReFlowPPO": "rollout_buffer_class must be a subclass of RolloutBuffer for these observations, got ReplayBuffer",
+    "RLDT": "rollout_buffer_class must be a subclass of RolloutHistory, which keeps trajectories, got ReplayBuffer",
 }
 
 #: Arguments that are no rules' business
@@ -306,7 +306,7 @@ def has(algorithm: Algorithm, arguments: dict[str, Any]) -> bool:
 
 
 def rows(algorithm: Algorithm) -> list[tuple[dict[str, Any], str]]:
-    own = (dict(rollout_buffer_class=RolloutBuffer), IMPOSSIBLE_BUFFER[str(algorithm)])
+    own = (dict(rollout_buffer_class=ReplayBuffer), IMPOSSIBLE_BUFFER[str(algorithm)])
     return [*(row for row in IMPOSSIBLE if has(algorithm, row[0])), own]
 
 
@@ -394,8 +394,8 @@ def test_critics_have_hidden_layers(rldt: Algorithm, widths: list[int]) -> None:
 
 
 def test_buffer_has_to_fit_the_observations(ppo: Algorithm) -> None:
-    for buffer_class in (DictRolloutBuffer, ChainRolloutBuffer):
-        with pytest.raises(ValueError, match="must be a subclass of DictChainRolloutBuffer, which stores denoising chains"):
+    for buffer_class in (RolloutBuffer, ChainRolloutBuffer):
+        with pytest.raises(ValueError, match="must be a subclass of DictRolloutBuffer for these observations, got"):
             ppo.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=buffer_class)
 
     class Mine(ChainRolloutBuffer):
@@ -442,8 +442,8 @@ def test_critics_without_state_values_are_not_pretrained(rldt: Algorithm) -> Non
 
 def test_batch_size_that_leaves_a_remainder_warns_and_works(ppo: Algorithm) -> None:
     message = (
-        r"batch_size=5 does not divide the rollout of n_steps \* n_envs = 7 \* 3 = 21 chains: every epoch ends with a "
-        r"minibatch of 1\. Choose a batch_size that is a factor of 21"
+        r"batch_size=5 does not divide the rollout of n_steps \* n_envs = 7 \* 3 = 21 chains: in every epoch there will be a "
+        r"truncated mini-batch of size 1\. Choose a batch_size that is a factor of 21"
     )
     with pytest.warns(UserWarning, match=message) as caught:
         model = ppo.make("FlowPolicy", make_toy(n_envs=3), n_steps=7, batch_size=5)

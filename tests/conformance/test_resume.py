@@ -248,15 +248,15 @@ def test_return_statistics_start_anew_with_the_episodes(ppo: Algorithm, tmp_path
     assert model.return_statistics.returns != 0  # 16 steps: one step into the fourth episode
     model.save(tmp_path / "model")
     loaded = ppo.cls.load(tmp_path / "model", make_toy(length=5))
-    seen: list[tuple[float, float]] = []
+    seen: list[tuple[list[float], float]] = []  # of every step: running returns before it, its reward
 
     def record(local: dict[str, Any], _: dict[str, Any]) -> bool:
-        seen.append((float(local["self"].return_statistics.returns[0]), float(local["rewards"][0])))
-        return len(seen) < 2
+        seen.append((local["self"].return_statistics.returns.tolist(), float(local["rewards"][0])))
+        return len(seen) < 3
 
     loaded.learn(ppo.iteration(), callback=record, reset_num_timesteps=False)
-    assert seen[0][0] == pytest.approx(seen[0][1])
-    assert seen[1][0] == pytest.approx(0.9 * seen[0][1] + seen[1][1])
+    assert seen[0][0] == [] and seen[1][0] == pytest.approx([seen[0][1]])
+    assert seen[2][0] == pytest.approx([0.9 * seen[0][1] + seen[1][1]])
     model.learn(ppo.iteration())  # resets as well
     assert model.return_statistics.returns == pytest.approx(model.rollout_buffer.rewards.flatten()[-1:])
 

@@ -417,7 +417,7 @@ def test_gradient_of_the_loss_by_finite_differences(noise: str, monkeypatch: pyt
 
     def loss() -> th.Tensor:
         losses.clear()
-        model._train_epoch(False, UpdateLog())
+        model._train_epoch(0, False, UpdateLog())
         return losses[0]
 
     model.policy.zero_grad()

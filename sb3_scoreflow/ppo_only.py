@@ -1,0 +1,36 @@
+"""What users pass to PPO's policy and a flow policy has no use for: refused with what to do instead."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from stable_baselines3.common.policies import BasePolicy
+
+_NO_GAUSSIAN = "it belongs to PPO's Gaussian policy. Leave it out"
+
+#: argument of PPO's policy -> what to do instead
+INSTEAD = {
+    "log_std_init": f"{_NO_GAUSSIAN}; exploration is bounded by ScoReFlowPPO's min_std and max_std, scaled by RLDT's "
+    "exploration_scale",
+    "full_std": f"{_NO_GAUSSIAN}; a flow policy has no gSDE",
+    "use_expln": f"{_NO_GAUSSIAN}; a flow policy has no gSDE",
+    "ortho_init": "initial weights are those of the flow. Leave it out",
+    "squash_output": "a flow policy's actions are within the bounds always. Leave it out",
+    "share_features_extractor": "RLDT's critics keep an extractor of their own, which starts from the clone's. Leave it out; "
+    "encoder_learning_rate=0 freezes it",
+}
+
+
+def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    :param policy_class: of the policy to be built
+    :param policy_kwargs: its keyword arguments, as the user gave them
+    :raises TypeError: as PPO does, if the policy does not take one; the message says what to do instead
+    """
+    parameters = inspect.signature(policy_class).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in [name for name in policy_kwargs if name not in parameters]:
+        given = {"observation_space", "action_space", "lr_schedule", "use_sde"}
+        taken = f"{policy_class.__name__} takes {', '.join(sorted(parameters.keys() - given))}"
+        raise TypeError(f"policy_kwargs has an unexpected keyword argument {name!r}: {INSTEAD.get(name, taken)}.")
