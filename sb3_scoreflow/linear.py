@@ -1,45 +1,141 @@
 """Linear layers by the faster of two libraries."""
 
-from collections.abc import Sequence
+import platform
+import re
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
-
-#: Products of at least this many multiplications are oneDNN's, without and with gradients: those copy into and out of oneDNN's
-#: own tensors, which costs more (docs/speed.md).
-_WORTHWHILE, _WORTHWHILE_WITH_GRADIENT = 2**22, 2**23
-#: oneDNN's product of plain tensors, which has no gradient: what ``torch.compile`` makes of a linear layer.
-_product = getattr(th.ops.mkldnn, "_linear_pointwise", None) if th.backends.mkldnn.is_available() else None
+from torch.autograd import forward_ad
 
 
-def _onednn_pays(x: th.Tensor, out_features: int) -> bool:
+class _Worthwhile(NamedTuple):
+    """Products of at least so many multiplications are faster by oneDNN (docs/speed.md)."""
+
+    without_gradient: int
+    with_gradient: int  #: more: gradients take a detour through Python
+
+
+#: By family of AMD's processors: the units of 26 (Zen 5) are as wide as AVX-512's registers. Those of 25 (Zen 4) are half as
+#: wide, so that MKL does without it at no loss, but for products that leave the cache.
+_BY_FAMILY = {25: _Worthwhile(2**28, 2**28), 26: _Worthwhile(2**22, 2**23)}
+
+
+def _find_worthwhile(cpu_info: Path = Path("/proc/cpuinfo")) -> _Worthwhile | None:
+    """
+    Where oneDNN pays: MKL, torch's own library, uses AVX-512 on Intel's processors alone.
+
+    The processor decides, not a measurement, so that the same seed gives the same numbers from run to run.
+
+    :param cpu_info: Linux's description of the processor; elsewhere Python's is taken
+    :return: None if nowhere
+    """
+    try:
+        description = cpu_info.read_text(errors="replace")
+    except OSError:
+        description = platform.processor()
+    family = re.search(r"family\s*:?\s*(\d+)", description, re.IGNORECASE)
+    wide = th.backends.cpu.get_cpu_capability() == "AVX512" and th.backends.mkl.is_available()
+    if family is None or "AuthenticAMD" not in description or not wide:
+        return None
+    return _BY_FAMILY.get(min(int(family[1]), max(_BY_FAMILY)))
+
+
+def _find_product() -> Callable[..., th.Tensor] | None:
+    """
+    :return: oneDNN's ``x W^T + b`` of plain tensors, which is what ``torch.compile`` makes of a linear layer; None if this
+        version of torch has it no more or otherwise, for it is private, or if it does not work here
+    """
+    x, weight, bias = th.arange(6.0).view(2, 3), th.arange(12.0).view(3, 4).T, th.arange(4.0)
+    try:
+        product: Callable[..., th.Tensor] = th.ops.mkldnn._linear_pointwise
+        right = th.equal(product(x, weight, bias, "none", [], ""), x @ weight.T + bias)  # exact: whole numbers
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return product if right else None
+
+
+_worthwhile = _find_worthwhile()
+_product = _find_product() if _worthwhile else None
+
+
+def _onednn_pays(x: th.Tensor, weight: th.Tensor) -> bool:
     """Whether oneDNN is there and faster for ``x`` of shape ``(..., in_features)``."""
-    if th.compiler.is_compiling():
+    if _worthwhile is None or _product is None or th.compiler.is_compiling() or th.jit.is_tracing():
         return False
-    plain = _product is not None and not th.is_grad_enabled()
+    least = _worthwhile.with_gradient if th.is_grad_enabled() else _worthwhile.without_gradient
     return (
-        x.numel() * out_features >= (_WORTHWHILE if plain else _WORTHWHILE_WITH_GRADIENT)
-        and x.device.type == "cpu"
-        and x.dtype == th.float32
-        and th.backends.mkldnn.is_available()
-        and th._C._get_mkldnn_enabled()
+        x.numel() * weight.shape[0] >= least
+        and x.dtype == weight.dtype == th.float32
+        and x.layout == weight.layout == th.strided
+        and x.is_cpu
+        and weight.is_cpu
+        and bool(th.backends.mkldnn.enabled)
+        and not th.is_autocast_enabled("cpu")
     )
 
 
 def _by_onednn(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
-    if _product is None or th.is_grad_enabled():
-        return nn.functional.linear(x.to_mkldnn(), weight, bias).to_dense()
-    product: th.Tensor = _product(x, weight, bias, "none", [], "")
-    return product
+    assert _product is not None
+    return _product(x, weight, bias, "none", [], "")
+
+
+class _Product(th.autograd.Function):
+    """
+    oneDNN's product with its gradients, which are such products too, to any order.
+
+    Where it cannot go (transforms of ``torch.func``, forward-mode differentiation) PyTorch raises RuntimeError by itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _by_onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        rows, gradients = x.flatten(0, -2), gradient.flatten(0, -2)
+        of_x = linear(gradient, weight.T) if wanted[0] else None
+        of_weight = None
+        if wanted[1]:
+            # oneDNN copies its first factor if that is transposed: the narrower one
+            narrow = gradients.shape[1] <= rows.shape[1]
+            of_weight = linear(gradients.T, rows.T) if narrow else linear(rows.T, gradients.T).T
+        return of_x, of_weight, gradients.sum(0) if wanted[2] else None
+
+
+def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+    """
+    ``torch.nn.functional.linear``, large float32 products on a CPU by oneDNN where that is faster.
+
+    :param x: shape ``(..., in_features)``
+    :param weight: shape ``(out_features, in_features)``
+    :param bias: shape ``(out_features,)``
+    :return: shape ``(..., out_features)``
+    """
+    if not _onednn_pays(x, weight):
+        return nn.functional.linear(x, weight, bias)
+    try:
+        # Forward-mode gradients are there without the others, too. A torch that does not tell may have them.
+        if th.is_grad_enabled() or getattr(forward_ad, "_current_level", 0) >= 0:
+            return _Product.apply(x, weight, bias)
+        return _by_onednn(x, weight, bias)
+    except RuntimeError:  # what oneDNN cannot do, torch can, or says better why not
+        return nn.functional.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):
     """
     ``torch.nn.Linear`` that lets oneDNN do large float32 products on a CPU.
 
-    PyTorch leaves them to MKL, which on AMD's processors does without AVX-512 and takes twice as long; the numbers agree up to
-    float32's rounding. ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
+    PyTorch leaves them to MKL, which on AMD's processors does without AVX-512 and takes longer; the numbers agree up to
+    float32's rounding. On other processors, and where oneDNN's product does not work, it is ``torch.nn.Linear``.
+    ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
     """
 
     def forward(self, input: th.Tensor) -> th.Tensor:
@@ -47,9 +143,7 @@ class Linear(nn.Linear):
         :param input: shape ``(..., in_features)``
         :return: shape ``(..., out_features)``
         """
-        if not _onednn_pays(input, self.out_features):
-            return super().forward(input)
-        return _by_onednn(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
 
 def batched_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
@@ -61,9 +155,9 @@ def batched_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tenso
     :param bias: shape ``(n, 1, out_features)``
     :return: shape ``(n, rows, out_features)``
     """
-    if not _onednn_pays(x[0], weight.shape[-1]):
+    if not _onednn_pays(x[0], weight[0].T):
         return th.baddbmm(bias, x, weight)
-    return th.stack([_by_onednn(member, w.T, b.squeeze(0)) for member, w, b in zip(x, weight, bias, strict=True)])
+    return th.stack([linear(member, w.T, b.squeeze(0)) for member, w, b in zip(x, weight, bias, strict=True)])
 
 
 def mlp(widths: Sequence[int], activation_fn: type[nn.Module]) -> nn.Sequential:
