@@ -8,12 +8,14 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_scoreflow.action_space import check_action_space
 from sb3_scoreflow.arguments import ArgumentResolution
 from sb3_scoreflow.checks import SB3_RULES, check_argument
 from sb3_scoreflow.clones import adopt_statistics, clone_policy, copy_actor
@@ -295,6 +297,12 @@ class FlowAlgorithm(ArgumentResolution):
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     # ------------------------------------------------------------------ environments
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_action_space(wrapped.action_space)  # Stable-Baselines3 would say less, without a remedy
+        return wrapped
 
     def _check_chunks(self, env: VecEnv | None) -> None:
         """Warn if another environment makes other steps of the same chunks: gamma and values are per step."""

@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_scoreflow.action_space import check_action_space
 from sb3_scoreflow.checks import Rule, check_argument, check_arguments, check_scheduled
-from sb3_scoreflow.policies import FlowMatchingPolicy, check_action_space
+from sb3_scoreflow.policies import FlowMatchingPolicy
 from sb3_scoreflow.schedules import Progress
 from sb3_scoreflow.utils import ArgumentError
 

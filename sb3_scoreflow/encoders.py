@@ -63,7 +63,7 @@ class TransformerLayer(nn.Module):
         :return: same shape
         """
         heads = self.query_key_value(self.attention_norm(tokens)).unflatten(-1, (3, self.n_heads, -1))
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, n_heads, n, width / n_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind()  # each (batch, n_heads, n, width / n_heads)
         attended = nn.functional.scaled_dot_product_attention(query, key, value)
         tokens = tokens + self.output(attended.transpose(1, 2).flatten(2))
         return tokens + self.mlp(tokens)

@@ -1,5 +1,8 @@
-"""The deterministic policy as a module of tensor operations alone, for ``torch.compile`` and ``torch.export``."""
+"""The deterministic policy as a module of tensor operations alone, for ``torch.compile``, ``torch.export`` and ONNX."""
 
+import copy
+
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -12,12 +15,13 @@ class ActionSampler(nn.Module):
     """
     Raw observations to actions within the bounds: the denoising loop unrolled, without NumPy and without blocks.
 
-    As ``model.predict(obs, deterministic=True)`` up to float32's rounding; the action of one observation may differ in the
-    last bits with the batch that it is computed in. Parameters are shared with the policy until they are exported::
+    As ``model.predict(obs, deterministic=True)`` up to float32's rounding, for any number of observations; the action of one
+    observation may differ in the last bits with the batch that it is computed in. It holds a copy of the policy as it is now,
+    in evaluation mode and without gradients: neither changes the other afterwards::
 
         sampler = ActionSampler(model.policy)
         fast = torch.compile(sampler)
-        program = torch.export.export(sampler, (obs,))
+        program = torch.export.export(sampler, (obs,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
     :param policy: of any algorithm of this package; its ``inference_steps`` are fixed here
     """
@@ -27,23 +31,30 @@ class ActionSampler(nn.Module):
 
     def __init__(self, policy: FlowMatchingPolicy) -> None:
         super().__init__()
-        policy.set_training_mode(False)
-        self.policy = policy
+        # A None in the memo stands for the optimizer, whose moments are as large as the weights
+        self.policy = copy.deepcopy(policy, {id(getattr(policy, "optimizer", None)): None}).requires_grad_(False)
         self.steps = policy.inference_steps
-        assert isinstance(policy.action_space, spaces.Box)
+        space = policy.action_space
+        assert isinstance(space, spaces.Box)
+        self.dtype = th.as_tensor(space.low).dtype
         for name in ("low", "high"):
-            bound = th.as_tensor(getattr(policy.action_space, name), device=policy.device)
+            bound = th.as_tensor(getattr(space, name).astype(np.result_type(space.dtype, np.float32)), device=policy.device)
             self.register_buffer(name, bound, persistent=False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "ActionSampler":
+        """Stays in evaluation mode, whatever exporters switch to and back."""
+        return super().train(False)
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         """
-        :param obs: observations, shape ``(batch, ...)`` per part
-        :return: actions, shape ``(batch, *action_shape)``
+        :param obs: observations as the policy gets them (images with their channels first), shape ``(batch, ...)`` per part
+        :return: actions, shape ``(batch, *action_shape)``, without gradient
         """
-        # Not len(), which would fix the batch of an exported program
-        batch = (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[0]
-        noise = th.zeros(batch, self.policy.action_dim, device=self.low.device)
-        with th.no_grad():
-            action = self.policy._deterministic_action(obs, noise, self.steps).clamp(-1.0, 1.0)
-            action = action.view(batch, *self.low.shape).to(self.low.dtype)
-            return (self.low + 0.5 * (action + 1.0) * (self.high - self.low)).clamp(self.low, self.high)
+        # Not extract_features, which cuts images into blocks: the number of blocks would be part of what is exported
+        features = self.policy.features_extractor(self.policy.preprocess(obs))
+        batch = features.shape[0]  # not len(), which would fix the batch of an exported program
+        noise = features.new_zeros(batch, self.policy.action_dim)
+        action = self.policy._deterministic_action(features, noise, self.steps).clamp(-1.0, 1.0)
+        share = (0.5 * (action + 1.0)).view(batch, *self.low.shape).to(self.low.dtype)
+        return (self.low + share * (self.high - self.low)).clamp(self.low, self.high).to(self.dtype).detach()

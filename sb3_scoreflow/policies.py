@@ -17,9 +17,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_scoreflow import flow
+from sb3_scoreflow.action_space import check_action_space
 from sb3_scoreflow.encoders import ViTExtractor, random_shift
 from sb3_scoreflow.networks import ObservationNormalizer, VelocityField
-from sb3_scoreflow.utils import ArgumentError, DivergenceError, check_choice, check_whole_numbers
+from sb3_scoreflow.utils import DivergenceError, check_choice, check_whole_numbers
 
 ObservationNormalization = Literal["auto", "running", "fixed", "none"]
 
@@ -269,8 +270,11 @@ class FlowMatchingPolicy(BasePolicy):
         :param denoising_steps: number of steps, the policy's if None
         :return: normalised actions in [-1, 1], shape ``(batch, action_dim)``
         """
-        field, steps = self.velocity_field, denoising_steps or self.denoising_steps
-        condition = field.condition(self.extract_features(obs))
+        return self._integrate(self.extract_features(obs), noise, denoising_steps or self.denoising_steps)
+
+    def _integrate(self, features: th.Tensor, noise: th.Tensor, steps: int) -> th.Tensor:
+        field = self.velocity_field
+        condition = field.condition(features)
         times = field.time_features(flow.time_grid(steps, dtype=noise.dtype, device=noise.device)).steps()
         return flow.euler_sample(lambda x, time: field(x, time, condition), noise, steps, times).clamp(-1.0, 1.0)
 
@@ -286,11 +290,12 @@ class FlowMatchingPolicy(BasePolicy):
         if any(module.training != mode for module in self.modules()):
             super().set_training_mode(mode)
 
-    def _deterministic_action(self, obs: PyTorchObs, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
+    def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
         """
-        Action for a block of observations starting from ``noise``, which is 0; subclasses with other dynamics override it.
+        Action for the features of a block of observations starting from ``noise``, which is 0; subclasses with other dynamics
+        override it.
         """
-        return self.sample_ode(obs, noise, denoising_steps)
+        return self._integrate(features, noise, denoising_steps)
 
     def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """Action starting from ``noise ~ N(0, I)``; subclasses with noisy steps override it."""
@@ -302,7 +307,9 @@ class FlowMatchingPolicy(BasePolicy):
             return self._stochastic_action(observation, th.randn(batch, self.action_dim, device=self.device))
         noise = th.zeros(_DETERMINISTIC_BLOCK, self.action_dim, device=self.device)
         steps = self.inference_steps
-        blocks = [self._deterministic_action(block, noise, steps) for block in _blocks(observation, batch)]
+        blocks = [
+            self._deterministic_action(self.extract_features(block), noise, steps) for block in _blocks(observation, batch)
+        ]
         return th.cat(blocks)[:batch]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -339,7 +346,8 @@ class FlowMatchingPolicy(BasePolicy):
         :param action: actions within the bounds, shape ``(..., *action_shape)``
         :return: actions in [-1, 1], same shape
         """
-        return super().scale_action(action)
+        low, high, _ = self._bounds()
+        return 2.0 * ((action - low) / (high - low)) - 1.0
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """
@@ -364,31 +372,16 @@ class FlowMatchingPolicy(BasePolicy):
                 f"The policy produced a NaN or infinite action: {cause} not finite. Go back to the last checkpoint."
             )
         # Rounding may carry the rescaled action past its bound by one unit in the last place: clip on both sides.
-        action = super().unscale_action(np.clip(scaled_action, -1.0, 1.0))
-        return np.clip(action, space.low, space.high).astype(space.dtype, copy=False)
+        low, high, dtype = self._bounds()
+        action = low + 0.5 * (np.clip(scaled_action, -1.0, 1.0) + 1.0) * (high - low)
+        return np.clip(action, low, high).astype(dtype, copy=False)
 
-
-def check_action_space(action_space: spaces.Space) -> None:
-    """
-    :param action_space: to be checked
-    :raises ArgumentError: if it is not a floating-point Box with finite bounds, low < high
-    """
-    if not isinstance(action_space, spaces.Box):
-        raise ArgumentError(f"action_space must be a Box (flow policies generate continuous actions), got {action_space}.")
-    if not np.issubdtype(action_space.dtype, np.floating):
-        raise ArgumentError(
-            f"action_space must have a floating-point dtype, got {action_space.dtype}; wrap the env to cast its actions."
-        )
-    low, high = action_space.low, action_space.high
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ArgumentError(
-            f"action_space must have finite bounds, got low={low}, high={high}; wrap the env with "
-            "gymnasium.wrappers.RescaleAction or give bounds."
-        )
-    if not (low < high).all():
-        raise ArgumentError(
-            f"action_space must have low < high in every dimension, got low={low}, high={high}; drop the fixed dimensions."
-        )
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+        """Bounds as they are computed with, which float16 would not do for, and the action space's dtype."""
+        space = self.action_space
+        assert isinstance(space, spaces.Box) and space.dtype is not None
+        dtype = np.result_type(space.dtype, np.float32)
+        return space.low.astype(dtype, copy=False), space.high.astype(dtype, copy=False), space.dtype
 
 
 def non_finite_parameter(module: nn.Module) -> str | None:

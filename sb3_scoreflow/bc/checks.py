@@ -174,6 +174,7 @@ def _horizon(policy: FlowMatchingPolicy, demonstrations: Demonstrations, executi
 
 
 def _check_actions(actions: np.ndarray, low: np.ndarray, high: np.ndarray, clip_actions: bool) -> None:
+    low, high = low.astype(np.float64), high.astype(np.float64)  # where nothing overflows
     slack = 1e-6 * (high - low)  # actions that went through float32 may pass a bound by rounding
     excess = np.maximum(actions - high, low - actions)
     outside = excess > slack
@@ -184,7 +185,7 @@ def _check_actions(actions: np.ndarray, low: np.ndarray, high: np.ndarray, clip_
             "check the units of the actions."
         )
     least, most = actions.min(0).astype(np.float64), actions.max(0).astype(np.float64)
-    extent = high.astype(np.float64) - low
+    extent = high - low
     given = f"Demonstrated actions are in [{actions.min():.4g}, {actions.max():.4g}]"
     bounds = f"the action space's bounds are [{low.min():.4g}, {high.max():.4g}]"
     if (most > least).any() and (most - least < _NARROW * extent).all():

@@ -1,11 +1,15 @@
 """Action chunking as an environment wrapper: one policy decision, several env steps."""
 
+from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
+
+from sb3_scoreflow.action_space import check_action_space
+from sb3_scoreflow.envs.chunk_infos import ChunkInfos, check_sum_infos
 
 
 class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstructorArgs):
@@ -21,18 +25,34 @@ class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstr
     :param horizon: Number of actions in a chunk, at least 1; the action space becomes ``(horizon, *action_shape)``
     :param n_executed: Number of actions executed per chunk, in [1, horizon]; ``horizon`` if None
     :param discount: Discount per env step inside the chunk, in (0, 1]: the reward of a chunk is ``sum_i discount**i * r_i``
+    :param sum_infos: Entries of ``info``, such as ``"cost"``, to be summed over the steps of a chunk, without discount
     :raises ValueError: if the action space or an argument is not as above
     """
 
-    def __init__(self, env: gym.Env, horizon: int, n_executed: int | None = None, discount: float = 1.0) -> None:
-        RecordConstructorArgs.__init__(self, horizon=horizon, n_executed=n_executed, discount=discount)
+    def __init__(
+        self,
+        env: gym.Env,
+        horizon: int,
+        n_executed: int | None = None,
+        discount: float = 1.0,
+        sum_infos: str | Sequence[str] = (),
+    ) -> None:
+        RecordConstructorArgs.__init__(self, horizon=horizon, n_executed=n_executed, discount=discount, sum_infos=sum_infos)
         super().__init__(env)
         n_executed = horizon if n_executed is None else n_executed
         check_chunk_arguments(horizon, n_executed, discount)
         self.horizon = int(horizon)
         self.n_executed = int(n_executed)
         self.discount = float(discount)
+        self.sum_infos = check_sum_infos(sum_infos)
         self.action_space = chunked_space(env.action_space, self.horizon)
+        fps = (env.metadata or {}).get("render_fps")
+        if fps is not None:
+            # Rendered after each chunk. In a copy: the env's own is that of all envs of its class
+            self.metadata = {
+                **env.metadata,
+                "render_fps": fps // self.n_executed if fps % self.n_executed == 0 else fps / self.n_executed,
+            }
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """
@@ -40,21 +60,22 @@ class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstr
 
         :param action: The chunk, shape ``(horizon, *action_shape)``
         :return: Last observation, (discounted) sum of the rewards, whether the episode terminated, whether it was truncated,
-            and the last info plus ``n_env_steps``, the number of env steps executed (int)
+            and the last info with ``n_env_steps``, the number of env steps executed (int), ``is_success`` as in any of them,
+            and the sums of ``sum_infos``
         :raises ValueError: if the chunk has another shape or a value that is not finite
         """
         chunk = self._checked_chunk(action)
         total_reward, weight = 0.0, 1.0
-        n_env_steps = 0
+        n_env_steps, infos = 0, ChunkInfos(self.sum_infos)
         for single_action in chunk[: self.n_executed]:
             observation, reward, terminated, truncated, info = self.env.step(single_action)
             n_env_steps += 1
             total_reward += weight * float(reward)
             weight *= self.discount
+            infos.add(info)
             if terminated or truncated:
                 break
-        # A copy: the env may keep its info dict and write to it again
-        return observation, total_reward, terminated, truncated, {**info, "n_env_steps": n_env_steps}
+        return observation, total_reward, terminated, truncated, infos.complete(info, n_env_steps)
 
     def _checked_chunk(self, action: np.ndarray) -> np.ndarray:
         chunk = np.asarray(action, dtype=self.action_space.dtype)
@@ -101,17 +122,9 @@ def chunked_space(space: gym.Space, horizon: int) -> spaces.Box:
     """
     :param space: Action space of one step
     :return: The space of ``horizon`` such actions, shape ``(horizon, *space.shape)``, with the same bounds and dtype
-    :raises ValueError: if ``space`` is not a floating-point Box with finite bounds
+    :raises ValueError: if ``space`` is not one that flow policies can fill
     """
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise ValueError(
-            f"ActionChunking needs an env with a floating-point Box action space, but `env.action_space` is {space}. "
-            "Chunks of discrete actions are not supported."
-        )
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(
-            f"ActionChunking needs finite action bounds, but `env.action_space` is {space}. "
-            "Wrap the env in gymnasium.wrappers.RescaleAction or set bounds on its action space first."
-        )
+    check_action_space(space, "env.action_space")
+    assert isinstance(space, spaces.Box) and space.dtype is not None
     repeats = (horizon,) + (1,) * len(space.shape)
     return spaces.Box(low=np.tile(space.low, repeats), high=np.tile(space.high, repeats), dtype=space.dtype.type)

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
 from sb3_scoreflow.envs.action_chunking import ActionChunking, check_chunk_arguments, check_finite, chunked_space
+from sb3_scoreflow.envs.chunk_infos import ChunkInfos, check_sum_infos
 from sb3_scoreflow.envs.select_observations import select
 
 # EnvPool keeps seeds and step counts as 32-bit integers
@@ -59,6 +60,7 @@ class EnvPoolVecEnv(VecEnv):
         ``(horizon, *action_shape)``; single actions if None
     :param n_executed: Number of actions executed per chunk, in [1, horizon]; ``horizon`` if None
     :param discount: Discount per env step inside a chunk, in (0, 1]: the reward of a chunk is ``sum_i discount**i * r_i``
+    :param sum_infos: Entries of ``info`` to be summed over the steps of a chunk, as in :class:`ActionChunking`
     :param max_episode_steps: Env steps after which an episode is truncated; the task's own limit if None
     :param num_threads: Number of EnvPool's threads; if None, EnvPool's choice: as many as there are envs or cores
     :param observation_keys: Which entries of ``Dict`` observations to keep, as in :class:`SelectObservations`; all if None
@@ -76,6 +78,7 @@ class EnvPoolVecEnv(VecEnv):
         horizon: int | None = None,
         n_executed: int | None = None,
         discount: float = 1.0,
+        sum_infos: str | Sequence[str] = (),
         max_episode_steps: int | None = None,
         num_threads: int | None = None,
         observation_keys: str | Sequence[str] | None = None,
@@ -101,13 +104,16 @@ class EnvPoolVecEnv(VecEnv):
         picked = self._selection.pick(observation_space)
         action_space = _action_space(spec.gymnasium_action_space, task_id)
         if horizon is None:
-            if n_executed is not None or discount != 1.0:
-                raise ValueError("`n_executed` and `discount` are for action chunks. Pass `horizon`, or leave them out.")
+            if n_executed is not None or discount != 1.0 or sum_infos:
+                raise ValueError(
+                    "`n_executed`, `discount` and `sum_infos` are for action chunks. Pass `horizon`, or leave them out."
+                )
         else:
             n_executed = horizon if n_executed is None else n_executed
             check_chunk_arguments(horizon, n_executed, discount)
             action_space = chunked_space(action_space, horizon)
         self.horizon, self.n_executed, self.discount = horizon, n_executed, float(discount)
+        self.sum_infos = check_sum_infos(sum_infos)
         self._pool: Any = None
         self._closed = False
         self._actions: np.ndarray | None = None
@@ -187,6 +193,7 @@ class EnvPoolVecEnv(VecEnv):
         rewards, weight = np.zeros(self.num_envs), 1.0
         dones = np.zeros(self.num_envs, dtype=bool)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        inside = [ChunkInfos(self.sum_infos) for _ in range(self.num_envs)]
         running = np.arange(self.num_envs)
         for i in range(n_steps):
             batch, step_rewards, terminated, truncated, batch_info = self._pool.step(chunks[running, i], running)
@@ -196,6 +203,9 @@ class EnvPoolVecEnv(VecEnv):
             self._lengths[running] += 1
             truncated = (truncated | (self._lengths[running] >= self.max_episode_steps)) & ~terminated
             ended = terminated | truncated
+            kept = {key: batch_info[key] for key in ("is_success", *self.sum_infos) if key in batch_info}
+            for env, step_info in zip(running, _rows(kept), strict=False):  # no rows without entries
+                inside[env].add(step_info)
             # Of the others, observation and info are those of a later step
             stopped = np.flatnonzero(ended) if i + 1 < n_steps else np.arange(len(running))
             if not len(stopped):
@@ -207,9 +217,7 @@ class EnvPoolVecEnv(VecEnv):
             for row in stopped:
                 info = rows[row]
                 info["TimeLimit.truncated"] = bool(truncated[row])
-                if self.horizon:
-                    info["n_env_steps"] = i + 1
-                infos[running[row]] = info
+                infos[running[row]] = inside[running[row]].complete(info, i + 1) if self.horizon else info
             running = running[~ended]
             if not len(running):
                 break
@@ -251,7 +259,16 @@ class EnvPoolVecEnv(VecEnv):
         :raises AttributeError: if there is no such attribute
         """
         config = self._envpool.make_spec(self.task_id, **self._pool_kwargs).config._asdict()
-        own = ("task_id", "horizon", "n_executed", "discount", "max_episode_steps", "observation_space", "action_space")
+        own = (
+            "task_id",
+            "horizon",
+            "n_executed",
+            "discount",
+            "sum_infos",
+            "max_episode_steps",
+            "observation_space",
+            "action_space",
+        )
         values = {**config, "render_mode": None, **{name: getattr(self, name) for name in own if hasattr(self, name)}}
         if attr_name not in values:
             raise AttributeError(

@@ -231,8 +231,8 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
             means.append(mean)
         return th.stack(points, dim=1), th.stack(means, dim=1), std
 
-    def _deterministic_action(self, obs: PyTorchObs, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
-        return self._sample_chain(self.extract_features(obs), noise, False, denoising_steps)[0][:, -1]
+    def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
+        return self._sample_chain(features, noise, False, denoising_steps)[0][:, -1]
 
     def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         return self._sample_chain(self.extract_features(obs), noise, True, self.denoising_steps)[0][:, -1]

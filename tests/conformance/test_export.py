@@ -40,16 +40,39 @@ def test_batch_of_an_exported_program_may_vary(algorithm: Algorithm) -> None:
         close(program(tensors(obs)), model.predict(obs, deterministic=True)[0])
 
 
-def test_sampler_shares_the_policys_weights_and_keeps_no_gradient(algorithm: Algorithm) -> None:
+def test_sampler_is_a_copy_and_keeps_no_gradient(algorithm: Algorithm) -> None:
     model = algorithm.make("MlpPolicy", make_toy())
+    model.policy.set_training_mode(True)
     sampler, obs = ActionSampler(model.policy), observe("flat", some_states(2))
+    assert model.policy.training and all(parameter.requires_grad for parameter in model.policy.velocity_field.parameters())
     before = copy.deepcopy(sampler(tensors(obs)))
+    close(before, model.predict(obs, deterministic=True)[0])
     assert not before.requires_grad
     with th.no_grad():
         model.policy.velocity_field.output_layer.bias.add_(0.3)
-    after = sampler(tensors(obs))
-    assert not th.allclose(before, after)
-    close(after, model.predict(obs, deterministic=True)[0])
+    assert th.equal(before, sampler(tensors(obs)))
+    assert not sampler.train().training
+
+
+@pytest.mark.parametrize("kind", ["flat", "image", "dict"])
+def test_sampler_is_right_for_every_batch_after_tracing_and_export(algorithm: Algorithm, kind: str) -> None:
+    """Traced with one observation, exported with two and a free batch: before, every row got row 0's action for images."""
+    model = algorithm.make("FlowPolicy", make_toy(kind), kind)
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.1 * th.randn_like(parameter))
+    sampler = ActionSampler(model.policy)
+    one, two = (tensors(observe(kind, some_states(n))) for n in (1, 2))
+    traced = th.jit.trace(sampler, (one,), strict=False)
+    batch = th.export.Dim("batch", min=1, max=1000)
+    shapes = ({name: {0: batch} for name in two},) if isinstance(two, dict) else ({0: batch},)
+    exported = th.export.export(sampler, (two,), dynamic_shapes=shapes).module()
+    for n in (1, 2, 5, 300):
+        obs = observe(kind, some_states(n))
+        expected = model.predict(obs, deterministic=True)[0]
+        assert n < 5 or expected.std(0).max() > 1e-3
+        for act in (sampler, traced, exported):
+            np.testing.assert_allclose(act(tensors(obs)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

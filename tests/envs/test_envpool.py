@@ -295,7 +295,7 @@ def test_actions() -> None:
         (dict(horizon=4, discount=0.0), r"`discount` must lie in \(0, 1\], got 0\.0"),
         (dict(n_executed=2), r"are for action chunks\. Pass `horizon`"),
         (dict(discount=0.9), r"are for action chunks\. Pass `horizon`"),
-        (dict(task_id="CartPole-v1", horizon=2), r"floating-point Box action space"),
+        (dict(task_id="CartPole-v1", horizon=2), r"env\.action_space must be a Box .*got Discrete\(2\)"),
         (dict(frame_skips=4), r"has no settings \['frame_skips'\]; it has \[.*'frame_skip'"),
         (dict(batch_size=1), r"setting `batch_size` is always `n_envs`"),
         (dict(env_seed=[1, 2]), r"setting `env_seed` is `seed` here"),

@@ -1,0 +1,83 @@
+"""What becomes of the infos of the steps inside a chunk."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+#: Entries that a chunk's info has by itself.
+_OWN = ("is_success", "n_env_steps", "episode", "TimeLimit.truncated", "terminal_observation")
+
+
+def check_sum_infos(sum_infos: str | Sequence[str]) -> tuple[str, ...]:
+    """
+    :param sum_infos: names of entries, or one name
+    :return: the names
+    :raises ValueError: if one is no name, or is that of an entry that cannot be summed
+    """
+    names = (sum_infos,) if isinstance(sum_infos, str) else tuple(sum_infos)
+    for name in names:
+        if not isinstance(name, str) or name in _OWN:
+            raise ValueError(
+                f"`sum_infos` must be names of entries of `info` that the env itself counts, such as 'cost', got {name!r}. "
+                f"Leave it out; a chunk's info has {', '.join(_OWN)} by itself."
+            )
+    return names
+
+
+class ChunkInfos:
+    """
+    Collects what the last info of a chunk does not tell of the steps before it.
+
+    ``is_success`` is true if it was in any step; the sums are over all steps, without discount. Both are left out if no step
+    had them, and both may be dicts or arrays, of which each entry is taken by itself.
+
+    :param sum_infos: names of the entries to be summed
+    """
+
+    def __init__(self, sum_infos: Sequence[str]) -> None:
+        self.sum_infos = sum_infos
+        self._kept: dict[str, Any] = {}
+
+    def add(self, info: Mapping[str, Any]) -> None:
+        """
+        :param info: of the next step
+        :raises ValueError: if an entry cannot be summed
+        """
+        # None says nothing, as it does to Stable-Baselines3
+        if info.get("is_success") is not None:
+            self._kept["is_success"] = _either(self._kept.get("is_success"), info["is_success"])
+        for name in self.sum_infos:
+            if name in info:
+                self._kept[name] = _total(self._kept.get(name, 0), info[name], name)
+
+    def complete(self, info: Mapping[str, Any], n_env_steps: int) -> dict[str, Any]:
+        """
+        :param info: of the last step
+        :param n_env_steps: number of steps
+        :return: a copy, as the env may go on writing to its own, with what was collected
+        """
+        return {**info, **self._kept, "n_env_steps": n_env_steps}
+
+
+def _either(earlier: Any, value: Any) -> Any:
+    """Whether one of two values is true, in the later one's type; a copy of what an env may write to again."""
+    if isinstance(value, Mapping):
+        earlier = earlier if isinstance(earlier, Mapping) else {}
+        return {**earlier, **{key: _either(earlier.get(key), each) for key, each in value.items()}}
+    if isinstance(value, np.ndarray):
+        return value.copy() if earlier is None else np.where(np.asarray(earlier, bool), earlier, value).astype(value.dtype)
+    return earlier if earlier is not None and bool(earlier) else value
+
+
+def _total(total: Any, value: Any, name: str) -> Any:
+    """The sum of two values; of bools, how many are true."""
+    if isinstance(value, Mapping):
+        total = total if isinstance(total, Mapping) else {}
+        return {**total, **{key: _total(total.get(key, 0), each, f"{name}.{key}") for key, each in value.items()}}
+    try:
+        return total + (value + 0)
+    except TypeError as error:
+        raise ValueError(
+            f"`sum_infos` has {name!r}, but the env's info has {value!r} for it, which is no number. Leave it out."
+        ) from error
