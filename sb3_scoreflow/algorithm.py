@@ -95,8 +95,8 @@ class FlowAlgorithm(ArgumentResolution):
         buffer = base if self.rollout_buffer_class is None else self.rollout_buffer_class
         if not (isinstance(buffer, type) and issubclass(buffer, base)):
             raise ArgumentError(
-                f"rollout_buffer_class must be a subclass of {base.__name__}, {purpose}, got "
-                f"{getattr(buffer, '__name__', repr(buffer))}: leave it out."
+                f"rollout_buffer_class must be a subclass of {base.__name__}{purpose}, got "
+                f"{getattr(buffer, '__name__', repr(buffer))}: leave it out, or derive it from {base.__name__}."
             )
         self.rollout_buffer_class = self._adapted_buffer(buffer)
         own = self._policy_arguments()

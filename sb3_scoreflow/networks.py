@@ -338,6 +338,11 @@ class ObservationNormalizer(nn.Module):
                 self.get_buffer(f"{name}_{index}").copy_(value)
             self._any_signed[index] = bool(signed.any())
 
+    def _apply(self, *args: Any, **kwargs: Any) -> "ObservationNormalizer":
+        super()._apply(*args, **kwargs)
+        self._derive()  # in the precision that the statistics have now
+        return self
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._derive()

@@ -229,7 +229,7 @@ class RLDT(FlowAlgorithm):
             self._restore_history(history)
 
     def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
-        return RolloutHistory, "which keeps trajectories"
+        return RolloutHistory, ", which keeps trajectories"
 
     def _buffer_arguments(self) -> dict[str, Any]:
         return dict(history_size=self.history_size)

@@ -75,11 +75,11 @@ def warn_of_arguments(model: "ScoReFlowPPO") -> None:
     if size % model.batch_size:
         warn(
             f"batch_size={model.batch_size} does not divide the rollout of n_steps * n_envs = {model.n_steps} * "
-            f"{model.n_envs} = {size} chains: every epoch ends with a minibatch of {size % model.batch_size}. Choose a "
-            f"batch_size that is a factor of {size}, or leave out n_steps.",
+            f"{model.n_envs} = {size} chains: in every epoch there will be a truncated mini-batch of size "
+            f"{size % model.batch_size}. Choose a batch_size that is a factor of {size}, or leave out n_steps.",
         )
     clip_range = as_schedule(model.clip_range)(START)
-    if clip_range >= _LARGE_CLIP_RANGE:
+    if clip_range >= _LARGE_CLIP_RANGE and "clip_range" not in model._at_default:
         warn(
             f"clip_range={clip_range:g} hardly clips: the ratio is a geometric mean over the chain's (K + 1) * action_dim "
             "numbers, so it moves far less than PPO's, for which 0.2 is usual. Leave clip_range out, or start from 0.02.",

@@ -205,7 +205,7 @@ class ScoReFlowPPO(FlowAlgorithm):
 
     def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
         base = DictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else RolloutBuffer
-        return base, "for these observations"
+        return base, " for these observations"
 
     def _adapted_buffer(self, buffer: type[RolloutBuffer]) -> type[RolloutBuffer]:
         return with_chains(buffer)

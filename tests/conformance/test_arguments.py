@@ -430,7 +430,7 @@ def test_critics_without_state_values_are_not_pretrained(rldt: Algorithm) -> Non
     episode = dict(observations=np.zeros((4, 3), np.float32), actions=np.tile(ACTION_SPACE.low, (4, 1)))
     flags = dict(rewards=np.ones(4, np.float32), terminations=np.arange(4) == 3, truncations=np.zeros(4, bool))
     model, demonstrations = rldt.make("FlowPolicy", make_toy()), Demonstrations(**episode, **flags)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="critic_batches needs an algorithm with a value function, such as ScoReFlowPPO"):
+    with pytest.raises(ValueError, match="critic_batches=5 needs an algorithm with a value function, such as ScoReFlowPPO"):
         pretrain_bc(model, demonstrations, n_batches=1, critic_batches=5)
     assert not model.policy.pretrained
     pretrain_bc(model, demonstrations, n_batches=1)

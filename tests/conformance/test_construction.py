@@ -357,7 +357,8 @@ def test_optimizer_has_every_parameter_once(algorithm: Algorithm, case: Case) ->
 
 
 def test_features_extractor_class_and_kwargs(algorithm: Algorithm) -> None:
-    kwargs = dict(features_extractor_class=ScaledExtractor, features_extractor_kwargs=dict(factor=-2.0))
+    kwargs: dict[str, Any] = dict(features_extractor_class=ScaledExtractor, features_extractor_kwargs=dict(factor=-2.0))
+    kwargs["observation_normalization"] = "none"
     policy = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=kwargs).policy
     obs = th.tensor([[0.3, -0.2, 0.5]])
     assert th.equal(policy.extract_features(obs), -2.0 * obs)

@@ -438,7 +438,9 @@ def _train(
 
 
 def _bandit(q: KnownQ) -> RLDTPolicy:
-    policy = RLDTPolicy(VECTOR, PLAIN, lambda _: 1e-3, net_arch=[32, 32], denoising_steps=STEPS)
+    policy = RLDTPolicy(
+        VECTOR, PLAIN, lambda _: 1e-3, net_arch=[32, 32], denoising_steps=STEPS, observation_normalization="none"
+    )
     policy.critic = q  # type: ignore[assignment]
     return policy
 
