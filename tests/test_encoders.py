@@ -169,7 +169,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 def test_cameras_and_vectors_are_concatenated() -> None:
     """In the order of the space's keys; each camera has weights of its own; the rest is flattened, modes one-hot."""
-    policy, obs = _policy(), _observations(4)
+    policy, obs = _policy(observation_normalization="none"), _observations(4)
     extractor = policy.features_extractor
     assert isinstance(extractor, ViTExtractor)
     keys = list(CAMERAS.spaces)

@@ -53,6 +53,7 @@ def make_policy(
         denoising_steps=denoising_steps,
         **kwargs,
     )
+    policy.set_value_scale(1.0)
     with th.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.01 * th.randn_like(parameter))

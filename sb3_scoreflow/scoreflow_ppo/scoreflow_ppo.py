@@ -232,8 +232,10 @@ class ScoReFlowPPO(FlowAlgorithm):
             given: dict[str, Any] = {size: None if size in self._at_default else getattr(self, size) for size in self.sizes}
             return default_sizes(self.n_envs, **given, column="pretrained" if self._pretrained else "scratch")[name]
         if name == "clip_range" and not self._pretrained:
-            return clip_range_from_scratch((self.denoising_steps + 1) * get_action_dim(self.action_space))
+            return Constant(clip_range_from_scratch((self.denoising_steps + 1) * get_action_dim(self.action_space)))
         value = super()._default(name)
+        if name == "clip_range":  # PPO's can be called
+            return Constant(value)
         return above(value, self.min_std) if name == "max_std" else value
 
     def _make_reference(self) -> FlowMatchingPolicy:
