@@ -98,7 +98,10 @@ class VelocityField(nn.Module):
     ) -> None:
         super().__init__()
         if len(net_arch) == 0 or min(net_arch) < 1:
-            raise ValueError(f"net_arch['pi'] needs at least one hidden layer of positive width, got {list(net_arch)}.")
+            raise ValueError(
+                f"net_arch['pi'] needs at least one hidden layer of positive width, got {list(net_arch)}: pass [64, 64], for "
+                "example."
+            )
         if not prior_std > 0:
             raise ValueError(f"prior_std must be positive, got {prior_std}.")
         self.prior_std = prior_std
@@ -249,7 +252,10 @@ class QEnsemble(nn.Module):
         if n_critics < 1:
             raise ValueError(f"n_critics must be at least 1, got {n_critics}.")
         if len(net_arch) == 0 or min(net_arch) < 1:
-            raise ValueError(f"net_arch['vf'] needs at least one hidden layer of positive width, got {list(net_arch)}.")
+            raise ValueError(
+                f"net_arch['vf'] needs at least one hidden layer of positive width, got {list(net_arch)}: pass [64, 64], for "
+                "example."
+            )
         self.n_critics = n_critics
         widths = [features_dim + action_dim, *net_arch, 1]
         layers = [[nn.Linear(a, b) for _ in range(n_critics)] for a, b in pairwise(widths)]

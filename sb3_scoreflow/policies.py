@@ -19,6 +19,7 @@ from torch import nn
 from sb3_scoreflow import flow
 from sb3_scoreflow.action_space import check_action_space
 from sb3_scoreflow.encoders import ViTExtractor, random_shift
+from sb3_scoreflow.net_arch import resolve_net_arch
 from sb3_scoreflow.networks import ObservationNormalizer, VelocityField
 from sb3_scoreflow.utils import DivergenceError, check_choice, check_whole_numbers
 
@@ -66,6 +67,8 @@ class FlowMatchingPolicy(BasePolicy):
 
     #: Features extractor of the alias; None chooses by observation space.
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor] | None] = None
+    #: Networks that ``net_arch`` may have, the required two first
+    net_arch_parts: ClassVar[tuple[str, ...]] = ("pi", "vf")
     #: What to call instead of what needs likelihoods, the end of a message
     _instead_of_likelihoods: ClassVar[str] = ""
     pretrained: th.Tensor
@@ -116,13 +119,7 @@ class FlowMatchingPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
         )
-        if net_arch is None:
-            net_arch = dict(pi=[256, 256], vf=[256, 256])
-        elif not isinstance(net_arch, dict):
-            net_arch = dict(pi=list(net_arch), vf=list(net_arch))
-        if "pi" not in net_arch:
-            raise ValueError(f"net_arch has no 'pi' entry for the velocity field, got keys {sorted(net_arch)}.")
-        self.net_arch = net_arch
+        self.net_arch = resolve_net_arch([256, 256] if net_arch is None else net_arch, self.net_arch_parts)
         self.activation_fn = activation_fn
         self.action_dim = get_action_dim(action_space)
         check_whole_numbers(dict(denoising_steps=denoising_steps, inference_steps=inference_steps))
@@ -138,7 +135,7 @@ class FlowMatchingPolicy(BasePolicy):
         self.features_extractor = self.make_features_extractor()
         self.features_dim = self.features_extractor.features_dim
         self.velocity_field = VelocityField(
-            self.features_dim, self.action_dim, net_arch["pi"], activation_fn, time_embedding_dim, prior_std
+            self.features_dim, self.action_dim, self.net_arch["pi"], activation_fn, time_embedding_dim, prior_std
         )
         # Flags and counts are floats: users average the tensors of a state dict, or add noise to all of them.
         self.register_buffer("pretrained", th.zeros(()))
@@ -418,14 +415,42 @@ def _image_keys(space: spaces.Space, normalize_images: bool) -> list[str]:
         # Of stacked or odd images the last side may be the smallest without being the channels.
         if 2 * shape[-1] <= min(shape[:-1]):
             raise ValueError(
-                f"observation_space{f'[{key!r}]' if key else ''} has its channels last, shape {shape}: pass the "
-                "space of the environment in a VecTransposeImage, which algorithms put around environments by themselves."
+                f"observation_space{f'[{key!r}]' if key else ''} has its channels last, shape {shape}: "
+                + _transposed(key, parts[key])
             )
     return keys
 
 
+def _transposed(key: str, space: spaces.Space) -> str:
+    """What to do about an image with its channels last; Stable-Baselines3's VecTransposeImage takes bytes only."""
+    if space.dtype == np.uint8:
+        return (
+            "pass the space of the environment in a VecTransposeImage, which algorithms put around environments by themselves."
+        )
+    image, box = f"observation[{key!r}]" if key else "observation", f"env.observation_space{f'[{key!r}]' if key else ''}"
+    moved = f"numpy.moveaxis({image}, -1, 0)"
+    bounds = ", ".join(f"numpy.moveaxis({box}.{bound}, -1, 0)" for bound in ("low", "high"))
+    new_space = f"gymnasium.spaces.Box({bounds}, dtype=numpy.{space.dtype})"
+    if key:
+        moved = f"{{**observation, {key!r}: {moved}}}"
+        new_space = f"gymnasium.spaces.Dict({{**env.observation_space, {key!r}: {new_space}}})"
+    return (
+        "move them to the front in each environment: env = gymnasium.wrappers.TransformObservation(env, "
+        f"lambda observation: {moved}, {new_space})"
+    )
+
+
 def _batch_size(obs: PyTorchObs) -> int:
-    return len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+    """
+    :raises ValueError: if parts have different ones: blocks of rows would pair what does not belong together
+    """
+    if not isinstance(obs, dict):
+        return len(obs)
+    sizes = {key: len(part) for key, part in obs.items()}
+    size = next(iter(sizes.values()))
+    if any(other != size for other in sizes.values()):
+        raise ValueError(f"The observation's parts have different batch sizes, {sizes}: give all of them the same first axis.")
+    return size
 
 
 def _blocks(obs: PyTorchObs, batch: int) -> Iterator[PyTorchObs]:

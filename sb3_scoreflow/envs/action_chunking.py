@@ -39,6 +39,7 @@ class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstr
     ) -> None:
         RecordConstructorArgs.__init__(self, horizon=horizon, n_executed=n_executed, discount=discount, sum_infos=sum_infos)
         super().__init__(env)
+        _check_not_chunked(env)
         n_executed = horizon if n_executed is None else n_executed
         check_chunk_arguments(horizon, n_executed, discount)
         self.horizon = int(horizon)
@@ -101,6 +102,17 @@ def check_finite(actions: np.ndarray, name: str) -> None:
             f"{name} has {int((~finite).sum())} value(s) that are not finite, the first at {index}: "
             f"{actions[index]}. The policy has diverged (lower its learning rate) or its observations are not finite."
         )
+
+
+def _check_not_chunked(env: gym.Env) -> None:
+    """:raises ValueError: if the env executes chunks already: chunks of chunks fit neither demonstrations nor step counts"""
+    inner: gym.Env = env
+    while isinstance(inner, gym.Wrapper):
+        if isinstance(inner, ActionChunking):
+            raise ValueError(
+                f"`env` is in an ActionChunking(horizon={inner.horizon}) already. Wrap it once, with the horizon you want."
+            )
+        inner = inner.env
 
 
 def check_chunk_arguments(horizon: int, n_executed: int, discount: float) -> None:

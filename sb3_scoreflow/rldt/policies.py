@@ -88,8 +88,6 @@ class RLDTPolicy(FlowMatchingPolicy):
             optimizer_class,
             optimizer_kwargs,
         )
-        if "vf" not in self.net_arch:
-            raise ValueError(f"net_arch has no 'vf' entry for the critics, got keys {sorted(self.net_arch)}.")
         self.n_critics = n_critics
         self.n_bootstrap_actions = n_bootstrap_actions
         self.exploration_scale = exploration_scale

@@ -53,6 +53,7 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         extractor's
     """
 
+    net_arch_parts = ("pi", "vf", "noise")
     _instead_of_likelihoods = "; evaluate_actions(obs, chains), chains = policy(obs)[0], gives log-probabilities of chains"
     value_scale: th.Tensor
     log_std_bounds: th.Tensor
@@ -109,8 +110,6 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
             optimizer_class,
             optimizer_kwargs,
         )
-        if "vf" not in self.net_arch:
-            raise ValueError(f"net_arch has no 'vf' entry for the critic, got keys {sorted(self.net_arch)}.")
         for part in ("vf", "noise"):
             if min(self.net_arch.get(part, [1]), default=1) < 1:
                 raise ValueError(f"net_arch['{part}'] needs positive widths, got {list(self.net_arch[part])}.")

@@ -57,14 +57,16 @@ class ScoReFlowPPO(FlowAlgorithm):
     :param env: environment with a Box action space of finite bounds (a chunked one: see
         :class:`~sb3_scoreflow.ActionChunking`)
     :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
-    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: about 2048 over all
-        environments, in whole minibatches
-    :param batch_size: minibatch size, in chains; None: 256, or about that where 256 does not suit the number of environments
+    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: about 256 over all
+        environments from scratch (16 each at least), about 2048 for a pretrained policy, in whole minibatches
+    :param batch_size: minibatch size, in chains; None: 64 from scratch, 256 for a pretrained policy, or about that where it
+        does not suit the number of environments
     :param n_epochs: passes over the rollout per iteration
     :param gamma: discount per step (per chunk, with ActionChunking)
     :param gae_lambda: trade-off of bias and variance in GAE
     :param clip_range: PPO's clip range of the ratio, a float or schedule; the ratio is a geometric mean over the chain's ``(K
-        + 1) action_dim`` numbers, so it is far smaller than PPO's usual 0.2
+        + 1) action_dim`` numbers, so it is far smaller than PPO's usual 0.2; None: 0.2 over the square root of that number
+        from scratch, 0.02 for a pretrained policy
     :param clip_range_vf: clip range of the value function in units of the return's standard deviation, None to deactivate
     :param normalize_advantage: whether to normalise advantages per minibatch
     :param ent_coef: coefficient of the chain's entropy (normalised once by ``(K + 1) action_dim``)

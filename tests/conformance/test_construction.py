@@ -39,10 +39,6 @@ class ScaledExtractor(BaseFeaturesExtractor):
         return self.factor * self.flatten(observations)
 
 
-def hidden_widths(module: nn.Module) -> list[int]:
-    return [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)]
-
-
 # ------------------------------------------------------------------ aliases and spaces
 
 
@@ -293,39 +289,6 @@ def test_max_std_as_number_callable_or_schedule(ppo: Algorithm, max_std: Any, fi
 
 
 # ------------------------------------------------------------------ policy arguments
-
-
-def critic_widths(policy: Any) -> list[int]:
-    if hasattr(policy, "value_net"):
-        return hidden_widths(policy.value_net)
-    assert [p.shape for p in policy.critic.parameters()] == [p.shape for p in policy.target_critic.parameters()]
-    return [bias.shape[-1] for bias in policy.critic.biases]
-
-
-def test_net_arch_as_list_is_for_every_network(algorithm: Algorithm) -> None:
-    policy = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=[12, 10])).policy
-    assert policy.velocity_field.action_layer.weight.shape == (12, 2)
-    assert hidden_widths(policy.velocity_field)[-2:] == [10, 2]
-    assert critic_widths(policy) == [12, 10, 1]
-
-
-def test_net_arch_as_dict_is_by_network(algorithm: Algorithm) -> None:
-    policy = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=dict(pi=[14], vf=[9, 8]))).policy
-    assert policy.velocity_field.output_layer.weight.shape == (2, 14)
-    assert critic_widths(policy) == [9, 8, 1]
-
-
-@pytest.mark.parametrize(
-    ("net_arch", "message"),
-    [
-        (dict(vf=[8]), "net_arch has no 'pi' entry"),
-        (dict(pi=[8]), "net_arch has no 'vf' entry"),
-        ([], r"net_arch\['pi'\] needs at least one hidden layer"),
-    ],
-)
-def test_net_arch_without_a_network_is_refused(algorithm: Algorithm, net_arch: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch))
 
 
 def test_activation_fn(algorithm: Algorithm) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch import nn
@@ -125,6 +126,21 @@ def test_policy_predicts_as_the_model(algorithm: Algorithm) -> None:
     model = algorithm.make("FlowPolicy", make_toy())
     obs = observe("flat", some_states(3))
     assert np.array_equal(model.policy.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_parts_of_different_batch_sizes_are_refused(algorithm: Algorithm, deterministic: bool) -> None:
+    """As by Stable-Baselines3's PPO, whose encoder cannot concatenate them."""
+    env, obs = make_toy("dict"), observe("dict", some_states(3))
+    model = algorithm.make("MultiInputPolicy", env, "dict")
+    assert len(model.predict(obs, deterministic=deterministic)[0]) == 3
+    for key in obs:
+        for rows in (1, 2):
+            mixed = {**obs, key: obs[key][:rows]}
+            with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+                PPO("MultiInputPolicy", env).predict(mixed)
+            with pytest.raises(ValueError, match=rf"parts have different batch sizes, .*'{key}': {rows}"):
+                model.predict(mixed, deterministic=deterministic)
 
 
 def test_gym_reset_tuple_is_explained(algorithm: Algorithm) -> None:

@@ -177,6 +177,14 @@ def test_action_space_errors(space: spaces.Space, message: str) -> None:
         ActionChunking(CounterEnv(action_space=space), horizon=2)
 
 
+@pytest.mark.parametrize("between", [lambda env: env, Monitor, lambda env: TimeLimit(Monitor(env), 5)])
+def test_chunks_of_chunks_are_refused(between: Any) -> None:
+    message = r"`env` is in an ActionChunking\(horizon=4\) already"
+    with pytest.raises(ValueError, match=message):
+        ActionChunking(between(ActionChunking(CounterEnv(), 4)), 2)
+    assert ActionChunking(between(CounterEnv()), 2).horizon == 2  # the remedy
+
+
 def test_chunk_errors() -> None:
     env = ActionChunking(CounterEnv(), horizon=2)
     env.reset()

@@ -1,0 +1,107 @@
+"""net_arch: every form that Stable-Baselines3's PPO takes, and remedies for the others."""
+
+import ast
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+from torch import nn
+
+from tests.conformance.algorithms import Algorithm
+from tests.conformance.envs import make_toy
+from tests.remedies import proposed_net_arch
+
+
+def hidden_widths(module: nn.Module) -> list[int]:
+    return [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+def critic_widths(policy: Any) -> list[int]:
+    if hasattr(policy, "value_net"):
+        return hidden_widths(policy.value_net)
+    assert [p.shape for p in policy.critic.parameters()] == [p.shape for p in policy.target_critic.parameters()]
+    return [bias.shape[-1] for bias in policy.critic.biases]
+
+
+def test_net_arch_as_list_is_for_every_network(algorithm: Algorithm) -> None:
+    policy = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=[12, 10])).policy
+    assert policy.velocity_field.action_layer.weight.shape == (12, 2)
+    assert hidden_widths(policy.velocity_field)[-2:] == [10, 2]
+    assert critic_widths(policy) == [12, 10, 1]
+
+
+def test_net_arch_as_dict_is_by_network(algorithm: Algorithm) -> None:
+    policy = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=dict(pi=[14], vf=[9, 8]))).policy
+    assert policy.velocity_field.output_layer.weight.shape == (2, 14)
+    assert critic_widths(policy) == [9, 8, 1]
+
+
+@pytest.mark.parametrize("widths", [(12, 9), np.array([12, 9]), [np.int64(12), np.int64(9)]], ids=["tuple", "array", "int64"])
+def test_net_arch_in_every_form_of_widths(algorithm: Algorithm, widths: Any) -> None:
+    for net_arch in (widths, dict(pi=widths, vf=widths)):
+        policy = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch)).policy
+        assert policy.net_arch == dict(pi=[12, 9], vf=[12, 9])
+        assert critic_widths(policy) == [12, 9, 1]
+
+
+def test_older_form_of_net_arch_is_that_of_ppo(algorithm: Algorithm) -> None:
+    net_arch = [dict(pi=[14], vf=[9, 8])]
+    with pytest.warns(UserWarning, match="shared layers"):
+        ppo = PPO("MlpPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch))
+    with pytest.warns(UserWarning, match="older form of net_arch") as warned:
+        policy = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch)).policy
+    assert policy.velocity_field.output_layer.in_features == ppo.policy.action_net.in_features == 14
+    assert critic_widths(policy)[-2] == ppo.policy.value_net.in_features == 8
+    message = next(str(w.message) for w in warned if "older form" in str(w.message))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        remedy = algorithm.make(
+            "FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=ast.literal_eval(message[message.index("{") : -1]))
+        )
+    assert remedy.policy.net_arch == policy.net_arch
+
+
+@pytest.mark.parametrize(
+    ("net_arch", "message", "remedied"),
+    [
+        (dict(vf=[8]), "net_arch has no 'pi' entry for the velocity field", dict(pi=[8], vf=[8])),
+        (dict(pi=[8]), "net_arch has no 'vf' entry for the critic", dict(pi=[8], vf=[8])),
+        (dict(pi=[8], qf=[9]), "net_arch has no 'vf' entry for the critic", dict(pi=[8], vf=[9])),
+        (dict(pi=[8], vf=[7], qf=[9]), "net_arch has an unknown entry 'qf'", dict(pi=[8], vf=[7])),
+        ({}, "net_arch has no 'pi' entry", dict(pi=[256, 256], vf=[256, 256])),
+        ([8, dict(pi=[7], vf=[6, 5])], "net_arch has layers that actor and critic share", dict(pi=[8, 7], vf=[8, 6, 5])),
+        ([8, dict(vf=[6])], "net_arch has layers that actor and critic share", dict(pi=[8], vf=[8, 6])),
+    ],
+)
+def test_net_arch_without_a_network_is_refused(
+    algorithm: Algorithm, net_arch: Any, message: str, remedied: dict[str, list[int]]
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch))
+    model = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=proposed_net_arch(error)))
+    assert model.policy.net_arch == remedied
+
+
+@pytest.mark.parametrize(
+    ("net_arch", "message", "remedied"),
+    [
+        ([64.0, 32], r"net_arch must be a list of whole numbers, got \[64.0, 32\]", [64, 32]),
+        ([64.5], "net_arch must be a list of whole numbers", [256, 256]),
+        (["64"], "net_arch must be a list of whole numbers", [256, 256]),
+        ([True, 8], "net_arch must be a list of whole numbers", [256, 256]),
+        ("[64, 64]", "net_arch must be a list of widths, got '", [256, 256]),
+        (64, "net_arch must be a list of widths, got 64", [64]),
+        (dict(pi=64, vf=[8]), r"net_arch\['pi'\] must be a list of widths, got 64", [64]),
+        (dict(pi=[8], vf=[8.0]), r"net_arch\['vf'\] must be a list of whole numbers", [8]),
+        ([], r"net_arch\['pi'\] needs at least one hidden layer", [64, 64]),
+    ],
+)
+def test_net_arch_of_other_types_is_refused(algorithm: Algorithm, net_arch: Any, message: str, remedied: list[int]) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch))
+    text = str(error.value).rsplit("pass ", 1)[1]
+    proposed = ast.literal_eval(text[: text.index("]") + 1])
+    assert proposed == remedied
+    algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=proposed))
