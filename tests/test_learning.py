@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from scipy import stats
+from stable_baselines3.common.envs import IdentityEnvBox
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_scoreflow import Demonstrations, ScoReFlowPPO, pretrain_bc
@@ -108,6 +110,16 @@ def test_shuffled_rewards_improve_nothing() -> None:
     returns = _train_from_scratch(shuffled=True)
     assert _p_value(returns["trained"], returns["untrained"]) > LEVEL, returns
     assert _p_value(returns["trained exploring"], returns["untrained exploring"]) > LEVEL, returns
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+def test_easiest_task_takes_few_steps_at_the_defaults(seed: int) -> None:
+    """As PPO's tests of Stable-Baselines3: the action has to equal the observation, and 100 is all that there is."""
+    model = ScoReFlowPPO("MlpPolicy", IdentityEnvBox(eps=0.5), seed=seed, device="cpu").learn(3840)
+    assert model.num_timesteps == 3840
+    for deterministic in (True, False):
+        mean, _ = evaluate_policy(model, IdentityEnvBox(eps=0.5), 20, deterministic=deterministic, warn=False)
+        assert np.mean(mean) >= 90
 
 
 def _timid_demonstrations(n_episodes: int = 200) -> tuple[Demonstrations, float]:

@@ -26,7 +26,14 @@ from sb3_scoreflow.schedules import START, Constant, as_schedule
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES, check_combinations, warn_of_arguments
 from sb3_scoreflow.scoreflow_ppo.buffers import with_chains
 from sb3_scoreflow.scoreflow_ppo.critic_pretraining import CriticPretraining
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, clip_range_from_scratch, default_sizes
+from sb3_scoreflow.scoreflow_ppo.defaults import (
+    DEFAULTS,
+    SIZES,
+    above,
+    clip_range_from_scratch,
+    default_sizes,
+    sizes_from_scratch,
+)
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
     ChainEvaluation,
@@ -57,10 +64,10 @@ class ScoReFlowPPO(FlowAlgorithm):
     :param env: environment with a Box action space of finite bounds (a chunked one: see
         :class:`~sb3_scoreflow.ActionChunking`)
     :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
-    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: about 256 over all
-        environments from scratch (16 each at least), about 2048 for a pretrained policy, in whole minibatches
-    :param batch_size: minibatch size, in chains; None: 64 from scratch, 256 for a pretrained policy, or about that where it
-        does not suit the number of environments
+    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: about 2048 over all
+        environments, in whole minibatches; from scratch 256 per dimension of an action where that is less
+    :param batch_size: minibatch size, in chains; None: 256, from scratch 64 per dimension of an action where that is less; or
+        about that where it does not suit the number of environments
     :param n_epochs: passes over the rollout per iteration
     :param gamma: discount per step (per chunk, with ActionChunking)
     :param gae_lambda: trade-off of bias and variance in GAE
@@ -232,7 +239,8 @@ class ScoReFlowPPO(FlowAlgorithm):
     def _default(self, name: str) -> Any:
         if name in self.sizes:
             given: dict[str, Any] = {size: None if size in self._at_default else getattr(self, size) for size in self.sizes}
-            return default_sizes(self.n_envs, **given, column="pretrained" if self._pretrained else "scratch")[name]
+            about = SIZES if self._pretrained else sizes_from_scratch(get_action_dim(self.action_space), self.n_envs)
+            return default_sizes(self.n_envs, **given, about=about)[name]
         if name == "clip_range" and not self._pretrained:
             return Constant(clip_range_from_scratch((self.denoising_steps + 1) * get_action_dim(self.action_space)))
         value = super()._default(name)

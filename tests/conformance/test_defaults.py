@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_scoreflow import Demonstrations, HalfLifeSchedule, pretrain_bc
-from sb3_scoreflow.scoreflow_ppo.defaults import default_sizes
+from sb3_scoreflow.scoreflow_ppo.defaults import default_sizes, sizes_from_scratch
 from tests.conformance.algorithms import Algorithm
 from tests.conformance.envs import ACTION_SPACE, make_toy
 from tests.conformance.saving import saved
@@ -78,7 +78,7 @@ def test_no_warning_about_our_own_defaults(algorithm: Algorithm, n_envs: int) ->
         warnings.simplefilter("error")
         model = algorithm.cls("FlowPolicy", make_toy(n_envs=n_envs), **SMALL)
     assert (model.rollout_buffer.buffer_size, model.rollout_buffer.n_envs) == (model.n_steps, n_envs)
-    expected = default_sizes(n_envs, column="scratch")["n_steps"] if algorithm.ratio else 1000 // n_envs
+    expected = default_sizes(n_envs, about=sizes_from_scratch(2, n_envs))["n_steps"] if algorithm.ratio else 1000 // n_envs
     assert model.n_steps == expected
 
 
