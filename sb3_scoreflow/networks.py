@@ -97,11 +97,6 @@ class VelocityField(nn.Module):
         prior_std: float = 0.2,
     ) -> None:
         super().__init__()
-        if len(net_arch) == 0 or min(net_arch) < 1:
-            raise ValueError(
-                f"net_arch['pi'] needs at least one hidden layer of positive width, got {list(net_arch)}: pass [64, 64], for "
-                "example."
-            )
         if not prior_std > 0:
             raise ValueError(f"prior_std must be positive, got {prior_std}.")
         self.prior_std = prior_std
@@ -111,19 +106,21 @@ class VelocityField(nn.Module):
             nn.Mish(),
             nn.Linear(2 * time_embedding_dim, time_embedding_dim),
         )
+        # Without hidden layers the velocity is linear: two layers with nothing in between.
+        widths = list(net_arch) or [action_dim]
         # One layer, initialised as one (its fan-in is the whole input), used in three parts.
-        whole = Linear(action_dim + time_embedding_dim + features_dim, net_arch[0])
-        self.action_layer = Linear(action_dim, net_arch[0], bias=False)
-        self.time_layer = nn.Linear(time_embedding_dim, net_arch[0])
-        self.features_layer = Linear(features_dim, net_arch[0], bias=False)
+        whole = Linear(action_dim + time_embedding_dim + features_dim, widths[0])
+        self.action_layer = Linear(action_dim, widths[0], bias=False)
+        self.time_layer = nn.Linear(time_embedding_dim, widths[0])
+        self.features_layer = Linear(features_dim, widths[0], bias=False)
         with th.no_grad():
             parts = whole.weight.split([action_dim, time_embedding_dim, features_dim], dim=1)
             for layer, weight in zip((self.action_layer, self.time_layer, self.features_layer), parts, strict=True):
                 layer.weight.copy_(weight)
             self.time_layer.bias.copy_(whole.bias)
-        self.activation = activation_fn()
-        self.hidden_layers = nn.ModuleList([Linear(a, b) for a, b in pairwise(net_arch)])
-        self.output_layer = Linear(net_arch[-1], action_dim)
+        self.activation = activation_fn() if net_arch else nn.Identity()
+        self.hidden_layers = nn.ModuleList([Linear(a, b) for a, b in pairwise(widths)])
+        self.output_layer = Linear(widths[-1], action_dim)
 
     def time_features(self, t: th.Tensor) -> TimeFeatures:
         """
@@ -251,11 +248,6 @@ class QEnsemble(nn.Module):
         super().__init__()
         if n_critics < 1:
             raise ValueError(f"n_critics must be at least 1, got {n_critics}.")
-        if len(net_arch) == 0 or min(net_arch) < 1:
-            raise ValueError(
-                f"net_arch['vf'] needs at least one hidden layer of positive width, got {list(net_arch)}: pass [64, 64], for "
-                "example."
-            )
         self.n_critics = n_critics
         widths = [features_dim + action_dim, *net_arch, 1]
         layers = [[nn.Linear(a, b) for _ in range(n_critics)] for a, b in pairwise(widths)]

@@ -176,12 +176,6 @@ def test_one_time_per_row() -> None:
         th.testing.assert_close(rows[i : i + 1], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("net_arch", [[], [0], [16, -1]])
-def test_impossible_net_arch_is_refused(net_arch: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"net_arch\['pi'\] needs at least one hidden layer of positive width"):
-        VelocityField(FEATURES, ACTION, net_arch)
-
-
 @pytest.mark.parametrize("prior_std", [0.0, -1.0, float("nan")])
 def test_impossible_prior_is_refused(prior_std: float) -> None:
     with pytest.raises(ValueError, match=f"prior_std must be positive, got {prior_std}"):

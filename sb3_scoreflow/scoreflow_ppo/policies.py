@@ -110,9 +110,6 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
             optimizer_class,
             optimizer_kwargs,
         )
-        for part in ("vf", "noise"):
-            if min(self.net_arch.get(part, [1]), default=1) < 1:
-                raise ValueError(f"net_arch['{part}'] needs positive widths, got {list(self.net_arch[part])}.")
         self.critic_activation_fn = critic_activation_fn
         self.score_drift = score_drift
         self.score_scale = score_scale

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3 import PPO
 from torch import nn
 
@@ -63,19 +64,33 @@ def test_older_form_of_net_arch_is_that_of_ppo(algorithm: Algorithm) -> None:
     assert remedy.policy.net_arch == policy.net_arch
 
 
+@pytest.mark.parametrize("net_arch", [[], dict(pi=[8]), dict(vf=[8]), {}], ids=str)
+def test_missing_layers_are_linear_as_in_ppo(algorithm: Algorithm, net_arch: Any) -> None:
+    ppo = PPO("MlpPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch)).policy
+    model = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=net_arch))
+    field, critic = model.policy.velocity_field, critic_widths(model.policy)
+    assert critic == [*hidden_widths(ppo.mlp_extractor.value_net), 1]
+    linear = not len(ppo.mlp_extractor.policy_net)
+    assert isinstance(field.activation, nn.Identity) == linear
+    model.learn(algorithm.iteration())
+    # of a linear field, second differences are 0
+    features, time = th.randn(3, 3), field.time_features(th.tensor(0.4))
+    points = [field(th.full((2,), x), time, field.condition(features[0])) for x in (-1.0, 0.0, 1.0)]
+    states = [field(th.zeros(2), time, field.condition(k * features[1])) for k in (-1.0, 0.0, 1.0)]
+    for low, middle, high in (points, states):
+        assert th.allclose(low + high, 2 * middle, atol=1e-5) == linear
+
+
 @pytest.mark.parametrize(
     ("net_arch", "message", "remedied"),
     [
-        (dict(vf=[8]), "net_arch has no 'pi' entry for the velocity field", dict(pi=[8], vf=[8])),
-        (dict(pi=[8]), "net_arch has no 'vf' entry for the critic", dict(pi=[8], vf=[8])),
-        (dict(pi=[8], qf=[9]), "net_arch has no 'vf' entry for the critic", dict(pi=[8], vf=[9])),
-        (dict(pi=[8], vf=[7], qf=[9]), "net_arch has an unknown entry 'qf'", dict(pi=[8], vf=[7])),
-        ({}, "net_arch has no 'pi' entry", dict(pi=[256, 256], vf=[256, 256])),
+        (dict(pi=[8], qf=[9]), "net_arch has an entry 'qf', which is none of", dict(pi=[8], vf=[9])),
+        (dict(pi=[8], vf=[7], qf=[9]), "net_arch has an entry 'qf', which is none of", dict(pi=[8], vf=[7])),
         ([8, dict(pi=[7], vf=[6, 5])], "net_arch has layers that actor and critic share", dict(pi=[8, 7], vf=[8, 6, 5])),
         ([8, dict(vf=[6])], "net_arch has layers that actor and critic share", dict(pi=[8], vf=[8, 6])),
     ],
 )
-def test_net_arch_without_a_network_is_refused(
+def test_unknown_and_shared_layers_are_refused(
     algorithm: Algorithm, net_arch: Any, message: str, remedied: dict[str, list[int]]
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:
@@ -87,15 +102,17 @@ def test_net_arch_without_a_network_is_refused(
 @pytest.mark.parametrize(
     ("net_arch", "message", "remedied"),
     [
-        ([64.0, 32], r"net_arch must be a list of whole numbers, got \[64.0, 32\]", [64, 32]),
-        ([64.5], "net_arch must be a list of whole numbers", [256, 256]),
-        (["64"], "net_arch must be a list of whole numbers", [256, 256]),
-        ([True, 8], "net_arch must be a list of whole numbers", [256, 256]),
+        ([64.0, 32], r"net_arch must be a list of positive whole numbers, got \[64.0, 32\]", [64, 32]),
+        ([64.5], "net_arch must be a list of positive whole numbers", [256, 256]),
+        ([float("inf")], "net_arch must be a list of positive whole numbers", [256, 256]),
+        (["64"], "net_arch must be a list of positive whole numbers", [256, 256]),
+        ([True, 8], "net_arch must be a list of positive whole numbers", [256, 256]),
+        ([16, 0], "net_arch must be a list of positive whole numbers", [256, 256]),
         ("[64, 64]", "net_arch must be a list of widths, got '", [256, 256]),
         (64, "net_arch must be a list of widths, got 64", [64]),
         (dict(pi=64, vf=[8]), r"net_arch\['pi'\] must be a list of widths, got 64", [64]),
-        (dict(pi=[8], vf=[8.0]), r"net_arch\['vf'\] must be a list of whole numbers", [8]),
-        ([], r"net_arch\['pi'\] needs at least one hidden layer", [64, 64]),
+        (dict(pi=[8], vf=[8.0]), r"net_arch\['vf'\] must be a list of positive whole numbers", [8]),
+        (dict(pi=[8], vf=[-1]), r"net_arch\['vf'\] must be a list of positive whole numbers", [256, 256]),
     ],
 )
 def test_net_arch_of_other_types_is_refused(algorithm: Algorithm, net_arch: Any, message: str, remedied: list[int]) -> None:

@@ -90,17 +90,9 @@ def test_members_start_differently_as_linear_layers() -> None:
     assert abs(np.corrcoef(first.detach().flatten(1).numpy())[np.triu_indices(3, 1)]).max() < 0.06
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((0, OBS, ACTION, [8]), "n_critics must be at least 1, got 0"),
-        ((2, OBS, ACTION, []), r"net_arch\['vf'\] needs at least one hidden layer of positive width, got \[\]"),
-        ((2, OBS, ACTION, [8, 0]), r"net_arch\['vf'\] needs .*got \[8, 0\]"),
-    ],
-)
-def test_ensemble_names_impossible_arguments(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        QEnsemble(*arguments)
+def test_ensemble_without_members_is_refused() -> None:
+    with pytest.raises(ValueError, match="n_critics must be at least 1, got 0"):
+        QEnsemble(0, OBS, ACTION, [8])
 
 
 @pytest.mark.parametrize("name", ["n_bootstrap_actions", "exploration_steps"])
