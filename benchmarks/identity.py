@@ -33,8 +33,6 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "scoreflow": (ScoReFlowPPO, {}, list(TASKS)),
     # the defaults before this benchmark
     "scoreflow_earlier": (ScoReFlowPPO, dict(n_steps=2048, batch_size=256, clip_range=0.02), ["box"]),
-    "scoreflow_earlier_clip": (ScoReFlowPPO, dict(clip_range=0.02), ["box"]),
-    "scoreflow_earlier_sizes": (ScoReFlowPPO, dict(n_steps=2048, batch_size=256), ["box"]),
     "rldt": (RLDT, {}, ["box"]),
 }
 #: 3840 is the last whole rollout of ScoReFlowPPO's defaults below 4000.
