@@ -24,7 +24,8 @@ from torch.func import functional_call
 
 from benchmarks.learning import mean_and_interval
 from benchmarks.provenance import ROOT, provenance
-from sb3_scoreflow import RLDT, ActionChunking, flow, load_demonstrations, pretrain_bc
+from sb3_scoreflow import RLDT, ActionChunking, load_demonstrations, pretrain_bc
+from sb3_scoreflow.common import flow
 from sb3_scoreflow.rldt.actor import q_gradients
 from sb3_scoreflow.rldt.transport import transport_field
 

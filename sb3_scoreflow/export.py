@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_scoreflow.policies import FlowMatchingPolicy
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
 
 
 class ActionSampler(nn.Module):

@@ -18,7 +18,6 @@ PARTS = {
     "training": 7,
     "memory": 1,
     "growth": 15,
-    "changes": 15,
     "threads": 3,
 }
 FOLDER = ROOT / "benchmarks/results/speed"

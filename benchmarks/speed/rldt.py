@@ -16,11 +16,11 @@ from benchmarks.speed.products import products
 from benchmarks.speed.sequential import plain
 from benchmarks.speed.timing import in_turns, medians, ratio
 from sb3_scoreflow import RLDT, ActionChunking
-from sb3_scoreflow.linear import mlp
+from sb3_scoreflow.common.linear import mlp
+from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.rldt.actor import Reference
 from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets
-from sb3_scoreflow.rldt.presets import DEFAULTS
-from sb3_scoreflow.update_log import UpdateLog
+from sb3_scoreflow.rldt.defaults import DEFAULTS
 
 N_CRITIC_STEPS, N_ACTOR_STEPS, PARTICLES = 8, 2, (4, 8, 16)
 CRITIC = [23, 256, 256, 256, 1]

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import nn
 from torch.distributions import Normal
 
-from sb3_scoreflow.linear import Linear
+from sb3_scoreflow.common.linear import Linear
 from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
 from sb3_scoreflow.scoreflow_ppo.transition import NOISE_TRUNCATION
 

@@ -14,16 +14,17 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.optim.swa_utils import AveragedModel
 
-from sb3_scoreflow.algorithm import FlowAlgorithm
 from sb3_scoreflow.bc.averaging import averaged_weights, copy_parameters, warmed_up_average
 from sb3_scoreflow.bc.checks import check_demonstrations, checked_eval_env
+from sb3_scoreflow.bc.execution import check_normalized_alike, execution_of
+from sb3_scoreflow.bc.fits_critic import FitsCritic
 from sb3_scoreflow.bc.history import History, logger_of
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.encoders import check_random_shift
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
+from sb3_scoreflow.common.schedules import CosineSchedule
+from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstrations
-from sb3_scoreflow.encoders import check_random_shift
-from sb3_scoreflow.execution import check_normalized_alike, execution_of
-from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
-from sb3_scoreflow.schedules import CosineSchedule
-from sb3_scoreflow.utils import DivergenceError
 
 #: Called at every log point with the metrics logged there; returning False ends training.
 BCCallback = Callable[[dict[str, float]], bool | None]
@@ -40,10 +41,10 @@ class BehaviorCloning:
     the policy's ``observation_normalization`` is "none"), and the policy is marked as pretrained.
 
     What stands between demonstrations and policy is asked of the model's environment, never guessed: chunks
-    (:class:`~sb3_scoreflow.ActionChunking`, or another wrapper, see :func:`~sb3_scoreflow.execution.execution_of`), how many
-    of their actions are executed, whether success ends an episode, its step limit, and a ``VecNormalize``. Demonstrations are
-    raw; a ``VecNormalize`` in training gets their statistics and keeps them. Past the end of an episode the loss of a chunk is
-    masked. A bare policy has no environment: its action space alone tells the chunks.
+    (:class:`~sb3_scoreflow.ActionChunking`, or another wrapper, see :func:`~sb3_scoreflow.bc.execution.execution_of`), how
+    many of their actions are executed, whether success ends an episode, its step limit, and a ``VecNormalize``.
+    Demonstrations are raw; a ``VecNormalize`` in training gets their statistics and keeps them. Past the end of an episode
+    the loss of a chunk is masked. A bare policy has no environment: its action space alone tells the chunks.
 
     :param model: an algorithm of this package, or a policy
     :param demonstrations: what to imitate
@@ -185,11 +186,12 @@ class BehaviorCloning:
 
     def _critic_fit(self, critic_batches: int | None, n_batches: int) -> Callable[[], dict[str, float]] | None:
         """What fits the critic after cloning, checked before; None if there is nothing to be fitted."""
-        if self.algorithm is None or self.execution is None:
+        if not isinstance(self.algorithm, FitsCritic) or self.execution is None:
             if critic_batches:
                 raise ValueError(
                     f"critic_batches={critic_batches} needs an algorithm with a value function, such as ScoReFlowPPO, and its "
-                    "environment, which says how actions are executed; pass critic_batches=0."
+                    f"environment, which says how actions are executed; got {type(self.algorithm or self.policy).__name__}: "
+                    "pass critic_batches=0."
                 )
             return None
         return self.algorithm.prepare_critic(

@@ -11,10 +11,10 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_scoreflow.bc.execution import Execution
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.demonstrations.arrays import Array
-from sb3_scoreflow.execution import Execution
-from sb3_scoreflow.policies import FlowMatchingPolicy
 
 #: Images that are looked at for their range: all of them may not fit into memory.
 _N_IMAGES = 16

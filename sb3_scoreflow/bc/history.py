@@ -5,7 +5,7 @@ from collections import defaultdict
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import configure_logger
 
-from sb3_scoreflow.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
 
 
 class History:

@@ -2,10 +2,10 @@
 
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_scoreflow.algorithm import FlowAlgorithm
 from sb3_scoreflow.bc.behavior_cloning import BCCallback, BehaviorCloning
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.demonstrations import Demonstrations
-from sb3_scoreflow.policies import FlowMatchingPolicy
 
 
 def pretrain_bc(

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from sb3_scoreflow.action_space import check_action_space
+from sb3_scoreflow.common.action_space import check_action_space
 from sb3_scoreflow.envs.chunk_infos import ChunkInfos, check_sum_infos
 
 

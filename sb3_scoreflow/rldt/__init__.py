@@ -1,7 +1,7 @@
 """RLDT: reinforcement learning by density transport, on the same flow policies."""
 
+from sb3_scoreflow.rldt.defaults import PRESETS
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_scoreflow.rldt.presets import PRESETS
 from sb3_scoreflow.rldt.rldt import RLDT
 
 __all__ = ["PRESETS", "RLDT", "CnnPolicy", "MlpPolicy", "MultiInputPolicy"]

@@ -8,8 +8,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_scoreflow import flow
-from sb3_scoreflow.networks import VelocityField
+from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.networks import VelocityField
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling, TransportField, transport_field
 

@@ -1,13 +1,9 @@
-"""What :class:`RLDT`'s arguments may be, at construction, on loading and when ``learn`` is called."""
+"""What :class:`RLDT`'s arguments may be."""
 
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
-from sb3_scoreflow.checks import SB3_RULES, Choice, Count, Either, Flag, Interval, Number, OrNone, Rule, Schedule
+from sb3_scoreflow.common.checks import SB3_RULES, Choice, Count, Either, Flag, Interval, Number, OrNone, Rule, Schedule
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
-from sb3_scoreflow.utils import warn
-
-if TYPE_CHECKING:
-    from sb3_scoreflow.rldt.rldt import RLDT
 
 #: argument -> what it may be
 RULES: dict[str, Rule] = {
@@ -47,15 +43,3 @@ RULES: dict[str, Rule] = {
     "denoising_steps": Count(),
     "max_grad_norm": Number(open_low=True, bound=True),
 }
-
-
-def warn_of_arguments(model: "RLDT") -> None:
-    """
-    Warn of what works, but hardly as it is meant to.
-
-    :param model: with possible arguments
-    """
-    if model.kernel == "rbf" and model.n_particles == 1:
-        warn(
-            "n_particles=1 leaves the kernel nothing to repel: use 4 or more particles, or kernel='delta'.",
-        )

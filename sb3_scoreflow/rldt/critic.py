@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_scoreflow.policies import take
+from sb3_scoreflow.common.observations import take
 from sb3_scoreflow.rldt.buffers import TrajectoryBatch
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 from sb3_scoreflow.rldt.targets import td_lambda_targets

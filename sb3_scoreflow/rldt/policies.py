@@ -10,10 +10,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_scoreflow import flow
-from sb3_scoreflow.networks import QEnsemble
-from sb3_scoreflow.policies import FlowMatchingPolicy, ObservationNormalization
-from sb3_scoreflow.utils import check_whole_numbers
+from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.policies import FlowMatchingPolicy, ObservationNormalization
+from sb3_scoreflow.common.utils import check_whole_numbers
+from sb3_scoreflow.rldt.networks import QEnsemble
 
 #: Rows of a chain that go through the networks together where no gradient is kept: activations then stay in the CPU's cache.
 _BLOCK = 1024
@@ -74,19 +74,19 @@ class RLDTPolicy(FlowMatchingPolicy):
             observation_space,
             action_space,
             lr_schedule,
-            dict(pi=[256, 256], vf=[256, 256, 256]) if net_arch is None else net_arch,
-            activation_fn,
-            denoising_steps,
-            inference_steps,
-            time_embedding_dim,
-            prior_std,
-            observation_normalization,
-            use_sde,
-            features_extractor_class,
-            features_extractor_kwargs,
-            normalize_images,
-            optimizer_class,
-            optimizer_kwargs,
+            net_arch=dict(pi=[256, 256], vf=[256, 256, 256]) if net_arch is None else net_arch,
+            activation_fn=activation_fn,
+            denoising_steps=denoising_steps,
+            inference_steps=inference_steps,
+            time_embedding_dim=time_embedding_dim,
+            prior_std=prior_std,
+            observation_normalization=observation_normalization,
+            use_sde=use_sde,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
         )
         self.n_critics = n_critics
         self.n_bootstrap_actions = n_bootstrap_actions
@@ -100,13 +100,7 @@ class RLDTPolicy(FlowMatchingPolicy):
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("reward_scale", th.ones(()))
 
-        learning_rate = lr_schedule(1)
-        groups = self.parameter_groups()
-        self.optimizer = self.optimizer_class(
-            [dict(params=parameters, name=name, lr=learning_rate) for name, parameters in groups.items() if parameters],
-            lr=learning_rate,  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
-        )
+        self._build_optimizer(lr_schedule)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """

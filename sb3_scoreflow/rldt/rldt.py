@@ -11,18 +11,18 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_scoreflow.algorithm import FlowAlgorithm
-from sb3_scoreflow.policies import take
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.observations import take
+from sb3_scoreflow.common.update_log import UpdateLog
+from sb3_scoreflow.common.utils import DivergenceError, name_parameter_groups, warn
 from sb3_scoreflow.rldt.actor import Reference, actor_diagnostics, evaluate_actor
-from sb3_scoreflow.rldt.arguments import RULES, warn_of_arguments
+from sb3_scoreflow.rldt.arguments import RULES
 from sb3_scoreflow.rldt.buffers import RolloutHistory, RolloutHistoryCallback, TrajectoryBatch
 from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets, encode
+from sb3_scoreflow.rldt.defaults import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
-from sb3_scoreflow.rldt.presets import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.renormalization import Renormalization
 from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
-from sb3_scoreflow.update_log import UpdateLog
-from sb3_scoreflow.utils import DivergenceError, name_parameter_groups, warn
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
 
@@ -39,7 +39,7 @@ class RLDT(FlowAlgorithm):
     and the flow is trained to follow (arXiv 2606.08602).
 
     Arguments shared with Stable-Baselines3's algorithms keep their names and meaning. Arguments left at None get the values of
-    ``sb3_scoreflow/rldt/presets.py``, by whether the policy was pretrained; ``PRESETS`` there has the published settings.
+    ``sb3_scoreflow/rldt/defaults.py``, by whether the policy was pretrained; ``PRESETS`` there has the published settings.
 
     :param policy: "FlowPolicy" (features extractor by observation space), "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a
         class
@@ -224,9 +224,12 @@ class RLDT(FlowAlgorithm):
     def _setup_model(self) -> None:
         history = self.__dict__.pop("rollout_buffer", None)  # of a model saved with include=["rollout_buffer"]
         super()._setup_model()
-        warn_of_arguments(self)
         if history is not None:
             self._restore_history(history)
+
+    def _warn_of_arguments(self) -> None:
+        if self.kernel == "rbf" and self.n_particles == 1:
+            warn("n_particles=1 leaves the kernel nothing to repel: use 4 or more particles, or kernel='delta'.")
 
     def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
         return RolloutHistory, ", which keeps trajectories"

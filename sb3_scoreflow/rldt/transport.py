@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch as th
 
-from sb3_scoreflow.utils import check_choice
+from sb3_scoreflow.common.utils import check_choice
 
 Kernel = Literal["rbf", "delta"]
 TemperatureScaling = Literal["gradient", "none"]

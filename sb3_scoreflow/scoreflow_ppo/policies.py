@@ -1,6 +1,6 @@
 """ScoRe-Flow's policy: the shared flow plus score coefficient, noise net and critic."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch as th
 from gymnasium import spaces
@@ -13,12 +13,12 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_scoreflow import flow
-from sb3_scoreflow.linear import mlp
-from sb3_scoreflow.networks import NoiseNet, ScoreCoefficient, initial_score_gate
-from sb3_scoreflow.policies import FlowMatchingPolicy, ObservationNormalization
+from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.policies import ObservationNormalization
+from sb3_scoreflow.common.utils import ArgumentError, check_choice
+from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
+from sb3_scoreflow.scoreflow_ppo.networks import NoiseNet, ScoreCoefficient, initial_score_gate
 from sb3_scoreflow.scoreflow_ppo.transition import chain_entropy, chain_log_prob, transition_mean, truncated_normal
-from sb3_scoreflow.utils import ArgumentError, check_choice
 
 ScoreDrift = Literal["learned", "constant", "none"]
 Noise = Literal["learned", "constant", "score_matched"]
@@ -34,12 +34,13 @@ class ChainEvaluation(NamedTuple):
     std: th.Tensor  #: shape ``(batch, K, action_dim)``
 
 
-class ScoReFlowPolicy(FlowMatchingPolicy):
+class ScoReFlowPolicy(ActorCriticFlowPolicy):
     """
     Flow policy whose denoising steps are Gaussian: mean steered by the score, standard deviation learned (arXiv 2604.10962,
     Section 4).
 
-    The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` and, set through the algorithm's arguments of the same names:
+    The parameters of :class:`~sb3_scoreflow.ppo.ActorCriticFlowPolicy` and, set through the algorithm's arguments of the same
+    names:
 
     :param score_drift: "learned": coefficient net; "constant": ``(1 - t) softplus(-2) score_scale``; "none": ReinFlow
     :param score_scale: ``c`` in the coefficient, positive
@@ -48,14 +49,15 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
         ``min_std``
     :param min_std: lower bound of a step's standard deviation, positive
     :param max_std: upper bound, at least ``min_std``
-    :param critic_activation_fn: activation of the critic
-    :param share_features_extractor: whether the critic sees the actor's features (without gradient) instead of its own
-        extractor's
     """
 
     net_arch_parts = ("pi", "vf", "noise")
+    group_modules: ClassVar[dict[str, tuple[str, ...]]] = dict(
+        velocity=("features_extractor", "velocity_field"),
+        noise=("noise_net", "score_coefficient_net"),
+        critic=("vf_features_extractor", "value_net"),
+    )
     _instead_of_likelihoods = "; evaluate_actions(obs, chains), chains = policy(obs)[0], gives log-probabilities of chains"
-    value_scale: th.Tensor
     log_std_bounds: th.Tensor
 
     def __init__(
@@ -96,28 +98,28 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
             observation_space,
             action_space,
             lr_schedule,
-            net_arch,
-            activation_fn,
-            denoising_steps,
-            inference_steps,
-            time_embedding_dim,
-            prior_std,
-            observation_normalization,
-            use_sde,
-            features_extractor_class,
-            features_extractor_kwargs,
-            normalize_images,
-            optimizer_class,
-            optimizer_kwargs,
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            critic_activation_fn=critic_activation_fn,
+            denoising_steps=denoising_steps,
+            inference_steps=inference_steps,
+            time_embedding_dim=time_embedding_dim,
+            prior_std=prior_std,
+            observation_normalization=observation_normalization,
+            use_sde=use_sde,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
         )
-        self.critic_activation_fn = critic_activation_fn
         self.score_drift = score_drift
         self.score_scale = score_scale
         self.score_clip = score_clip
         self.noise = noise
         self.min_std = min_std
         self.max_std = max_std
-        self.share_features_extractor = share_features_extractor
 
         if score_drift == "learned":
             self.score_coefficient_net = ScoreCoefficient(score_scale)
@@ -126,46 +128,17 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
             self.noise_net = NoiseNet(self.features_dim, self.action_dim, time_embedding_dim, noise_arch)
         self.register_buffer("log_std_bounds", th.zeros(2))
         self.set_std_bounds(min_std, max_std)
-        # The bare velocity needs no critic; what follows is the value function, in units of `value_scale`.
-        if not share_features_extractor:
-            self.vf_features_extractor = self.make_features_extractor()
-        self.value_net = mlp([self.features_dim, *self.net_arch["vf"], 1], critic_activation_fn)
-        # 0: no unit yet. An untrained critic then says V = 0, whatever the unit of the rewards will be (ours).
-        self.register_buffer("value_scale", th.zeros(()))
-
-        learning_rate = lr_schedule(1)
-        groups = {name: list(parameters) for name, parameters in self.parameter_groups().items()}
-        self.optimizer = self.optimizer_class(
-            [dict(params=parameters, name=name, lr=learning_rate) for name, parameters in groups.items() if parameters],
-            lr=learning_rate,  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
-        )
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """
-        :return: every parameter once: "velocity" (with the actor's features), "noise" (with the score coefficient), "critic"
-        """
-        modules: dict[str, list[str]] = dict(
-            velocity=["features_extractor", "velocity_field"],
-            noise=["noise_net", "score_coefficient_net"],
-            critic=["vf_features_extractor", "value_net"],
-        )
-        return {
-            group: [p for name in names if hasattr(self, name) for p in getattr(self, name).parameters()]
-            for group, names in modules.items()
-        }
+        self._build_critic(lr_schedule)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         data.update(
-            critic_activation_fn=self.critic_activation_fn,
             score_drift=self.score_drift,
             score_scale=self.score_scale,
             score_clip=self.score_clip,
             noise=self.noise,
             min_std=self.min_std,
             max_std=self.max_std,
-            share_features_extractor=self.share_features_extractor,
         )
         return data
 
@@ -295,42 +268,6 @@ class ScoReFlowPolicy(FlowMatchingPolicy):
             )
         evaluation = self.evaluate_chain(obs, actions.view(len(actions), self.denoising_steps + 1, self.action_dim))
         return evaluation.values.unsqueeze(-1), evaluation.log_prob, evaluation.entropy
-
-    # ------------------------------------------------------------------ values
-
-    def _values(self, preprocessed: PyTorchObs, features: th.Tensor) -> th.Tensor:
-        features = features.detach() if self.share_features_extractor else self.vf_features_extractor(preprocessed)
-        return self.value_net(features) * self.value_scale
-
-    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        """
-        :param obs: raw observations, shape ``(batch, ...)`` per part
-        :return: values in reward units, shape ``(batch, 1)``
-        """
-        preprocessed = self.preprocess(obs)
-        if not self.share_features_extractor:
-            return self._values(preprocessed, th.empty(0))
-        return self._values(preprocessed, self.features_extractor(preprocessed))
-
-    def share_actor_features(self) -> None:
-        """Start the critic's features extractor from the actor's, as after behaviour cloning."""
-        if not self.share_features_extractor:
-            self.vf_features_extractor.load_state_dict(self.features_extractor.state_dict())
-
-    def set_value_scale(self, scale: float) -> None:
-        """
-        Change the unit of the critic's output and rescale its last layer, so that the values it predicts stay the same; the
-        first unit that it gets leaves its weights as they are.
-
-        :param scale: new unit (reward units per unit of output), positive
-        """
-        ratio = float(self.value_scale) / scale or 1.0
-        last = self.value_net[-1]
-        assert isinstance(last, nn.Linear)
-        with th.no_grad():
-            last.weight.mul_(ratio)
-            last.bias.mul_(ratio)
-        self.value_scale.fill_(scale)
 
 
 class MlpPolicy(ScoReFlowPolicy):

@@ -8,7 +8,7 @@ import math
 
 import torch as th
 
-from sb3_scoreflow import flow
+from sb3_scoreflow.common import flow
 
 #: The normal deviates of a denoising step are truncated to +- this many standard deviations (released configuration).
 NOISE_TRUNCATION = 3.0

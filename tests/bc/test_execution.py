@@ -14,8 +14,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_scoreflow import RLDT, ActionChunking, BehaviorCloning, Demonstrations, ScoReFlowPPO, pretrain_bc
-from sb3_scoreflow.execution import Execution, execution_of
-from sb3_scoreflow.scoreflow_ppo.critic_pretraining import CriticPretraining
+from sb3_scoreflow.bc.execution import Execution, execution_of
+from sb3_scoreflow.ppo.critic_pretraining import CriticPretraining
 from tests.bc.helpers import BlankEnv, ends_of, make_demonstrations, make_model
 
 LENGTH = 40

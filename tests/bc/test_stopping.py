@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_scoreflow import RLDT, BehaviorCloning, Demonstrations, ScoReFlowPPO, pretrain_bc
-from sb3_scoreflow.schedules import HalfLifeSchedule
+from sb3_scoreflow.common.schedules import HalfLifeSchedule
 from tests.bc.helpers import BlankEnv, assert_same, ends_of, make_demonstrations, make_model, state_of
 
 

@@ -11,7 +11,7 @@ from benchmarks.speed.sequential import SequentialPolicy, trainer
 from benchmarks.speed.setting import ACTION_DIM, OBS_DIM, make_model, make_policy
 from benchmarks.speed.timing import target
 from sb3_scoreflow import ScoReFlowPPO
-from sb3_scoreflow.update_log import UpdateLog
+from sb3_scoreflow.common.update_log import UpdateLog
 
 SMALL: dict[str, Any] = dict(net_arch=dict(pi=[32, 32, 32], vf=[16, 16]))
 close = partial(th.testing.assert_close, rtol=1e-5, atol=1e-5)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sb3_scoreflow import RLDT, ScoReFlowPPO
-from sb3_scoreflow.encoders import ViTExtractor
+from sb3_scoreflow.common.encoders import ViTExtractor
 
 
 class Case(NamedTuple):

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch as th
 
-from sb3_scoreflow import Demonstrations, linear, pretrain_bc
+from sb3_scoreflow import Demonstrations, pretrain_bc
+from sb3_scoreflow.common import linear
 from tests.conformance.algorithms import Algorithm
 from tests.conformance.envs import make_toy, observe, some_states
 

@@ -15,8 +15,8 @@ from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_scoreflow import CosineSchedule, Demonstrations, DivergenceError, HoldCosineSchedule, pretrain_bc
+from sb3_scoreflow.ppo.buffers import WideRolloutBuffer
 from sb3_scoreflow.rldt.buffers import RolloutHistory
-from sb3_scoreflow.scoreflow_ppo.buffers import ChainRolloutBuffer
 from tests.conformance import algorithms
 from tests.conformance.algorithms import Algorithm
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
@@ -385,11 +385,11 @@ def test_widths_of_the_noise_net(ppo: Algorithm) -> None:
 
 
 def test_buffer_has_to_fit_the_observations(ppo: Algorithm) -> None:
-    for buffer_class in (RolloutBuffer, ChainRolloutBuffer):
+    for buffer_class in (RolloutBuffer, WideRolloutBuffer):
         with pytest.raises(ValueError, match="must be a subclass of DictRolloutBuffer for these observations, got"):
             ppo.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=buffer_class)
 
-    class Mine(ChainRolloutBuffer):
+    class Mine(WideRolloutBuffer):
         pass
 
     model = ppo.make("FlowPolicy", make_toy(), rollout_buffer_class=Mine).learn(ppo.iteration())

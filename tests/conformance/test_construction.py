@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
-from sb3_scoreflow.encoders import ViTExtractor
+from sb3_scoreflow.common.encoders import ViTExtractor
 from tests.conformance.algorithms import Algorithm, Case
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_scoreflow import Demonstrations, HalfLifeSchedule, pretrain_bc
-from sb3_scoreflow.scoreflow_ppo.defaults import default_sizes, sizes_from_scratch
+from sb3_scoreflow.ppo.sizes import default_sizes, sizes_from_scratch
 from tests.conformance.algorithms import Algorithm
 from tests.conformance.envs import ACTION_SPACE, make_toy
 from tests.conformance.saving import saved

@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import sb3_scoreflow
 from sb3_scoreflow import collect_demonstrations, pretrain_bc
-from sb3_scoreflow.saved_files import saved_data, written_by
+from sb3_scoreflow.common.saved_files import saved_data, written_by
 from tests.conformance.algorithms import ALGORITHMS, Algorithm
 from tests.conformance.envs import make_toy
 from tests.conformance.make_checkpoint import DATA
@@ -108,7 +108,7 @@ CONTRIB = [
     ("stable_baselines3.common.policies", {"cg_max_steps": 15}, "TRPO"),
     ("somewhere.else", {}, None),
     ("stable_baselines3", {}, None),
-    ("sb3_scoreflow.policies", {}, None),
+    ("sb3_scoreflow.common.policies", {}, None),
 ]
 
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_scoreflow import FlowMatchingPolicy, rldt, scoreflow_ppo
-from sb3_scoreflow.ppo_only import INSTEAD
+from sb3_scoreflow.common.ppo_only import INSTEAD
 from tests.conformance.algorithms import Algorithm
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy, observe, some_states
 from tests.conformance.ppo import make_ppo

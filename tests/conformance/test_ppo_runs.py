@@ -24,8 +24,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_scoreflow.scoreflow_ppo.buffers import ChainActions, ChainRolloutBuffer, DictChainRolloutBuffer
-from sb3_scoreflow.utils import ArgumentError
+from sb3_scoreflow.common.utils import ArgumentError
+from sb3_scoreflow.ppo.buffers import DictWideRolloutBuffer, WideActions, WideRolloutBuffer
 from tests.conformance.algorithms import Algorithm
 from tests.conformance.envs import OBSERVATIONS, ToyEnv, make_toy, toys
 from tests.conformance.ppo import make_ppo
@@ -104,24 +104,24 @@ def test_buffer_written_for_ppo(ppo: Algorithm, kind: str, buffer_class: Any) ->
     assert ours.rollout_buffer_kwargs == theirs.rollout_buffer_kwargs
     loaded = ppo.cls.load(saved(ours), make_toy(kind, 2)).learn(32)
     assert isinstance(loaded.rollout_buffer, buffer_class) and loaded.rollout_buffer.count == 16 + 7 * (kind == "flat")
-    assert isinstance(loaded.rollout_buffer, ChainActions)
+    assert isinstance(loaded.rollout_buffer, WideActions)
 
 
 def test_buffers_that_store_chains_are_taken_as_they_are(ppo: Algorithm) -> None:
-    class Mine(ChainRolloutBuffer):
+    class Mine(WideRolloutBuffer):
         pass
 
     expected = {
         Mine: Mine,
-        ChainRolloutBuffer: ChainRolloutBuffer,
-        RolloutBuffer: ChainRolloutBuffer,
-        None: ChainRolloutBuffer,
+        WideRolloutBuffer: WideRolloutBuffer,
+        RolloutBuffer: WideRolloutBuffer,
+        None: WideRolloutBuffer,
     }
     for given, used in expected.items():
         assert type(ppo.make("FlowPolicy", make_toy(), rollout_buffer_class=given).rollout_buffer) is used
-    for dict_class in (DictRolloutBuffer, DictChainRolloutBuffer, None):
+    for dict_class in (DictRolloutBuffer, DictWideRolloutBuffer, None):
         model = ppo.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=dict_class)
-        assert type(model.rollout_buffer) is DictChainRolloutBuffer
+        assert type(model.rollout_buffer) is DictWideRolloutBuffer
 
 
 def test_buffers_that_cannot_be_built_are_refused_as_by_ppo(ppo: Algorithm) -> None:

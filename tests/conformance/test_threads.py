@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch as th
 
-from sb3_scoreflow.utils import usable_cores, warn_of_threads
+from sb3_scoreflow.common.utils import usable_cores, warn_of_threads
 from tests.conformance.algorithms import Algorithm
 from tests.conformance.envs import make_toy
 

@@ -11,8 +11,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_scoreflow import Demonstrations, pretrain_bc
-from sb3_scoreflow.networks import ObservationNormalizer, varies
-from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics, unit_of
+from sb3_scoreflow.common.networks import ObservationNormalizer, varies
+from sb3_scoreflow.ppo.reward_scaling import ReturnStatistics, unit_of
 from tests.conformance.algorithms import Algorithm
 
 LENGTH = 12

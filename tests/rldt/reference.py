@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_scoreflow.networks import QEnsemble
+from sb3_scoreflow.rldt.networks import QEnsemble
 
 
 def slow_field(

@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_scoreflow.networks import VelocityField
+from sb3_scoreflow.common.networks import VelocityField
 from sb3_scoreflow.rldt.actor import ActorEvaluation, Reference, actor_diagnostics, evaluate_actor, q_gradients
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 from tests.rldt.reference import separate_networks, slow_field

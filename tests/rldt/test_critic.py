@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_scoreflow.policies import take
+from sb3_scoreflow.common.observations import take
 from sb3_scoreflow.rldt.buffers import TrajectoryBatch
 from sb3_scoreflow.rldt.critic import CriticBatch, critic_batches, critic_loss, critic_targets, encode
 from sb3_scoreflow.rldt.policies import RLDTPolicy

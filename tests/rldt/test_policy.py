@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_scoreflow import RLDT
-from sb3_scoreflow.networks import QEnsemble, TimeFeatures
+from sb3_scoreflow.common.networks import TimeFeatures
+from sb3_scoreflow.rldt.networks import QEnsemble
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 from tests.rldt.reference import separate_networks
 

@@ -20,8 +20,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_scoreflow import CosineSchedule, Demonstrations, HoldCosineSchedule, ScoReFlowPPO, pretrain_bc
-from sb3_scoreflow.scoreflow_ppo.reward_scaling import ReturnStatistics
-from sb3_scoreflow.update_log import UpdateLog
+from sb3_scoreflow.common.update_log import UpdateLog
+from sb3_scoreflow.ppo.reward_scaling import ReturnStatistics
 
 STEPS, ACTION, N_ENVS, N_STEPS = 4, 2, 2, 16
 SIZE = N_ENVS * N_STEPS
@@ -417,7 +417,7 @@ def test_gradient_of_the_loss_by_finite_differences(noise: str, monkeypatch: pyt
 
     def loss() -> th.Tensor:
         losses.clear()
-        model._train_epoch(0, False, UpdateLog())
+        model._train_epoch(0, UpdateLog())
         return losses[0]
 
     model.policy.zero_grad()

@@ -1,6 +1,5 @@
-"""Networks: velocity field, noise net, score coefficient, Q ensemble, observation normaliser, time embedding."""
+"""Networks that every flow policy has: time embedding, velocity field, observation normalizer."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -12,15 +11,12 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_scoreflow.linear import Linear, batched_linear, mlp
+from sb3_scoreflow.common.linear import Linear
 
 Tensor = TypeVar("Tensor", th.Tensor, np.ndarray)
 
 #: Bounds from which on none is meant.
 _NO_BOUND = 1e15
-
-#: Bias of the score coefficient's last layer: softplus(-2) = 0.127 at the start (arXiv 2604.10962, released configuration).
-SCORE_COEFFICIENT_BIAS = -2.0
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -151,135 +147,6 @@ class VelocityField(nn.Module):
             update = layer(self.activation(hidden))
             hidden = hidden + update if update.shape == hidden.shape else update
         return self.output_layer(self.activation(hidden)) + time.skip * x
-
-
-class NoiseNet(nn.Module):
-    """
-    Standard deviation of a denoising step, per action dimension, bounded in ``[min_std, max_std]``.
-
-    ``log std^2`` interpolates linearly between the bounds with ``tanh`` of an MLP of (time embedding, features); it does not
-    see ``x`` (arXiv 2505.22094, Section 4; arXiv 2604.10962, Section 4). The last layer starts at zero (ours): every policy
-    starts at the geometric mean of the bounds, in every state.
-
-    :param features_dim: width of the observation features
-    :param action_dim: flattened width of the action
-    :param time_embedding_dim: width of the time embedding
-    :param net_arch: widths of the hidden layers
-    """
-
-    def __init__(
-        self, features_dim: int, action_dim: int, time_embedding_dim: int, net_arch: Sequence[int] = (64, 64)
-    ) -> None:
-        super().__init__()
-        self.net = mlp([features_dim + time_embedding_dim, *net_arch, action_dim], nn.Tanh)
-        last = self.net[-1]
-        assert isinstance(last, Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def forward(self, features: th.Tensor, time_embedding: th.Tensor, log_std_bounds: th.Tensor) -> th.Tensor:
-        """
-        :param features: shape ``(batch, features_dim)``
-        :param time_embedding: of the whole grid, shape ``(K, time_embedding_dim)``; it gets no gradient from here
-        :param log_std_bounds: ``log [min_std, max_std]``, shape ``(2,)``
-        :return: standard deviations, shape ``(batch, K, action_dim)``
-        """
-        batch, steps = len(features), len(time_embedding)
-        inputs = th.cat(
-            [
-                features.unsqueeze(1).expand(batch, steps, features.shape[-1]),
-                time_embedding.detach().expand(batch, steps, time_embedding.shape[-1]),
-            ],
-            dim=-1,
-        )
-        low, high = log_std_bounds
-        return th.exp(low + 0.5 * (th.tanh(self.net(inputs)) + 1) * (high - low))
-
-
-class ScoreCoefficient(nn.Module):
-    """
-    Coefficient of the score in the drift, ``alpha(t) = min((1 - t) softplus(g(t)) c, 2 c)`` (arXiv 2604.10962, Section 4).
-
-    ``g`` is a tiny MLP of ``t`` alone; the factor ``1 - t`` cancels the pole of the score. The last layer's weights start at
-    zero and its bias at -2, so ``softplus(g) = 0.127`` at every ``t`` before training.
-
-    :param score_scale: ``c``
-    """
-
-    def __init__(self, score_scale: float) -> None:
-        super().__init__()
-        self.score_scale = score_scale
-        last = nn.Linear(16, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, SCORE_COEFFICIENT_BIAS)
-        self.net = nn.Sequential(nn.Linear(1, 16), nn.SiLU(), nn.Linear(16, 16), nn.SiLU(), last)
-
-    def forward(self, t: th.Tensor) -> th.Tensor:
-        """
-        :param t: times in [0, 1), shape ``(K,)``
-        :return: coefficients, shape ``(K,)``
-        """
-        gate = nn.functional.softplus(self.net(t.unsqueeze(-1)).squeeze(-1))
-        return th.clamp((1 - t) * gate * self.score_scale, max=2 * self.score_scale)
-
-
-class QEnsemble(nn.Module):
-    """
-    Independent networks ``Q(s, a)`` of the same shape, evaluated together as batched matrix products.
-
-    As in :class:`VelocityField`, the first layer is split: the observation's share is computed once for all actions of a
-    state. Every member is initialised as a chain of ``nn.Linear`` layers of its own.
-
-    :param n_critics: number of networks ``E``, at least 1
-    :param features_dim: width of the observation features
-    :param action_dim: flattened width of the action
-    :param net_arch: widths of the hidden layers
-    :param activation_fn: activation function
-    """
-
-    def __init__(
-        self,
-        n_critics: int,
-        features_dim: int,
-        action_dim: int,
-        net_arch: Sequence[int],
-        activation_fn: type[nn.Module] = nn.SiLU,
-    ) -> None:
-        super().__init__()
-        if n_critics < 1:
-            raise ValueError(f"n_critics must be at least 1, got {n_critics}.")
-        self.n_critics = n_critics
-        widths = [features_dim + action_dim, *net_arch, 1]
-        layers = [[nn.Linear(a, b) for _ in range(n_critics)] for a, b in pairwise(widths)]
-        weights = [th.stack([member.weight.detach().T for member in layer]) for layer in layers]
-        # Laid out for a product from the left, (E, inputs, outputs)
-        self.features_weight = nn.Parameter(weights[0][:, :features_dim].contiguous())
-        self.action_weight = nn.Parameter(weights[0][:, features_dim:].contiguous())
-        self.weights = nn.ParameterList([weight.contiguous() for weight in weights[1:]])
-        self.biases = nn.ParameterList([th.stack([m.bias.detach() for m in layer]).unsqueeze(1) for layer in layers])
-        self.activation = activation_fn()
-
-    def condition(self, features: th.Tensor) -> th.Tensor:
-        """
-        :param features: observation features, shape ``(batch, features_dim)``, or ``(E, batch, features_dim)`` if every member
-            has its own
-        :return: the observation's share of the first layer, shape ``(E, batch, width)``
-        """
-        return features @ self.features_weight + self.biases[0]
-
-    def forward(self, condition: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """
-        :param condition: from :meth:`condition`, shape ``(E, batch, width)``
-        :param actions: ``n`` actions per observation, shape ``(batch, n, action_dim)``, or ``(E, batch, n, action_dim)`` if
-            every member has its own
-        :return: ``Q``, shape ``(E, batch, n)``
-        """
-        *_, batch, n, action_dim = actions.shape
-        share = actions.reshape(*actions.shape[:-3], batch * n, action_dim) @ self.action_weight
-        hidden = (share.view(self.n_critics, batch, n, -1) + condition.unsqueeze(2)).flatten(1, 2)
-        for weight, bias in zip(self.weights, list(self.biases)[1:], strict=True):
-            hidden = batched_linear(self.activation(hidden), weight, bias)
-        return hidden.view(self.n_critics, batch, n)
 
 
 class ObservationNormalizer(nn.Module):
@@ -421,8 +288,3 @@ def varies(mean: Tensor, var: Tensor) -> Tensor:
 
 def _is_vector(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and len(space.shape) < 3 and not is_image_space(space)
-
-
-def initial_score_gate() -> float:
-    """``softplus(-2)``: the value of ``softplus(g)`` at initialisation, and of the constant score drift for good."""
-    return math.log1p(math.exp(SCORE_COEFFICIENT_BIAS))

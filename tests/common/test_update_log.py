@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch as th
 
-from sb3_scoreflow.update_log import UpdateLog
+from sb3_scoreflow.common.update_log import UpdateLog
 
 
 def test_summary_is_mean_minimum_or_maximum() -> None:

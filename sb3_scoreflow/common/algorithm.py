@@ -1,6 +1,5 @@
 """What the algorithms of this package share on top of Stable-Baselines3's OnPolicyAlgorithm."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,22 +14,26 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_scoreflow.action_space import check_action_space
-from sb3_scoreflow.arguments import ArgumentResolution
-from sb3_scoreflow.checks import SB3_RULES, check_argument
-from sb3_scoreflow.clones import adopt_statistics, clone_policy, copy_actor
-from sb3_scoreflow.demonstrations import Demonstrations
-from sb3_scoreflow.execution import Execution, chunk_settings
-from sb3_scoreflow.policies import FlowMatchingPolicy, non_finite_parameter
-from sb3_scoreflow.ppo_only import check_policy_kwargs
-from sb3_scoreflow.saved_files import WrongPolicyError, foreign_file_error, written_by
-from sb3_scoreflow.utils import ArgumentError, DivergenceError, atomic_path, usable_cores, warn, warn_of_threads
+from sb3_scoreflow.common.action_space import check_action_space
+from sb3_scoreflow.common.arguments import ArgumentResolution
+from sb3_scoreflow.common.checks import SB3_RULES, check_argument
+from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_actor
+from sb3_scoreflow.common.divergence import check_losses, check_parameters, check_rollout, warn_of_foreign_observations
+from sb3_scoreflow.common.env_attributes import chunk_settings
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
+from sb3_scoreflow.common.ppo_only import check_policy_kwargs
+from sb3_scoreflow.common.saved_files import WrongPolicyError, foreign_file_error, written_by
+from sb3_scoreflow.common.utils import (
+    ArgumentError,
+    DivergenceError,
+    atomic_path,
+    non_finite_parameter,
+    usable_cores,
+    warn,
+    warn_of_threads,
+)
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
-
-
-#: Spread of a first rollout, in standard deviations of the demonstrations, below which nothing seems to happen.
-_STANDSTILL = 0.03
 
 
 class FlowAlgorithm(ArgumentResolution):
@@ -113,6 +116,7 @@ class FlowAlgorithm(ArgumentResolution):
         finally:
             self.policy_kwargs, self.rollout_buffer_kwargs = users
         self._count_transitions(0)
+        self._warn_of_arguments()
 
     def _make_buffer(self) -> None:
         assert self.rollout_buffer_class is not None
@@ -138,35 +142,6 @@ class FlowAlgorithm(ArgumentResolution):
         self._resolve_defaults()
 
     # ------------------------------------------------------------------ cloning
-
-    def prepare_critic(
-        self,
-        demonstrations: Demonstrations,
-        execution: Execution,
-        n_batches: int | None,
-        default_batches: int,
-        batch_size: int,
-        rng: np.random.Generator,
-    ) -> Callable[[], dict[str, float]] | None:
-        """
-        The hook of :class:`~sb3_scoreflow.BehaviorCloning` for algorithms that fit more than the actor to demonstrations. It
-        is called before cloning, to refuse what is impossible; what it returns is called after it.
-
-        :param demonstrations: what is to be cloned, raw
-        :param execution: what the environment says
-        :param n_batches: gradient steps, 0 for none, None: ``default_batches`` if possible
-        :param default_batches: the default
-        :param batch_size: transitions per gradient step
-        :param rng: draws the minibatches
-        :return: does it, and returns metrics; None if there is nothing to do
-        :raises ValueError: if it is asked for and impossible
-        """
-        if n_batches:
-            raise ValueError(
-                f"critic_batches={n_batches} needs an algorithm with a value function, such as ScoReFlowPPO; "
-                f"{type(self).__name__} has none to be fitted: pass critic_batches=0."
-            )
-        return None
 
     def load_clone(self, source: "FlowAlgorithm | FlowMatchingPolicy | str | Path") -> None:
         """
@@ -354,64 +329,21 @@ class FlowAlgorithm(ArgumentResolution):
         if tensors:
             self.policy.normalizer.update(tensors if isinstance(observations, dict) else tensors[""])
 
-    def _warn_of_foreign_observations(self) -> None:
-        """Bounds often do not tell that an environment has other units than the demonstrations: its first rollout does."""
-        if self.n_transitions > 0 or not self.policy.pretrained or not self.policy.normalizer.fitted:
-            return
-        observations = self._rollout_observations()
-        for key, part in (observations if isinstance(observations, dict) else {"observations": observations}).items():
-            if isinstance(observations, dict) and key not in self.policy.normalizer.keys:
-                continue
-            raw = th.as_tensor(part, dtype=th.float32, device=self.device).flatten(0, 1)
-            z = self.policy.normalizer._normalize(raw, key if isinstance(observations, dict) else "").flatten(1)
-            outside = (z.abs() >= self.policy.normalizer.clip).float().mean(0)
-            spread = z.std(0)
-            if outside.max() > 0.5 or (len(z) > 1 and (spread < _STANDSTILL).all()):
-                warn(
-                    f"The environment's '{key}' are not like the demonstrated ones: {outside.max():.0%} of component "
-                    f"{int(outside.argmax())} are {self.policy.normalizer.clip:g} or more standard deviations from their "
-                    f"mean, and the largest spread is {spread.max():.2g} standard deviations. Are they in the same units, in "
-                    "the same order, and of the same task? Compare demonstrations.describe() with env.reset()."
-                )
-
     def _rollout_observations(self) -> Any:
         """The last rollout's observations as the policy gets them, shape ``(n_steps, n_envs, ...)`` per part."""
         return self.rollout_buffer.observations
 
     def _check_rollout(self) -> None:
         """Refuse to learn from NaN: it would reach every weight in one step."""
-        self._warn_of_foreign_observations()
-        observations = self.rollout_buffer.observations
-        parts = observations if isinstance(observations, dict) else {"observations": observations}
-        for name, part in {**parts, "rewards": self.rollout_buffer.rewards}.items():
-            if part.dtype.kind != "f":  # images and indices cannot be NaN
-                continue
-            bad = ~np.isfinite(part)
-            if bad.any():
-                step, env = (int(i) for i in np.argwhere(bad)[0][:2])
-                raise DivergenceError(
-                    f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
-                    f"env {env}): fix the environment (VecCheckNan finds the step) and go on from the last checkpoint."
-                )
+        if self.n_transitions == 0 and self.policy.pretrained and self.policy.normalizer.fitted:
+            warn_of_foreign_observations(self.policy, self._rollout_observations())
+        check_rollout(self.rollout_buffer)
 
     def _check_losses(self, losses: dict[str, th.Tensor]) -> None:
-        if bool(th.isfinite(th.stack(list(losses.values()))).all()):  # the one time a minibatch waits for its device
-            return
-        for name, term in losses.items():
-            if not bool(th.isfinite(term)):
-                raise DivergenceError(
-                    f"{name} is {term.item()} in iteration {self.n_iterations + 1}, before the parameters changed: check "
-                    "rewards and observations for huge values, or lower the learning rates, and go on from the last "
-                    "checkpoint."
-                )
+        check_losses(losses, self.n_iterations + 1)
 
     def _check_parameters(self) -> None:
-        culprit = non_finite_parameter(self.policy)
-        if culprit is not None:
-            raise DivergenceError(
-                f"Parameter '{culprit}' became NaN or infinite in iteration {self.n_iterations}: lower the learning rates or "
-                "max_grad_norm, and go on from the last checkpoint."
-            )
+        check_parameters(self.policy, self.n_iterations)
 
     # ------------------------------------------------------------------ saving
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_scoreflow.utils import ArgumentError
+from sb3_scoreflow.common.utils import ArgumentError
 
 #: Bounds of this magnitude mean that there are none: MuJoCo writes 1e10, others the largest number of a type.
 NO_BOUND = 1e9

@@ -1,9 +1,6 @@
 """What stands between a policy and what its environment executes and pays, as the environment says it: nothing is guessed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -11,15 +8,14 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_scoreflow.common.env_attributes import agreed, ask
+from sb3_scoreflow.common.networks import varies
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.demonstrations.arrays import LoadedObservations, named_observations
 from sb3_scoreflow.envs import ActionChunking
-from sb3_scoreflow.networks import varies
 
 #: Observations that the statistics of a ``VecNormalize`` count for after cloning: rollouts do not move them any more.
 _HELD_COUNT = 1e12
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -135,69 +131,35 @@ def execution_of(env: VecEnv) -> Execution:
     :return: what it says
     :raises ValueError: if its environments disagree, or normalize observations one by one
     """
-    wrapped = _ask(lambda: env.env_is_wrapped(ActionChunking)) or [False]
+    wrapped = ask(lambda: env.env_is_wrapped(ActionChunking)) or [False]
     if any(wrapped) != all(wrapped):
         raise ValueError(
             f"The environments disagree: {sum(wrapped)} of {len(wrapped)} are wrapped in ActionChunking. Wrap all alike."
         )
-    if any(_ask(lambda: env.env_is_wrapped(NormalizeObservation)) or []):
+    if any(ask(lambda: env.env_is_wrapped(NormalizeObservation)) or []):
         raise ValueError(
             "The environments are wrapped in gymnasium's NormalizeObservation, whose statistics drift and differ from "
             "environment to environment, so that demonstrations cannot be seen as the policy will see observations. Leave it "
             "out (the policy normalizes observations itself), or use Stable-Baselines3's VecNormalize."
         )
-    n_executed = _agreed(env, "n_executed")
+    n_executed = agreed(env, "n_executed")
     chunked = n_executed is not None
     shape = env.action_space.shape or ()
-    max_episode_steps = _agreed(env, "max_episode_steps")
+    max_episode_steps = agreed(env, "max_episode_steps")
     if max_episode_steps is None:
-        max_episode_steps = _agreed(env, "_max_episode_steps")  # gymnasium's TimeLimit
-    discount = _agreed(env, "discount") if chunked else None
+        max_episode_steps = agreed(env, "_max_episode_steps")  # gymnasium's TimeLimit
+    discount = agreed(env, "discount") if chunked else None
     return Execution(
         horizon=int(shape[0]) if chunked else None,
         n_executed=int(n_executed) if n_executed is not None else 1,
         discount=1.0 if discount is None else float(discount),
-        terminate_on_success=_agreed(env, "terminate_on_success"),
-        remove_task_when_completed=_agreed(env, "remove_task_when_completed"),
-        max_return=_agreed(env, "max_return"),
+        terminate_on_success=agreed(env, "terminate_on_success"),
+        remove_task_when_completed=agreed(env, "remove_task_when_completed"),
+        max_return=agreed(env, "max_return"),
         max_episode_steps=max_episode_steps,
         vec_normalize=unwrap_vec_normalize(env),
-        normalizes_reward=any(_ask(lambda: env.env_is_wrapped(NormalizeReward)) or []),
+        normalizes_reward=any(ask(lambda: env.env_is_wrapped(NormalizeReward)) or []),
     )
-
-
-def chunk_settings(env: VecEnv) -> dict[str, float] | None:
-    """
-    :param env: vectorized, of environments that agree
-    :return: how many actions of a chunk it executes, and the discount inside a chunk; None if it has no chunks
-    """
-    names = [name for name in ("n_executed", "discount") if _ask(partial(env.has_attr, name))]
-    settings = {name: (_ask(partial(env.get_attr, name, 0)) or [None])[0] for name in names}
-    return settings if settings.get("n_executed") is not None else None
-
-
-def _ask(question: Callable[[], Value]) -> Value | None:
-    """The answer; None from adapters of other simulators, which raise what they like where they know none."""
-    try:
-        return question()
-    except Exception:
-        return None
-
-
-def _agreed(env: VecEnv, name: str) -> Any:
-    """
-    :return: the attribute's value, None if there is none
-    :raises ValueError: if environments have different values
-    """
-    values = _ask(lambda: env.get_attr(name)) if _ask(lambda: env.has_attr(name)) else None
-    if not values:
-        return None
-    if any(value != values[0] for value in values):
-        raise ValueError(
-            f"The environments disagree on `{name.removeprefix('_')}`: {values}. What demonstrations are worth depends on it: "
-            "make all environments alike."
-        )
-    return values[0]
 
 
 def _hold_observations(running: RunningMeanStd, array: np.ndarray) -> None:

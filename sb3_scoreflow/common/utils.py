@@ -57,6 +57,17 @@ class DivergenceError(FloatingPointError, ValueError):
     """
 
 
+def non_finite_parameter(module: th.nn.Module) -> str | None:
+    """
+    :param module: to be searched
+    :return: the name of the first parameter or floating-point buffer with a NaN or infinite entry, None if all are finite
+    """
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
+            return name
+    return None
+
+
 def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
     """
     :param argument: name of the argument, for the message

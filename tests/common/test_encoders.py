@@ -12,9 +12,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_scoreflow import RLDT, FlowMatchingPolicy, ScoReFlowPPO
-from sb3_scoreflow import policies as module
-from sb3_scoreflow.encoders import PatchTransformer, ViTExtractor, random_shift
-from sb3_scoreflow.policies import take
+from sb3_scoreflow.common import policies as module
+from sb3_scoreflow.common.encoders import PatchTransformer, ViTExtractor, random_shift
+from sb3_scoreflow.common.observations import batch_size, take
 from tests.remedies import follow
 
 IMAGE = spaces.Box(0, 255, (3, 20, 12), dtype=np.uint8)
@@ -245,7 +245,7 @@ def test_without_gradient_in_blocks(space: spaces.Space, monkeypatch: pytest.Mon
     rows: list[int] = []
 
     def spy(self: FlowMatchingPolicy, obs: Any) -> Any:
-        rows.append(module._batch_size(obs))
+        rows.append(batch_size(obs))
         return preprocess(self, obs)
 
     obs = _observations(23) if space is CAMERAS else _images(23)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from sb3_scoreflow.utils import ArgumentError
+from sb3_scoreflow.common.utils import ArgumentError
 
 _DEFAULT = [256, 256]
 

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_scoreflow.action_space import check_action_space
-from sb3_scoreflow.checks import Rule, check_argument, check_arguments, check_scheduled
-from sb3_scoreflow.policies import FlowMatchingPolicy
-from sb3_scoreflow.schedules import Progress
-from sb3_scoreflow.utils import ArgumentError
+from sb3_scoreflow.common.action_space import check_action_space
+from sb3_scoreflow.common.checks import Rule, check_argument, check_arguments, check_scheduled
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
+from sb3_scoreflow.common.schedules import Progress
+from sb3_scoreflow.common.utils import ArgumentError
 
 
 class ArgumentResolution(OnPolicyAlgorithm):
@@ -59,6 +59,9 @@ class ArgumentResolution(OnPolicyAlgorithm):
 
     def _check_combinations(self) -> None:
         """:raises ValueError: if arguments, each possible by itself, do not go together"""
+
+    def _warn_of_arguments(self) -> None:
+        """Warn of what works, but hardly as it is meant to."""
 
     @property
     def _pretrained(self) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_scoreflow.schedules import END, START, parse_schedule
-from sb3_scoreflow.utils import ArgumentError
+from sb3_scoreflow.common.schedules import END, START, parse_schedule
+from sb3_scoreflow.common.utils import ArgumentError
 
 
 class Rule(ABC):

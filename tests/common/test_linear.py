@@ -13,8 +13,8 @@ import torch as th
 from torch import nn
 from torch.autograd import forward_ad
 
-from sb3_scoreflow import linear
-from sb3_scoreflow.linear import Linear, batched_linear, mlp
+from sb3_scoreflow.common import linear
+from sb3_scoreflow.common.linear import Linear, batched_linear, mlp
 
 ROWS = 256
 

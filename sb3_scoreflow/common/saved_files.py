@@ -7,7 +7,7 @@ from typing import Any
 
 from stable_baselines3.common.save_util import open_path
 
-from sb3_scoreflow.utils import ArgumentError
+from sb3_scoreflow.common.utils import ArgumentError
 
 #: Algorithms of this package
 OWN = ("ScoReFlowPPO", "RLDT")

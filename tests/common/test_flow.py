@@ -15,7 +15,7 @@ import torch as th
 from scipy.integrate import solve_ivp
 from scipy.linalg import sqrtm
 
-from sb3_scoreflow import flow
+from sb3_scoreflow.common import flow
 
 TIMES = [0.0, 0.1, 0.25, 0.5, 0.8, 0.99]
 

@@ -1,6 +1,5 @@
 """FlowMatchingPolicy: observation -> features -> velocity field -> action; what every algorithm of this package shares."""
 
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NoReturn, get_args
 
 import numpy as np
@@ -16,12 +15,13 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_scoreflow import flow
-from sb3_scoreflow.action_space import check_action_space
-from sb3_scoreflow.encoders import ViTExtractor, random_shift
-from sb3_scoreflow.net_arch import resolve_net_arch
-from sb3_scoreflow.networks import ObservationNormalizer, VelocityField
-from sb3_scoreflow.utils import DivergenceError, check_choice, check_whole_numbers
+from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.action_space import check_action_space
+from sb3_scoreflow.common.encoders import ViTExtractor, random_shift
+from sb3_scoreflow.common.net_arch import resolve_net_arch
+from sb3_scoreflow.common.networks import ObservationNormalizer, VelocityField
+from sb3_scoreflow.common.observations import batch_size, blocks, image_keys, take
+from sb3_scoreflow.common.utils import DivergenceError, check_choice, check_whole_numbers, non_finite_parameter
 
 ObservationNormalization = Literal["auto", "running", "fixed", "none"]
 
@@ -129,7 +129,7 @@ class FlowMatchingPolicy(BasePolicy):
         self.prior_std = prior_std
         self.observation_normalization = observation_normalization
 
-        self.image_keys = _image_keys(observation_space, normalize_images)
+        self.image_keys = image_keys(observation_space, normalize_images)
         expects_statistics = observation_normalization in ("auto", "running")
         self.normalizer = ObservationNormalizer(observation_space, expects_statistics=expects_statistics)
         self.features_extractor = self.make_features_extractor()
@@ -143,6 +143,22 @@ class FlowMatchingPolicy(BasePolicy):
         self.register_buffer("_inference_steps", th.zeros(()))
         if inference_steps is not None:
             self.inference_steps = inference_steps
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """
+        :return: name of a parameter group -> its parameters; every trained parameter is in one of them
+        """
+        raise NotImplementedError
+
+    def _build_optimizer(self, lr_schedule: Schedule) -> None:
+        """An optimizer over :meth:`parameter_groups`, for policies that have all their networks."""
+        rate = lr_schedule(1)
+        groups = self.parameter_groups().items()
+        self.optimizer = self.optimizer_class(
+            [dict(params=parameters, name=name, lr=rate) for name, parameters in groups if parameters],
+            lr=rate,  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
 
     @classmethod
     def _choose_features_extractor(cls, space: spaces.Space, normalize_images: bool) -> type[BaseFeaturesExtractor]:
@@ -204,12 +220,12 @@ class FlowMatchingPolicy(BasePolicy):
         extractor = self.features_extractor if features_extractor is None else features_extractor
         if th.is_grad_enabled() or not self.image_keys:
             return extractor(self.preprocess(obs))
-        rows = th.arange(_batch_size(obs)).split(_IMAGE_BLOCK)
+        rows = th.arange(batch_size(obs)).split(_IMAGE_BLOCK)
         return th.cat([extractor(self.preprocess(take(obs, block))) for block in rows])
 
     def augment(self, obs: PyTorchObs, pixels: int, generator: th.Generator | None = None) -> PyTorchObs:
         """
-        Shift every image at random (see :func:`~sb3_scoreflow.encoders.random_shift`), each camera's by itself.
+        Shift every image at random (see :func:`~sb3_scoreflow.common.encoders.random_shift`), each camera's by itself.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param pixels: largest shift, 0 for none
@@ -299,15 +315,13 @@ class FlowMatchingPolicy(BasePolicy):
         return self.sample_ode(obs, noise)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        batch = _batch_size(observation)
+        batch = batch_size(observation)
         if not deterministic:
             return self._stochastic_action(observation, th.randn(batch, self.action_dim, device=self.device))
         noise = th.zeros(_DETERMINISTIC_BLOCK, self.action_dim, device=self.device)
         steps = self.inference_steps
-        blocks = [
-            self._deterministic_action(self.extract_features(block), noise, steps) for block in _blocks(observation, batch)
-        ]
-        return th.cat(blocks)[:batch]
+        rows = blocks(observation, _DETERMINISTIC_BLOCK)
+        return th.cat([self._deterministic_action(self.extract_features(block), noise, steps) for block in rows])[:batch]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -379,82 +393,3 @@ class FlowMatchingPolicy(BasePolicy):
         assert isinstance(space, spaces.Box) and space.dtype is not None
         dtype = np.result_type(space.dtype, np.float32)
         return space.low.astype(dtype, copy=False), space.high.astype(dtype, copy=False), space.dtype
-
-
-def non_finite_parameter(module: nn.Module) -> str | None:
-    """
-    :param module: to be searched
-    :return: the name of the first parameter or floating-point buffer with a NaN or infinite entry, None if all are finite
-    """
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
-            return name
-    return None
-
-
-def take(obs: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
-    """
-    :param obs: shape ``(n, ...)`` per part
-    :param rows: indices, shape ``(m,)``
-    :return: these rows, shape ``(m, ...)`` per part
-    """
-    return {key: part[rows] for key, part in obs.items()} if isinstance(obs, dict) else obs[rows]
-
-
-def _image_keys(space: spaces.Space, normalize_images: bool) -> list[str]:
-    """
-    Parts of a Dict space that are images; ``[""]`` for an image by itself (by Stable-Baselines3's rule).
-
-    :raises ValueError: if one has its channels last, as only an environment has: encoders would take a side for the channels
-    """
-    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    keys = [key for key, part in parts.items() if is_image_space(part, normalized_image=not normalize_images)]
-    for key in keys:
-        shape = parts[key].shape
-        assert shape is not None
-        # Of stacked or odd images the last side may be the smallest without being the channels.
-        if 2 * shape[-1] <= min(shape[:-1]):
-            raise ValueError(
-                f"observation_space{f'[{key!r}]' if key else ''} has its channels last, shape {shape}: "
-                + _transposed(key, parts[key])
-            )
-    return keys
-
-
-def _transposed(key: str, space: spaces.Space) -> str:
-    """What to do about an image with its channels last; Stable-Baselines3's VecTransposeImage takes bytes only."""
-    if space.dtype == np.uint8:
-        return (
-            "pass the space of the environment in a VecTransposeImage, which algorithms put around environments by themselves."
-        )
-    image, box = f"observation[{key!r}]" if key else "observation", f"env.observation_space{f'[{key!r}]' if key else ''}"
-    moved = f"numpy.moveaxis({image}, -1, 0)"
-    bounds = ", ".join(f"numpy.moveaxis({box}.{bound}, -1, 0)" for bound in ("low", "high"))
-    new_space = f"gymnasium.spaces.Box({bounds}, dtype=numpy.{space.dtype})"
-    if key:
-        moved = f"{{**observation, {key!r}: {moved}}}"
-        new_space = f"gymnasium.spaces.Dict({{**env.observation_space, {key!r}: {new_space}}})"
-    return (
-        "move them to the front in each environment: env = gymnasium.wrappers.TransformObservation(env, "
-        f"lambda observation: {moved}, {new_space})"
-    )
-
-
-def _batch_size(obs: PyTorchObs) -> int:
-    """
-    :raises ValueError: if parts have different ones: blocks of rows would pair what does not belong together
-    """
-    if not isinstance(obs, dict):
-        return len(obs)
-    sizes = {key: len(part) for key, part in obs.items()}
-    size = next(iter(sizes.values()))
-    if any(other != size for other in sizes.values()):
-        raise ValueError(f"The observation's parts have different batch sizes, {sizes}: give all of them the same first axis.")
-    return size
-
-
-def _blocks(obs: PyTorchObs, batch: int) -> Iterator[PyTorchObs]:
-    """Cut observations into blocks of a fixed number of rows, the last one filled up with copies of its last row."""
-    for start in range(0, batch, _DETERMINISTIC_BLOCK):
-        rows = th.arange(start, start + _DETERMINISTIC_BLOCK).clamp_(max=batch - 1)
-        yield take(obs, rows)

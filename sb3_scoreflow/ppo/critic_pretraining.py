@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_scoreflow.bc.execution import Execution
+from sb3_scoreflow.common.utils import DivergenceError
 from sb3_scoreflow.demonstrations import Demonstrations
-from sb3_scoreflow.execution import Execution
-from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
-from sb3_scoreflow.scoreflow_ppo.reward_scaling import unit_of
-from sb3_scoreflow.utils import DivergenceError
+from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
+from sb3_scoreflow.ppo.reward_scaling import unit_of
 
 
 class ChunkReturns(NamedTuple):
@@ -50,7 +50,7 @@ class CriticPretraining:
 
     def __init__(
         self,
-        policy: ScoReFlowPolicy,
+        policy: ActorCriticFlowPolicy,
         demonstrations: Demonstrations,
         execution: Execution,
         gamma: float,
@@ -178,7 +178,7 @@ def as_paid(demonstrations: Demonstrations, execution: Execution) -> Demonstrati
 def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: float) -> ChunkReturns:
     """
     Return from every transition on when actions are executed in chunks of ``n``: ``G_i = w_i + gamma G_{i+n}`` within the
-    episode, ``w_i`` being what the decision is paid (see :meth:`~sb3_scoreflow.execution.Execution.chunk_rewards`), as
+    episode, ``w_i`` being what the decision is paid (see :meth:`~sb3_scoreflow.bc.execution.Execution.chunk_rewards`), as
     ``VecNormalize`` passes it on. If a truncation ends the episode, its last decision counts as not taken: its observation is
     where a value function goes on.
 

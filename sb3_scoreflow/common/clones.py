@@ -13,7 +13,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_scoreflow.policies import FlowMatchingPolicy
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
 
 #: What decides how an actor acts, and cannot be seen in its weights' shapes alone.
 _ARCHITECTURE = (

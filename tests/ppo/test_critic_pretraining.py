@@ -6,8 +6,8 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_scoreflow import ActionChunking, Demonstrations
-from sb3_scoreflow.execution import Execution
-from sb3_scoreflow.scoreflow_ppo.critic_pretraining import chunk_returns, continuation
+from sb3_scoreflow.bc.execution import Execution
+from sb3_scoreflow.ppo.critic_pretraining import chunk_returns, continuation
 from tests.bc.helpers import OBS, BlankEnv, assert_same, clone, ends_of, make_demonstrations, make_model, refused, state_of
 
 # ---------------------------------------------------------------------- critic

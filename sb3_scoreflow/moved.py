@@ -1,0 +1,48 @@
+"""
+Modules that were elsewhere in 0.1.0, under their old names: saved models name them, and so may users' imports. The old
+names go with the release after 0.2.0.
+"""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+#: Old name -> new name
+MOVED = {
+    **{
+        f"sb3_scoreflow.{name}": f"sb3_scoreflow.common.{name}"
+        for name in ("algorithm", "encoders", "flow", "linear", "networks", "policies", "schedules", "utils")
+    },
+    "sb3_scoreflow.critic_pretraining": "sb3_scoreflow.ppo.critic_pretraining",
+    "sb3_scoreflow.pretraining": "sb3_scoreflow.bc",
+    "sb3_scoreflow.rldt.presets": "sb3_scoreflow.rldt.defaults",
+    "sb3_scoreflow.scoreflow_ppo.buffers": "sb3_scoreflow.ppo.buffers",
+    "sb3_scoreflow.scoreflow_ppo.reward_scaling": "sb3_scoreflow.ppo.reward_scaling",
+}
+
+
+class _MovedFinder(MetaPathFinder, Loader):
+    """Gives the module of the new name to whoever imports the old one."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        new = MOVED[spec.name]
+        warnings.warn(f"{spec.name} has moved to {new}: import it from there.", DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(new)
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec  # it has been executed, under its new name
+
+
+def install() -> None:
+    """Let the old names be imported."""
+    if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_MovedFinder())

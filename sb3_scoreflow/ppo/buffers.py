@@ -1,0 +1,60 @@
+"""Rollout buffers whose action is whatever an algorithm has to remember of how it was made."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+
+
+class WideActions:
+    """
+    Mixin for a rollout buffer: its actions are records, of shape ``(n_steps, n_envs, action_width)``, such as flattened
+    denoising chains. The action itself is the last part of its record.
+
+    Memory in bytes: ``n_steps * n_envs * (observation bytes + 4 * (action_width + 6))``, the six being reward, return, episode
+    start, value, log-probability and advantage.
+
+    :param buffer_size: steps per environment
+    :param observation_space: observation space
+    :param action_space: the environment's action space
+    :param action_width: numbers per record
+    :param kwargs: as in Stable-Baselines3 (device, gae_lambda, gamma, n_envs)
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        action_width: int,
+        **kwargs: Any,
+    ) -> None:
+        records = spaces.Box(-np.inf, np.inf, (action_width,), dtype=np.float32)
+        super().__init__(buffer_size, observation_space, records, **kwargs)  # type: ignore[call-arg]
+
+
+class WideRolloutBuffer(WideActions, RolloutBuffer):
+    """Stable-Baselines3's buffer with records for actions (see :class:`WideActions`)."""
+
+
+class DictWideRolloutBuffer(WideActions, DictRolloutBuffer):
+    """:class:`WideRolloutBuffer` for Dict observations; the parameters are the same."""
+
+
+def with_wide_actions(buffer_class: type[RolloutBuffer]) -> type[RolloutBuffer]:
+    """
+    A buffer class that was written for PPO, for records.
+
+    :param buffer_class: subclass of Stable-Baselines3's RolloutBuffer
+    :return: itself if it stores records already, else it with :class:`WideActions`
+    """
+    if issubclass(buffer_class, WideActions):
+        return buffer_class
+    own = {RolloutBuffer: WideRolloutBuffer, DictRolloutBuffer: DictWideRolloutBuffer}
+    return own.get(buffer_class) or type(f"Wide{buffer_class.__name__}", (WideActions, buffer_class), {})
+
+
+# Their names in 0.1.0, which saved models hold (see sb3_scoreflow.moved)
+ChainActions, ChainRolloutBuffer, DictChainRolloutBuffer = WideActions, WideRolloutBuffer, DictWideRolloutBuffer

@@ -1,0 +1,102 @@
+"""A flow policy with a value function, as PPO's relatives need it."""
+
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_scoreflow.common.linear import mlp
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
+
+
+class ActorCriticFlowPolicy(FlowMatchingPolicy):
+    """
+    Flow policy and critic. The critic's outputs are in units of ``value_scale``; what it predicts is in reward units.
+
+    The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` and
+
+    :param critic_activation_fn: activation of the critic
+    :param share_features_extractor: whether the critic sees the actor's features (without gradient) instead of its own
+        extractor's
+    """
+
+    #: Parameter group -> modules, those that a policy does not have left out
+    group_modules: ClassVar[dict[str, tuple[str, ...]]] = dict(
+        velocity=("features_extractor", "velocity_field"), critic=("vf_features_extractor", "value_net")
+    )
+    value_scale: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        *,
+        critic_activation_fn: type[nn.Module] = nn.Mish,
+        share_features_extractor: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        self.critic_activation_fn = critic_activation_fn
+        self.share_features_extractor = share_features_extractor
+
+    def _build_critic(self, lr_schedule: Schedule) -> None:
+        """To be called when all other networks are there: the critic, and the optimizer of everything."""
+        if not self.share_features_extractor:
+            self.vf_features_extractor = self.make_features_extractor()
+        self.value_net = mlp([self.features_dim, *self.net_arch["vf"], 1], self.critic_activation_fn)
+        # 0: no unit yet. An untrained critic then says V = 0, whatever the unit of the rewards will be (ours).
+        self.register_buffer("value_scale", th.zeros(()))
+        self._build_optimizer(lr_schedule)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """
+        :return: every parameter once, by :attr:`group_modules`
+        """
+        return {
+            group: [p for name in names if hasattr(self, name) for p in getattr(self, name).parameters()]
+            for group, names in self.group_modules.items()
+        }
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(critic_activation_fn=self.critic_activation_fn, share_features_extractor=self.share_features_extractor)
+        return data
+
+    # ------------------------------------------------------------------ values
+
+    def _values(self, preprocessed: PyTorchObs, features: th.Tensor) -> th.Tensor:
+        features = features.detach() if self.share_features_extractor else self.vf_features_extractor(preprocessed)
+        return self.value_net(features) * self.value_scale
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :return: values in reward units, shape ``(batch, 1)``
+        """
+        preprocessed = self.preprocess(obs)
+        if not self.share_features_extractor:
+            return self._values(preprocessed, th.empty(0))
+        return self._values(preprocessed, self.features_extractor(preprocessed))
+
+    def share_actor_features(self) -> None:
+        """Start the critic's features extractor from the actor's, as after behavior cloning."""
+        if not self.share_features_extractor:
+            self.vf_features_extractor.load_state_dict(self.features_extractor.state_dict())
+
+    def set_value_scale(self, scale: float) -> None:
+        """
+        Change the unit of the critic's output and rescale its last layer, so that the values it predicts stay the same; the
+        first unit that it gets leaves its weights as they are.
+
+        :param scale: new unit (reward units per unit of output), positive
+        """
+        ratio = float(self.value_scale) / scale or 1.0
+        last = self.value_net[-1]
+        assert isinstance(last, nn.Linear)
+        with th.no_grad():
+            last.weight.mul_(ratio)
+            last.bias.mul_(ratio)
+        self.value_scale.fill_(scale)
