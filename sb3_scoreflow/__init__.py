@@ -9,6 +9,7 @@ from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations,
 from sb3_scoreflow.envs import ActionChunking
 from sb3_scoreflow.export import ActionSampler
 from sb3_scoreflow.moved import install
+from sb3_scoreflow.registry import ALGORITHMS
 from sb3_scoreflow.rldt import RLDT
 from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
 
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 install()
 
 __all__ = [
+    "ALGORITHMS",
     "RLDT",
     "ActionChunking",
     "ActionSampler",

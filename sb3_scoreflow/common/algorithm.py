@@ -1,7 +1,7 @@
 """What the algorithms of this package share on top of Stable-Baselines3's OnPolicyAlgorithm."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_scoreflow.common.action_space import check_action_space
 from sb3_scoreflow.common.arguments import ArgumentResolution
+from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.checks import SB3_RULES, check_argument
 from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.common.divergence import check_losses, check_parameters, check_rollout, warn_of_foreign_observations
@@ -48,6 +49,8 @@ class FlowAlgorithm(ArgumentResolution):
     :param kwargs: of Stable-Baselines3's OnPolicyAlgorithm
     """
 
+    #: What the algorithm can do
+    capabilities: ClassVar[Capabilities]
     policy: FlowMatchingPolicy
 
     def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, **kwargs: Any) -> None:

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.observations import take
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import DivergenceError, name_parameter_groups, warn
@@ -103,6 +104,7 @@ class RLDT(FlowAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    capabilities = Capabilities(q_function=True, replay=True)
     rules = RULES
     defaults = DEFAULTS
     policy: RLDTPolicy

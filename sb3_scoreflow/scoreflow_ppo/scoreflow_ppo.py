@@ -10,6 +10,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
 
 from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.schedules import END, START, Constant, as_schedule
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
@@ -92,6 +93,7 @@ class ScoReFlowPPO(FlowPPO):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    capabilities = Capabilities(ratio=True, likelihoods=True, value_function=True)
     rules = RULES
     defaults = DEFAULTS
     learning_rates: ClassVar[dict[str, str]] = {**FlowPPO.learning_rates, "noise": "noise_learning_rate"}

@@ -15,7 +15,8 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from sb3_scoreflow import HalfLifeSchedule, HoldCosineSchedule
 from sb3_scoreflow.common.schedules import Progress
-from tests.conformance.algorithms import ALGORITHMS, Algorithm
+from tests.conformance.algorithm import Algorithm
+from tests.conformance.algorithms import ALGORITHMS
 from tests.conformance.envs import make_toy
 from tests.conformance.saving import saved
 

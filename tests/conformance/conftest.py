@@ -1,22 +1,23 @@
 """
-Parametrises the suite over the algorithms.
+Parametrizes the suite over the algorithms.
 
-A test that takes ``algorithm`` runs for each of them, one that takes ``ppo`` instead for those with a PPO ratio, one that
-takes ``rldt`` for those without, which keep a history of rollouts; and one that takes ``case`` too for each of their policy
-aliases.
+A test that takes ``algorithm`` runs for each of them; one that takes the name of a capability instead (``ratio``, ``replay``,
+``value_function``, ..., see :class:`~sb3_scoreflow.common.capabilities.Capabilities`), for those that have it; and one that
+takes ``case`` too for each of their policy aliases.
 """
+
+from dataclasses import fields
 
 import pytest
 
+from sb3_scoreflow.common.capabilities import Capabilities
 from tests.conformance.algorithms import ALGORITHMS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    chosen = {
-        "algorithm": ALGORITHMS,
-        "ppo": [each for each in ALGORITHMS if each.ratio],
-        "rldt": [each for each in ALGORITHMS if not each.ratio],
-    }
+    chosen = {"algorithm": ALGORITHMS}
+    for capability in fields(Capabilities):
+        chosen[capability.name] = [each for each in ALGORITHMS if getattr(each.capabilities, capability.name)]
     for fixture, algorithms in chosen.items():
         if fixture not in metafunc.fixturenames:
             continue

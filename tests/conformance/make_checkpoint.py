@@ -14,7 +14,8 @@ from stable_baselines3.common.utils import LinearSchedule
 
 import sb3_scoreflow
 from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
-from tests.conformance.algorithms import ALGORITHMS, Algorithm
+from tests.conformance.algorithm import Algorithm
+from tests.conformance.algorithms import ALGORITHMS
 from tests.conformance.envs import make_toy, observe, some_states
 
 DATA = Path(__file__).parent / "data"

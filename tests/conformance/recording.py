@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import make_toy
 
 

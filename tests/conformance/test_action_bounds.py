@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_scoreflow import ActionChunking, ActionSampler, Demonstrations, FlowMatchingPolicy, pretrain_bc
 from sb3_scoreflow.common.action_space import check_action_space
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import OBSERVATIONS, make_toy, observe, some_states
 from tests.remedies import follow
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_scoreflow import ActionChunking
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import ACTION_SPACE, ToyEnv, make_toy, toys
 from tests.conformance.recording import Rollouts
 
@@ -91,7 +91,7 @@ def test_same_run_as_with_a_plain_env(algorithm: Algorithm, how: str, truncated:
             theirs = Adapter(make_toy(n_envs=3, length=5, truncated=truncated), change)
             PPO("MlpPolicy", theirs, n_steps=16, batch_size=16, device="cpu").learn(96)
         except (AttributeError, ValueError):
-            if algorithm.ratio:  # as PPO
+            if algorithm.capabilities.ratio:  # as PPO
                 return
     plain, adapted = learn(algorithm, None, truncated), learn(algorithm, change, truncated)
     assert adapted.num_env_steps == adapted.num_timesteps == 3 * algorithm.iteration(3)

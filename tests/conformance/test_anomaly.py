@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_scoreflow import Demonstrations, pretrain_bc
 from sb3_scoreflow.common import linear
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import make_toy, observe, some_states
 
 

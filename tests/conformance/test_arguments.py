@@ -18,7 +18,7 @@ from sb3_scoreflow import CosineSchedule, Demonstrations, DivergenceError, HoldC
 from sb3_scoreflow.ppo.buffers import WideRolloutBuffer
 from sb3_scoreflow.rldt.buffers import RolloutHistory
 from tests.conformance import algorithms
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
 from tests.conformance.saving import saved
 
@@ -376,23 +376,23 @@ def test_impossible_arguments_are_refused_by_the_policy_itself(algorithm: Algori
     assert tried == names & algorithm.cls.rules.keys()
 
 
-def test_widths_of_the_noise_net(ppo: Algorithm) -> None:
+def test_widths_of_the_noise_net(likelihoods: Algorithm) -> None:
     message = "net_arch['noise'] must be a list of positive whole numbers, got [16, 0]"
     with pytest.raises(ValueError, match=re.escape(message)):
-        ppo.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch={"pi": [16], "vf": [16], "noise": [16, 0]}))
-    model = ppo.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch={"pi": [16], "vf": [16], "noise": []}))
-    model.learn(ppo.iteration())  # linear
+        likelihoods.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch={"pi": [16], "vf": [16], "noise": [16, 0]}))
+    model = likelihoods.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch={"pi": [16], "vf": [16], "noise": []}))
+    model.learn(likelihoods.iteration())  # linear
 
 
-def test_buffer_has_to_fit_the_observations(ppo: Algorithm) -> None:
+def test_buffer_has_to_fit_the_observations(ratio: Algorithm) -> None:
     for buffer_class in (RolloutBuffer, WideRolloutBuffer):
         with pytest.raises(ValueError, match="must be a subclass of DictRolloutBuffer for these observations, got"):
-            ppo.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=buffer_class)
+            ratio.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=buffer_class)
 
     class Mine(WideRolloutBuffer):
         pass
 
-    model = ppo.make("FlowPolicy", make_toy(), rollout_buffer_class=Mine).learn(ppo.iteration())
+    model = ratio.make("FlowPolicy", make_toy(), rollout_buffer_class=Mine).learn(ratio.iteration())
     assert type(model.rollout_buffer) is Mine
 
 
@@ -409,18 +409,18 @@ def test_impossible_schedules_are_refused(schedule: Any, arguments: dict[str, An
         schedule(1e-3, **arguments)
 
 
-def test_any_subclass_of_the_history_will_do(rldt: Algorithm) -> None:
+def test_any_subclass_of_the_history_will_do(replay: Algorithm) -> None:
     class Mine(RolloutHistory):
         pass
 
-    model = rldt.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=Mine).learn(rldt.iteration())
+    model = replay.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=Mine).learn(replay.iteration())
     assert type(model.rollout_buffer) is Mine
 
 
-def test_critics_without_state_values_are_not_pretrained(rldt: Algorithm) -> None:
+def test_critics_without_state_values_are_not_pretrained(replay: Algorithm) -> None:
     episode = dict(observations=np.zeros((4, 3), np.float32), actions=np.tile(ACTION_SPACE.low, (4, 1)))
     flags = dict(rewards=np.ones(4, np.float32), terminations=np.arange(4) == 3, truncations=np.zeros(4, bool))
-    model, demonstrations = rldt.make("FlowPolicy", make_toy()), Demonstrations(**episode, **flags)  # type: ignore[arg-type]
+    model, demonstrations = replay.make("FlowPolicy", make_toy()), Demonstrations(**episode, **flags)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="critic_batches=5 needs an algorithm with a value function, such as ScoReFlowPPO"):
         pretrain_bc(model, demonstrations, n_batches=1, critic_batches=5)
     assert not model.policy.pretrained
@@ -431,18 +431,18 @@ def test_critics_without_state_values_are_not_pretrained(rldt: Algorithm) -> Non
 # ------------------------------------------------------------------ warnings
 
 
-def test_batch_size_that_leaves_a_remainder_warns_and_works(ppo: Algorithm) -> None:
+def test_batch_size_that_leaves_a_remainder_warns_and_works(ratio: Algorithm) -> None:
     message = (
         r"batch_size=5 does not divide the rollout of n_steps \* n_envs = 7 \* 3 = 21 chains: in every epoch there will be a "
         r"truncated mini-batch of size 1\. Choose a batch_size that is a factor of 21"
     )
     with pytest.warns(UserWarning, match=message) as caught:
-        model = ppo.make("FlowPolicy", make_toy(n_envs=3), n_steps=7, batch_size=5)
+        model = ratio.make("FlowPolicy", make_toy(n_envs=3), n_steps=7, batch_size=5)
     assert caught[0].filename == algorithms.__file__, "it points at the call of the constructor"
     model.learn(2 * 21)  # advantages of a single chain cannot be normalised
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
     with pytest.warns(UserWarning, match="batch_size=10 does not divide the rollout"):
-        ppo.cls.load(saved(ppo.make("FlowPolicy", make_toy())), make_toy(), batch_size=10)
+        ratio.cls.load(saved(ratio.make("FlowPolicy", make_toy())), make_toy(), batch_size=10)
 
 
 @pytest.mark.parametrize(
@@ -456,31 +456,31 @@ def test_batch_size_that_leaves_a_remainder_warns_and_works(ppo: Algorithm) -> N
         (lambda p: 0.1 * (1 - p), False),
     ],
 )
-def test_clip_range_of_ppo_warns(ppo: Algorithm, clip_range: Any, warned: bool) -> None:
+def test_clip_range_of_ppo_warns(likelihoods: Algorithm, clip_range: Any, warned: bool) -> None:
     message = (
         r"clip_range=0\.[12] hardly clips: the ratio is a geometric mean over the chain's .* Leave clip_range out, or star"
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        file = saved(ppo.make("FlowPolicy", make_toy(), clip_range=clip_range))
-        ppo.cls.load(file)
+        file = saved(likelihoods.make("FlowPolicy", make_toy(), clip_range=clip_range))
+        likelihoods.cls.load(file)
     assert [each.filename for each in caught] == [algorithms.__file__, __file__][: 2 * warned]
     assert all(re.match(message, str(each.message)) for each in caught)
 
 
 @pytest.mark.parametrize("score_drift", ["learned", "constant"])
-def test_score_drift_with_one_denoising_step_warns(ppo: Algorithm, score_drift: str) -> None:
+def test_score_drift_with_one_denoising_step_warns(likelihoods: Algorithm, score_drift: str) -> None:
     message = f"score_drift='{score_drift}' with denoising_steps=1 only shrinks the initial noise .* set denoising_steps to 2"
     with pytest.warns(UserWarning, match=message) as caught:
-        ppo.make("FlowPolicy", make_toy(), score_drift=score_drift, denoising_steps=1)
+        likelihoods.make("FlowPolicy", make_toy(), score_drift=score_drift, denoising_steps=1)
     assert caught[0].filename == algorithms.__file__
 
 
-def test_a_single_particle_warns(rldt: Algorithm) -> None:
+def test_a_single_particle_warns(replay: Algorithm) -> None:
     with pytest.warns(UserWarning, match="n_particles=1 leaves the kernel nothing to repel") as caught:
-        model = rldt.make("FlowPolicy", make_toy(), n_particles=1)
+        model = replay.make("FlowPolicy", make_toy(), n_particles=1)
     assert caught[0].filename == algorithms.__file__
-    model.learn(rldt.iteration())
+    model.learn(replay.iteration())
 
 
 def test_possible_arguments_do_not_warn(algorithm: Algorithm) -> None:
@@ -594,21 +594,21 @@ def test_loss_that_overflows_is_named_before_it_does_harm(algorithm: Algorithm, 
     assert model.num_timesteps == 2 * algorithm.iteration(2)
 
 
-def test_huge_rewards_are_scaled(rldt: Algorithm) -> None:
+def test_huge_rewards_are_scaled(replay: Algorithm) -> None:
     """Their sum is beyond float32, their mean is not."""
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2, fault="huge", faulty_from=17)).learn(2 * rldt.iteration(2))
+    model = replay.make("FlowPolicy", make_toy(n_envs=2, fault="huge", faulty_from=17)).learn(2 * replay.iteration(2))
     assert model.reward_magnitude == pytest.approx(1e36)  # a share of 0.01 of the running mean
     assert model.policy.reward_scale.item() == pytest.approx(1e36)
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
-def test_rollout_with_nan_is_not_kept(rldt: Algorithm) -> None:
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2, fault="reward", faulty_from=21)).learn(rldt.iteration(2))
+def test_rollout_with_nan_is_not_kept(replay: Algorithm) -> None:
+    model = replay.make("FlowPolicy", make_toy(n_envs=2, fault="reward", faulty_from=21)).learn(replay.iteration(2))
     with pytest.raises(DivergenceError, match="The environment returned NaN or infinite rewards"):
-        model.learn(rldt.iteration(2), reset_num_timesteps=False)
+        model.learn(replay.iteration(2), reset_num_timesteps=False)
     assert (model.rollout_buffer.n_rollouts, model.rollout_buffer.fill) == (1, pytest.approx(1 / 3))
     model.set_env(make_toy(n_envs=2))
-    model.learn(2 * rldt.iteration(2), reset_num_timesteps=False)
+    model.learn(2 * replay.iteration(2), reset_num_timesteps=False)
     assert model.rollout_buffer.fill == 1 and np.isfinite(model.rollout_buffer._rewards).all()
 
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import OBSERVATIONS, ToyEnv, make_toy, observe, some_states, toys
 from tests.conformance.recording import Rollouts, assert_same_rollouts
 from tests.conformance.saving import saved
@@ -149,9 +149,11 @@ def nbytes(value: Any) -> int:
 
 @pytest.mark.parametrize("kind", OBSERVATIONS)
 @pytest.mark.parametrize(("n_envs", "denoising_steps"), [(1, 4), (3, 2)])
-def test_buffer_takes_the_documented_memory(ppo: Algorithm, kind: str, n_envs: int, denoising_steps: int) -> None:
+def test_buffer_takes_the_documented_memory(likelihoods: Algorithm, kind: str, n_envs: int, denoising_steps: int) -> None:
     """n_steps * n_envs * (observation bytes + 4 * ((K + 1) * action_dim + 6))"""
-    model = ppo.make("FlowPolicy", make_toy(kind, n_envs), kind, n_steps=20, batch_size=10, denoising_steps=denoising_steps)
+    model = likelihoods.make(
+        "FlowPolicy", make_toy(kind, n_envs), kind, n_steps=20, batch_size=10, denoising_steps=denoising_steps
+    )
     observation = observe(kind, some_states(1))
     parts = observation if isinstance(observation, dict) else {"": observation}
     # Discrete observations are Python integers, stored as int64.

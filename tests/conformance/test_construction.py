@@ -15,7 +15,7 @@ from torch import nn
 
 from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
 from sb3_scoreflow.common.encoders import ViTExtractor
-from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
 
 EXTRACTORS = {
@@ -119,8 +119,8 @@ def test_defaults_are_enough(algorithm: Algorithm) -> None:
     assert model.action_space.contains(action)
 
 
-def test_arguments_are_those_of_sb3(ppo: Algorithm) -> None:
-    ours, theirs = (inspect.signature(cls).parameters for cls in (ppo.cls, PPO))
+def test_arguments_are_those_of_sb3(likelihoods: Algorithm) -> None:
+    ours, theirs = (inspect.signature(cls).parameters for cls in (likelihoods.cls, PPO))
     # A flow policy explores along its denoising chain: gSDE has no place in it.
     assert set(theirs) - set(ours) == {"use_sde", "sde_sample_freq"}
     shared = [name for name in theirs if name in ours]
@@ -128,11 +128,11 @@ def test_arguments_are_those_of_sb3(ppo: Algorithm) -> None:
     # Sizes, rates and the clip range (of a geometric mean) are tuned for flow policies; what defines the objective is PPO's.
     differing = {name for name in shared if ours[name].default != theirs[name].default}
     assert differing <= {"learning_rate", "n_steps", "batch_size", "n_epochs", "clip_range"}
-    assert inspect.signature(ppo.cls.learn).parameters.keys() == inspect.signature(PPO.learn).parameters.keys()
+    assert inspect.signature(likelihoods.cls.learn).parameters.keys() == inspect.signature(PPO.learn).parameters.keys()
 
 
-def test_arguments_shared_with_sb3_keep_name_order_and_default(rldt: Algorithm) -> None:
-    ours, theirs = (inspect.signature(cls).parameters for cls in (rldt.cls, PPO))
+def test_arguments_shared_with_sb3_keep_name_order_and_default(replay: Algorithm) -> None:
+    ours, theirs = (inspect.signature(cls).parameters for cls in (replay.cls, PPO))
     # No likelihoods, so nothing of PPO's ratio, entropy and advantages, and no gSDE.
     likelihoods = {"clip_range", "clip_range_vf", "normalize_advantage", "gae_lambda", "ent_coef", "vf_coef", "target_kl"}
     assert set(theirs) - set(ours) == {*likelihoods, "n_epochs", "use_sde", "sde_sample_freq"}
@@ -151,7 +151,7 @@ def test_methods_take_what_sb3s_take(algorithm: Algorithm, method: str) -> None:
             assert ours[name].default == theirs[name].default, name
 
 
-def test_shared_arguments_mean_what_they_mean_in_ppo(ppo: Algorithm) -> None:
+def test_shared_arguments_mean_what_they_mean_in_ppo(ratio: Algorithm) -> None:
     arguments: dict[str, Any] = dict(
         learning_rate=1e-3,
         n_steps=12,
@@ -168,7 +168,7 @@ def test_shared_arguments_mean_what_they_mean_in_ppo(ppo: Algorithm) -> None:
         target_kl=10.0,
         stats_window_size=7,
     )
-    ours = ppo.make("MlpPolicy", make_toy(n_envs=2), **arguments).learn(48)
+    ours = ratio.make("MlpPolicy", make_toy(n_envs=2), **arguments).learn(48)
     theirs = PPO("MlpPolicy", make_toy(n_envs=2), device="cpu", **arguments).learn(48)
     for name in set(arguments) - {"learning_rate", "clip_range", "clip_range_vf", "stats_window_size"}:
         assert getattr(ours, name) == getattr(theirs, name) == arguments[name], name
@@ -215,10 +215,10 @@ def test_learning_rate_as_number_callable_or_schedule(algorithm: Algorithm, lear
     ("rate", "expected"), [(0.02, 0.02), (half, 0.25e-3), (CosineSchedule(1e-2), 0.5e-2)], ids=["float", "callable", "cosine"]
 )
 @pytest.mark.parametrize("argument", ["critic_learning_rate", "encoder_learning_rate"])
-def test_critic_rates_as_number_callable_or_schedule(rldt: Algorithm, argument: str, rate: Any, expected: float) -> None:
+def test_critic_rates_as_number_callable_or_schedule(replay: Algorithm, argument: str, rate: Any, expected: float) -> None:
     others = dict(learning_rate=1e-4, critic_learning_rate=2e-4)
-    model = rldt.make("CnnPolicy", make_toy("image"), "image", **{**others, argument: rate})
-    steps = rldt.iteration()
+    model = replay.make("CnnPolicy", make_toy("image"), "image", **{**others, argument: rate})
+    steps = replay.iteration()
     model.learn(2 * steps, callback=lambda local, _: model.num_timesteps <= steps)
     used = {group["name"]: group["lr"] for group in model.policy.optimizer.param_groups}
     critic = expected if argument == "critic_learning_rate" else 2e-4
@@ -226,25 +226,25 @@ def test_critic_rates_as_number_callable_or_schedule(rldt: Algorithm, argument: 
     assert used == pytest.approx(dict(velocity=1e-4, critic=critic, encoder=expected))
 
 
-def test_actor_rate_rises_over_the_warm_up(rldt: Algorithm) -> None:
-    model = rldt.make("FlowPolicy", make_toy(), learning_rate=1e-3, learning_rate_warmup_steps=5)
+def test_actor_rate_rises_over_the_warm_up(replay: Algorithm) -> None:
+    model = replay.make("FlowPolicy", make_toy(), learning_rate=1e-3, learning_rate_warmup_steps=5)
     used = []
     for _ in range(3):  # two actor steps each
-        model.learn(rldt.iteration(), reset_num_timesteps=False)
+        model.learn(replay.iteration(), reset_num_timesteps=False)
         used.append(model.policy.optimizer.param_groups[0]["lr"])
     assert model.n_actor_updates == 6
     assert used == pytest.approx([2e-3 / 5, 4e-3 / 5, 1e-3])
 
 
-def test_steps_are_shared_out_among_refreshes(rldt: Algorithm) -> None:
+def test_steps_are_shared_out_among_refreshes(replay: Algorithm) -> None:
     """Also where there are fewer steps than refreshes."""
-    model = rldt.make("FlowPolicy", make_toy(), critic_steps=3, actor_steps=2, n_refreshes=5).learn(2 * rldt.iteration())
+    model = replay.make("FlowPolicy", make_toy(), critic_steps=3, actor_steps=2, n_refreshes=5).learn(2 * replay.iteration())
     assert (model._n_updates, model.n_actor_updates) == (6, 4)
 
 
-def test_critic_trains_alone_until_it_has_seen_enough(rldt: Algorithm) -> None:
-    n = rldt.iteration(2)
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2), critic_warmup_transitions=2 * n)
+def test_critic_trains_alone_until_it_has_seen_enough(replay: Algorithm) -> None:
+    n = replay.iteration(2)
+    model = replay.make("FlowPolicy", make_toy(n_envs=2), critic_warmup_transitions=2 * n)
     for iteration, (n_transitions, n_actor_updates) in enumerate([(n, 0), (2 * n, 0), (3 * n, 2)], start=1):
         before = {name: parameter.clone() for name, parameter in model.policy.named_parameters()}
         model.learn(n)
@@ -258,9 +258,9 @@ def test_critic_trains_alone_until_it_has_seen_enough(rldt: Algorithm) -> None:
     ("clip_range", "expected"), [(0.05, 0.05), (lambda progress: 0.1 * progress, 0.05), (LinearSchedule(0.1, 0.02, 1.0), 0.06)]
 )
 @pytest.mark.parametrize("argument", ["clip_range", "clip_range_vf"])
-def test_clip_range_as_number_callable_or_schedule(ppo: Algorithm, argument: str, clip_range: Any, expected: float) -> None:
-    model = ppo.make("FlowPolicy", make_toy(), **{argument: clip_range})
-    steps = ppo.iteration()
+def test_clip_range_as_number_callable_or_schedule(ratio: Algorithm, argument: str, clip_range: Any, expected: float) -> None:
+    model = ratio.make("FlowPolicy", make_toy(), **{argument: clip_range})
+    steps = ratio.iteration()
     model.learn(2 * steps, callback=lambda local, _: model.num_timesteps <= steps)
     assert model.logger.name_to_value[f"train/{argument}"] == pytest.approx(expected)
 
@@ -274,9 +274,9 @@ def test_clip_range_as_number_callable_or_schedule(ppo: Algorithm, argument: str
     ],
     ids=["float", "HoldCosineSchedule", "callable"],
 )
-def test_max_std_as_number_callable_or_schedule(ppo: Algorithm, max_std: Any, first: float, second: float) -> None:
-    model = ppo.make("FlowPolicy", make_toy(), noise="constant", max_std=max_std)
-    steps, used = ppo.iteration(), {}
+def test_max_std_as_number_callable_or_schedule(likelihoods: Algorithm, max_std: Any, first: float, second: float) -> None:
+    model = likelihoods.make("FlowPolicy", make_toy(), noise="constant", max_std=max_std)
+    steps, used = likelihoods.iteration(), {}
 
     def record(local: dict[str, Any], _: dict[str, Any]) -> bool:
         used[model.num_timesteps] = model.policy.log_std_bounds.exp().tolist()
@@ -348,9 +348,9 @@ def test_arguments_of_the_algorithm_are_refused_in_policy_kwargs(algorithm: Algo
 
 
 @pytest.mark.parametrize("argument", ["n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps"])
-def test_policy_gets_the_arguments_of_the_algorithm(rldt: Algorithm, argument: str) -> None:
+def test_policy_gets_the_arguments_of_the_algorithm(replay: Algorithm, argument: str) -> None:
     arguments: dict[str, Any] = {argument: 3}
-    assert getattr(rldt.make("FlowPolicy", make_toy(), **arguments).policy, argument) == 3
+    assert getattr(replay.make("FlowPolicy", make_toy(), **arguments).policy, argument) == 3
 
 
 def test_users_dictionaries_are_left_alone(algorithm: Algorithm) -> None:

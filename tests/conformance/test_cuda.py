@@ -7,7 +7,7 @@ import pytest
 import torch as th
 
 from sb3_scoreflow import ActionSampler, Demonstrations, pretrain_bc
-from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import make_toy, observe, some_states
 
 pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="no CUDA device")
@@ -42,11 +42,11 @@ def test_pretrain(algorithm: Algorithm) -> None:
     model.learn(algorithm.iteration())
 
 
-def test_options_of_the_update(ppo: Algorithm) -> None:
+def test_options_of_the_update(ratio: Algorithm) -> None:
     options: dict[str, Any] = dict(
         bc_coef=0.1, target_kl=1.0, clip_range_vf=0.2, log_prob_clip=1.0, critic_warmup_iterations=1
     )
-    ppo.make("MlpPolicy", make_toy(), device="cuda", **options).learn(2 * ppo.iteration())
+    ratio.make("MlpPolicy", make_toy(), device="cuda", **options).learn(2 * ratio.iteration())
 
 
 def test_exported_sampler(algorithm: Algorithm) -> None:

@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_scoreflow import Demonstrations, HalfLifeSchedule, pretrain_bc
 from sb3_scoreflow.ppo.sizes import default_sizes, sizes_from_scratch
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import ACTION_SPACE, make_toy
 from tests.conformance.saving import saved
 
@@ -78,7 +78,11 @@ def test_no_warning_about_our_own_defaults(algorithm: Algorithm, n_envs: int) ->
         warnings.simplefilter("error")
         model = algorithm.cls("FlowPolicy", make_toy(n_envs=n_envs), **SMALL)
     assert (model.rollout_buffer.buffer_size, model.rollout_buffer.n_envs) == (model.n_steps, n_envs)
-    expected = default_sizes(n_envs, about=sizes_from_scratch(2, n_envs))["n_steps"] if algorithm.ratio else 1000 // n_envs
+    expected = (
+        default_sizes(n_envs, about=sizes_from_scratch(2, n_envs))["n_steps"]
+        if algorithm.capabilities.ratio
+        else 1000 // n_envs
+    )
     assert model.n_steps == expected
 
 
@@ -156,10 +160,10 @@ def test_attributes_and_files_show_resolved_values(algorithm: Algorithm, tmp_pat
             clone(model)
 
 
-def test_clip_range_is_a_number_that_can_be_called(ppo: Algorithm) -> None:
-    model = ppo.cls("FlowPolicy", make_toy(), **SMALL)
+def test_clip_range_is_a_number_that_can_be_called(ratio: Algorithm) -> None:
+    model = ratio.cls("FlowPolicy", make_toy(), **SMALL)
     assert model.clip_range == model.clip_range(0.3) == pytest.approx(0.2 / 10**0.5) and model.clip_range_vf is None
-    assert ppo.make("FlowPolicy", make_toy(), clip_range_vf=0.2).clip_range_vf(0.3) == 0.2
+    assert ratio.make("FlowPolicy", make_toy(), clip_range_vf=0.2).clip_range_vf(0.3) == 0.2
 
 
 def test_loaded_model_is_pretrained_from_its_weights_on(algorithm: Algorithm) -> None:
@@ -275,18 +279,18 @@ def test_impossible_rate_is_refused_where_it_is_set(algorithm: Algorithm, name: 
         setattr(model, name, "fast")
 
 
-def test_other_schedules_that_are_set_are_obeyed(ppo: Algorithm) -> None:
-    model = ppo.make("FlowPolicy", make_toy())
+def test_other_schedules_that_are_set_are_obeyed(likelihoods: Algorithm) -> None:
+    model = likelihoods.make("FlowPolicy", make_toy())
 
     def change(model: Any) -> None:
         model.clip_range, model.critic_learning_rate, model.max_std = "lin_0.04", 3e-4, 0.3
 
-    model.learn(4 * ppo.iteration(), callback=SetAt("rollout", change))
+    model.learn(4 * likelihoods.iteration(), callback=SetAt("rollout", change))
     assert model.logger.name_to_value["train/clip_range"] == 0.0
     assert model.policy.optimizer.param_groups[-1]["lr"] == 3e-4
     assert model.policy.log_std_bounds[1].exp().item() == pytest.approx(0.3)
     model.max_std = None  # the default again
-    model.learn(ppo.iteration())
+    model.learn(likelihoods.iteration())
     assert model.policy.log_std_bounds[1].exp().item() == pytest.approx(0.4)
 
     def broken(model: Any) -> None:
@@ -295,7 +299,7 @@ def test_other_schedules_that_are_set_are_obeyed(ppo: Algorithm) -> None:
     with pytest.raises(
         ValueError, match=r"critic_learning_rate must be a number of at least 0, but with 0\.5 of training remai"
     ):
-        model.learn(2 * ppo.iteration(), callback=SetAt("training", broken))
+        model.learn(2 * likelihoods.iteration(), callback=SetAt("training", broken))
 
 
 # ------------------------------------------------------------------ cloning in a callback
@@ -328,9 +332,9 @@ def same_actor(reference: Any, state: dict[str, th.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("when", ["training", "rollout", "step"])
-def test_clone_in_a_callback(ppo: Algorithm, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clone_in_a_callback(ratio: Algorithm, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference is the clone, and rates and noise are a clone's, from the next update and rollout on."""
-    model = ppo.make("FlowPolicy", make_toy(), bc_coef=1.0, n_epochs=1, batch_size=16)
+    model = ratio.make("FlowPolicy", make_toy(), bc_coef=1.0, n_epochs=1, batch_size=16)
     train, references, policies, rates = model.train, [], [], []
 
     def recorded() -> None:
@@ -340,7 +344,7 @@ def test_clone_in_a_callback(ppo: Algorithm, when: str, monkeypatch: pytest.Monk
         rates.append(velocity_rate(model))
 
     monkeypatch.setattr(model, "train", recorded)
-    model.learn(3 * ppo.iteration(), callback=CloneAt(when))
+    model.learn(3 * ratio.iteration(), callback=CloneAt(when))
     first = 0 if when == "training" else 1
     # The reference is the policy before its first update, then, after cloning, the clone; then it stays.
     assert references == ([True, False, False] if first == 0 else [True, True, False])
@@ -354,36 +358,36 @@ def test_clone_in_a_callback(ppo: Algorithm, when: str, monkeypatch: pytest.Monk
     assert same_actor(model.reference, {name: t for name, t in policies[first].items()})
 
 
-def test_reference_follows_weights_loaded_into_the_policy(ppo: Algorithm) -> None:
+def test_reference_follows_weights_loaded_into_the_policy(ratio: Algorithm) -> None:
     """Also in a model that has been trained with a reference already."""
-    cloned = ppo.make("FlowPolicy", make_toy(), seed=5)
+    cloned = ratio.make("FlowPolicy", make_toy(), seed=5)
     clone(cloned)
-    model = ppo.make("FlowPolicy", make_toy(), bc_coef=1.0).learn(ppo.iteration())
+    model = ratio.make("FlowPolicy", make_toy(), bc_coef=1.0).learn(ratio.iteration())
     weights = {name: tensor.clone() for name, tensor in cloned.policy.state_dict().items()}
-    model.learn(ppo.iteration(), callback=SetAt("training", lambda m: m.policy.load_state_dict(weights)))
+    model.learn(ratio.iteration(), callback=SetAt("training", lambda m: m.policy.load_state_dict(weights)))
     assert same_actor(model.reference, weights)
-    model.learn(ppo.iteration(), reset_num_timesteps=False)
+    model.learn(ratio.iteration(), reset_num_timesteps=False)
     assert same_actor(model.reference, weights), "and stays"
 
 
-def test_bc_coef_set_after_construction(ppo: Algorithm) -> None:
-    model = ppo.make("FlowPolicy", make_toy())
+def test_bc_coef_set_after_construction(ratio: Algorithm) -> None:
+    model = ratio.make("FlowPolicy", make_toy())
     model.bc_coef = 0.5
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    assert ppo.cls.load(saved(model), make_toy()).learn(ppo.iteration()).logger.name_to_value["train/bc_loss"] > 0
-    model.learn(2 * ppo.iteration())
+    assert ratio.cls.load(saved(model), make_toy()).learn(ratio.iteration()).logger.name_to_value["train/bc_loss"] > 0
+    model.learn(2 * ratio.iteration())
     assert same_actor(model.reference, before)
     model.bc_coef = 0.0
-    file = saved(model.learn(ppo.iteration()))
+    file = saved(model.learn(ratio.iteration()))
     with zipfile.ZipFile(file) as archive:
         assert "reference" not in json.loads(archive.read("data")) and "reference.pth" in archive.namelist()
-    assert not hasattr(ppo.cls.load(file, make_toy()), "reference")
+    assert not hasattr(ratio.cls.load(file, make_toy()), "reference")
 
 
-def test_clone_in_a_callback_rldt(rldt: Algorithm) -> None:
-    model = rldt.make("FlowPolicy", make_toy(), critic_warmup_transitions=8)
-    model.learn(3 * rldt.iteration(), callback=CloneAt("rollout"))
-    assert model.n_transitions == 2 * rldt.iteration()
+def test_clone_in_a_callback_rldt(replay: Algorithm) -> None:
+    model = replay.make("FlowPolicy", make_toy(), critic_warmup_transitions=8)
+    model.learn(3 * replay.iteration(), callback=CloneAt("rollout"))
+    assert model.n_transitions == 2 * replay.iteration()
     assert velocity_rate(model) == 2e-5
     assert model.n_actor_updates == 2 * 2
 

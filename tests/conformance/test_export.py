@@ -8,7 +8,7 @@ import pytest
 import torch as th
 
 from sb3_scoreflow import ActionSampler
-from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import make_toy, observe, some_states
 
 

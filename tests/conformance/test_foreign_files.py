@@ -15,7 +15,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 import sb3_scoreflow
 from sb3_scoreflow import collect_demonstrations, pretrain_bc
 from sb3_scoreflow.common.saved_files import saved_data, written_by
-from tests.conformance.algorithms import ALGORITHMS, Algorithm
+from tests.conformance.algorithm import Algorithm
+from tests.conformance.algorithms import ALGORITHMS
 from tests.conformance.envs import make_toy
 from tests.conformance.make_checkpoint import DATA
 from tests.conformance.saving import saved
@@ -72,19 +73,19 @@ def test_checkpoints_of_0_1_0_tell_who_wrote_them(algorithm: Algorithm) -> None:
     assert written_by(path) == str(algorithm)
     loaded = algorithm.cls.load(path, make_toy(n_envs=2))
     # Saved two steps into a rollout; RLDT counted what it was trained with, ScoReFlowPPO gets the next best thing.
-    assert (loaded.n_transitions, loaded.num_timesteps) == (98 if algorithm.ratio else 96, 98)
+    assert (loaded.n_transitions, loaded.num_timesteps) == (98 if algorithm.capabilities.ratio else 96, 98)
 
 
 class Mine(sb3_scoreflow.ScoReFlowPPO):
     """A user's subclass."""
 
 
-def test_subclasses_load_the_files_of_their_parents(ppo: Algorithm, tmp_path: Path) -> None:
-    parent = in_file(ppo.make("FlowPolicy", make_toy()), tmp_path, "parent")
+def test_subclasses_load_the_files_of_their_parents(ratio: Algorithm, tmp_path: Path) -> None:
+    parent = in_file(ratio.make("FlowPolicy", make_toy()), tmp_path, "parent")
     mine = Mine.load(parent, make_toy())
     child = in_file(mine, tmp_path, "child")
     assert (written_by(parent), written_by(child)) == ("ScoReFlowPPO", "Mine")
-    loaded = ppo.cls.load(child)
+    loaded = ratio.cls.load(child)
     loaded.set_parameters(child)
     for name, tensor in mine.policy.state_dict().items():
         assert th.equal(tensor, loaded.policy.state_dict()[name])

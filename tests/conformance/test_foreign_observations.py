@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from sb3_scoreflow import Demonstrations, pretrain_bc
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 
 
 class Angles(gym.Env):

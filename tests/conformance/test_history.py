@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, ToyEnv, make_toy, observe, some_states, toy_env_fns, toys
 from tests.conformance.saving import assert_same, saved
 
@@ -56,18 +56,18 @@ def parts_of(observation: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["flat", "dict"])
 @pytest.mark.parametrize("truncated", [True, False])
-def test_transitions_are_what_the_environment_did(rldt: Algorithm, vec_env: VecEnv, kind: str, truncated: bool) -> None:
+def test_transitions_are_what_the_environment_did(replay: Algorithm, vec_env: VecEnv, kind: str, truncated: bool) -> None:
     """
     True rewards, without the value that Stable-Baselines3 adds at a timeout; terminations and truncations apart; at a
     truncation the observation in which the episode ended.
     """
     steps = Steps()
     # Its values are far from 0: a bootstrap would be seen in the rewards.
-    model = rldt.make("FlowPolicy", vec_env, kind, reward_scale=1.0, critic_warmup_transitions=10**6)
+    model = replay.make("FlowPolicy", vec_env, kind, reward_scale=1.0, critic_warmup_transitions=10**6)
     with th.no_grad():
         model.policy.critic.biases[-1].fill_(1000.0)
     assert model.policy.predict_values(model.policy.obs_to_tensor(vec_env.reset())[0]).min() > 900
-    model.learn(2 * rldt.iteration(2), callback=steps)
+    model.learn(2 * replay.iteration(2), callback=steps)
     buffer = model.rollout_buffer
     batch = buffer.sample(4, new_fraction=0.5)  # all there are, those of the last rollout first, in random order
     order = [(1, 0), (1, 1), (0, 0), (0, 1)]  # (rollout, environment)
@@ -103,10 +103,10 @@ def buffer_order(batch: Any, steps: Steps, rollout: int) -> list[int]:
     return [row.index(True) for row in matches]
 
 
-def test_env_gets_the_stored_action(rldt: Algorithm) -> None:
+def test_env_gets_the_stored_action(replay: Algorithm) -> None:
     """With so much exploration that many actions end up at a bound."""
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2), exploration_scale=20.0, exploration_steps=4)
-    model.learn(3 * rldt.iteration(2))
+    model = replay.make("FlowPolicy", make_toy(n_envs=2), exploration_scale=20.0, exploration_steps=4)
+    model.learn(3 * replay.iteration(2))
     stored = model.rollout_buffer._actions.reshape(48, 2, 2)  # three rollouts fit
     assert 0.1 < (np.abs(stored) == 1).mean() < 0.9 and np.abs(stored).max() == 1
     low, high = ACTION_SPACE.low.astype(np.float64), ACTION_SPACE.high.astype(np.float64)
@@ -115,35 +115,35 @@ def test_env_gets_the_stored_action(rldt: Algorithm) -> None:
         np.testing.assert_allclose(received, low + (stored[:, i] + 1) / 2 * (high - low), rtol=1e-6, atol=1e-7)
 
 
-def test_last_rollouts_are_kept(rldt: Algorithm) -> None:
-    model = rldt.make("FlowPolicy", make_toy()).learn(5 * rldt.iteration())
+def test_last_rollouts_are_kept(replay: Algorithm) -> None:
+    model = replay.make("FlowPolicy", make_toy()).learn(5 * replay.iteration())
     rewards = np.array([reward for *_, reward in toys(model.env)[0].history], np.float32).reshape(5, 16)
     # A ring of three: the fourth and fifth took the places of the first and second.
     assert np.array_equal(model.rollout_buffer._rewards[:, :, 0], rewards[[3, 4, 2]])
     assert (model.rollout_buffer.n_rollouts, model.rollout_buffer.fill) == (5, 1.0)
 
 
-def test_rollout_that_is_cut_off_is_not_drawn(rldt: Algorithm) -> None:
-    model = rldt.make("FlowPolicy", make_toy())
-    model.learn(5 * rldt.iteration(), callback=lambda local, _: model.num_timesteps != 40)
+def test_rollout_that_is_cut_off_is_not_drawn(replay: Algorithm) -> None:
+    model = replay.make("FlowPolicy", make_toy())
+    model.learn(5 * replay.iteration(), callback=lambda local, _: model.num_timesteps != 40)
     assert (model.rollout_buffer.n_rollouts, model.rollout_buffer.fill) == (2, pytest.approx(2 / 3))
     assert model.rollout_buffer.sample(9).rewards.shape == (2, 16)
-    model.learn(rldt.iteration(), reset_num_timesteps=False)
+    model.learn(replay.iteration(), reset_num_timesteps=False)
     history = toys(model.env)[0].history
     rewards = np.array([reward for *_, reward in history], np.float32)
     assert len(history) == 40 + 16
     assert np.array_equal(model.rollout_buffer._rewards[:, :, 0], np.stack([rewards[:16], rewards[16:32], rewards[40:]]))
     # Where it was about to replace an older one, that one is gone.
-    model.learn(rldt.iteration(), callback=lambda local, _: False, reset_num_timesteps=False)
+    model.learn(replay.iteration(), callback=lambda local, _: False, reset_num_timesteps=False)
     assert (model.rollout_buffer.n_rollouts, model.rollout_buffer.fill) == (3, pytest.approx(2 / 3))
     kept = {tuple(row) for row in model.rollout_buffer.sample(9).rewards.tolist()}
     assert kept == {tuple(rewards[16:32].tolist()), tuple(rewards[40:].tolist())}
 
 
-def test_nothing_to_learn_from_is_passed_over(rldt: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_learn_from_is_passed_over(replay: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
     """If every transition drawn comes after a success, there is nothing that counts."""
-    model = rldt.make("FlowPolicy", make_toy(length=1000), balance_success=True, critic_warmup_transitions=0)
-    model.learn(rldt.iteration())
+    model = replay.make("FlowPolicy", make_toy(length=1000), balance_success=True, critic_warmup_transitions=0)
+    model.learn(replay.iteration())
     before = {name: parameter.clone() for name, parameter in model.policy.named_parameters()}
     record = model.rollout_buffer.record
 
@@ -152,17 +152,17 @@ def test_nothing_to_learn_from_is_passed_over(rldt: Algorithm, monkeypatch: pyte
         model.rollout_buffer._after_success[:] = True
 
     monkeypatch.setattr(model.rollout_buffer, "record", record_late)
-    model.learn(rldt.iteration())
+    model.learn(replay.iteration())
     assert [name for name, parameter in model.policy.named_parameters() if not th.equal(parameter, before[name])] == []
     assert (model.n_iterations, model.n_actor_updates) == (2, 2)
 
 
-def test_collecting_without_the_own_callback_is_explained(rldt: Algorithm) -> None:
+def test_collecting_without_the_own_callback_is_explained(replay: Algorithm) -> None:
     class Silent(BaseCallback):
         def _on_step(self) -> bool:
             return True
 
-    model = rldt.make("FlowPolicy", make_toy())
+    model = replay.make("FlowPolicy", make_toy())
     model._setup_learn(16)
     callback = Silent()
     callback.init_callback(model)
@@ -175,9 +175,9 @@ def test_collecting_without_the_own_callback_is_explained(rldt: Algorithm) -> No
 
 @pytest.mark.parametrize("kind", OBSERVATIONS)
 @pytest.mark.parametrize(("n_envs", "truncated"), [(1, False), (3, True)])
-def test_history_takes_the_documented_memory(rldt: Algorithm, kind: str, n_envs: int, truncated: bool) -> None:
+def test_history_takes_the_documented_memory(replay: Algorithm, kind: str, n_envs: int, truncated: bool) -> None:
     """history_size * n_envs * ((n_steps + 1) * observation bytes + n_steps * (4 * action_dim + 8)), and final observations"""
-    model = rldt.make("FlowPolicy", make_toy(kind, n_envs, truncated=truncated, length=7), kind, n_steps=20)
+    model = replay.make("FlowPolicy", make_toy(kind, n_envs, truncated=truncated, length=7), kind, n_steps=20)
     # float64 becomes float32.
     parts = parts_of(observe(kind, some_states(1))).values()
     observation_bytes = sum(part.size * min(part.itemsize, 4) if part.dtype.kind == "f" else part.nbytes for part in parts)
@@ -207,8 +207,8 @@ def _owned_bytes(value: Any) -> int:
 # ------------------------------------------------------------------ files
 
 
-def test_history_is_saved_on_request_only(rldt: Algorithm) -> None:
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2), n_steps=400).learn(800)
+def test_history_is_saved_on_request_only(replay: Algorithm) -> None:
+    model = replay.make("FlowPolicy", make_toy(n_envs=2), n_steps=400).learn(800)
     assert model.rollout_buffer.nbytes > 60_000
     without, included = saved(model), saved(model, include=["rollout_buffer"])
     data = load_from_zip_file(without)[0]
@@ -224,15 +224,15 @@ def test_history_is_saved_on_request_only(rldt: Algorithm) -> None:
 
 
 @pytest.mark.parametrize("kind", ["flat", "dict"])
-def test_history_is_restored(rldt: Algorithm, kind: str) -> None:
-    model = rldt.make("FlowPolicy", make_toy(kind, truncated=True), kind).learn(4 * rldt.iteration())
+def test_history_is_restored(replay: Algorithm, kind: str) -> None:
+    model = replay.make("FlowPolicy", make_toy(kind, truncated=True), kind).learn(4 * replay.iteration())
     file = saved(model, include=["rollout_buffer"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loaded = rldt.cls.load(file, make_toy(kind), device="cpu")
+        loaded = replay.cls.load(file, make_toy(kind), device="cpu")
     ours, theirs = loaded.rollout_buffer, model.rollout_buffer
     assert (ours.n_rollouts, ours.fill, ours.device) == (4, 1.0, th.device("cpu"))
-    for name in rldt.rollout:
+    for name in replay.rollout:
         for key, part in parts_of(getattr(theirs, name)).items():
             assert np.array_equal(parts_of(getattr(ours, name))[key], part), name
     # What Stable-Baselines3 knows the last rollout by are views, as before.
@@ -242,20 +242,20 @@ def test_history_is_restored(rldt: Algorithm, kind: str) -> None:
     th.manual_seed(0)
     for first, second in zip(drawn, theirs.sample(2), strict=True):
         assert_same(first, second)
-    loaded.learn(rldt.iteration(), reset_num_timesteps=False)
+    loaded.learn(replay.iteration(), reset_num_timesteps=False)
     assert loaded.rollout_buffer is ours and ours.n_rollouts == 5
 
 
-def test_without_history_it_starts_empty_and_learning_goes_on(rldt: Algorithm) -> None:
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2), critic_warmup_transitions=40).learn(3 * rldt.iteration(2))
+def test_without_history_it_starts_empty_and_learning_goes_on(replay: Algorithm) -> None:
+    model = replay.make("FlowPolicy", make_toy(n_envs=2), critic_warmup_transitions=40).learn(3 * replay.iteration(2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is what everyone gets who does not ask for more
-        loaded = rldt.cls.load(saved(model), make_toy(n_envs=2), device="cpu")
+        loaded = replay.cls.load(saved(model), make_toy(n_envs=2), device="cpu")
     assert (loaded.rollout_buffer.n_rollouts, loaded.rollout_buffer.fill) == (0, 0.0)
     with pytest.raises(RuntimeError, match="The history is empty: no rollout has been completed"):
         loaded.rollout_buffer.sample(1)
     before = {name: parameter.clone() for name, parameter in loaded.policy.named_parameters()}
-    loaded.learn(rldt.iteration(2), reset_num_timesteps=False)
+    loaded.learn(replay.iteration(2), reset_num_timesteps=False)
     # The warm-up is not repeated: the critics are trained already.
     assert (loaded.n_transitions, loaded.n_actor_updates, loaded.rollout_buffer.fill) == (128, 6, pytest.approx(1 / 3))
     moved = {name.split(".")[0] for name, p in loaded.policy.named_parameters() if not th.equal(p, before[name])}
@@ -273,13 +273,13 @@ def test_without_history_it_starts_empty_and_learning_goes_on(rldt: Algorithm) -
     ids=str,
 )
 def test_history_that_does_not_fit_is_left_out(
-    rldt: Algorithm, n_envs: int, arguments: dict[str, Any], changed: str, tmp_path: Path
+    replay: Algorithm, n_envs: int, arguments: dict[str, Any], changed: str, tmp_path: Path
 ) -> None:
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2)).learn(rldt.iteration(2))
+    model = replay.make("FlowPolicy", make_toy(n_envs=2)).learn(replay.iteration(2))
     model.save(tmp_path / "model", include=["rollout_buffer"])
     message = rf"The saved rollout history does not fit \({changed} changed\): the model starts with an empty one"
     with pytest.warns(UserWarning, match=message) as caught:
-        loaded = rldt.cls.load(tmp_path / "model", make_toy(n_envs=n_envs), **arguments)
+        loaded = replay.cls.load(tmp_path / "model", make_toy(n_envs=n_envs), **arguments)
     assert [each.filename for each in caught] == [__file__], "it points at the call of load"
     buffer = loaded.rollout_buffer
     assert (buffer.n_rollouts, buffer.fill, buffer.n_envs) == (0, 0.0, n_envs)
@@ -287,27 +287,27 @@ def test_history_that_does_not_fit_is_left_out(
     assert buffer.n_rollouts == 1
 
 
-def test_history_of_another_class_is_left_out(rldt: Algorithm) -> None:
-    file = saved(rldt.make("FlowPolicy", make_toy()).learn(rldt.iteration()), include=["rollout_buffer"])
+def test_history_of_another_class_is_left_out(replay: Algorithm) -> None:
+    file = saved(replay.make("FlowPolicy", make_toy()).learn(replay.iteration()), include=["rollout_buffer"])
 
-    class Mine(type(rldt.make("FlowPolicy", make_toy()).rollout_buffer)):  # type: ignore[misc]
+    class Mine(type(replay.make("FlowPolicy", make_toy()).rollout_buffer)):  # type: ignore[misc]
         pass
 
     with pytest.warns(UserWarning, match=r"The saved rollout history does not fit \(class changed\)"):
-        loaded = rldt.cls.load(file, make_toy(), rollout_buffer_class=Mine)
+        loaded = replay.cls.load(file, make_toy(), rollout_buffer_class=Mine)
     assert type(loaded.rollout_buffer) is Mine and loaded.rollout_buffer.fill == 0
 
 
 @pytest.mark.parametrize("how", ["set_env", "load"])
-def test_another_env_goes_on_with_the_history(rldt: Algorithm, how: str) -> None:
+def test_another_env_goes_on_with_the_history(replay: Algorithm, how: str) -> None:
     """With as many environments; no trajectory runs from the old ones into the new."""
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2, length=100)).learn(rldt.iteration(2))  # within an episode
+    model = replay.make("FlowPolicy", make_toy(n_envs=2, length=100)).learn(replay.iteration(2))  # within an episode
     other = make_toy(n_envs=2, length=3, start=5.0)
     if how == "set_env":
         model.set_env(other)
     else:
-        model = rldt.cls.load(saved(model, include=["rollout_buffer"]), other, device="cpu")
-    model.learn(rldt.iteration(2), reset_num_timesteps=False)
+        model = replay.cls.load(saved(model, include=["rollout_buffer"]), other, device="cpu")
+    model.learn(replay.iteration(2), reset_num_timesteps=False)
     buffer = model.rollout_buffer
     assert (buffer.n_rollouts, buffer.fill) == (2, pytest.approx(2 / 3))
     assert not (buffer._terminated[0] | buffer._truncated[0]).any() and buffer._terminated[1, 2::3].all()

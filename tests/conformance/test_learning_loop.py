@@ -35,7 +35,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_scoreflow import ActionChunking
-from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, ToyEnv, make_toy, observe, some_states, toy_env_fns, toys
 
 CHUNKING: Any = ActionChunking  # SB3's annotation of `wrapper_class` has no room for arguments without a default
@@ -183,7 +183,7 @@ def test_vec_normalize(algorithm: Algorithm, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.sort(logged), np.sort(returns), atol=1e-5)
     # A history keeps raw rewards, which it normalizes when they are drawn
     raw = np.allclose(np.sort(model.rollout_buffer.rewards.flatten()), np.sort(rewards[:, 16:].flatten()))
-    assert raw != algorithm.ratio
+    assert raw != algorithm.capabilities.ratio
 
     model.save(tmp_path / "model")
     env.save(str(tmp_path / "normalize.pkl"))

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_scoreflow import Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
-from tests.conformance.algorithms import ALGORITHMS, Algorithm
+from tests.conformance.algorithm import Algorithm
+from tests.conformance.algorithms import ALGORITHMS
 
 OBS, ACTION = 3, 1
 

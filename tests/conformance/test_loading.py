@@ -9,7 +9,7 @@ import pytest
 import torch as th
 
 from sb3_scoreflow import FlowMatchingPolicy
-from tests.conformance.algorithms import SMALL_EXTRACTOR, Algorithm, Case
+from tests.conformance.algorithm import SMALL_EXTRACTOR, Algorithm, Case
 from tests.conformance.envs import ACTION_SPACE, make_toy, observe, some_states
 from tests.conformance.saving import assert_same, other_value, saved
 
@@ -68,9 +68,9 @@ def test_load_with_other_arguments(algorithm: Algorithm) -> None:
     assert loaded.seed == 11
 
 
-def test_load_with_other_noise(ppo: Algorithm) -> None:
-    file = saved(ppo.make("FlowPolicy", make_toy(), noise="constant", max_std=0.4).learn(ppo.iteration()))
-    loaded = ppo.cls.load(file, make_toy(), min_std=0.05, max_std=0.2)
+def test_load_with_other_noise(likelihoods: Algorithm) -> None:
+    file = saved(likelihoods.make("FlowPolicy", make_toy(), noise="constant", max_std=0.4).learn(likelihoods.iteration()))
+    loaded = likelihoods.cls.load(file, make_toy(), min_std=0.05, max_std=0.2)
     used: list[list[float]] = []
 
     def record(local: dict[str, Any], _: dict[str, Any]) -> bool:
@@ -81,9 +81,9 @@ def test_load_with_other_noise(ppo: Algorithm) -> None:
     assert used[0] == pytest.approx([0.05, 0.2])
 
 
-def test_return_statistics_follow_gamma(ppo: Algorithm) -> None:
-    file = saved(ppo.make("FlowPolicy", make_toy(), gamma=0.9).learn(ppo.iteration()))
-    assert ppo.cls.load(file, make_toy(), gamma=0.5).learn(ppo.iteration()).return_statistics.gamma == 0.5
+def test_return_statistics_follow_gamma(ratio: Algorithm) -> None:
+    file = saved(ratio.make("FlowPolicy", make_toy(), gamma=0.9).learn(ratio.iteration()))
+    assert ratio.cls.load(file, make_toy(), gamma=0.5).learn(ratio.iteration()).return_statistics.gamma == 0.5
 
 
 def test_other_policy_kwargs_are_refused(algorithm: Algorithm) -> None:
@@ -113,33 +113,33 @@ def test_inference_steps_survive_saving(algorithm: Algorithm) -> None:
     assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
 
 
-def test_bc_coef_can_be_turned_on_when_loading(ppo: Algorithm, tmp_path: Path) -> None:
-    model = ppo.make("FlowPolicy", make_toy()).learn(ppo.iteration())
+def test_bc_coef_can_be_turned_on_when_loading(ratio: Algorithm, tmp_path: Path) -> None:
+    model = ratio.make("FlowPolicy", make_toy()).learn(ratio.iteration())
     model.save(tmp_path / "model")
-    loaded = ppo.cls.load(tmp_path / "model", make_toy(), bc_coef=0.1)
-    other = ppo.make("FlowPolicy", make_toy(), bc_coef=0.1, seed=9)
+    loaded = ratio.cls.load(tmp_path / "model", make_toy(), bc_coef=0.1)
+    other = ratio.make("FlowPolicy", make_toy(), bc_coef=0.1, seed=9)
     other.set_parameters(tmp_path / "model")  # the path, in place
     for policy in (loaded.reference, other.reference):
         for name, tensor in policy.state_dict().items():
             assert th.equal(tensor, model.policy.state_dict()[name]), name
-    loaded.learn(ppo.iteration(), reset_num_timesteps=False)
+    loaded.learn(ratio.iteration(), reset_num_timesteps=False)
     # Without new pretraining the reference stays what it was, and is not trained.
     assert th.equal(loaded.reference.velocity_field.output_layer.weight, model.policy.velocity_field.output_layer.weight)
     assert loaded.logger.name_to_value["train/bc_loss"] > 0
 
 
-def test_bc_coef_can_be_turned_off_when_loading(ppo: Algorithm) -> None:
-    model = ppo.make("FlowPolicy", make_toy(), bc_coef=0.1).learn(ppo.iteration())
-    loaded = ppo.cls.load(saved(model), make_toy(), bc_coef=0.0).learn(ppo.iteration())
+def test_bc_coef_can_be_turned_off_when_loading(ratio: Algorithm) -> None:
+    model = ratio.make("FlowPolicy", make_toy(), bc_coef=0.1).learn(ratio.iteration())
+    loaded = ratio.cls.load(saved(model), make_toy(), bc_coef=0.0).learn(ratio.iteration())
     assert not hasattr(loaded, "reference")
     assert set(loaded.get_parameters()) == {"policy", "policy.optimizer"}
 
 
-def test_reference_is_restored(ppo: Algorithm) -> None:
-    model = ppo.make("FlowPolicy", make_toy(), bc_coef=0.1).learn(3 * ppo.iteration())
-    loaded = ppo.cls.load(saved(model), make_toy())
+def test_reference_is_restored(ratio: Algorithm) -> None:
+    model = ratio.make("FlowPolicy", make_toy(), bc_coef=0.1).learn(3 * ratio.iteration())
+    loaded = ratio.cls.load(saved(model), make_toy())
     assert_same(dict(loaded.reference.state_dict()), dict(model.reference.state_dict()))
-    loaded.learn(ppo.iteration(), reset_num_timesteps=False)
+    loaded.learn(ratio.iteration(), reset_num_timesteps=False)
     assert_same(dict(loaded.reference.state_dict()), dict(model.reference.state_dict()))
     assert not th.equal(loaded.policy.velocity_field.output_layer.weight, loaded.reference.velocity_field.output_layer.weight)
 

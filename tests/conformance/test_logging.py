@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import configure
 
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import make_toy, toys
 
 #: Logged by ScoReFlowPPO beside what PPO logs; a gradient norm, a learning rate and so on for each part.
@@ -64,9 +64,9 @@ def logged(model: Any, folder: Path, total_timesteps: int, **kwargs: Any) -> lis
 
 
 @pytest.mark.parametrize("arguments", [{}, dict(clip_range_vf=0.2), dict(target_kl=10.0, ent_coef=0.1)], ids=str)
-def test_keys_are_those_of_ppo_and_our_own(ppo: Algorithm, tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_keys_are_those_of_ppo_and_our_own(likelihoods: Algorithm, tmp_path: Path, arguments: dict[str, Any]) -> None:
     theirs = PPO("MlpPolicy", make_toy(n_envs=2), n_steps=16, batch_size=16, n_epochs=2, device="cpu", **arguments)
-    ours = ppo.make("FlowPolicy", make_toy(n_envs=2), denoising_steps=4, **arguments)
+    ours = likelihoods.make("FlowPolicy", make_toy(n_envs=2), denoising_steps=4, **arguments)
     rows = [logged(model, tmp_path / type(model).__name__, 3 * 32) for model in (theirs, ours)]
     for their_row, our_row in zip(*rows, strict=True):
         # The Gaussian's one standard deviation has no counterpart: there is one for each step of the chain.
@@ -88,18 +88,18 @@ def test_keys_are_those_of_ppo_and_our_own(ppo: Algorithm, tmp_path: Path, argum
     ids=str,
 )
 def test_options_log_what_they_do(
-    ppo: Algorithm, tmp_path: Path, arguments: dict[str, Any], added: set[str], removed: set[str]
+    ratio: Algorithm, tmp_path: Path, arguments: dict[str, Any], added: set[str], removed: set[str]
 ) -> None:
-    default = logged(ppo.make("FlowPolicy", make_toy()), tmp_path / "default", 2 * ppo.iteration())[-1]
-    row = logged(ppo.make("FlowPolicy", make_toy(), **arguments), tmp_path / "other", 2 * ppo.iteration())[-1]
+    default = logged(ratio.make("FlowPolicy", make_toy()), tmp_path / "default", 2 * ratio.iteration())[-1]
+    row = logged(ratio.make("FlowPolicy", make_toy(), **arguments), tmp_path / "other", 2 * ratio.iteration())[-1]
     assert row.keys() - default.keys() == added
     assert default.keys() - row.keys() == removed
 
 
 @pytest.mark.parametrize("kind", ["flat", "image"])
-def test_keys_of_critic_warm_up_and_training(rldt: Algorithm, tmp_path: Path, kind: str) -> None:
+def test_keys_of_critic_warm_up_and_training(replay: Algorithm, tmp_path: Path, kind: str) -> None:
     arguments: dict[str, Any] = dict(critic_warmup_transitions=20, actor_steps=20)
-    rows = logged(rldt.make("FlowPolicy", make_toy(kind), kind, **arguments), tmp_path, 3 * rldt.iteration())
+    rows = logged(replay.make("FlowPolicy", make_toy(kind), kind, **arguments), tmp_path, 3 * replay.iteration())
     encoder = {"train/encoder_learning_rate", "train/grad_norm_encoder"} if kind == "image" else set()
     assert rows[0].keys() == SB3_KEYS | {"time/env_steps"}
     assert rows[1].keys() == SB3_KEYS | CRITIC_KEYS | encoder
@@ -112,11 +112,13 @@ def test_keys_of_critic_warm_up_and_training(rldt: Algorithm, tmp_path: Path, ki
 # ------------------------------------------------------------------ values
 
 
-def test_values_of_a_frozen_policy(ppo: Algorithm, tmp_path: Path) -> None:
+def test_values_of_a_frozen_policy(likelihoods: Algorithm, tmp_path: Path) -> None:
     """With learning rate 0 everything logged about the chain is known in closed form."""
     rates: dict[str, Any] = dict(learning_rate=0.0, noise_learning_rate=0.0, critic_learning_rate=0.0)
-    model = ppo.make("FlowPolicy", make_toy(n_envs=2), denoising_steps=4, min_std=0.1, max_std=0.4, clip_range=0.03, **rates)
-    rows = logged(model, tmp_path, 4 * ppo.iteration(2))
+    model = likelihoods.make(
+        "FlowPolicy", make_toy(n_envs=2), denoising_steps=4, min_std=0.1, max_std=0.4, clip_range=0.03, **rates
+    )
+    rows = logged(model, tmp_path, 4 * likelihoods.iteration(2))
     row = rows[-1]
     for k, t in enumerate((0, 0.25, 0.5, 0.75)):
         # softplus(-2) (1 - t), and the geometric mean of the bounds
@@ -138,14 +140,14 @@ def test_values_of_a_frozen_policy(ppo: Algorithm, tmp_path: Path) -> None:
     assert [r["time/iterations"] for r in rows] == [1, 2, 3, 4]
 
 
-def test_values_of_a_frozen_policy_rldt(rldt: Algorithm, tmp_path: Path) -> None:
+def test_values_of_a_frozen_policy_rldt(replay: Algorithm, tmp_path: Path) -> None:
     """With all rates 0 and targets cut to one value, what is logged is known."""
     rates: dict[str, Any] = dict(learning_rate=0.0, critic_learning_rate=0.0, target_clip=(1.25, 1.5), kernel="delta")
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2), policy_kwargs=dict(observation_normalization="none"), **rates)
+    model = replay.make("FlowPolicy", make_toy(n_envs=2), policy_kwargs=dict(observation_normalization="none"), **rates)
     with th.no_grad():
         model.policy.critic.weights[-1].zero_()
         model.policy.critic.biases[-1].fill_(0.5)
-    rows = logged(model, tmp_path, 5 * rldt.iteration(2))
+    rows = logged(model, tmp_path, 5 * replay.iteration(2))
     rewards = [[reward for *_, reward in toy.history] for toy in toys(model.env)]
     magnitudes = np.abs(rewards).reshape(2, 5, 16).mean((0, 2))
     scale = magnitudes[0]
@@ -166,10 +168,10 @@ def test_values_of_a_frozen_policy_rldt(rldt: Algorithm, tmp_path: Path) -> None
         assert (row["train/learning_rate"], row["train/critic_learning_rate"]) == (0, 0)
 
 
-def test_clamped_actions_are_counted(ppo: Algorithm, tmp_path: Path) -> None:
+def test_clamped_actions_are_counted(likelihoods: Algorithm, tmp_path: Path) -> None:
     arguments: dict[str, Any] = dict(noise="constant", max_std=1.5, n_epochs=1, batch_size=32)
-    model = ppo.make("FlowPolicy", make_toy(n_envs=2), **arguments)
-    row = logged(model, tmp_path, 2 * ppo.iteration(2))[-1]
+    model = likelihoods.make("FlowPolicy", make_toy(n_envs=2), **arguments)
+    row = logged(model, tmp_path, 2 * likelihoods.iteration(2))[-1]
     # The first rollout: of each environment's first sixteen actions, those at a bound
     space = model.action_space
     actions = np.array([[action for _, action, *_ in toy.history[:16]] for toy in toys(model.env)])

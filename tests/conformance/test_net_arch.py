@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3 import PPO
 from torch import nn
 
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import make_toy
 from tests.remedies import proposed_net_arch
 

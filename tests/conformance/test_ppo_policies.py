@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTran
 
 from sb3_scoreflow import FlowMatchingPolicy, rldt, scoreflow_ppo
 from sb3_scoreflow.common.ppo_only import INSTEAD
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy, observe, some_states
 from tests.conformance.ppo import make_ppo
 from tests.conformance.saving import assert_same, saved
@@ -38,7 +38,7 @@ def test_get_distribution_says_what_to_do_instead(algorithm: Algorithm) -> None:
         policy.get_distribution(obs)
     actions = [policy.predict(OBSERVATION, deterministic=False)[0] for _ in range(2)]
     assert actions[0].shape == (5, 2) and not np.array_equal(*actions)
-    if algorithm.ratio:
+    if algorithm.capabilities.ratio:
         assert "evaluate_actions(obs, chains), chains = policy(obs)[0], gives log-probabilities" in str(error.value)
         chains, values, log_prob = policy(obs)
         assert_same([*policy.evaluate_actions(obs, chains)][:2], [values, log_prob])
@@ -47,8 +47,8 @@ def test_get_distribution_says_what_to_do_instead(algorithm: Algorithm) -> None:
         assert policy.q_values(obs, policy(obs)[0]).shape == (policy.n_critics, 5)
 
 
-def test_actions_of_the_environment_have_no_likelihood(ppo: Algorithm) -> None:
-    model = ppo.make("FlowPolicy", make_toy(), denoising_steps=3).learn(ppo.iteration())
+def test_actions_of_the_environment_have_no_likelihood(likelihoods: Algorithm) -> None:
+    model = likelihoods.make("FlowPolicy", make_toy(), denoising_steps=3).learn(likelihoods.iteration())
     obs = torch_observation(model)
     for actions in (th.zeros(5, 2), th.zeros(5, 3, 2)):
         message = rf"shape \(batch, .*\) = \(batch, 8\), got \({', '.join(map(str, actions.shape))}\): a flow policy"
@@ -60,8 +60,8 @@ def test_actions_of_the_environment_have_no_likelihood(ppo: Algorithm) -> None:
         assert [tuple(part.shape) for part in model.policy.evaluate_actions(of, each)] == [(5, 1), (5,), (5,)]
 
 
-def test_policies_without_chains_have_no_likelihood(rldt: Algorithm) -> None:
-    model = rldt.make("FlowPolicy", make_toy())
+def test_policies_without_chains_have_no_likelihood(replay: Algorithm) -> None:
+    model = replay.make("FlowPolicy", make_toy())
     bare = FlowMatchingPolicy(OBSERVATIONS["flat"][0], ACTION_SPACE)
     for policy, end in ((model.policy, "as many as you need; q_values"), (bare, "as many as you need.")):
         with pytest.raises(NotImplementedError, match=f"gives no probability of an action.*{end}"):
@@ -196,7 +196,7 @@ def test_frozen_parameters_stay(algorithm: Algorithm) -> None:
     before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
     for parameter in frozen.values():
         parameter.requires_grad_(False)
-    if not algorithm.ratio:
+    if not algorithm.capabilities.ratio:
         model.actor_steps = 0  # its only parameters
     model.learn(2 * algorithm.iteration())
     changed = {name for name, p in model.policy.named_parameters() if not th.equal(p, before[name])}
@@ -210,7 +210,7 @@ def test_arguments_of_ppos_policy_are_refused_with_a_remedy(algorithm: Algorithm
     policy_class = algorithm.cls.policy_aliases["MlpPolicy"]
     ours, theirs = (inspect.signature(cls).parameters for cls in (policy_class, PPO.policy_aliases["MlpPolicy"]))
     missing = theirs.keys() - ours.keys()
-    assert missing == INSTEAD.keys() - ({"share_features_extractor"} if algorithm.ratio else set())
+    assert missing == INSTEAD.keys() - ({"share_features_extractor"} if algorithm.capabilities.ratio else set())
     for name in missing:
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}': .*Leave it out"):
             algorithm.make("MlpPolicy", make_toy(), policy_kwargs={name: theirs[name].default})

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.ppo.buffers import DictWideRolloutBuffer, WideActions, WideRolloutBuffer
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import OBSERVATIONS, ToyEnv, make_toy, toys
 from tests.conformance.ppo import make_ppo
 from tests.conformance.saving import saved
@@ -45,11 +45,11 @@ from tests.conformance.saving import saved
     ],
     ids=str,
 )
-def test_what_ppo_asserts_is_refused_for_code_that_catches_either(ppo: Algorithm, arguments: dict[str, Any]) -> None:
+def test_what_ppo_asserts_is_refused_for_code_that_catches_either(ratio: Algorithm, arguments: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         make_ppo(make_toy(), **arguments)
     with pytest.raises(AssertionError):
-        ppo.make("FlowPolicy", make_toy(), **arguments)
+        ratio.make("FlowPolicy", make_toy(), **arguments)
 
 
 @pytest.mark.parametrize(
@@ -90,24 +90,24 @@ class DictCounting(DictRolloutBuffer):
 
 
 @pytest.mark.parametrize(("kind", "buffer_class"), [("flat", Counting), ("dict", DictCounting)])
-def test_buffer_written_for_ppo(ppo: Algorithm, kind: str, buffer_class: Any) -> None:
+def test_buffer_written_for_ppo(ratio: Algorithm, kind: str, buffer_class: Any) -> None:
     alias = "MlpPolicy" if kind == "flat" else "MultiInputPolicy"
     arguments: dict[str, Any] = dict(
         rollout_buffer_class=buffer_class, rollout_buffer_kwargs=dict(first=7) if kind == "flat" else None
     )
     theirs = make_ppo(make_toy(kind, 2), alias, **arguments).learn(64)
-    ours = ppo.make(alias, make_toy(kind, 2), kind, **arguments).learn(64)
+    ours = ratio.make(alias, make_toy(kind, 2), kind, **arguments).learn(64)
     for model in (theirs, ours):
         assert isinstance(model.rollout_buffer, buffer_class)
     assert ours.rollout_buffer.count == theirs.rollout_buffer.count == 32 + 7 * (kind == "flat")
     assert ours.rollout_buffer.actions.shape == (16 * 2, 5 * 2)  # chains, flattened by the last pass
     assert ours.rollout_buffer_kwargs == theirs.rollout_buffer_kwargs
-    loaded = ppo.cls.load(saved(ours), make_toy(kind, 2)).learn(32)
+    loaded = ratio.cls.load(saved(ours), make_toy(kind, 2)).learn(32)
     assert isinstance(loaded.rollout_buffer, buffer_class) and loaded.rollout_buffer.count == 16 + 7 * (kind == "flat")
     assert isinstance(loaded.rollout_buffer, WideActions)
 
 
-def test_buffers_that_store_chains_are_taken_as_they_are(ppo: Algorithm) -> None:
+def test_buffers_that_store_chains_are_taken_as_they_are(likelihoods: Algorithm) -> None:
     class Mine(WideRolloutBuffer):
         pass
 
@@ -118,13 +118,13 @@ def test_buffers_that_store_chains_are_taken_as_they_are(ppo: Algorithm) -> None
         None: WideRolloutBuffer,
     }
     for given, used in expected.items():
-        assert type(ppo.make("FlowPolicy", make_toy(), rollout_buffer_class=given).rollout_buffer) is used
+        assert type(likelihoods.make("FlowPolicy", make_toy(), rollout_buffer_class=given).rollout_buffer) is used
     for dict_class in (DictRolloutBuffer, DictWideRolloutBuffer, None):
-        model = ppo.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=dict_class)
+        model = likelihoods.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=dict_class)
         assert type(model.rollout_buffer) is DictWideRolloutBuffer
 
 
-def test_buffers_that_cannot_be_built_are_refused_as_by_ppo(ppo: Algorithm) -> None:
+def test_buffers_that_cannot_be_built_are_refused_as_by_ppo(ratio: Algorithm) -> None:
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         (dict(rollout_buffer_kwargs=dict(wrong=1)), TypeError, "unexpected keyword argument 'wrong'"),
         (dict(rollout_buffer_kwargs=dict(gamma=1)), TypeError, "got multiple values for keyword argument 'gamma'"),
@@ -134,11 +134,11 @@ def test_buffers_that_cannot_be_built_are_refused_as_by_ppo(ppo: Algorithm) -> N
         with pytest.raises(error, match=message):
             make_ppo(make_toy(), **arguments)
         with pytest.raises(error, match=message):
-            ppo.make("FlowPolicy", make_toy(), **arguments)
+            ratio.make("FlowPolicy", make_toy(), **arguments)
     with pytest.raises(
         ValueError, match=r"must be a subclass of DictRolloutBuffer for these .*got Counting: leave it out, or deri"
     ):
-        ppo.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=Counting)
+        ratio.make("FlowPolicy", make_toy("dict"), "dict", rollout_buffer_class=Counting)
 
 
 # ------------------------------------------------------------------ callbacks
@@ -167,7 +167,7 @@ def test_rewards_shaped_by_a_callback_are_learned_from(algorithm: Algorithm, as_
         flattened = model.rollout_buffer.rewards.shape[1] == 1  # by the update, environment by environment
         rewards = model.rollout_buffer.rewards.reshape(16, 2, order="F" if flattened else "C")
         np.testing.assert_allclose(rewards, np.stack(callback.given), rtol=1e-6)
-    if algorithm.ratio:
+    if algorithm.capabilities.ratio:
         # The critic's unit is the spread of what it learns from: G_t = gamma G_{t-1} + r_t, anew in each episode of 5.
         returns, expected = np.zeros(2), RunningMeanStd(epsilon=0.0, shape=())
         for step, given in enumerate(callback.given):
@@ -192,7 +192,7 @@ def test_rollouts_completed_again_by_a_callback_count_once(algorithm: Algorithm)
     model = algorithm.make("FlowPolicy", make_toy(n_envs=2, length=100)).learn(2 * 32, callback=Completing())
     theirs = make_ppo(make_toy(n_envs=2, length=100), batch_size=32).learn(2 * 32, callback=Completing())
     assert np.all(model.rollout_buffer.rewards == 1.0) and np.all(theirs.rollout_buffer.rewards == 1.0)
-    if algorithm.ratio:
+    if algorithm.capabilities.ratio:
         returns = model.rollout_buffer.returns.reshape(2, 16).T
         assert returns[-1] == pytest.approx(1.0) and returns.shape == (16, 2)
     else:
@@ -318,9 +318,9 @@ def test_hyperparameters_are_logged_as_by_ppo(algorithm: Algorithm, tmp_path: Pa
 
 
 @pytest.mark.parametrize("verbose", [0, 1])
-def test_early_stop_is_told_as_by_ppo(ppo: Algorithm, verbose: int, capsys: Any) -> None:
+def test_early_stop_is_told_as_by_ppo(ratio: Algorithm, verbose: int, capsys: Any) -> None:
     printed = []
-    for model in (ppo.make("FlowPolicy", make_toy()), make_ppo(make_toy())):
+    for model in (ratio.make("FlowPolicy", make_toy()), make_ppo(make_toy())):
         model.n_epochs, model.target_kl, model.verbose = 5, 1e-12, verbose
         model.learn(32, log_interval=None)
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Early stopping")]
@@ -339,7 +339,7 @@ def test_files_hold_what_ppos_hold(algorithm: Algorithm) -> None:
         load_from_zip_file(saved(model.learn(64))) for model in models
     )
     assert ours is not None and theirs is not None
-    assert theirs.keys() - ours.keys() == (set() if algorithm.ratio else LIKELIHOODS)
+    assert theirs.keys() - ours.keys() == (set() if algorithm.capabilities.ratio else LIKELIHOODS)
     assert our_parameters.keys() == their_parameters.keys() and our_variables == their_variables
     same = {"num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_current_progress_remaining", "n_envs", "n_steps"}
     for name in {*same, "gamma", "observation_space", "action_space", "seed", "verbose", "use_sde", "sde_sample_freq"}:

@@ -8,8 +8,8 @@ from typing import Any
 from stable_baselines3 import PPO
 from torch import nn
 
-from sb3_scoreflow import RLDT, ScoReFlowPPO
-from tests.conformance.algorithms import Algorithm
+from sb3_scoreflow import ALGORITHMS
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import make_toy
 from tests.conformance.ppo import make_ppo
 from tests.conformance.test_logging import logged
@@ -18,17 +18,17 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def table() -> list[list[str]]:
-    """Rows of the table, without its head."""
+    """Rows of the table, its head first."""
     lines = [line for line in (DOCS / "coming_from_ppo.md").read_text().splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert {len(row) for row in rows} == {5}
-    return rows[2:]
+    assert {len(row) for row in rows} == {3 + len(ALGORITHMS)}
+    return [rows[0], *rows[2:]]
 
 
 def named(algorithm: Algorithm) -> set[str]:
     """Names in code style in the rows that say what an algorithm does otherwise."""
-    column = 2 if algorithm.ratio else 3
-    return {name for row in table() for cell in (row[0], row[column]) for name in re.findall(r"`([^`]*)`", cell)}
+    column = table()[0].index(str(algorithm))
+    return {name for row in table()[1:] for cell in (row[0], row[column]) for name in re.findall(r"`([^`]*)`", cell)}
 
 
 #: What is done otherwise follows from another row.
@@ -36,9 +36,9 @@ WITHOUT_REASON = {"`policy.extract_features(obs)`", "`_n_updates`, `train/n_upda
 
 
 def test_rows_differ_and_give_reasons() -> None:
-    rows = table()
+    rows = table()[1:]
     assert len(rows) == len({row[0] for row in rows}) and len(rows) > 25
-    assert [row[0] for row in rows if not row[4]] == [row[0] for row in rows if row[0] in WITHOUT_REASON]
+    assert [row[0] for row in rows if not row[-1]] == [row[0] for row in rows if row[0] in WITHOUT_REASON]
     assert "coming_from_ppo\n" in (DOCS / "index.md").read_text()
 
 
@@ -71,7 +71,9 @@ def test_missing_parts_of_the_policy_are_in_the_table(algorithm: Algorithm) -> N
 def test_missing_parts_of_the_buffer_are_in_the_table(algorithm: Algorithm) -> None:
     ours, theirs = (m.learn(32).rollout_buffer for m in (algorithm.make("MlpPolicy", make_toy()), make_ppo(make_toy())))
     missing = {name for name in vars(theirs) if not hasattr(ours, name)}
-    assert missing == (set() if algorithm.ratio else {"values", "returns", "advantages", "log_probs", "episode_starts"})
+    assert missing == (
+        set() if algorithm.capabilities.ratio else {"values", "returns", "advantages", "log_probs", "episode_starts"}
+    )
     assert missing <= named(algorithm)
 
 
@@ -81,12 +83,12 @@ def test_missing_keys_of_the_log_are_in_the_table(algorithm: Algorithm, tmp_path
     missing = theirs - ours
     assert missing <= named(algorithm)
     # ... and nothing is said to be missing that is there.
-    row = next(row for row in table() if row[0] == "Logged keys")[2 if algorithm.ratio else 3]
+    row = next(row for row in table() if row[0] == "Logged keys")[table()[0].index(str(algorithm))]
     assert set(re.findall(r"`(train/[a-z_]*)`", row)) == missing
 
 
 def test_arguments_to_be_used_instead_exist() -> None:
-    there = {name for cls in (ScoReFlowPPO, RLDT) for name in inspect.signature(cls).parameters}
+    there = {name for cls in ALGORITHMS.values() for name in inspect.signature(cls).parameters}
     instead = {"min_std", "max_std", "exploration_scale", "critic_steps", "actor_steps", "td_lambda", "noise_learning_rate"}
     text = (DOCS / "coming_from_ppo.md").read_text()
     assert instead <= there and all(f"`{name}`" in text for name in instead)

@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 
-from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import ACTION_SPACE, make_toy, observe, some_states
 
 
@@ -245,11 +245,11 @@ def test_predict_is_in_evaluation_mode_and_learning_goes_on(algorithm: Algorithm
     assert modes == {name: module.training for name, module in model.policy.named_modules()}
 
 
-def test_targets_stay_in_evaluation_mode(rldt: Algorithm) -> None:
+def test_targets_stay_in_evaluation_mode(replay: Algorithm) -> None:
     """No dropout and no statistics of the batch in what the critics regress on."""
     kwargs = dict(features_extractor_class=NoisyExtractor)
-    model = rldt.make("FlowPolicy", make_toy(), actor_steps=0, policy_kwargs=kwargs)
-    policy = model.learn(2 * rldt.iteration()).policy
+    model = replay.make("FlowPolicy", make_toy(), actor_steps=0, policy_kwargs=kwargs)
+    policy = model.learn(2 * replay.iteration()).policy
     policy.set_training_mode(True)
     targets = [policy.target_critic, policy.target_critic_features_extractor]
     assert not any(module.training for target in targets for module in target.modules())

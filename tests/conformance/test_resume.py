@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
-from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import make_toy
 from tests.conformance.saving import assert_same
 
@@ -154,14 +154,14 @@ def test_resumed_run_equals_the_uninterrupted(algorithm: Algorithm, variant: str
 
 
 @pytest.mark.parametrize("variant", PPO_VARIANTS)
-def test_resumed_run_equals_the_uninterrupted_ppo(ppo: Algorithm, variant: str, tmp_path: Path) -> None:
-    check_resume(ppo, tmp_path / "model.zip", 2, **PPO_VARIANTS[variant])
+def test_resumed_run_equals_the_uninterrupted_ppo(ratio: Algorithm, variant: str, tmp_path: Path) -> None:
+    check_resume(ratio, tmp_path / "model.zip", 2, **PPO_VARIANTS[variant])
 
 
 @pytest.mark.parametrize("variant", RLDT_VARIANTS)
-def test_resumed_run_equals_the_uninterrupted_rldt(rldt: Algorithm, variant: str, tmp_path: Path) -> None:
+def test_resumed_run_equals_the_uninterrupted_rldt(replay: Algorithm, variant: str, tmp_path: Path) -> None:
     kind = "image" if variant == "schedules" else "flat"  # an encoder
-    check_resume(rldt, tmp_path / "model.zip", 2, kind=kind, **RLDT_VARIANTS[variant])
+    check_resume(replay, tmp_path / "model.zip", 2, kind=kind, **RLDT_VARIANTS[variant])
 
 
 def test_resumed_run_equals_the_uninterrupted_for_every_alias(algorithm: Algorithm, case: Case, tmp_path: Path) -> None:
@@ -208,10 +208,12 @@ def test_saved_after_learning_goes_on_as_the_model_in_memory(algorithm: Algorith
     assert_same_training_state(loaded, model, algorithm)
 
 
-def test_statistics_and_counters_are_in_the_file(ppo: Algorithm, tmp_path: Path) -> None:
-    model = ppo.make("FlowPolicy", make_toy(n_envs=2), max_std=HoldCosineSchedule(0.4, 0.2, 0.0)).learn(3 * ppo.iteration(2))
+def test_statistics_and_counters_are_in_the_file(ratio: Algorithm, tmp_path: Path) -> None:
+    model = ratio.make("FlowPolicy", make_toy(n_envs=2), max_std=HoldCosineSchedule(0.4, 0.2, 0.0)).learn(
+        3 * ratio.iteration(2)
+    )
     model.save(tmp_path / "model")
-    loaded = ppo.cls.load(tmp_path / "model", make_toy(n_envs=2))
+    loaded = ratio.cls.load(tmp_path / "model", make_toy(n_envs=2))
     assert (loaded.num_timesteps, loaded.num_env_steps, loaded.n_iterations, loaded._n_updates) == (96, 96, 3, 6)
     statistics = loaded.return_statistics.statistics
     assert statistics.count == pytest.approx(96, abs=1)
@@ -226,11 +228,11 @@ def test_statistics_and_counters_are_in_the_file(ppo: Algorithm, tmp_path: Path)
     assert data is not None and "_last_obs" in data
 
 
-def test_statistics_and_counters_are_in_the_file_rldt(rldt: Algorithm, tmp_path: Path) -> None:
+def test_statistics_and_counters_are_in_the_file_rldt(replay: Algorithm, tmp_path: Path) -> None:
     """Without the history, but for that with all that the critics are."""
-    model = rldt.make("FlowPolicy", make_toy(n_envs=2), critic_warmup_transitions=40).learn(3 * rldt.iteration(2))
+    model = replay.make("FlowPolicy", make_toy(n_envs=2), critic_warmup_transitions=40).learn(3 * replay.iteration(2))
     model.save(tmp_path / "model")
-    loaded = rldt.cls.load(tmp_path / "model", make_toy(n_envs=2))
+    loaded = replay.cls.load(tmp_path / "model", make_toy(n_envs=2))
     assert (loaded.num_timesteps, loaded.num_env_steps, loaded.n_iterations, loaded._n_updates) == (96, 96, 3, 12)
     assert (loaded.n_transitions, loaded.n_actor_updates) == (96, 4)
     assert loaded.reward_magnitude == model.reward_magnitude > 0
@@ -242,22 +244,22 @@ def test_statistics_and_counters_are_in_the_file_rldt(rldt: Algorithm, tmp_path:
     assert not th.equal(state["critic.action_weight"], state["target_critic.action_weight"])
 
 
-def test_return_statistics_start_anew_with_the_episodes(ppo: Algorithm, tmp_path: Path) -> None:
+def test_return_statistics_start_anew_with_the_episodes(ratio: Algorithm, tmp_path: Path) -> None:
     """Loading a checkpoint from within an episode resets the environments, and so has to reset their running returns."""
-    model = ppo.make("FlowPolicy", make_toy(length=5), gamma=0.9).learn(ppo.iteration())
+    model = ratio.make("FlowPolicy", make_toy(length=5), gamma=0.9).learn(ratio.iteration())
     assert model.return_statistics.returns != 0  # 16 steps: one step into the fourth episode
     model.save(tmp_path / "model")
-    loaded = ppo.cls.load(tmp_path / "model", make_toy(length=5))
+    loaded = ratio.cls.load(tmp_path / "model", make_toy(length=5))
     seen: list[tuple[list[float], float]] = []  # of every step: running returns before it, its reward
 
     def record(local: dict[str, Any], _: dict[str, Any]) -> bool:
         seen.append((local["self"].return_statistics.returns.tolist(), float(local["rewards"][0])))
         return len(seen) < 3
 
-    loaded.learn(ppo.iteration(), callback=record, reset_num_timesteps=False)
+    loaded.learn(ratio.iteration(), callback=record, reset_num_timesteps=False)
     assert seen[0][0] == [] and seen[1][0] == pytest.approx([seen[0][1]])
     assert seen[2][0] == pytest.approx([0.9 * seen[0][1] + seen[1][1]])
-    model.learn(ppo.iteration())  # resets as well
+    model.learn(ratio.iteration())  # resets as well
     assert model.return_statistics.returns == pytest.approx(model.rollout_buffer.rewards.flatten()[-1:])
 
 

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_scoreflow.scoreflow_ppo.policies import Noise, ScoreDrift
-from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import ACTION_SPACE, make_toy, observe, some_states, toys
 from tests.conformance.recording import Rollouts, collect, flatten
 from tests.conformance.saving import saved
@@ -19,8 +19,8 @@ FLAT = Case("FlowPolicy", "flat")
 # ------------------------------------------------------------------ chains and actions
 
 
-def test_env_gets_the_last_point_of_the_stored_chain(ppo: Algorithm, case: Case) -> None:
-    model, rollouts = collect(ppo, case, iterations=2, noise="constant", max_std=0.9)
+def test_env_gets_the_last_point_of_the_stored_chain(likelihoods: Algorithm, case: Case) -> None:
+    model, rollouts = collect(likelihoods, case, iterations=2, noise="constant", max_std=0.9)
     low, high = ACTION_SPACE.low.astype(np.float64), ACTION_SPACE.high.astype(np.float64)
     n_clamped = 0
     for i, env in enumerate(toys(model.env)):
@@ -32,8 +32,8 @@ def test_env_gets_the_last_point_of_the_stored_chain(ppo: Algorithm, case: Case)
     assert n_clamped > 0, "some actions had to be clamped for this to be a test of it"
 
 
-def test_buffer_holds_whole_chains(ppo: Algorithm, case: Case) -> None:
-    rollout = collect(ppo, case, denoising_steps=3)[1][0]
+def test_buffer_holds_whole_chains(likelihoods: Algorithm, case: Case) -> None:
+    rollout = collect(likelihoods, case, denoising_steps=3)[1][0]
     assert rollout["actions"].shape == (16, 2, (3 + 1) * 2)
     assert rollout["actions"].dtype == np.float32
     # Of all 128 numbers drawn from N(0, 1), none is repeated, and their mean is near 0
@@ -43,7 +43,7 @@ def test_buffer_holds_whole_chains(ppo: Algorithm, case: Case) -> None:
 
 
 @pytest.mark.parametrize("truncated", [True, False])
-def test_advantages_are_those_of_the_definition(ppo: Algorithm, truncated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_advantages_are_those_of_the_definition(ratio: Algorithm, truncated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A_t = sum_l (gamma lambda)^l delta_{t+l} to the end of episode or rollout, in float64, with a value function that we know.
 
@@ -51,7 +51,7 @@ def test_advantages_are_those_of_the_definition(ppo: Algorithm, truncated: bool,
     """
     gamma, gae_lambda, length = 0.9, 0.7, 5
     env = make_toy(n_envs=2, length=length, truncated=truncated)
-    model = ppo.make("FlowPolicy", env, gamma=gamma, gae_lambda=gae_lambda)
+    model = ratio.make("FlowPolicy", env, gamma=gamma, gae_lambda=gae_lambda)
 
     def value(obs: Any) -> Any:
         return 2 * obs[..., 0] - 3 * obs[..., 1] + 0.5 * obs[..., 2] + 0.7
@@ -65,8 +65,8 @@ def test_advantages_are_those_of_the_definition(ppo: Algorithm, truncated: bool,
     monkeypatch.setattr(model.policy, "forward", forward)
     monkeypatch.setattr(model.policy, "predict_values", lambda obs: value(obs).unsqueeze(-1))
     monkeypatch.setattr(model, "train", lambda: None)
-    recorder = Rollouts(ppo)
-    model.learn(2 * ppo.iteration(2), callback=recorder)
+    recorder = Rollouts(ratio)
+    model.learn(2 * ratio.iteration(2), callback=recorder)
     for i, toy in enumerate(toys(env)):
         assert len(toy.history) == 32
         for n, rollout in enumerate(recorder.rollouts):
@@ -115,10 +115,10 @@ class RatioIsOne(Rollouts):
         assert_ratio_is_one(type(self.model).load(saved(self.model)), self.rollouts[-1])
 
 
-def test_ratio_is_one_before_the_first_gradient_step(ppo: Algorithm, case: Case) -> None:
-    checker = RatioIsOne(ppo)
-    model = ppo.make(case.alias, make_toy(case.kind, 2), case.kind, learning_rate=1e-2)
-    model.learn(3 * ppo.iteration(2), callback=checker)
+def test_ratio_is_one_before_the_first_gradient_step(ratio: Algorithm, case: Case) -> None:
+    checker = RatioIsOne(ratio)
+    model = ratio.make(case.alias, make_toy(case.kind, 2), case.kind, learning_rate=1e-2)
+    model.learn(3 * ratio.iteration(2), callback=checker)
     assert len(checker.rollouts) == 3
     # It is a property of the stored rollout, not of the function: after the update it does not hold for the last one.
     with pytest.raises(AssertionError):
@@ -130,18 +130,20 @@ def test_ratio_is_one_before_the_first_gradient_step(ppo: Algorithm, case: Case)
 )
 @pytest.mark.parametrize("denoising_steps", [1, 2, 5])
 @pytest.mark.filterwarnings("ignore:score_drift=.* with denoising_steps=1")
-def test_ratio_is_one_in_every_ablation(ppo: Algorithm, score_drift: str, noise: str, denoising_steps: int) -> None:
+def test_ratio_is_one_in_every_ablation(likelihoods: Algorithm, score_drift: str, noise: str, denoising_steps: int) -> None:
     arguments: dict[str, Any] = dict(
         score_drift=score_drift, noise=noise, denoising_steps=denoising_steps, max_std=0.3, min_std=0.1
     )
-    checker = RatioIsOne(ppo)
-    ppo.make("FlowPolicy", make_toy(), learning_rate=1e-2, **arguments).learn(2 * ppo.iteration(), callback=checker)
+    checker = RatioIsOne(likelihoods)
+    likelihoods.make("FlowPolicy", make_toy(), learning_rate=1e-2, **arguments).learn(
+        2 * likelihoods.iteration(), callback=checker
+    )
     assert len(checker.rollouts) == 2
 
 
-def test_the_first_minibatch_has_ratio_one(ppo: Algorithm) -> None:
+def test_the_first_minibatch_has_ratio_one(ratio: Algorithm) -> None:
     """What the update itself sees: with one minibatch and one epoch, every ratio is 1 and nothing is clipped."""
-    model = ppo.make("FlowPolicy", make_toy(n_envs=2), batch_size=32, n_epochs=1).learn(3 * ppo.iteration(2))
+    model = ratio.make("FlowPolicy", make_toy(n_envs=2), batch_size=32, n_epochs=1).learn(3 * ratio.iteration(2))
     logged = model.logger.name_to_value
     assert logged["train/ratio_min"] == pytest.approx(1, abs=1e-5)
     assert logged["train/ratio_max"] == pytest.approx(1, abs=1e-5)
@@ -150,11 +152,11 @@ def test_the_first_minibatch_has_ratio_one(ppo: Algorithm) -> None:
 
 
 @pytest.mark.parametrize("score_drift", ["learned", "constant", "none"])
-def test_log_probability_is_that_of_the_gaussian_chain(ppo: Algorithm, score_drift: str) -> None:
+def test_log_probability_is_that_of_the_gaussian_chain(likelihoods: Algorithm, score_drift: str) -> None:
     """Recomputed step by step from the equations of the method, in float64."""
     steps, min_std, max_std, clip = 3, 0.1, 0.4, 2.0
     model, _ = collect(
-        ppo,
+        likelihoods,
         FLAT,
         2,
         denoising_steps=steps,
@@ -166,9 +168,9 @@ def test_log_probability_is_that_of_the_gaussian_chain(ppo: Algorithm, score_dri
     )
     # Of the last rollout, with the weights that it was collected with: nothing may have changed since.
     model.learning_rate = model.noise_learning_rate = model.critic_learning_rate = 0.0
-    recorder = Rollouts(ppo)
+    recorder = Rollouts(likelihoods)
     model.policy.normalizer.update = lambda _: None
-    model.learn(ppo.iteration(2), callback=recorder)
+    model.learn(likelihoods.iteration(2), callback=recorder)
     rollout = recorder.rollouts[0]
     obs = th.as_tensor(flatten(rollout["observations"]))
     chain = flatten(rollout["actions"]).reshape(-1, steps + 1, 2).astype(np.float64)
@@ -189,8 +191,8 @@ def test_log_probability_is_that_of_the_gaussian_chain(ppo: Algorithm, score_dri
     np.testing.assert_allclose(flatten(rollout["log_probs"]), log_prob / ((steps + 1) * 2), atol=1e-5)
 
 
-def test_deterministic_forward_is_predict(ppo: Algorithm, case: Case) -> None:
-    model, _ = collect(ppo, case)
+def test_deterministic_forward_is_predict(likelihoods: Algorithm, case: Case) -> None:
+    model, _ = collect(likelihoods, case)
     obs = observe(case.kind, some_states(8))
     tensors = model.policy.obs_to_tensor(obs)[0]
     with th.no_grad():

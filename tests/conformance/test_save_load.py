@@ -14,7 +14,7 @@ from stable_baselines3.common import base_class
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_scoreflow import HoldCosineSchedule
-from tests.conformance.algorithms import Algorithm, Case
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import make_toy
 from tests.conformance.saving import assert_same, other_value, saved, saved_names
 
@@ -29,8 +29,8 @@ def test_every_module_and_optimizer_is_saved(algorithm: Algorithm, case: Case) -
     assert files - {"pytorch_variables"} == saved_names(model)
 
 
-def test_reference_policy_is_saved_once(ppo: Algorithm) -> None:
-    model = ppo.make("FlowPolicy", make_toy(), bc_coef=0.1).learn(ppo.iteration())
+def test_reference_policy_is_saved_once(ratio: Algorithm) -> None:
+    model = ratio.make("FlowPolicy", make_toy(), bc_coef=0.1).learn(ratio.iteration())
     assert set(model.get_parameters()) == saved_names(model) == {"policy", "policy.optimizer", "reference"}
     data, parameters, _ = load_from_zip_file(saved(model))
     assert data is not None and "reference" not in data and "policy" not in data

@@ -8,7 +8,7 @@ import pytest
 import torch as th
 
 from sb3_scoreflow.common.utils import usable_cores, warn_of_threads
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import make_toy
 
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_scoreflow import Demonstrations, pretrain_bc
 from sb3_scoreflow.common.networks import ObservationNormalizer, varies
 from sb3_scoreflow.ppo.reward_scaling import ReturnStatistics, unit_of
-from tests.conformance.algorithms import Algorithm
+from tests.conformance.algorithm import Algorithm
 
 LENGTH = 12
 

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from sb3_scoreflow import ActionChunking, ScoReFlowPPO, collect_demonstrations
 from sb3_scoreflow.envs import EnvPoolVecEnv
-from tests.conformance.algorithms import ALGORITHMS, Algorithm
+from tests.conformance.algorithm import Algorithm
+from tests.conformance.algorithms import ALGORITHMS
 
 pytest.importorskip("envpool")
 
