@@ -17,8 +17,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_scoreflow import CosineSchedule, Demonstrations, DivergenceError, HoldCosineSchedule, pretrain_bc
 from sb3_scoreflow.ppo.buffers import WideRolloutBuffer
 from sb3_scoreflow.rldt.buffers import RolloutHistory
-from tests.conformance import algorithms
+from tests.conformance import algorithm as case_module
 from tests.conformance.algorithm import Algorithm
+from tests.conformance.algorithms import ALGORITHMS
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
 from tests.conformance.saving import saved
 
@@ -96,11 +97,11 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ),
     (
         dict(normalize_advantage=True, batch_size=1),
-        "normalize_advantage needs minibatches of at least 2 chains, got batch_size=1 and n_steps * n_envs = 16",
+        "normalize_advantage needs minibatches of at least 2 transitions, got batch_size=1 and n_steps * n_envs = 16",
     ),
     (
         dict(normalize_advantage=True, n_steps=1),
-        "normalize_advantage needs minibatches of at least 2 chains, got batch_size=16 and n_steps * n_envs = 1",
+        "normalize_advantage needs minibatches of at least 2 transitions, got batch_size=16 and n_steps * n_envs = 1",
     ),
     (
         dict(encoder_learning_rate=-1e-3),
@@ -313,7 +314,7 @@ def all_rows(algorithm: Algorithm) -> list[tuple[dict[str, Any], str]]:
     return [*rows(algorithm), *(row for row in WRONG_TYPES if has(algorithm, row[0]))]
 
 
-ROWS = [pytest.param(each, *row, id=f"{each}-{row[0]}") for each in algorithms.ALGORITHMS for row in all_rows(each)]
+ROWS = [pytest.param(each, *row, id=f"{each}-{row[0]}") for each in ALGORITHMS for row in all_rows(each)]
 
 
 @pytest.mark.parametrize(("each", "arguments", "message"), ROWS)
@@ -334,7 +335,7 @@ def test_table_of_impossible_arguments_is_used(algorithm: Algorithm) -> None:
     names = inspect.signature(algorithm.cls).parameters.keys()
     assert {"denoising_steps", "learning_rate", "gamma", "n_steps", "batch_size"} <= names
     assert names - {name for arguments, _ in all_rows(algorithm) for name in arguments} == UNCHECKED
-    assert all(any(has(each, row[0]) for each in algorithms.ALGORITHMS) for row in [*IMPOSSIBLE, *WRONG_TYPES])
+    assert all(any(has(each, row[0]) for each in ALGORITHMS) for row in [*IMPOSSIBLE, *WRONG_TYPES])
 
 
 @pytest.mark.filterwarnings("ignore:batch_size=")
@@ -433,12 +434,12 @@ def test_critics_without_state_values_are_not_pretrained(replay: Algorithm) -> N
 
 def test_batch_size_that_leaves_a_remainder_warns_and_works(ratio: Algorithm) -> None:
     message = (
-        r"batch_size=5 does not divide the rollout of n_steps \* n_envs = 7 \* 3 = 21 chains: in every epoch there will be a "
-        r"truncated mini-batch of size 1\. Choose a batch_size that is a factor of 21"
+        r"batch_size=5 does not divide the rollout of n_steps \* n_envs = 7 \* 3 = 21 transitions: in every epoch there will "
+        r"be a truncated mini-batch of size 1\. Choose a batch_size that is a factor of 21"
     )
     with pytest.warns(UserWarning, match=message) as caught:
         model = ratio.make("FlowPolicy", make_toy(n_envs=3), n_steps=7, batch_size=5)
-    assert caught[0].filename == algorithms.__file__, "it points at the call of the constructor"
+    assert caught[0].filename == case_module.__file__, "it points at the call of the constructor"
     model.learn(2 * 21)  # advantages of a single chain cannot be normalised
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
     with pytest.warns(UserWarning, match="batch_size=10 does not divide the rollout"):
@@ -464,7 +465,7 @@ def test_clip_range_of_ppo_warns(likelihoods: Algorithm, clip_range: Any, warned
         warnings.simplefilter("always")
         file = saved(likelihoods.make("FlowPolicy", make_toy(), clip_range=clip_range))
         likelihoods.cls.load(file)
-    assert [each.filename for each in caught] == [algorithms.__file__, __file__][: 2 * warned]
+    assert [each.filename for each in caught] == [case_module.__file__, __file__][: 2 * warned]
     assert all(re.match(message, str(each.message)) for each in caught)
 
 
@@ -473,13 +474,13 @@ def test_score_drift_with_one_denoising_step_warns(likelihoods: Algorithm, score
     message = f"score_drift='{score_drift}' with denoising_steps=1 only shrinks the initial noise .* set denoising_steps to 2"
     with pytest.warns(UserWarning, match=message) as caught:
         likelihoods.make("FlowPolicy", make_toy(), score_drift=score_drift, denoising_steps=1)
-    assert caught[0].filename == algorithms.__file__
+    assert caught[0].filename == case_module.__file__
 
 
 def test_a_single_particle_warns(replay: Algorithm) -> None:
     with pytest.warns(UserWarning, match="n_particles=1 leaves the kernel nothing to repel") as caught:
         model = replay.make("FlowPolicy", make_toy(), n_particles=1)
-    assert caught[0].filename == algorithms.__file__
+    assert caught[0].filename == case_module.__file__
     model.learn(replay.iteration())
 
 
