@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.networks import TimeFeatures
 from sb3_scoreflow.common.policies import FlowMatchingPolicy, ObservationNormalization
 from sb3_scoreflow.common.utils import check_whole_numbers
 from sb3_scoreflow.rldt.networks import QEnsemble
@@ -155,10 +156,13 @@ class RLDTPolicy(FlowMatchingPolicy):
         field = self.velocity_field
         time = field.time_features(flow.time_grid(self.denoising_steps, dtype=noise.dtype, device=noise.device))
         condition = condition.unsqueeze(1)
-        points, velocities = [noise], []
-        for step in time.steps():
-            velocities.append(field(points[-1], step, condition))
-            points.append(points[-1] + velocities[-1] / self.denoising_steps)
+        velocities = []
+
+        def step(x: th.Tensor, time: TimeFeatures) -> th.Tensor:
+            velocities.append(field(x, time, condition))
+            return x + velocities[-1] / self.denoising_steps
+
+        points = flow.chain(step, noise, time.steps())
         return th.stack(points), th.stack(velocities)
 
     def sample_actions(self, obs: PyTorchObs, n: int) -> th.Tensor:

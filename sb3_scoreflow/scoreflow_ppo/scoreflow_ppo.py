@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 
 from sb3_scoreflow.common import flow
 from sb3_scoreflow.common.capabilities import Capabilities
-from sb3_scoreflow.common.schedules import END, START, Constant, as_schedule
+from sb3_scoreflow.common.schedules import END, START, as_schedule
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
@@ -221,7 +221,7 @@ class ScoReFlowPPO(FlowPPO):
 
     def _default(self, name: str) -> Any:
         if name == "clip_range" and not self._pretrained:
-            return Constant(clip_range_from_scratch(self._record_width()))
+            return as_schedule(clip_range_from_scratch(self._record_width()))
         value = super()._default(name)
         return above(value, self.min_std) if name == "max_std" else value
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from sb3_scoreflow import Demonstrations, HalfLifeSchedule, pretrain_bc
 from sb3_scoreflow.ppo.sizes import default_sizes, sizes_from_scratch
@@ -160,10 +160,13 @@ def test_attributes_and_files_show_resolved_values(algorithm: Algorithm, tmp_pat
             clone(model)
 
 
-def test_clip_range_is_a_number_that_can_be_called(ratio: Algorithm) -> None:
-    model = ratio.cls("FlowPolicy", make_toy(), **SMALL)
-    assert model.clip_range == model.clip_range(0.3) == pytest.approx(0.2 / 10**0.5) and model.clip_range_vf is None
-    assert ratio.make("FlowPolicy", make_toy(), clip_range_vf=0.2).clip_range_vf(0.3) == 0.2
+def test_clip_range_is_a_schedule_as_in_ppo(ratio: Algorithm, tmp_path: Path) -> None:
+    model = ratio.make("FlowPolicy", make_toy(), clip_range=lambda p: 0.03 * p, clip_range_vf=0.2)
+    model.save(tmp_path / "model")
+    for each in (model, ratio.cls.load(tmp_path / "model", make_toy())):
+        assert isinstance(each.clip_range, FloatSchedule) and each.clip_range(0.5) == 0.015
+        assert str(each.clip_range_vf) == "FloatSchedule(ConstantSchedule(val=0.2))"
+    assert ratio.cls("FlowPolicy", make_toy(), **SMALL).clip_range_vf is None
 
 
 def test_loaded_model_is_pretrained_from_its_weights_on(algorithm: Algorithm) -> None:
