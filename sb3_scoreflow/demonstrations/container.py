@@ -5,6 +5,7 @@ It knows no files and no sources: modules that read and write import it, and it 
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -100,6 +101,12 @@ class Demonstrations:
         demonstrations = cls.__new__(cls)
         demonstrations._set(*args)
         return demonstrations
+
+    @classmethod
+    def from_arrays(cls, *args: Any, **kwargs: Any) -> "Demonstrations":
+        """The constructor's name in 0.1.0, which goes with the release after 0.2.0."""
+        warnings.warn("Demonstrations.from_arrays is Demonstrations: call that.", DeprecationWarning, stacklevel=2)
+        return cls(*args, **kwargs)
 
     @staticmethod
     def from_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> "Demonstrations":

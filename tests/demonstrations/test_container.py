@@ -284,3 +284,9 @@ def test_arrays_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     load_demonstrations(tmp_path / "x.hdf5", n_transitions=4)
     Demonstrations.from_trajectories([{"obs": np.zeros((n, 1)), "acts": np.zeros((n, 1))} for n in (2, 3)])
     assert checked == [12, 12, 2, 3]
+
+
+def test_from_arrays_is_deprecated() -> None:
+    with pytest.warns(DeprecationWarning, match="from_arrays") as caught:
+        d = Demonstrations.from_arrays(np.zeros((4, 2)), np.zeros((4, 1)), terminations=[0, 1, 0, 1])
+    assert d.n_episodes == 2 and caught[0].filename == __file__
