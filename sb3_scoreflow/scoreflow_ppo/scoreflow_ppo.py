@@ -16,7 +16,7 @@ from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, clip_range_from_scratch
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
     ChainEvaluation,
@@ -220,9 +220,10 @@ class ScoReFlowPPO(FlowPPO):
             )
 
     def _default(self, name: str) -> Any:
-        if name == "clip_range" and not self._pretrained:
-            return as_schedule(clip_range_from_scratch(self._record_width()))
         value = super()._default(name)
+        if name not in self.sizes and not self._pretrained:
+            value = from_scratch(name, self.denoising_steps, get_action_dim(self.action_space))
+            value = as_schedule(value) if name == "clip_range" else value
         return above(value, self.min_std) if name == "max_std" else value
 
     # ------------------------------------------------------------------ bounds of the noise
