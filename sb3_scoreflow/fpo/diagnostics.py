@@ -19,7 +19,7 @@ def pair_diagnostics(
     ratio = log_ratio.exp()
     return {
         "clip_fraction": ((ratio - 1).abs() > clip_range).float().mean(),
-        "approx_kl": ((ratio - 1) - log_ratio).mean(),
+        "approx_kl": (log_ratio.expm1() - log_ratio).mean(),  # near 1, ratio - 1 has lost its digits
         "ratio_mean": ratio.mean(),
         "ratio_std": ratio.std(unbiased=False),
         "ratio_min": ratio.min(),
