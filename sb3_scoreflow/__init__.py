@@ -1,4 +1,4 @@
-"""Flow-matching policies for Stable-Baselines3: behavior cloning, then fine-tuning with ScoRe-Flow or RLDT."""
+"""Flow-matching policies for Stable-Baselines3: behavior cloning, then fine-tuning with ScoRe-Flow, RLDT or FPO."""
 
 from sb3_scoreflow.bc import BehaviorCloning, pretrain_bc
 from sb3_scoreflow.common.encoders import ViTExtractor
@@ -8,6 +8,7 @@ from sb3_scoreflow.common.utils import DivergenceError
 from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations, load_demonstrations, normalized_score
 from sb3_scoreflow.envs import ActionChunking
 from sb3_scoreflow.export import ActionSampler
+from sb3_scoreflow.fpo import FPO
 from sb3_scoreflow.moved import install
 from sb3_scoreflow.registry import ALGORITHMS
 from sb3_scoreflow.rldt import RLDT
@@ -19,6 +20,7 @@ install()
 
 __all__ = [
     "ALGORITHMS",
+    "FPO",
     "RLDT",
     "ActionChunking",
     "ActionSampler",

@@ -1,6 +1,7 @@
 """All algorithms of this package by name: what examples, benchmarks and tests iterate over. A new one is a line here."""
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.fpo import FPO
 from sb3_scoreflow.rldt import RLDT
 from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
 
@@ -8,4 +9,5 @@ from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
 ALGORITHMS: dict[str, type[FlowAlgorithm]] = {
     "scoreflow_ppo": ScoReFlowPPO,
     "rldt": RLDT,
+    "fpo": FPO,
 }

@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sb3_scoreflow import Demonstrations, FlowMatchingPolicy
+from sb3_scoreflow import Demonstrations, FlowMatchingPolicy, HalfLifeSchedule
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS
 from tests.bc.helpers import (
@@ -471,7 +471,11 @@ def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
     for column in ("scratch", "pretrained"):
         model.learn(16, reset_num_timesteps=False)
         progress = model._current_progress_remaining
-        defaults = {name: FloatSchedule(value)(progress) for name, value in DEFAULTS[column].items()}
+        values = {**DEFAULTS[column]}
+        if column == "scratch":  # rates come down in 50,000 transitions per dimension of an action, of which there are two
+            values.update({f"{part}learning_rate": HalfLifeSchedule(3e-4, 1e-4, 100_000) for part in ("", "noise_")})
+            values["clip_range"] = HalfLifeSchedule(0.2 / 10**0.5, 0.02, 100_000)  # of (4 + 1) * 2 numbers
+        defaults = {name: FloatSchedule(value)(progress) for name, value in values.items()}
         rates = {group["name"]: group["lr"] for group in model.policy.optimizer.param_groups}
         expected = dict(
             velocity=defaults["learning_rate"],
@@ -480,8 +484,8 @@ def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
         )
         assert rates == pytest.approx(expected)
         assert model.policy.log_std_bounds[1].exp().item() == pytest.approx(defaults["max_std"], rel=1e-5)
-        clip_range = model.clip_range(1.0)  # type: ignore[operator,misc]
-        assert clip_range == pytest.approx(defaults["clip_range"] / (10**0.5 if column == "scratch" else 1))
+        clip_range = model.clip_range(progress)  # type: ignore[operator,misc]
+        assert clip_range == pytest.approx(defaults["clip_range"], rel=1e-12)
         assert model.logger.name_to_value.get("train/clip_range", clip_range) == clip_range
         columns.append(expected)
         assert len(model.policy.optimizer.state) > 0

@@ -1,5 +1,6 @@
 """What the conformance suite has to know of an algorithm: how to build it small, and what it keeps of a rollout."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,6 +49,10 @@ class Algorithm:
     :param rollout: names of the buffer's arrays
     :param resume: what a file has to include beyond the default for a run to go on as if it had not been interrupted
     :param loss_key: a loss that every iteration logs
+    :param handed_on: arguments that it hands on to its policy
+    :param rates: default learning rates: from scratch, of a clone at first, of a clone in the end
+    :param clip_range: default from scratch, for actions of two dimensions
+    :param impossible: values of arguments that are in no table of the suite, and what the message has to say
     """
 
     cls: Any
@@ -57,6 +62,10 @@ class Algorithm:
     rollout: tuple[str, ...]
     resume: tuple[str, ...]
     loss_key: str
+    handed_on: frozenset[str]
+    rates: tuple[float, float, float]
+    clip_range: float | None = None
+    impossible: tuple[tuple[dict[str, Any], str], ...] = ()
 
     def __str__(self) -> str:
         return self.cls.__name__
@@ -70,6 +79,10 @@ class Algorithm:
     @property
     def cases(self) -> list[Case]:
         return [Case(alias, kind) for alias in self.cls.policy_aliases for kind in KINDS.get(alias, ["flat"])]
+
+    def known(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Those of the arguments that it has."""
+        return {name: value for name, value in arguments.items() if name in inspect.signature(self.cls).parameters}
 
     def make(self, policy: Any, env: Any, kind: str = "flat", **kwargs: Any) -> Any:
         """

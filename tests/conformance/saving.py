@@ -2,7 +2,7 @@
 
 import inspect
 import io
-from typing import Any
+from typing import Any, get_args
 
 import torch as th
 from torch import nn
@@ -62,6 +62,9 @@ def other_value(parameter: inspect.Parameter) -> Any:
     if parameter.name in OTHER_VALUES:
         return OTHER_VALUES[parameter.name]
     default = parameter.default
+    for choice in get_args(parameter.annotation):
+        if isinstance(default, str) and choice != default:
+            return choice
     assert isinstance(default, (bool, int, float)), f"give OTHER_VALUES a value for '{parameter.name}'"
     if isinstance(default, bool):
         return not default

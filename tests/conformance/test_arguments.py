@@ -278,12 +278,6 @@ WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
     (dict(rollout_buffer_class="mine"), "rollout_buffer_class must be a subclass of "),
 ]
 
-#: What differs between algorithms that have the argument
-IMPOSSIBLE_BUFFER = {
-    "ScoReFlowPPO": "rollout_buffer_class must be a subclass of RolloutBuffer for these observations, got ReplayBuffer",
-    "RLDT": "rollout_buffer_class must be a subclass of RolloutHistory, which keeps trajectories, got ReplayBuffer",
-}
-
 #: Arguments that are no rules' business
 UNCHECKED = {"policy", "env", "policy_kwargs", "device", "_init_setup_model"}
 
@@ -306,8 +300,10 @@ def has(algorithm: Algorithm, arguments: dict[str, Any]) -> bool:
 
 
 def rows(algorithm: Algorithm) -> list[tuple[dict[str, Any], str]]:
-    own = (dict(rollout_buffer_class=ReplayBuffer), IMPOSSIBLE_BUFFER[str(algorithm)])
-    return [*(row for row in IMPOSSIBLE if has(algorithm, row[0])), own]
+    replay = algorithm.capabilities.replay
+    base = "RolloutHistory, which keeps trajectories" if replay else "RolloutBuffer for these observations"
+    own = (dict(rollout_buffer_class=ReplayBuffer), f"rollout_buffer_class must be a subclass of {base}, got ReplayBuffer")
+    return [*(row for row in IMPOSSIBLE if has(algorithm, row[0])), *algorithm.impossible, own]
 
 
 def all_rows(algorithm: Algorithm) -> list[tuple[dict[str, Any], str]]:

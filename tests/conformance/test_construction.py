@@ -168,6 +168,7 @@ def test_shared_arguments_mean_what_they_mean_in_ppo(ratio: Algorithm) -> None:
         target_kl=10.0,
         stats_window_size=7,
     )
+    arguments = ratio.known(arguments)
     ours = ratio.make("MlpPolicy", make_toy(n_envs=2), **arguments).learn(48)
     theirs = PPO("MlpPolicy", make_toy(n_envs=2), device="cpu", **arguments).learn(48)
     for name in set(arguments) - {"learning_rate", "clip_range", "clip_range_vf", "stats_window_size"}:
@@ -331,17 +332,10 @@ def test_use_sde_is_refused(algorithm: Algorithm) -> None:
         algorithm.cls.policy_aliases["FlowPolicy"](OBSERVATIONS["flat"][0], ACTION_SPACE, lambda _: 1e-3, use_sde=True)
 
 
-#: Arguments that the algorithm hands on to its policy.
-HANDED_ON = {
-    "ScoReFlowPPO": {"denoising_steps", "score_drift", "score_scale", "score_clip", "noise", "min_std", "max_std"},
-    "RLDT": {"denoising_steps", "n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps"},
-}
-
-
 def test_arguments_of_the_algorithm_are_refused_in_policy_kwargs(algorithm: Algorithm) -> None:
     parameters = inspect.signature(algorithm.cls.policy_aliases["FlowPolicy"]).parameters
-    assert parameters.keys() & inspect.signature(algorithm.cls).parameters.keys() == HANDED_ON[str(algorithm)]
-    for argument in HANDED_ON[str(algorithm)]:
+    assert parameters.keys() & inspect.signature(algorithm.cls).parameters.keys() == algorithm.handed_on
+    for argument in algorithm.handed_on:
         message = rf"policy_kwargs must not contain \['{argument}'\]: pass them to {algorithm} itself"
         with pytest.raises(ValueError, match=message):
             algorithm.make("FlowPolicy", make_toy(), policy_kwargs={argument: parameters[argument].default})

@@ -46,7 +46,7 @@ def test_options_of_the_update(ratio: Algorithm) -> None:
     options: dict[str, Any] = dict(
         bc_coef=0.1, target_kl=1.0, clip_range_vf=0.2, log_prob_clip=1.0, critic_warmup_iterations=1
     )
-    ratio.make("MlpPolicy", make_toy(), device="cuda", **options).learn(2 * ratio.iteration())
+    ratio.make("MlpPolicy", make_toy(), device="cuda", **ratio.known(options)).learn(2 * ratio.iteration())
 
 
 def test_exported_sampler(algorithm: Algorithm) -> None:

@@ -69,6 +69,8 @@ def test_files_of_each_other(algorithm: Algorithm, suffix: str, tmp_path: Path) 
 
 def test_checkpoints_of_0_1_0_tell_who_wrote_them(algorithm: Algorithm) -> None:
     path = DATA / f"{algorithm}-0_1_0.zip"
+    if not path.exists():
+        pytest.skip("came later")
     assert "algorithm" not in saved_data(path)
     assert written_by(path) == str(algorithm)
     loaded = algorithm.cls.load(path, make_toy(n_envs=2))
@@ -80,12 +82,12 @@ class Mine(sb3_scoreflow.ScoReFlowPPO):
     """A user's subclass."""
 
 
-def test_subclasses_load_the_files_of_their_parents(ratio: Algorithm, tmp_path: Path) -> None:
-    parent = in_file(ratio.make("FlowPolicy", make_toy()), tmp_path, "parent")
+def test_subclasses_load_the_files_of_their_parents(likelihoods: Algorithm, tmp_path: Path) -> None:
+    parent = in_file(likelihoods.make("FlowPolicy", make_toy()), tmp_path, "parent")
     mine = Mine.load(parent, make_toy())
     child = in_file(mine, tmp_path, "child")
     assert (written_by(parent), written_by(child)) == ("ScoReFlowPPO", "Mine")
-    loaded = ratio.cls.load(child)
+    loaded = likelihoods.cls.load(child)
     loaded.set_parameters(child)
     for name, tensor in mine.policy.state_dict().items():
         assert th.equal(tensor, loaded.policy.state_dict()[name])

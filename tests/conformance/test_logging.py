@@ -88,10 +88,10 @@ def test_keys_are_those_of_ppo_and_our_own(likelihoods: Algorithm, tmp_path: Pat
     ids=str,
 )
 def test_options_log_what_they_do(
-    ratio: Algorithm, tmp_path: Path, arguments: dict[str, Any], added: set[str], removed: set[str]
+    likelihoods: Algorithm, tmp_path: Path, arguments: dict[str, Any], added: set[str], removed: set[str]
 ) -> None:
-    default = logged(ratio.make("FlowPolicy", make_toy()), tmp_path / "default", 2 * ratio.iteration())[-1]
-    row = logged(ratio.make("FlowPolicy", make_toy(), **arguments), tmp_path / "other", 2 * ratio.iteration())[-1]
+    default = logged(likelihoods.make("FlowPolicy", make_toy()), tmp_path / "default", 2 * likelihoods.iteration())[-1]
+    row = logged(likelihoods.make("FlowPolicy", make_toy(), **arguments), tmp_path / "other", 2 * likelihoods.iteration())[-1]
     assert row.keys() - default.keys() == added
     assert default.keys() - row.keys() == removed
 

@@ -100,7 +100,7 @@ def test_buffer_written_for_ppo(ratio: Algorithm, kind: str, buffer_class: Any) 
     for model in (theirs, ours):
         assert isinstance(model.rollout_buffer, buffer_class)
     assert ours.rollout_buffer.count == theirs.rollout_buffer.count == 32 + 7 * (kind == "flat")
-    assert ours.rollout_buffer.actions.shape == (16 * 2, 5 * 2)  # chains, flattened by the last pass
+    assert ours.rollout_buffer.actions.shape == (16 * 2, ours._record_width())  # flattened by the last pass
     assert ours.rollout_buffer_kwargs == theirs.rollout_buffer_kwargs
     loaded = ratio.cls.load(saved(ours), make_toy(kind, 2)).learn(32)
     assert isinstance(loaded.rollout_buffer, buffer_class) and loaded.rollout_buffer.count == 16 + 7 * (kind == "flat")

@@ -22,4 +22,6 @@ CASE = Algorithm(
     rollout=("observations", "actions", "rewards", "_terminated", "_truncated", "_success", "_after_success"),
     resume=("rollout_buffer",),
     loss_key="train/q_loss",
+    handed_on=frozenset({"denoising_steps", "n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps"}),
+    rates=(3e-4, 2e-5, 2e-5),
 )

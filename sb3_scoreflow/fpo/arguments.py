@@ -1,0 +1,16 @@
+"""What :class:`FPO`'s arguments may be."""
+
+from typing import get_args
+
+from sb3_scoreflow.common.checks import Choice, Count, Number, Rule
+from sb3_scoreflow.fpo.surrogate import Ratio, TrustRegion
+from sb3_scoreflow.ppo.arguments import PPO_RULES
+
+#: argument -> what it may be
+RULES: dict[str, Rule] = {
+    **PPO_RULES,
+    "n_mc_samples": Count(),
+    "ratio": Choice(get_args(Ratio)),
+    "trust_region": Choice(get_args(TrustRegion)),
+    "loss_clip": Number(open_low=True, bound=True),
+}

@@ -1,0 +1,16 @@
+"""
+The one place where arguments of :class:`FPO` left at None get their values, by whether the policy was pretrained (see the
+same file of :mod:`sb3_scoreflow.scoreflow_ppo`).
+"""
+
+from typing import Any
+
+from sb3_scoreflow.common.schedules import HalfLifeSchedule
+
+#: argument -> value, for a policy trained from scratch and for a pretrained one
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "scratch": dict(learning_rate=3e-4, critic_learning_rate=1e-3, clip_range=0.05),
+    "pretrained": dict(
+        learning_rate=HalfLifeSchedule(2e-4, 2e-5, half_life=25_000), critic_learning_rate=1e-3, clip_range=0.05
+    ),
+}

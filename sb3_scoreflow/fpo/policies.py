@@ -1,0 +1,190 @@
+"""FPO's policy: the shared flow plus a critic; its actions come with the pairs that score them."""
+
+from typing import Any, NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.checks import Count, check_argument
+from sb3_scoreflow.common.policies import ObservationNormalization
+from sb3_scoreflow.common.utils import ArgumentError
+from sb3_scoreflow.fpo.records import Record, record_width, unflatten
+from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
+
+
+class PairEvaluation(NamedTuple):
+    """What one pass over stored records gives."""
+
+    values: th.Tensor  #: in reward units, shape ``(batch,)``
+    losses: th.Tensor  #: flow-matching losses of the pairs, shape ``(batch, N)``
+
+
+class FPOPolicy(ActorCriticFlowPolicy):
+    """
+    Flow policy that explores by its initial noise ``x_0 ~ N(0, I)`` alone and scores an action by flow-matching losses (arXiv
+    2507.21053).
+
+    The parameters of :class:`~sb3_scoreflow.ppo.ActorCriticFlowPolicy` and, set through the algorithm's argument of the same
+    name:
+
+    :param n_mc_samples: pairs of a time and noise that score an action, ``N``
+    """
+
+    _instead_of_likelihoods = "; evaluate_actions(obs, records), records = policy(obs)[0], gives minus their mean losses"
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        critic_activation_fn: type[nn.Module] = nn.Mish,
+        denoising_steps: int = 4,
+        inference_steps: int | None = None,
+        time_embedding_dim: int = 16,
+        prior_std: float = 0.2,
+        n_mc_samples: int = 8,
+        observation_normalization: ObservationNormalization = "auto",
+        use_sde: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.n_mc_samples = check_argument(Count(), "n_mc_samples", n_mc_samples)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            critic_activation_fn=critic_activation_fn,
+            denoising_steps=denoising_steps,
+            inference_steps=inference_steps,
+            time_embedding_dim=time_embedding_dim,
+            prior_std=prior_std,
+            observation_normalization=observation_normalization,
+            use_sde=use_sde,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+        self._build_critic(lr_schedule)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "n_mc_samples": self.n_mc_samples}
+
+    # ------------------------------------------------------------------ pairs
+
+    def _losses(self, features: th.Tensor, action: th.Tensor, noise: th.Tensor, t: th.Tensor) -> th.Tensor:
+        """
+        ``l_i = |v(x_i, t_i, s) - (a - eps_i)|^2 / action_dim``, ``x_i = (1 - t_i) eps_i + t_i a`` (arXiv 2507.21053, Section
+        3.2; arXiv 2602.02481, Section III), all pairs in one call of the network.
+
+        :param features: of the observations, shape ``(batch, features_dim)``
+        :param action: shape ``(batch, action_dim)``
+        :param noise: shape ``(batch, N, action_dim)``
+        :param t: shape ``(batch, N)``
+        :return: shape ``(batch, N)``
+        """
+        field, action = self.velocity_field, action.unsqueeze(1)
+        x = flow.interpolate(noise, action, t.unsqueeze(-1))
+        velocity = field(x, field.time_features(t), field.condition(features).unsqueeze(1))
+        return (velocity - flow.velocity_target(noise, action)).pow(2).mean(-1)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
+        """
+        Act, and draw the pairs that score the action, as :meth:`collect_rollouts` of Stable-Baselines3 expects of an
+        actor-critic. Times are uniform in [0, 1), as in FPO.
+
+        The action is stored, and scored, as it is executed: clamped.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param deterministic: whether to start from ``x_0 = 0``
+        :return: flattened records ``(batch, record_width)`` (see :class:`~sb3_scoreflow.fpo.records.Record`), values ``(batch,
+            1)``, and in place of log-probabilities minus the mean losses of the pairs ``(batch,)``
+        """
+        preprocessed = self.preprocess(obs)
+        features = self.features_extractor(preprocessed)
+        shape, kind = (len(features), self.n_mc_samples), dict(dtype=features.dtype, device=features.device)
+        start = th.randn(shape[0], self.action_dim, **kind)
+        if deterministic:
+            start = th.zeros_like(start)
+        action = self._integrate(features, start, self.denoising_steps)
+        t, noise = th.rand(shape, **kind), th.randn(*shape, self.action_dim, **kind)
+        losses = self._losses(features, action, noise, t)
+        records = Record(t, noise, losses, start, action).flatten()
+        return records, self._values(preprocessed, features), -losses.mean(1)
+
+    def evaluate_records(self, obs: PyTorchObs, record: Record) -> PairEvaluation:
+        """
+        Score stored records: all their pairs in one call of the network, the observation's features once.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param record: of ``batch`` actions
+        :return: values and losses
+        """
+        preprocessed = self.preprocess(obs)
+        features = self.features_extractor(preprocessed)
+        losses = self._losses(features, record.action, record.noise, record.t)
+        return PairEvaluation(self._values(preprocessed, features).flatten(), losses)
+
+    def unflatten(self, records: th.Tensor) -> Record:
+        """
+        :param records: flattened, as from :meth:`forward` or the rollout buffer
+        :return: their parts
+        """
+        return unflatten(records, self.n_mc_samples, self.action_dim)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, None]:
+        """
+        Stable-Baselines3's interface to :meth:`evaluate_records`.
+
+        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param actions: flattened records
+        :return: values ``(batch, 1)``, minus the mean losses of the records' pairs ``(batch,)``, and no entropy: None, as
+            Stable-Baselines3 says where there is no closed form
+        :raises ValueError: if they are no records: an action by itself has no pairs
+        """
+        width = record_width(self.n_mc_samples, self.action_dim)
+        if actions[0].numel() != width:
+            raise ArgumentError(
+                f"actions must be records, shape (batch, n_mc_samples * (action_dim + 2) + 2 * action_dim) = (batch, {width}),"
+                f" got {tuple(actions.shape)}: a flow policy gives no probability of an action. Pass records = policy(obs)[0],"
+                " or those of the rollout buffer."
+            )
+        evaluation = self.evaluate_records(obs, self.unflatten(actions.reshape(len(actions), width)))
+        return evaluation.values.unsqueeze(-1), -evaluation.losses.mean(1), None
+
+
+class MlpPolicy(FPOPolicy):
+    """:class:`FPOPolicy` that flattens observations."""
+
+    default_features_extractor_class = FlattenExtractor
+
+
+class CnnPolicy(FPOPolicy):
+    """:class:`FPOPolicy` with Stable-Baselines3's NatureCNN."""
+
+    default_features_extractor_class = NatureCNN
+
+
+class MultiInputPolicy(FPOPolicy):
+    """:class:`FPOPolicy` for Dict observations, with Stable-Baselines3's CombinedExtractor."""
+
+    default_features_extractor_class = CombinedExtractor
