@@ -14,6 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from sb3_scoreflow import HalfLifeSchedule, HoldCosineSchedule
+from sb3_scoreflow.common.checks import Schedule
 from sb3_scoreflow.common.schedules import Progress
 from tests.conformance.algorithm import Algorithm
 from tests.conformance.algorithms import ALGORITHMS
@@ -58,10 +59,9 @@ class Recorder:
         self.rates.append((bounds, *(group["lr"] for group in self.model.policy.optimizer.param_groups)))
 
 
-RATES = {
-    "ScoReFlowPPO": dict(noise_learning_rate=HalfLifeSchedule(2e-2, 1e-4, 30), max_std=HalfLifeSchedule(0.4, 0.1, 30)),
-    "RLDT": dict(critic_learning_rate=HalfLifeSchedule(2e-2, 1e-4, 30)),
-}
+def other_rates(algorithm: Algorithm) -> dict[str, HalfLifeSchedule]:
+    rates = {name: HalfLifeSchedule(2e-2, 1e-4, 30) for name in scheduled(algorithm) if name.endswith("_learning_rate")}
+    return rates | ({"max_std": HalfLifeSchedule(0.4, 0.1, 30)} if "max_std" in algorithm.cls.rules else {})
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
@@ -72,7 +72,7 @@ def test_rates_do_not_depend_on_how_learn_is_cut(algorithm: Algorithm, n_envs: i
     size, iterations, rates, weights = algorithm.iteration(n_envs), 4, {}, {}
 
     def make() -> Any:
-        arguments: Any = dict(RATES[str(algorithm)], learning_rate=HalfLifeSchedule(1e-2, 1e-4, 30))
+        arguments: Any = dict(other_rates(algorithm), learning_rate=HalfLifeSchedule(1e-2, 1e-4, 30))
         return algorithm.make("FlowPolicy", make_toy(n_envs=n_envs), **arguments)
 
     for way, calls in dict(once=[4 * size], each=[size] * 4, halves=[1, 2 * size + 1]).items():
@@ -124,17 +124,17 @@ class Asked:
         return self.value * progress_remaining
 
 
-SCHEDULED = {
-    "ScoReFlowPPO": ("learning_rate", "noise_learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf"),
-    "RLDT": ("learning_rate", "critic_learning_rate", "encoder_learning_rate"),
-}
+def scheduled(algorithm: Algorithm) -> list[str]:
+    """Arguments that may be schedules, but for the noise, which must not become smaller than its lower bound."""
+    rules = {name: getattr(rule, "rule", rule) for name, rule in algorithm.cls.rules.items()}
+    return [name for name, rule in rules.items() if isinstance(rule, Schedule) and name != "max_std"]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
 @pytest.mark.parametrize("total", [1, 5, 16, 17, 40, 47])
 def test_schedules_are_asked_within_bounds(algorithm: Algorithm, total: int) -> None:
     """Also where training is shorter than a rollout, or no multiple of it: the last rollout passes the end."""
-    schedules = {name: Asked(1e-2) for name in SCHEDULED[str(algorithm)]}
+    schedules = {name: Asked(1e-2) for name in scheduled(algorithm)}
     model = algorithm.make("CnnPolicy", make_toy("image"), "image", **schedules)
     used: list[float] = []
     step = model._step
@@ -194,7 +194,7 @@ def test_noise_may_end_at_its_lower_bound(max_std: Any) -> None:
     ],
 )
 def test_schedules_as_rl_zoo3_writes_them(algorithm: Algorithm, value: Any, expected: list[float]) -> None:
-    names = SCHEDULED[str(algorithm)]
+    names = scheduled(algorithm)
     model = algorithm.make("FlowPolicy", make_toy(), **dict.fromkeys(names, value))
     logged: dict[str, list[float]] = {name: [] for name in names}
     train = model.train
