@@ -51,7 +51,7 @@ class FPO(FlowPPO):
     :param stats_window_size: episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of tensorboard logs
     :param critic_learning_rate: of the critic, a float or schedule
-    :param denoising_steps: Euler steps ``K`` per action
+    :param denoising_steps: Euler steps ``K`` per action; fewer make actions spread less than the flow's (docs/fpo.md)
     :param n_mc_samples: pairs of a time and noise that score an action, ``N``
     :param ratio: "per_sample" (FPO++): one ratio for each pair; "mean" (FPO): one for the mean of the pairs' losses
     :param trust_region: "clip" (PPO's) or "aspo" (FPO++ from scratch: where the advantage is negative, a quadratic penalty
@@ -100,7 +100,7 @@ class FPO(FlowPPO):
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         critic_learning_rate: float | Schedule | None = None,
-        denoising_steps: int = 4,
+        denoising_steps: int = 10,
         n_mc_samples: int = 8,
         ratio: Ratio = "per_sample",
         trust_region: TrustRegion = "clip",

@@ -49,7 +49,7 @@ class FPOPolicy(ActorCriticFlowPolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
         critic_activation_fn: type[nn.Module] = nn.Mish,
-        denoising_steps: int = 4,
+        denoising_steps: int = 10,
         inference_steps: int | None = None,
         time_embedding_dim: int = 16,
         prior_std: float = 0.2,

@@ -5,7 +5,7 @@ from tests.conformance.algorithm import Algorithm
 
 CASE = Algorithm(
     FPO,
-    cheap=dict(n_steps=16, batch_size=16, n_epochs=2, n_mc_samples=4),
+    cheap=dict(n_steps=16, batch_size=16, n_epochs=2, denoising_steps=4, n_mc_samples=4),
     once=dict(n_epochs=1),
     often=dict(n_epochs=4),
     rollout=("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns"),
