@@ -13,7 +13,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
-from sb3_scoreflow import HalfLifeSchedule, HoldCosineSchedule
+from sb3_scoreflow import CosineSchedule, HalfLifeSchedule, HoldCosineSchedule
 from sb3_scoreflow.common.checks import Schedule
 from sb3_scoreflow.common.schedules import Progress
 from tests.conformance.algorithm import Algorithm
@@ -236,3 +236,39 @@ def test_learning_nothing_returns_as_ppo_does(algorithm: Algorithm, total: Any) 
 def test_length_of_learning_may_be_a_float() -> None:
     for algorithm in ALGORITHMS:
         assert algorithm.make("FlowPolicy", make_toy()).learn(3.2e1).num_timesteps == 32
+
+
+def test_cosine_schedule_values() -> None:
+    schedule = CosineSchedule(1.0, 0.2)
+    expected = {1.0: 1.0, 0.75: 0.2 + 0.4 * (1 + math.cos(math.pi / 4)), 0.5: 0.6, 0.0: 0.2, -0.1: 0.2}
+    for remaining, value in expected.items():
+        assert schedule(remaining) == pytest.approx(value, abs=1e-12)
+    warm = CosineSchedule(1.0, 0.2, warmup_fraction=0.2)
+    for remaining, value in {1.0: 0.0, 0.95: 0.25, 0.9: 0.5, 0.8: 1.0, 0.4: 0.6, 0.0: 0.2}.items():
+        assert warm(remaining) == pytest.approx(value, abs=1e-12)
+
+
+def test_hold_cosine_schedule_values() -> None:
+    schedule = HoldCosineSchedule(0.24, 0.198)  # published: 0.1 + 0.7 * (0.24 - 0.1) at the end
+    halfway = 1 - (0.35 + 0.65 / 2)
+    for remaining, value in {1.0: 0.24, 0.66: 0.24, 0.65: 0.24, halfway: 0.219, 0.0: 0.198, -0.1: 0.198}.items():
+        assert schedule(remaining) == pytest.approx(value, abs=1e-12)
+    quarter = 1 - (0.35 + 0.65 / 4)
+    assert schedule(quarter) == pytest.approx(0.198 + 0.042 * 0.5 * (1 + math.cos(math.pi / 4)), abs=1e-12)
+
+
+def test_schedules_pickle_and_show_their_arguments() -> None:
+    for schedule in (CosineSchedule(1e-3, 1e-4, warmup_fraction=0.1), HoldCosineSchedule(0.3, 0.1, hold_fraction=0.5)):
+        again = pickle.loads(pickle.dumps(schedule))
+        assert [again(p) for p in np.linspace(0, 1, 11)] == [schedule(p) for p in np.linspace(0, 1, 11)]
+        assert repr(again) == repr(schedule)
+    assert repr(CosineSchedule(1, 0.5, 0.1)) == "CosineSchedule(1.0, 0.5, warmup_fraction=0.1)"
+    assert repr(HoldCosineSchedule(1, 0.5)) == "HoldCosineSchedule(1.0, 0.5, hold_fraction=0.35)"
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
+def test_impossible_schedules_are_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match=rf"warmup_fraction must be in \[0, 1\), got {fraction}"):
+        CosineSchedule(1.0, 0.0, warmup_fraction=fraction)
+    with pytest.raises(ValueError, match=rf"hold_fraction must be in \[0, 1\), got {fraction}"):
+        HoldCosineSchedule(1.0, 0.0, hold_fraction=fraction)
