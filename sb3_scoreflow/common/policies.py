@@ -51,7 +51,7 @@ class FlowMatchingPolicy(BasePolicy):
     :param inference_steps: Euler steps of the deterministic sampler, ``denoising_steps`` if None; may be changed after
         training
     :param time_embedding_dim: width of the time embedding, even
-    :param prior_std: standard deviation of the Gaussian whose flow the untrained velocity field starts from, in normalised
+    :param prior_std: standard deviation of the Gaussian whose flow the untrained velocity field starts from, in normalized
         action units
     :param observation_normalization: "fixed": statistics are fitted by :func:`~sb3_scoreflow.pretrain_bc` only; "running": and
         updated after every rollout; "auto": running until pretraining has fitted them, fixed from then on; "none": never
@@ -207,7 +207,7 @@ class FlowMatchingPolicy(BasePolicy):
     def preprocess(self, obs: PyTorchObs) -> PyTorchObs:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :return: float observations: images scaled, discrete ones one-hot, vectors standardised
+        :return: float observations: images scaled, discrete ones one-hot, vectors standardized
         """
         return self.normalizer(preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images))
 
@@ -251,7 +251,7 @@ class FlowMatchingPolicy(BasePolicy):
 
     def velocity(self, obs: PyTorchObs, x: th.Tensor, t: th.Tensor) -> th.Tensor:
         """
-        The velocity field in normalised action space.
+        The velocity field in normalized action space.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param x: points on the path, shape ``(batch, action_dim)``
@@ -266,7 +266,7 @@ class FlowMatchingPolicy(BasePolicy):
         Squared error of the velocity on the linear path (arXiv 2210.02747, Eq. 23), per element, not reduced.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param actions: normalised actions, shape ``(batch, action_dim)``
+        :param actions: normalized actions, shape ``(batch, action_dim)``
         :param noise: ``x_0``, same shape
         :param t: times in [0, 1], shape ``(batch,)``
         :return: shape ``(batch, action_dim)``
@@ -281,7 +281,7 @@ class FlowMatchingPolicy(BasePolicy):
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param noise: ``x_0``, shape ``(batch, action_dim)``
         :param denoising_steps: number of steps, the policy's if None
-        :return: normalised actions in [-1, 1], shape ``(batch, action_dim)``
+        :return: normalized actions in [-1, 1], shape ``(batch, action_dim)``
         """
         return self._integrate(self.extract_features(obs), noise, denoising_steps or self.denoising_steps)
 
@@ -327,7 +327,7 @@ class FlowMatchingPolicy(BasePolicy):
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to start from ``x_0 = 0``
-        :return: normalised actions, shape ``(batch, action_dim)``
+        :return: normalized actions, shape ``(batch, action_dim)``
         """
         return self._predict(obs, deterministic)
 

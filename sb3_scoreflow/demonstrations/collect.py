@@ -31,8 +31,8 @@ def collect_demonstrations(
     Run a policy for a number of episodes and record raw observations, executed (clipped) actions and raw rewards.
 
     With several envs, each gets its share of the episodes in advance (as in SB3's ``evaluate_policy``), so that short episodes
-    are not preferred. Episodes are ordered by their start. Where the env is normalised by ``VecNormalize``, the policy sees
-    normalised observations, the original ones are recorded, and the running averages stay as they are.
+    are not preferred. Episodes are ordered by their start. Where the env is normalized by ``VecNormalize``, the policy sees
+    normalized observations, the original ones are recorded, and the running averages stay as they are.
 
     :param model: SB3 model or policy (anything with ``predict``), or a function from observation to action, or to
         ``(action, state)``, of which the state is ignored. A function gets one observation if ``env`` is a gym env or an id,
@@ -236,7 +236,7 @@ def _raw_observations(normalizer: VecNormalize | None, observations: LoadedObser
     """
     :param normalizer: The env's ``VecNormalize``
     :param observations: As returned by the env
-    :return: The observations before normalisation
+    :return: The observations before normalization
     :raises ValueError: if wrappers around ``VecNormalize`` reshape observations, whose originals are then unknown
     """
     if normalizer is None:
@@ -246,7 +246,7 @@ def _raw_observations(normalizer: VecNormalize | None, observations: LoadedObser
     if raw_shapes != shapes:
         raise ValueError(
             f"A wrapper around VecNormalize changes the shape of observations from {raw_shapes} to {shapes}, so they cannot "
-            "be recorded unnormalised. Make VecNormalize the outermost wrapper."
+            "be recorded unnormalized. Make VecNormalize the outermost wrapper."
         )
     return raw
 

@@ -29,8 +29,8 @@ class ChainEvaluation(NamedTuple):
     """What one pass over stored chains gives; ``batch`` chains of ``K`` transitions."""
 
     values: th.Tensor  #: in reward units, shape ``(batch,)``
-    log_prob: th.Tensor  #: normalised, shape ``(batch,)``
-    entropy: th.Tensor  #: normalised, shape ``(batch,)``
+    log_prob: th.Tensor  #: normalized, shape ``(batch,)``
+    entropy: th.Tensor  #: normalized, shape ``(batch,)``
     mean: th.Tensor  #: shape ``(batch, K, action_dim)``
     std: th.Tensor  #: shape ``(batch, K, action_dim)``
 
@@ -219,7 +219,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to take the means, from ``x_0 = 0``
-        :return: flattened chains ``(batch, (K + 1) * action_dim)``, values ``(batch, 1)``, normalised log-probabilities
+        :return: flattened chains ``(batch, (K + 1) * action_dim)``, values ``(batch, 1)``, normalized log-probabilities
             ``(batch,)``
         """
         preprocessed = self.preprocess(obs)
@@ -260,7 +260,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param actions: flattened chains, shape ``(batch, (K + 1) * action_dim)``
-        :return: values ``(batch, 1)``, normalised log-probabilities ``(batch,)``, normalised entropies ``(batch,)``
+        :return: values ``(batch, 1)``, normalized log-probabilities ``(batch,)``, normalized entropies ``(batch,)``
         :raises ValueError: if they are no chains: an action by itself has no likelihood in closed form
         """
         width = (self.denoising_steps + 1) * self.action_dim

@@ -21,7 +21,7 @@ def test_validation_episodes_are_held_out(monkeypatch: pytest.MonkeyPatch) -> No
     clone(policy, numbered_episodes(10, 6), n_batches=None, n_epochs=1, validation_fraction=0.3)
     training, validation = seen[True], seen[False]
     assert len(training) == 7 and len(validation) == 3 and not training & validation
-    # The normaliser belongs to training, too
+    # The normalizer belongs to training, too
     assert float(policy.normalizer.count) == 42
     mean = policy.normalizer.get_buffer("mean_0")
     np.testing.assert_allclose(mean, np.full(OBS, np.mean(list(training))), rtol=1e-6)

@@ -107,8 +107,8 @@ def _attention(layer: Any, x: th.Tensor, n_heads: int) -> th.Tensor:
 
 
 def _norm(norm: Any, x: th.Tensor) -> th.Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])

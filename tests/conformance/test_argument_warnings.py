@@ -22,7 +22,7 @@ def test_batch_size_that_leaves_a_remainder_warns_and_works(ratio: Algorithm) ->
     with pytest.warns(UserWarning, match=message) as caught:
         model = ratio.make("FlowPolicy", make_toy(n_envs=3), n_steps=7, batch_size=5)
     assert caught[0].filename == case_module.__file__, "it points at the call of the constructor"
-    model.learn(2 * 21)  # advantages of a single chain cannot be normalised
+    model.learn(2 * 21)  # advantages of a single chain cannot be normalized
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
     with pytest.warns(UserWarning, match="batch_size=10 does not divide the rollout"):
         ratio.cls.load(saved(ratio.make("FlowPolicy", make_toy())), make_toy(), batch_size=10)

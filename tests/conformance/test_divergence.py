@@ -85,7 +85,7 @@ def test_nan_in_the_observation_after_the_rollout(algorithm: Algorithm) -> None:
 
 
 def test_infinite_observation_is_named(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The normaliser bounds it, so the policy acts on; the update refuses it."""
+    """The normalizer bounds it, so the policy acts on; the update refuses it."""
     env = make_toy(n_envs=2)
     step = env.step_wait
 

@@ -102,7 +102,7 @@ def test_temperature_sets_the_spread(std: float, n_particles: int, low: float, h
     The maximum-entropy optimum exp(Q / temperature) of a quadratic Q is a Gaussian of variance temperature / (2 strength).
 
     With few particles the spread comes out too small (measured: 0.68 of it with 8, 0.86 with 32, 0.91 with 64, 0.98 with 256):
-    every particle is one of its own P neighbours, and from itself it feels Q's gradient at full weight but no repulsion.
+    every particle is one of its own P neighbors, and from itself it feels Q's gradient at full weight but no repulsion.
     """
     q = KnownQ([0.1, -0.1])
     policy, obs = _bandit(q), th.zeros(500, OBS)

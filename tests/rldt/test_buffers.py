@@ -289,7 +289,7 @@ def test_final_observation_of_a_dict() -> None:
 
 
 def test_observations_of_the_rollout_are_what_the_checks_read() -> None:
-    """``buffer.observations`` and ``buffer.rewards`` are the last rollout: normalisation and the NaN check rely on them."""
+    """``buffer.observations`` and ``buffer.rewards`` are the last rollout: normalization and the NaN check rely on them."""
     history = make_history(history_size=2)
     for number in range(3):
         add_rollout(history, number)

@@ -24,7 +24,7 @@ def _seed() -> None:
 
 
 def _policy(**kwargs: int) -> RLDTPolicy:
-    """Target networks differ from the online ones, and the observations are standardised."""
+    """Target networks differ from the online ones, and the observations are standardized."""
     policy = RLDTPolicy(VECTOR, PLAIN, lambda _: 1e-3, net_arch=[16, 16], **kwargs)  # type: ignore[arg-type]
     policy.normalizer.update(2 * th.randn(100, OBS) + 1)
     with th.no_grad():

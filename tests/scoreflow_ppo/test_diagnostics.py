@@ -25,7 +25,7 @@ def test_logged_values_before_the_first_update() -> None:
     assert logs["ratio_std"] == pytest.approx(0, abs=1e-5)
     assert logs["approx_kl"] == pytest.approx(0, abs=1e-6)
     assert logs["clip_fraction"] == 0
-    # Normalised advantages have mean 0, and every ratio is 1
+    # Normalized advantages have mean 0, and every ratio is 1
     assert logs["policy_gradient_loss"] == pytest.approx(0, abs=1e-5)
     for k in range(STEPS):
         for statistic in ("mean", "min", "max"):

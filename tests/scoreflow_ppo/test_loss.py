@@ -188,7 +188,7 @@ def test_gradient_of_the_loss_by_finite_differences(noise: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("batch_size", [SIZE, 8])
 def test_ratio_is_one_at_the_start_of_every_iteration(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With running normalisation, a moving noise bound and a rescaled critic: none may act between rollout and update."""
+    """With running normalization, a moving noise bound and a rescaled critic: none may act between rollout and update."""
     model = make_model(max_std=lambda progress: 0.2 + 0.3 * progress, batch_size=batch_size, n_epochs=2)
     original, first = model._policy_loss, []
 

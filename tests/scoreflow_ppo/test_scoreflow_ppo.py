@@ -81,7 +81,7 @@ def test_max_std_schedule_moves_the_noise(monkeypatch: pytest.MonkeyPatch) -> No
 # ---------------------------------------------------------------------- entropy and clamped log-probabilities
 
 
-def test_entropy_is_normalised_once() -> None:
+def test_entropy_is_normalized_once() -> None:
     """Defect 3 of the official code, which divided by K + 1 twice. Closed form at a constant standard deviation."""
     model = make_model(noise="constant", max_std=0.3, ent_coef=0.5)
     collect(model)

@@ -85,7 +85,7 @@ def test_no_score_is_the_euler_step() -> None:
 # ---------------------------------------------------------------------- log-probability and entropy
 
 
-def _unnormalised_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor) -> np.ndarray:
+def _unnormalized_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor) -> np.ndarray:
     """SciPy's density of every number, summed."""
     total = stats.norm.logpdf(chain[:, 0]).sum(1)
     for k in range(chain.shape[1] - 1):
@@ -93,9 +93,9 @@ def _unnormalised_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor) ->
     return total
 
 
-def test_chain_log_prob_is_that_of_scipy_and_normalised_once() -> None:
+def test_chain_log_prob_is_that_of_scipy_and_normalized_once() -> None:
     chain, mean, std = _chain()
-    expected = _unnormalised_log_prob(chain, mean, std) / ((STEPS + 1) * ACTION)
+    expected = _unnormalized_log_prob(chain, mean, std) / ((STEPS + 1) * ACTION)
     np.testing.assert_allclose(chain_log_prob(chain, mean, std), expected, rtol=0, atol=1e-12)
 
 
@@ -108,7 +108,7 @@ def test_chain_log_prob_is_that_of_torch_for_any_size(steps: int, action_dim: in
     )
     start = th.distributions.Normal(th.zeros_like(chain[:, 0]), th.ones_like(chain[:, 0])).log_prob(chain[:, 0])
     moves = th.distributions.Normal(mean, std).log_prob(chain[:, 1:])
-    # Every number of the chain has the same weight, so the normalised value is a plain mean
+    # Every number of the chain has the same weight, so the normalized value is a plain mean
     expected = th.cat([start.unsqueeze(1), moves], dim=1).flatten(1).mean(1)
     th.testing.assert_close(chain_log_prob(chain, mean, std), expected, rtol=0, atol=1e-10)
 
@@ -116,7 +116,7 @@ def test_chain_log_prob_is_that_of_torch_for_any_size(steps: int, action_dim: in
 def test_chain_log_prob_broadcasts_a_std_per_step() -> None:
     chain, mean, _ = _chain()
     std = th.tensor([0.1, 0.2, 0.4, 0.8], dtype=th.float64).view(1, STEPS, 1)
-    expected = _unnormalised_log_prob(chain, mean, std.expand_as(mean)) / ((STEPS + 1) * ACTION)
+    expected = _unnormalized_log_prob(chain, mean, std.expand_as(mean)) / ((STEPS + 1) * ACTION)
     np.testing.assert_allclose(chain_log_prob(chain, mean, std), expected, rtol=0, atol=1e-12)
 
 
@@ -134,7 +134,7 @@ def test_chain_log_prob_gradient() -> None:
     th.testing.assert_close(std.grad, (weight * (deviation**2 - 1) / std).detach(), rtol=1e-10, atol=1e-12)
 
 
-def test_chain_entropy_is_the_closed_form_normalised_once() -> None:
+def test_chain_entropy_is_the_closed_form_normalized_once() -> None:
     _, _, std = _chain()
     total = ACTION * stats.norm.entropy() + stats.norm.entropy(scale=std.numpy()).sum((1, 2))
     np.testing.assert_allclose(chain_entropy(std), total / ((STEPS + 1) * ACTION), rtol=0, atol=1e-12)
