@@ -5,8 +5,9 @@ import math
 #: Environment steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None, and chains
 #: per minibatch, when ``batch_size`` is None: of a pretrained policy, and from scratch at most
 SIZES = (2048, 256)
-#: From scratch, steps per environment at least: advantages of less would be the untrained critic's
-_LEAST_STEPS = 16
+#: From scratch, steps per environment: at least the first, and as many as the second as long as the rollout stays below that
+#: of ``SIZES``. Advantages at the end of a rollout are the untrained critic's, of as many steps as GAE looks ahead, about 20
+_LEAST_STEPS, _ENOUGH_STEPS = 16, 128
 
 
 def sizes_from_scratch(action_dim: int, n_envs: int) -> tuple[int, int]:
@@ -18,7 +19,8 @@ def sizes_from_scratch(action_dim: int, n_envs: int) -> tuple[int, int]:
     :param n_envs: number of environments
     :return: about the transitions per iteration, and per minibatch
     """
-    return max(min(256 * action_dim, SIZES[0]), _LEAST_STEPS * n_envs), min(64 * action_dim, SIZES[1])
+    rollout = min(max(256 * action_dim, _ENOUGH_STEPS * n_envs), SIZES[0])
+    return max(rollout, _LEAST_STEPS * n_envs), min(64 * action_dim, SIZES[1])
 
 
 def default_sizes(
