@@ -33,7 +33,8 @@ class FPO(FlowPPO):
         :class:`~sb3_scoreflow.ActionChunking`)
     :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
     :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: about 2048 over all
-        environments, in whole minibatches; from scratch 256 per dimension of an action or 128 per environment, where that is less
+        environments, in whole minibatches; from scratch 256 per dimension of an action, or 128 per environment, where that
+        is less
     :param batch_size: minibatch size, in actions; None: 256, from scratch 64 per dimension of an action where that is less; or
         about that where it does not suit the number of environments
     :param n_epochs: passes over the rollout per iteration
