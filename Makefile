@@ -69,8 +69,9 @@ benchmark: $(STAMP)  ## Print the benchmark commands (they take long: start them
 benchmark-speed: $(STAMP)  ## Measure time and memory of every part (docs/speed.md)
 	$(BIN)/python -m benchmarks.speed
 
-build: $(STAMP)  ## Build the wheel into dist/
+build: $(STAMP)  ## Build the sdist and the wheel into dist/
 	rm -rf build
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')"
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 clean:  ## Remove caches and build outputs (.venv stays)

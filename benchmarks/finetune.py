@@ -1,5 +1,5 @@
 """
-Fine-tuning from one clone: RLDT and ScoReFlowPPO at their defaults, the latter without score (ReinFlow) too, and a Gaussian
+Fine-tuning from one clone: RLDT, FPO and ScoReFlowPPO at their defaults, the last without score (ReinFlow) too, and a Gaussian
 PPO cloned from the same data.
 
     python -m benchmarks.finetune --env Hopper-v5
@@ -36,7 +36,7 @@ from benchmarks.learning import (
 )
 from benchmarks.provenance import ROOT, provenance
 from sb3_scoreflow import (
-    RLDT,
+    ALGORITHMS,
     ActionChunking,
     CosineSchedule,
     Demonstrations,
@@ -59,12 +59,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_score": dict(score_drift="none", **ITERATION),
     "gaussian_ppo": dict(n_steps=100, batch_size=500, n_epochs=8, learning_rate=CosineSchedule(2e-4, 2e-5), clip_range=0.2),
     "rldt": {},
+    "fpo": ITERATION,
 }
 LABELS = dict(
     scoreflow_ppo="ScoReFlowPPO",
     no_score="ScoReFlowPPO, no score (ReinFlow)",
     gaussian_ppo="Gaussian PPO",
     rldt="RLDT",
+    fpo="FPO",
 )
 CLONE_BATCHES = 10_000
 GAUSSIAN_STD = 0.2
@@ -98,10 +100,10 @@ def run(env_id: str, variants: list[str], seed: int, timesteps: int) -> None:
             model = gaussian_ppo(env, demonstrations, GAUSSIAN_STD, seed, **VARIANTS[variant])
             clone(model, demonstrations, HORIZON, CLONE_BATCHES, 256, seed)
         else:
-            cls = RLDT if variant == "rldt" else ScoReFlowPPO
+            cls: Any = ALGORITHMS.get(variant, ScoReFlowPPO)
             model = cls("FlowPolicy", env, seed=seed, device="cpu", **VARIANTS[variant])
             model.load_clone(policy)
-            if variant != "rldt":  # the part of pretrain_bc that is this algorithm's own
+            if cls.capabilities.value_function:  # the part of pretrain_bc that is its algorithm's own
                 model.pretrain_critic(demonstrations, CLONE_BATCHES // 5, seed=seed)
         recorder = CurveRecorder(curve_path(env_id, variant, seed), eval_env, eval_every=20_000)
         model.learn(timesteps, callback=recorder)

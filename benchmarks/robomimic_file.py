@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_scoreflow.common.utils import atomic_path
 from sb3_scoreflow.demonstrations.hdf5 import import_h5py
 
 
@@ -46,21 +46,14 @@ def write_robomimic(
     :param next_observations: Whether to write ``next_obs``, which older files do not have
     """
     h5py = import_h5py()
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with h5py.File(temporary, "x") as file:
-            data = file.create_group("data")
-            for index, episode in enumerate(episodes):
-                _write_episode(data.create_group(f"demo_{index}"), episode, next_observations)
-            data.attrs["env_args"] = json.dumps(env_args, indent=4)
-            data.attrs["total"] = sum(len(episode.actions) for episode in episodes)
-            for name, indices in (masks or {}).items():
-                file[f"mask/{name}"] = np.array([f"demo_{index}".encode() for index in indices], dtype="S")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(Path(path).expanduser()) as temporary, h5py.File(temporary, "w") as file:
+        data = file.create_group("data")
+        for index, episode in enumerate(episodes):
+            _write_episode(data.create_group(f"demo_{index}"), episode, next_observations)
+        data.attrs["env_args"] = json.dumps(env_args, indent=4)
+        data.attrs["total"] = sum(len(episode.actions) for episode in episodes)
+        for name, indices in (masks or {}).items():
+            file[f"mask/{name}"] = np.array([f"demo_{index}".encode() for index in indices], dtype="S")
 
 
 def _write_episode(group: Any, episode: Episode, next_observations: bool) -> None:

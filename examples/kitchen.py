@@ -1,5 +1,5 @@
 """
-Behaviour cloning on FrankaKitchen demonstrations, then fine-tuning with ScoReFlowPPO (or RLDT).
+Behavior cloning on FrankaKitchen demonstrations, then fine-tuning with ScoReFlowPPO (or RLDT).
 
     pip install -e ".[examples,kitchen]"
     python examples/kitchen.py

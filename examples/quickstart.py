@@ -1,5 +1,5 @@
 """
-Behaviour cloning on mediocre Hopper demonstrations, then fine-tuning with ScoReFlowPPO (or RLDT).
+Behavior cloning on mediocre Hopper demonstrations, then fine-tuning with ScoReFlowPPO (or RLDT).
 
     python examples/quickstart.py
     python examples/quickstart.py --algorithm rldt

@@ -1,5 +1,5 @@
 """
-Behaviour cloning on a robomimic file, then fine-tuning in robosuite with ScoReFlowPPO (or RLDT), from state or from cameras.
+Behavior cloning on a robomimic file, then fine-tuning in robosuite with ScoReFlowPPO (or RLDT), from state or from cameras.
 
     pip install -e ".[examples,robomimic]"
     python -m benchmarks.make_lift_demonstrations --output lift.hdf5          # or any file of robomimic's

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_scoreflow.common.action_space import decode_action
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 
 
@@ -55,6 +56,5 @@ class ActionSampler(nn.Module):
         features = self.policy.features_extractor(self.policy.preprocess(obs))
         batch = features.shape[0]  # not len(), which would fix the batch of an exported program
         noise = features.new_zeros(batch, self.policy.action_dim)
-        action = self.policy._deterministic_action(features, noise, self.steps).clamp(-1.0, 1.0)
-        share = (0.5 * (action + 1.0)).view(batch, *self.low.shape).to(self.low.dtype)
-        return (self.low + share * (self.high - self.low)).clamp(self.low, self.high).to(self.dtype).detach()
+        action = self.policy._deterministic_action(features, noise, self.steps).to(self.low.dtype)
+        return decode_action(action, self.low, self.high).to(self.dtype).detach()

@@ -1,7 +1,6 @@
 """One run of the comparison: a clone shared by all arms of a seed, fine-tuned with an arm's settings, its curve as CSV."""
 
 import multiprocessing
-import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from benchmarks.learning import CurveRecorder, read_curve
 from benchmarks.provenance import ROOT
 from sb3_scoreflow import ActionChunking, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, load_demonstrations, pretrain_bc
+from sb3_scoreflow.common.utils import atomic_path
 
 DEMONSTRATIONS = {
     "Hopper-v5": "builtin:hopper-medium",
@@ -73,10 +73,8 @@ def clone(env_id: str, seed: int, demonstrations: Demonstrations) -> Path:
         env = make_env(env_id, 1, 1000 * seed)
         policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
         pretrain_bc(policy, demonstrations, n_batches=CLONE_BATCHES, seed=seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")  # arms that start at the same time may both make it
-        policy.save(str(temporary))
-        temporary.replace(path)
+        with atomic_path(path) as temporary:  # arms that start at the same time may both make it
+            policy.save(str(temporary))
     return path
 
 

@@ -1,7 +1,7 @@
 """Behavior cloning: fit a flow policy to demonstrations before reinforcement learning."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -22,6 +22,7 @@ from sb3_scoreflow.bc.history import History, logger_of
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.encoders import check_random_shift
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
+from sb3_scoreflow.common.progress import progress
 from sb3_scoreflow.common.schedules import CosineSchedule
 from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstrations
@@ -254,7 +255,8 @@ class BehaviorCloning:
         """:return: the number of gradient steps done and the metrics, at every log point"""
         chunks = self.training.chunks(self.horizon)
         loss_sum, start = th.zeros((), device=self.policy.device), time.time()
-        batches = _progress(_batches(len(chunks), self.batch_size, n_batches, self.rng), n_batches, progress_bar)
+        batches = _batches(len(chunks), self.batch_size, n_batches, self.rng)
+        batches = progress(batches, n_batches, progress_bar, desc="behavior cloning", unit="batch")
         for batch, indices in enumerate(batches, start=1):
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule(1 - (batch - 1) / n_batches)
@@ -370,7 +372,7 @@ def _known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstratio
     return demonstrations.select_keys(list(space.spaces))
 
 
-def _batches(length: int, batch_size: int, n_batches: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _batches(length: int, batch_size: int, n_batches: int, rng: np.random.Generator) -> Iterable[np.ndarray]:
     """Shuffled passes over the data; the last, smaller minibatch of a pass is kept."""
     done = 0
     while True:
@@ -380,13 +382,3 @@ def _batches(length: int, batch_size: int, n_batches: int, rng: np.random.Genera
                 return
             done += 1
             yield order[start : start + batch_size]
-
-
-def _progress(batches: Iterator[np.ndarray], total: int, show: bool) -> Iterator[np.ndarray]:
-    if not show:
-        return batches
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError('progress_bar=True needs tqdm: pip install "sb3-scoreflow[examples]".') from error
-    return iter(tqdm(batches, total=total, desc="behavior cloning", unit="batch"))

@@ -1,8 +1,9 @@
-"""Which action spaces flow policies can fill, and what to do about the others."""
+"""Which action spaces flow policies can fill, what to do about the others, and how numbers become actions."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 
 from sb3_scoreflow.common.utils import ArgumentError
@@ -12,6 +13,24 @@ NO_BOUND = 1e9
 
 #: float32, in which networks and demonstrations are, must tell this many actions apart between the bounds.
 _LEVELS = 256
+
+Array = TypeVar("Array", np.ndarray, th.Tensor)
+
+
+def decode_action(records: Array, low: Array, high: Array) -> Array:
+    """
+    What the environment gets for what a policy has made: the one place that knows, for rollouts, ``predict`` and export.
+
+    :param records: normalized actions, or records that end with them (such as flattened denoising chains), shape ``(batch,
+        ...)``
+    :param low: bounds of an action, shape ``action_shape``
+    :param high: same shape
+    :return: actions within the bounds, shape ``(batch, *action_shape)``, in the wider of the two dtypes
+    """
+    batch, width = records.shape[0], int(np.prod(low.shape))
+    action = records.reshape(batch, -1)[:, -width:].reshape(batch, *low.shape)
+    # Rounding may carry the rescaled action past its bound by one unit in the last place: clip on both sides.
+    return (low + 0.5 * (action.clip(-1.0, 1.0) + 1.0) * (high - low)).clip(low, high)
 
 
 def check_action_space(space: spaces.Space, name: str = "action_space") -> None:

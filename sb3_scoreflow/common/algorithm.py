@@ -319,9 +319,9 @@ class FlowAlgorithm(ArgumentResolution):
 
     def _update_observation_statistics(self) -> None:
         """
-        Merge the rollout's observations into the policy's normaliser.
+        Merge the rollout's observations into the policy's normalizer.
 
-        To be called after the update, so that one normalisation serves both the rollout and its update: the first PPO ratio
+        To be called after the update, so that one normalization serves both the rollout and its update: the first PPO ratio
         stays 1.
         """
         if not self.policy.updates_observation_statistics:

@@ -8,13 +8,13 @@ Sources: Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.0274
 2604.10962, Section 3) for the closed-form score and the marginal-preserving SDE.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch as th
 
-#: A velocity field: ``(x, t) -> velocity`` with ``x`` of shape ``(..., dim)`` and ``t`` a scalar tensor.
-Velocity = Callable[[th.Tensor, th.Tensor], th.Tensor]
+#: What stands for the time of a step: a number, or something made of it
+Time = TypeVar("Time")
 
 
 def interpolate(noise: th.Tensor, data: th.Tensor, t: th.Tensor) -> th.Tensor:
@@ -84,53 +84,16 @@ def endpoint(x: th.Tensor, velocity: th.Tensor, t: th.Tensor) -> th.Tensor:
     return x + (1 - t) * velocity
 
 
-def euler_sample(
-    velocity: Callable[[th.Tensor, Any], th.Tensor],
-    noise: th.Tensor,
-    denoising_steps: int,
-    times: Sequence[Any] | None = None,
-) -> th.Tensor:
+def chain(step: Callable[[th.Tensor, Time], th.Tensor], noise: th.Tensor, times: Iterable[Time]) -> list[th.Tensor]:
     """
-    Integrate ``dx = v dt`` from ``t = 0`` to ``t = 1`` with ``K`` Euler steps on :func:`time_grid`.
+    The one loop from noise to data that every sampler of this package runs.
 
-    :param velocity: the field, called once per step
+    :param step: of ``x_t`` and what stands for its time, the next point
     :param noise: ``x_0``, shape ``(..., dim)``
-    :param denoising_steps: number ``K`` of steps
-    :param times: what the field gets as ``t`` in each step, if it wants something made of the times of :func:`time_grid`
-    :return: ``x_1``, same shape (not clamped)
+    :param times: what ``step`` gets in each of the ``K`` steps
+    :return: the ``K + 1`` points, each of the shape of ``noise``
     """
-    x = noise
-    if times is None:
-        times = time_grid(denoising_steps, dtype=noise.dtype, device=noise.device).unbind()
-    for t in times:
-        x = x + velocity(x, t) / denoising_steps
-    return x
-
-
-def sde_sample(
-    velocity: Velocity,
-    noise: th.Tensor,
-    denoising_steps: int,
-    diffusion: Callable[[th.Tensor], th.Tensor],
-    generator: th.Generator | None = None,
-) -> th.Tensor:
-    """
-    Euler-Maruyama on the marginal-preserving SDE ``dx = (v + eps(t) s) dt + sqrt(2 eps(t)) dW``.
-
-    For any ``eps(t) >= 0`` its marginals are those of the ODE, because the score term and the diffusion cancel in the
-    Fokker-Planck equation (arXiv 2604.10962, Section 3). ScoRe-Flow starts here and then decouples the two.
-
-    :param velocity: the field, called once per step
-    :param noise: ``x_0``, shape ``(..., dim)``
-    :param denoising_steps: number ``K`` of steps
-    :param diffusion: ``eps``, a function of ``t``
-    :param generator: random generator for the Wiener process
-    :return: ``x_1``, same shape (not clamped)
-    """
-    dt = 1 / denoising_steps
-    x = noise
-    for t in time_grid(denoising_steps, dtype=noise.dtype, device=noise.device):
-        v, eps = velocity(x, t), diffusion(t)
-        wiener = th.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        x = x + (v + eps * score_from_velocity(v, x, t)) * dt + (2 * eps * dt) ** 0.5 * wiener
-    return x
+    points = [noise]
+    for time in times:
+        points.append(step(points[-1], time))
+    return points

@@ -27,8 +27,9 @@ def resolve_net_arch(net_arch: Any, parts: Sequence[str] = ("pi", "vf")) -> dict
         return {"pi": widths, "vf": list(widths)}
     unknown = [key for key in net_arch if key not in parts]
     if unknown:
-        known = {part: net_arch[part] for part in parts if part in net_arch}
-        remedy = {part: known.get(part, net_arch[unknown[0]]) for part in ("pi", "vf")} | known
+        known = {part: _widths(f"net_arch[{part!r}]", net_arch[part]) for part in parts if part in net_arch}
+        misnamed = _widths(f"net_arch[{unknown[0]!r}]", net_arch[unknown[0]])
+        remedy = {part: known.get(part, misnamed) for part in ("pi", "vf")} | known
         raise ArgumentError(f"net_arch has an entry {unknown[0]!r}, which is none of {[*parts]}: pass net_arch={remedy}.")
     present = [part for part in parts if part in net_arch or part in parts[:2]]
     return {part: _widths(f"net_arch[{part!r}]", net_arch.get(part, [])) for part in present}

@@ -80,7 +80,7 @@ class VelocityField(nn.Module):
     :param net_arch: widths of the hidden layers; two equal widths in a row make a residual block
     :param activation_fn: activation function
     :param time_embedding_dim: width of the time embedding
-    :param prior_std: standard deviation of the Gaussian prior in normalised action units, positive
+    :param prior_std: standard deviation of the Gaussian prior in normalized action units, positive
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class VelocityField(nn.Module):
         )
         # Without hidden layers the velocity is linear: two layers with nothing in between.
         widths = list(net_arch) or [action_dim]
-        # One layer, initialised as one (its fan-in is the whole input), used in three parts.
+        # One layer, initialized as one (its fan-in is the whole input), used in three parts.
         whole = Linear(action_dim + time_embedding_dim + features_dim, widths[0])
         self.action_layer = Linear(action_dim, widths[0], bias=False)
         self.time_layer = nn.Linear(time_embedding_dim, widths[0])
@@ -151,7 +151,7 @@ class VelocityField(nn.Module):
 
 class ObservationNormalizer(nn.Module):
     """
-    Standardises the non-image Box parts of an observation with statistics kept in the state dict.
+    Standardizes the non-image Box parts of an observation with statistics kept in the state dict.
 
     Images, Discrete and MultiBinary observations pass through unchanged. Constant dimensions (see :func:`varies`) are only
     centered. Until statistics are fitted, it is the identity, or, with ``expects_statistics``, a function that knows no units
@@ -159,7 +159,7 @@ class ObservationNormalizer(nn.Module):
     its sign is told.
 
     :param observation_space: the observation space
-    :param clip: bound of the absolute normalised value (same default as VecNormalize)
+    :param clip: bound of the absolute normalized value (same default as VecNormalize)
     :param expects_statistics: whether statistics will be fitted to the first observations
     """
 
@@ -239,7 +239,7 @@ class ObservationNormalizer(nn.Module):
         self._derive()
 
     def reset(self) -> None:
-        """Forget the statistics: the normaliser becomes what it was before it had any."""
+        """Forget the statistics: the normalizer becomes what it was before it had any."""
         self.count.zero_()
         for index in range(len(self.keys)):
             self.get_buffer(f"mean_{index}").zero_()
@@ -249,7 +249,7 @@ class ObservationNormalizer(nn.Module):
     def forward(self, observations: PyTorchObs) -> PyTorchObs:
         """
         :param observations: preprocessed (float) observations, shape ``(batch, ...)`` per part
-        :return: the same with vectors standardised
+        :return: the same with vectors standardized
         """
         if isinstance(observations, dict):
             return {key: self._normalize(part, key) for key, part in observations.items()}

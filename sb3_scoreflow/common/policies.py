@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_scoreflow.common import flow
-from sb3_scoreflow.common.action_space import check_action_space
+from sb3_scoreflow.common.action_space import check_action_space, decode_action
 from sb3_scoreflow.common.encoders import ViTExtractor, random_shift
 from sb3_scoreflow.common.net_arch import resolve_net_arch
 from sb3_scoreflow.common.networks import ObservationNormalizer, VelocityField
@@ -51,7 +51,7 @@ class FlowMatchingPolicy(BasePolicy):
     :param inference_steps: Euler steps of the deterministic sampler, ``denoising_steps`` if None; may be changed after
         training
     :param time_embedding_dim: width of the time embedding, even
-    :param prior_std: standard deviation of the Gaussian whose flow the untrained velocity field starts from, in normalised
+    :param prior_std: standard deviation of the Gaussian whose flow the untrained velocity field starts from, in normalized
         action units
     :param observation_normalization: "fixed": statistics are fitted by :func:`~sb3_scoreflow.pretrain_bc` only; "running": and
         updated after every rollout; "auto": running until pretraining has fitted them, fixed from then on; "none": never
@@ -207,7 +207,7 @@ class FlowMatchingPolicy(BasePolicy):
     def preprocess(self, obs: PyTorchObs) -> PyTorchObs:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :return: float observations: images scaled, discrete ones one-hot, vectors standardised
+        :return: float observations: images scaled, discrete ones one-hot, vectors standardized
         """
         return self.normalizer(preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images))
 
@@ -251,7 +251,7 @@ class FlowMatchingPolicy(BasePolicy):
 
     def velocity(self, obs: PyTorchObs, x: th.Tensor, t: th.Tensor) -> th.Tensor:
         """
-        The velocity field in normalised action space.
+        The velocity field in normalized action space.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param x: points on the path, shape ``(batch, action_dim)``
@@ -266,7 +266,7 @@ class FlowMatchingPolicy(BasePolicy):
         Squared error of the velocity on the linear path (arXiv 2210.02747, Eq. 23), per element, not reduced.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param actions: normalised actions, shape ``(batch, action_dim)``
+        :param actions: normalized actions, shape ``(batch, action_dim)``
         :param noise: ``x_0``, same shape
         :param t: times in [0, 1], shape ``(batch,)``
         :return: shape ``(batch, action_dim)``
@@ -281,7 +281,7 @@ class FlowMatchingPolicy(BasePolicy):
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param noise: ``x_0``, shape ``(batch, action_dim)``
         :param denoising_steps: number of steps, the policy's if None
-        :return: normalised actions in [-1, 1], shape ``(batch, action_dim)``
+        :return: normalized actions in [-1, 1], shape ``(batch, action_dim)``
         """
         return self._integrate(self.extract_features(obs), noise, denoising_steps or self.denoising_steps)
 
@@ -289,7 +289,7 @@ class FlowMatchingPolicy(BasePolicy):
         field = self.velocity_field
         condition = field.condition(features)
         times = field.time_features(flow.time_grid(steps, dtype=noise.dtype, device=noise.device)).steps()
-        return flow.euler_sample(lambda x, time: field(x, time, condition), noise, steps, times).clamp(-1.0, 1.0)
+        return flow.chain(lambda x, time: x + field(x, time, condition) / steps, noise, times)[-1].clamp(-1.0, 1.0)
 
     # ------------------------------------------------------------------ actions
 
@@ -327,7 +327,7 @@ class FlowMatchingPolicy(BasePolicy):
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to start from ``x_0 = 0``
-        :return: normalised actions, shape ``(batch, action_dim)``
+        :return: normalized actions, shape ``(batch, action_dim)``
         """
         return self._predict(obs, deterministic)
 
@@ -362,19 +362,16 @@ class FlowMatchingPolicy(BasePolicy):
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """
-        Rescale actions from [-1, 1] to the bounds; of a flattened denoising chain, its last point (design: chain as the stored
-        action).
+        Rescale actions from [-1, 1] to the bounds; of a record of how an action was made, such as a flattened denoising chain,
+        its last part (see :func:`~sb3_scoreflow.common.action_space.decode_action`).
 
-        :param scaled_action: shape ``(batch, *action_shape)``, ``action_shape``, or chains of shape ``(batch, (K + 1) *
-            action_dim)``
+        :param scaled_action: shape ``(batch, *action_shape)``, ``action_shape``, or records of shape ``(batch, width)``
         :return: actions within the bounds, in the action space's dtype, shape ``(batch, *action_shape)`` or ``action_shape``
         :raises DivergenceError: if an action is NaN or infinite, before the environment sees it
         """
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        if scaled_action.shape != space.shape:
-            scaled_action = scaled_action.reshape(len(scaled_action), -1)[:, -self.action_dim :].reshape(-1, *space.shape)
-        if not np.isfinite(scaled_action).all():
+        single = scaled_action.shape == self.action_space.shape
+        records = scaled_action[None] if single else scaled_action
+        if not np.isfinite(records[..., -self.action_dim :]).all():
             culprit = non_finite_parameter(self)
             cause = (
                 f"the policy's parameter '{culprit}' is" if culprit else "an observation, or what the networks make of it, is"
@@ -382,10 +379,9 @@ class FlowMatchingPolicy(BasePolicy):
             raise DivergenceError(
                 f"The policy produced a NaN or infinite action: {cause} not finite. Go back to the last checkpoint."
             )
-        # Rounding may carry the rescaled action past its bound by one unit in the last place: clip on both sides.
         low, high, dtype = self._bounds()
-        action = low + 0.5 * (np.clip(scaled_action, -1.0, 1.0) + 1.0) * (high - low)
-        return np.clip(action, low, high).astype(dtype, copy=False)
+        action = decode_action(records, low, high).astype(dtype, copy=False)
+        return action[0] if single else action
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray, np.dtype]:
         """Bounds as they are computed with, which float16 would not do for, and the action space's dtype."""

@@ -9,8 +9,8 @@ from stable_baselines3.common.save_util import open_path
 
 from sb3_scoreflow.common.utils import ArgumentError
 
-#: Algorithms of this package
-OWN = ("ScoReFlowPPO", "RLDT")
+#: Room of the policy -> algorithm, in files of 0.1.0, which did not write its name
+_OF_0_1_0 = {"rldt": "RLDT", "scoreflow_ppo": "ScoReFlowPPO"}
 
 
 def saved_data(path: Any) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def written_by(path: Any) -> str | None:
         return str(data["algorithm"])
     policy = data.get("policy_class")
     package, *rooms = str(policy.get("__module__") if isinstance(policy, dict) else None).split(".")
-    if package == "sb3_scoreflow":  # 0.1.0 did not write its name
-        return {"rldt": "RLDT", "scoreflow_ppo": "ScoReFlowPPO"}.get(rooms[0])
+    if package == "sb3_scoreflow":
+        return _OF_0_1_0.get(rooms[0])
     if package not in ("stable_baselines3", "sb3_contrib") or not rooms:
         return None
     if rooms[0] != "common":
@@ -66,7 +66,7 @@ def foreign_file_error(path: Any, writer: str | None, algorithm: str) -> ValueEr
     file = path if isinstance(path, (str, Path)) else "The file"
     if writer is None:
         return ValueError(f"{file} was not written by {algorithm}: load it with the algorithm that wrote it.")
-    if writer in OWN:
+    if "algorithm" in saved_data(path) or writer in _OF_0_1_0.values():  # this package alone writes that
         remedy = f"to go on from what its policy has learned, call load_clone(path) on a new {algorithm} model"
     else:
         remedy = "to go on from it, collect_demonstrations() with the loaded model, and pretrain_bc() on them"

@@ -121,17 +121,6 @@ class HoldCosineSchedule:
         return f"HoldCosineSchedule({self.initial_value}, {self.final_value}, hold_fraction={self.hold_fraction})"
 
 
-class Constant(float):
-    """
-    A number that can also be called, as Stable-Baselines3's PPO lets one call its ``clip_range``.
-
-    :param value: the number
-    """
-
-    def __call__(self, progress_remaining: float) -> float:
-        return float(self)
-
-
 def parse_schedule(value: Any) -> Any:
     """
     Read what rl_zoo3's YAML files and command lines hold.

@@ -10,6 +10,9 @@ from sb3_scoreflow.demonstrations.minari_env import make_evaluation_env
 from sb3_scoreflow.demonstrations.minari_writer import write_minari
 from sb3_scoreflow.demonstrations.sources import load_demonstrations, register_source
 
+# The container knows no files, but saves itself for its users
+Demonstrations._files = hdf5
+
 __all__ = [
     "ActionChunks",
     "ChunkBatch",

@@ -1,7 +1,8 @@
 """Record demonstrations by running a policy in an env."""
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_scoreflow.common.progress import progress
 from sb3_scoreflow.demonstrations.arrays import LoadedObservations, map_observations, named_observations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.envs.action_chunking import ActionChunking
@@ -29,8 +31,8 @@ def collect_demonstrations(
     Run a policy for a number of episodes and record raw observations, executed (clipped) actions and raw rewards.
 
     With several envs, each gets its share of the episodes in advance (as in SB3's ``evaluate_policy``), so that short episodes
-    are not preferred. Episodes are ordered by their start. Where the env is normalised by ``VecNormalize``, the policy sees
-    normalised observations, the original ones are recorded, and the running averages stay as they are.
+    are not preferred. Episodes are ordered by their start. Where the env is normalized by ``VecNormalize``, the policy sees
+    normalized observations, the original ones are recorded, and the running averages stay as they are.
 
     :param model: SB3 model or policy (anything with ``predict``), or a function from observation to action, or to
         ``(action, state)``, of which the state is ignored. A function gets one observation if ``env`` is a gym env or an id,
@@ -56,12 +58,18 @@ def collect_demonstrations(
         if seed is not None:
             set_random_seed(seed)
             vec_env.seed(seed)
-        on_episode = _progress(n_episodes, stack) if progress_bar else lambda: None
         normalizer = unwrap_vec_normalize(vec_env)
         if normalizer is not None:
             stack.callback(setattr, normalizer, "training", normalizer.training)
             normalizer.training = False
-        episodes = _record(predict, vec_env, normalizer, n_episodes, max_transitions, on_episode)
+        recorded = progress(
+            _record(predict, vec_env, normalizer, n_episodes, max_transitions),
+            n_episodes,
+            progress_bar,
+            desc="Collecting",
+            unit="episode",
+        )
+        episodes = sorted(recorded, key=lambda episode: episode.number)
         metadata = {"policy": _policy_name(model), "deterministic": deterministic, **_env_metadata(vec_env)}
     if seed is not None:
         metadata["seed"] = seed
@@ -69,9 +77,14 @@ def collect_demonstrations(
 
 
 class _Episode:
-    """An episode in the making."""
+    """
+    An episode in the making.
 
-    def __init__(self) -> None:
+    :param number: How many have been begun before
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.observations: list[LoadedObservations] = []
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
@@ -88,22 +101,20 @@ def _record(
     normalizer: VecNormalize | None,
     n_episodes: int,
     max_transitions: int | None,
-    on_episode: Callable[[], None],
-) -> list[_Episode]:
+) -> Iterator[_Episode]:
     """
     :param predict: ``(observations, state, episode_starts) -> (actions, state)``
     :param env: Where to record
     :param normalizer: The ``VecNormalize`` in ``env``
     :param n_episodes: Number of episodes
     :param max_transitions: No episode is begun after this many transitions, and a longer one is given up
-    :param on_episode: Called after each episode
-    :return: Episodes in the order of their start; those given up are not ``finished``
+    :return: Episodes in the order of their end; those given up are not ``finished``
     """
     remaining = [(n_episodes + i) // env.num_envs for i in range(env.num_envs)]
     limit = float("inf") if max_transitions is None else max_transitions
     n_transitions = 0
-    running = [_Episode() if quota else None for quota in remaining]
-    episodes = [episode for episode in running if episode is not None]
+    numbers = itertools.count()
+    running = [_Episode(next(numbers)) if quota else None for quota in remaining]
     observations: Any = env.reset()
     raw = _raw_observations(normalizer, observations)
     state, episode_starts = None, np.ones(env.num_envs, dtype=bool)
@@ -123,16 +134,13 @@ def _record(
             if episode_starts[i]:
                 episode.finished = True
                 episode.truncated = bool(infos[i].get("TimeLimit.truncated", False))
-                on_episode()
                 remaining[i] -= 1
-                running[i] = None
-                if remaining[i] > 0 and n_transitions < limit:
-                    running[i] = begun = _Episode()
-                    episodes.append(begun)
+                running[i] = _Episode(next(numbers)) if remaining[i] > 0 and n_transitions < limit else None
+                yield episode
             elif len(episode) > limit:
                 running[i] = None
+                yield episode
         raw = _raw_observations(normalizer, observations)
-    return episodes
 
 
 def _assemble(episodes: list[_Episode], max_transitions: int | None, metadata: dict[str, Any]) -> Demonstrations:
@@ -228,7 +236,7 @@ def _raw_observations(normalizer: VecNormalize | None, observations: LoadedObser
     """
     :param normalizer: The env's ``VecNormalize``
     :param observations: As returned by the env
-    :return: The observations before normalisation
+    :return: The observations before normalization
     :raises ValueError: if wrappers around ``VecNormalize`` reshape observations, whose originals are then unknown
     """
     if normalizer is None:
@@ -238,7 +246,7 @@ def _raw_observations(normalizer: VecNormalize | None, observations: LoadedObser
     if raw_shapes != shapes:
         raise ValueError(
             f"A wrapper around VecNormalize changes the shape of observations from {raw_shapes} to {shapes}, so they cannot "
-            "be recorded unnormalised. Make VecNormalize the outermost wrapper."
+            "be recorded unnormalized. Make VecNormalize the outermost wrapper."
         )
     return raw
 
@@ -272,22 +280,3 @@ def _env_metadata(env: VecEnv) -> dict[str, str]:
     """:return: The env's id where it is at hand; worker processes are not asked, as specs need not be picklable"""
     spec = env.unwrapped.envs[0].spec if isinstance(env.unwrapped, DummyVecEnv) else None
     return {} if spec is None else {"env": spec.id}
-
-
-def _progress(n_episodes: int, stack: contextlib.ExitStack) -> Callable[[], None]:
-    """
-    :param n_episodes: Length of the bar
-    :param stack: Closes the bar
-    :return: Function that moves the bar by one
-    :raises ImportError: if tqdm is not installed
-    """
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError('A progress bar needs tqdm: pip install "stable-baselines3[extra]"') from error
-    bar = stack.enter_context(tqdm(total=n_episodes, desc="Collecting", unit="episode"))
-
-    def advance() -> None:
-        bar.update()
-
-    return advance

@@ -1,32 +1,42 @@
-"""The container that all demonstrations end up in, whatever their source."""
+"""
+The container that all demonstrations end up in, whatever their source.
+
+It knows no files and no sources: modules that read and write import it, and it imports none of them.
+"""
 
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from sb3_scoreflow.demonstrations.arrays import (
+    Array,
     Observations,
-    clean_array,
-    clean_flags,
-    clean_metadata,
-    clean_observations,
-    clean_vector,
     concatenate,
     map_observations,
     named_observations,
     select_rows,
 )
+from sb3_scoreflow.demonstrations.checks import check_arrays
 from sb3_scoreflow.demonstrations.chunks import ActionChunks
-from sb3_scoreflow.demonstrations.flags import (
-    describe_extra_observations,
-    describe_odd_ends,
-    describe_rest,
-    describe_rows_of_episodes,
-)
+from sb3_scoreflow.demonstrations.description import describe
 from sb3_scoreflow.demonstrations.success import first_successes
+from sb3_scoreflow.demonstrations.trajectories import check_trajectories
+
+
+class Files(Protocol):
+    """What :meth:`Demonstrations.save` and :meth:`Demonstrations.load_hdf5` call."""
+
+    def write_hdf5(self, demonstrations: "Demonstrations", path: str | os.PathLike[str]) -> None: ...
+    def read_hdf5(
+        self,
+        path: str | os.PathLike[str],
+        max_episode_steps: int | None = None,
+        ends: str | None = None,
+        max_bytes: int | None = None,
+    ) -> "Demonstrations": ...
 
 
 class Demonstrations:
@@ -50,6 +60,10 @@ class Demonstrations:
         if both kinds of flags are None or no flag is set
     """
 
+    # The module that reads and writes files. It imports this one, so the package's __init__ sets it, which runs before anybody
+    # gets hold of this class
+    _files: ClassVar[Files]
+
     def __init__(
         self,
         observations: Any,
@@ -60,51 +74,7 @@ class Demonstrations:
         *,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        if terminations is None and truncations is None:
-            raise ValueError(
-                "Neither `terminations` nor `truncations` was given, so the ends of the episodes are unknown. Pass one: "
-                "flags of shape (N,), True on the last transition of each episode."
-            )
-        observations = clean_observations(observations)
-        actions = clean_array("actions", actions)
-        n_transitions = len(actions)
-        if n_transitions == 0:
-            raise ValueError("The demonstrations are empty: `actions` has length 0. Pass at least one whole episode.")
-        rewards = np.zeros(n_transitions, np.float32) if rewards is None else clean_vector("rewards", rewards)
-        flags = {
-            name: np.zeros(n_transitions, np.bool_) if values is None else clean_flags(name, values)
-            for name, values in (("terminations", terminations), ("truncations", truncations))
-        }
-        named = named_observations(observations)
-        for name, array in {"rewards": rewards, **flags, **named}.items():
-            if len(array) != n_transitions:
-                advice = describe_extra_observations(len(array) - n_transitions, flags) if name in named else ""
-                raise ValueError(
-                    f"`{name}` has length {len(array)} but `actions` has length {n_transitions}; both must have one entry per "
-                    f"transition.{advice}"
-                )
-        stops = np.flatnonzero(flags["terminations"] | flags["truncations"]) + 1
-        if len(stops) == 0:
-            raise ValueError(
-                f"None of the {n_transitions} transitions ends an episode, so no whole episode is left. "
-                "Set `truncations` to True on the last transition to keep them as one episode."
-            )
-        lengths, kept = np.diff(stops, prepend=0), int(stops[-1])
-        for oddity in (
-            describe_odd_ends(*flags.values()),
-            describe_rows_of_episodes([array.shape for array in named.values()], actions.shape, lengths),
-            describe_rest(n_transitions - kept, lengths) if kept < n_transitions else None,
-        ):
-            if oddity is not None:
-                warnings.warn(oddity, stacklevel=2)
-        self._set(
-            map_observations(lambda array: select_rows(array, slice(kept)), observations),
-            actions[:kept],
-            rewards[:kept],
-            flags["terminations"][:kept],
-            flags["truncations"][:kept],
-            clean_metadata(metadata),
-        )
+        self._set(*check_arrays(observations, actions, rewards, terminations, truncations, metadata))
 
     def _set(
         self,
@@ -127,21 +97,16 @@ class Demonstrations:
 
     @classmethod
     def _of_checked(cls, *args: Any) -> "Demonstrations":
-        """:return: Demonstrations of parts of others, without the checks and warnings that these have had"""
+        """:return: Demonstrations of arrays that are checked already, such as parts of others: no check again"""
         demonstrations = cls.__new__(cls)
         demonstrations._set(*args)
         return demonstrations
 
     @classmethod
-    def from_arrays(cls, observations: Any, actions: Any, *args: Any, **kwargs: Any) -> "Demonstrations":
-        """
-        The constructor by the name of the other sources (``load_demonstrations``, ``collect_demonstrations``).
-
-        :param observations: see the class
-        :param actions: see the class
-        :return: the demonstrations
-        """
-        return cls(observations, actions, *args, **kwargs)
+    def from_arrays(cls, *args: Any, **kwargs: Any) -> "Demonstrations":
+        """The constructor's name in 0.1.0, which goes with the release after 0.2.0."""
+        warnings.warn("Demonstrations.from_arrays is Demonstrations: call that.", DeprecationWarning, stacklevel=2)
+        return cls(*args, **kwargs)
 
     @staticmethod
     def from_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> "Demonstrations":
@@ -159,9 +124,8 @@ class Demonstrations:
         :return: The demonstrations, one episode per trajectory
         :raises ValueError: if there is none, or the arrays of one do not fit each other or those of the first
         """
-        from sb3_scoreflow.demonstrations.trajectories import from_trajectories
-
-        return from_trajectories(trajectories, metadata)
+        checked = check_trajectories(trajectories, metadata)
+        return Demonstrations.concatenate([Demonstrations._of_checked(*parts) for parts in checked])
 
     def __len__(self) -> int:
         """The number of transitions."""
@@ -200,16 +164,6 @@ class Demonstrations:
     def episode_returns(self) -> np.ndarray:
         """``(n_episodes,)`` undiscounted sums of rewards, float64."""
         return np.add.reduceat(self.rewards.astype(np.float64), self._starts)
-
-    def episode(self, index: int) -> "Demonstrations":
-        """
-        :param index: Which episode; negative counts from the end
-        :return: Demonstrations of this episode alone
-        :raises IndexError: if there is no such episode
-        """
-        if not -self.n_episodes <= index < self.n_episodes:
-            raise IndexError(f"Episode {index} was asked for, but there are {self.n_episodes}.")
-        return self._select(np.array([index % self.n_episodes]))
 
     def _select(self, episodes: np.ndarray) -> "Demonstrations":
         """
@@ -324,10 +278,13 @@ class Demonstrations:
             observations, *(np.concatenate([getattr(part, field) for part in parts]) for field in fields), shared
         )
 
+    def _task_arrays(self) -> dict[str, Array]:
+        """:return: The arrays whose layout depends on the task, by the names that messages give them, sorted"""
+        return dict(sorted({**named_observations(self.observations), "actions": self.actions}.items()))
+
     def _layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of one entry of each array whose layout depends on the task, keys sorted."""
-        arrays = {**named_observations(self.observations), "actions": self.actions}
-        return {name: (arrays[name].shape[1:], str(arrays[name].dtype)) for name in sorted(arrays)}
+        """:return: Shape and type of one entry of each array whose layout depends on the task"""
+        return {name: (array.shape[1:], str(array.dtype)) for name, array in self._task_arrays().items()}
 
     def chunks(self, horizon: int) -> ActionChunks:
         """
@@ -336,26 +293,6 @@ class Demonstrations:
         :raises ValueError: if ``horizon`` is smaller than 1
         """
         return ActionChunks(self.observations, self.actions, np.repeat(self._stops - 1, self.episode_lengths), horizon)
-
-    def returns_to_go(self, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-        """
-        Discounted sum of the rewards from each transition to the end of its episode.
-
-        :param gamma: Discount factor in [0, 1]
-        :return: The sums, float32 ``(N,)``, and whether the transition's episode ended by termination, bool ``(N,)``. Where it
-            was truncated, what would have followed is missing from the sum.
-        :raises ValueError: if ``gamma`` is out of range
-        """
-        if not 0.0 <= gamma <= 1.0:
-            raise ValueError(f"`gamma` must lie in [0, 1], got {gamma}.")
-        # A scan over Python floats: the recursion has no vectorised form that stays accurate for long episodes
-        ends = (self.terminations | self.truncations).tolist()
-        sums = self.rewards.tolist()
-        for i in range(len(sums) - 2, -1, -1):
-            if not ends[i]:
-                sums[i] += gamma * sums[i + 1]
-        terminated = np.repeat(self.terminations[self._stops - 1], self.episode_lengths)
-        return np.array(sums, dtype=np.float32), terminated
 
     def statistics(self) -> dict[str, float]:
         """
@@ -383,9 +320,7 @@ class Demonstrations:
         :return: A table of the source, the statistics, shapes and metadata, to print. Of observations and actions: the range
             of all values, and the ranges of the means and standard deviations of their components
         """
-        from sb3_scoreflow.demonstrations.description import describe
-
-        return describe(self)
+        return describe(self._task_arrays(), self.statistics(), self.metadata)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """
@@ -394,9 +329,7 @@ class Demonstrations:
         :param path: Where to; missing folders are made, ``~`` is expanded
         :raises ImportError: if h5py is not installed
         """
-        from sb3_scoreflow.demonstrations.hdf5 import write_hdf5
-
-        write_hdf5(self, path)
+        self._files.write_hdf5(self, path)
 
     @staticmethod
     def load_hdf5(
@@ -410,6 +343,4 @@ class Demonstrations:
         :param max_bytes: See :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
         :return: The demonstrations
         """
-        from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
-
-        return read_hdf5(path, max_episode_steps, max_bytes=max_bytes)
+        return Demonstrations._files.read_hdf5(path, max_episode_steps, max_bytes=max_bytes)

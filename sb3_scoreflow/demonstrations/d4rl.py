@@ -1,5 +1,5 @@
 """
-The data sets of D4RL (Fu et al., 2020, arXiv:2004.07219), read from its files without its package, and its normalised score.
+The data sets of D4RL (Fu et al., 2020, arXiv:2004.07219), read from its files without its package, and its normalized score.
 """
 
 import difflib
@@ -33,9 +33,9 @@ class _Task(NamedTuple):
     max_episode_steps: int
     """D4RL's step limit."""
     min_return: float
-    """Mean return of a random policy: normalised score 0."""
+    """Mean return of a random policy: normalized score 0."""
     max_return: float
-    """Mean return of an expert: normalised score 100."""
+    """Mean return of an expert: normalized score 100."""
     ends: str | None = None
     """What ends episodes, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`."""
     reward_argument: str | None = None
@@ -244,7 +244,7 @@ def normalized_score(env_name: str, returns: float) -> float: ...
 def normalized_score(env_name: str, returns: Sequence[float] | np.ndarray) -> np.ndarray: ...
 def normalized_score(env_name: str, returns: float | Sequence[float] | np.ndarray) -> float | np.ndarray:
     """
-    D4RL's normalised score: 0 is a random policy, 100 D4RL's expert; ``100 (return - random) / (expert - random)``.
+    D4RL's normalized score: 0 is a random policy, 100 D4RL's expert; ``100 (return - random) / (expert - random)``.
 
     To compare with published scores, evaluate on version 4 of Gymnasium's envs: unlike D4RL's, version 5 does not reward the
     step on which the robot falls (Hopper, Walker2d, Ant) and changes the models in places.
@@ -275,7 +275,7 @@ def _task_name(env_name: str) -> str:
     if name not in _TASKS:
         envs = sorted(task.environment for task in _TASKS.values() if task.environment is not None)
         raise ValueError(
-            f"There is no normalised score for `env_name` {env_name!r}. Known tasks: {sorted(_TASKS)}; their data sets, "
+            f"There is no normalized score for `env_name` {env_name!r}. Known tasks: {sorted(_TASKS)}; their data sets, "
             f"such as 'hopper-medium-v2'; their envs: {envs}, in any version."
         )
     return name

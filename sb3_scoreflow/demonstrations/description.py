@@ -1,30 +1,28 @@
 """What demonstrations hold, as a table to read."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
-from sb3_scoreflow.demonstrations.arrays import describe_array, named_observations
-
-if TYPE_CHECKING:
-    from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.arrays import Array, describe_array
 
 _MAX_TEXT = 100
 
 
-def describe(demonstrations: "Demonstrations") -> str:
+def describe(arrays: Mapping[str, Array], stats: Mapping[str, float], metadata: Mapping[str, Any]) -> str:
     """
-    :param demonstrations: What to describe
+    :param arrays: Observations and actions, by their names
+    :param stats: As :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.statistics` returns them
+    :param metadata: Facts about the data
     :return: See :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.describe`
     """
-    stats, metadata = demonstrations.statistics(), demonstrations.metadata
-    arrays = {**named_observations(demonstrations.observations), "actions": demonstrations.actions}
     rows = {
         "source": str(metadata.get("source", "collected" if "policy" in metadata else "not recorded")),
-        "episodes": f"{demonstrations.n_episodes:,}",
-        "transitions": f"{len(demonstrations):,}",
+        "episodes": "{n_episodes:,.0f}".format(**stats),
+        "transitions": "{n_transitions:,.0f}".format(**stats),
         "return": "{return_mean:.1f} +/- {return_std:.1f}, {return_min:.1f} to {return_max:.1f}".format(**stats),
         "episode length": "{length_mean:.1f}, {length_min:.0f} to {length_max:.0f}".format(**stats),
         "terminated": f"{stats['terminated_fraction']:.1%} of the episodes",
-        **{name: describe_array(arrays[name]) for name in sorted(arrays)},
+        **{name: describe_array(array) for name, array in arrays.items()},
         **{f"metadata: {key}": _shorten(str(value)) for key, value in metadata.items() if key != "source"},
     }
     width = max(map(len, rows))

@@ -13,10 +13,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock
+
+from sb3_scoreflow.common.progress import progress
 
 _ATTEMPTS = 3
 _PAUSE = 1.0
@@ -115,7 +119,10 @@ def download(
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_lock(path.with_name(f"{path.name}.lock")))
+            lock = path.with_name(f"{path.name}.lock")
+            stack.enter_context(FileLock(lock))
+            # Before it is released: whoever waits for it notices that it is gone, and makes a new one
+            stack.callback(_delete, lock)
         except OSError as error:
             raise OSError(f"The folder {path.parent}, for {url}, cannot be written: {error}. {advice}") from error
         if path.exists():  # downloaded by the process that this one has waited for
@@ -135,6 +142,11 @@ def download(
             partial.discard()
             raise OSError(f"What {url} sent is no valid {noun}, so nothing was stored at {path}: {error} {advice}") from error
         partial.move_to(path)
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows deletes no open files
+        path.unlink()
 
 
 def _fetch(url: str, partial: _Partial, name: str, progress_bar: bool) -> None:
@@ -182,11 +194,10 @@ def _transfer(url: str, partial: _Partial, name: str, progress_bar: bool) -> Non
             # The whole file: a first request, no support for Range, or the server's file is another one now
             n_bytes, origin = 0, _origin(url, response.headers)
             partial.restart(origin)
-        with open(partial.path, "ab") as file, _progress(name, n_bytes, origin.size, progress_bar) as advance:
-            for block in _blocks(response):
+        with open(partial.path, "ab") as file:
+            for block in _with_progress(_blocks(response), name, n_bytes, origin.size, progress_bar):
                 file.write(block)
                 n_bytes += len(block)
-                advance(len(block))
     # http.client does not complain when the connection is closed early
     if origin.size is not None and n_bytes != origin.size:
         raise _BrokenTransferError(f"the connection ended after {n_bytes:,} of {origin.size:,} bytes")
@@ -241,58 +252,18 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _with_progress(blocks: Iterable[bytes], name: str, initial: int, total: int | None, show: bool) -> Iterable[bytes]:
     """
-    Wait until no other process holds this lock. The system releases it when a process dies.
-
-    :param path: A file for it, deleted in the end
-    """
-    file = _acquire(path)
-    try:
-        yield
-    finally:
-        # Before it is released, so that nobody gets hold of a lock that is about to go. Windows deletes no open files
-        with contextlib.suppress(OSError):
-            path.unlink()
-        file.close()
-
-
-def _acquire(path: Path) -> IO[bytes]:
-    """:return: The open file that holds the lock"""
-    while True:
-        file = open(path, "ab")
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # Windows, or a file system without locks: processes are not kept apart there
-            return file
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        # The lock that this process has waited for was deleted; others may hold a new one
-        file.close()
-
-
-@contextlib.contextmanager
-def _progress(name: str, initial: int, total: int | None, show: bool) -> Iterator[Callable[[int], object]]:
-    """
+    :param blocks: What arrives
     :param name: Of the file
     :param initial: Bytes that are there already
     :param total: Bytes in the end, None if unknown
     :param show: Whether to show anything
-    :return: Function to call with every number of bytes that arrive
+    :return: The blocks; a line is shown where tqdm is not installed, as nobody asked for a bar
     """
-    if not show:
-        yield lambda n_bytes: None
-        return
     try:
-        from tqdm.auto import tqdm
+        return progress(blocks, total, show, size=len, desc=name, initial=initial, unit="B", unit_scale=True)
     except ImportError:
         size = "" if total is None else f" ({total / 1e6:.1f} MB)"
         print(f"Downloading {name}{size}", file=sys.stderr)
-        yield lambda n_bytes: None
-        return
-    with tqdm(desc=name, initial=initial, total=total, unit="B", unit_scale=True) as bar:
-        yield bar.update
+        return blocks

@@ -15,7 +15,7 @@ _LONG = 4
 
 def describe_odd_ends(terminations: np.ndarray, truncations: np.ndarray) -> str | None:
     """
-    Recognise flags that cannot be ends of episodes. Episodes of one step are nothing odd where all have one, or some have.
+    Recognize flags that cannot be ends of episodes. Episodes of one step are nothing odd where all have one, or some have.
 
     :param terminations: ``(N,)`` bools
     :param truncations: ``(N,)`` bools; at least one of both is set

@@ -8,7 +8,6 @@ Rewards may be missing; so may ``timeouts``, where the step limit is known.
 import contextlib
 import math
 import os
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_scoreflow.common.utils import atomic_path
 from sb3_scoreflow.demonstrations.arrays import Array, LoadedObservations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.hdf5_arrays import Array as HDF5Array
@@ -121,20 +121,13 @@ def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> 
     else:
         arrays["observations"] = demonstrations.observations
     _check_metadata(demonstrations.metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, hence on the same file system, where a rename is atomic
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with h5py.File(temporary, "x") as file:
-            for name, array in arrays.items():
-                if isinstance(array, LazyImages):
-                    _write_images(file, name, array)
-                else:
-                    file.create_dataset(name, data=array, compression="gzip", shuffle=True)
-            file.attrs.update({**demonstrations.metadata, _VERSION_ATTRIBUTE: FORMAT_VERSION})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, array in arrays.items():
+            if isinstance(array, LazyImages):
+                _write_images(file, name, array)
+            else:
+                file.create_dataset(name, data=array, compression="gzip", shuffle=True)
+        file.attrs.update({**demonstrations.metadata, _VERSION_ATTRIBUTE: FORMAT_VERSION})
 
 
 def check_key(key: str) -> None:

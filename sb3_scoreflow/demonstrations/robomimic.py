@@ -9,13 +9,13 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.demonstrations.arrays import Array, clean_array
+from sb3_scoreflow.demonstrations.arrays import Array, clean_array, clean_vector
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.hdf5 import open_hdf5
 from sb3_scoreflow.demonstrations.hdf5_arrays import Array as HDF5Array
@@ -23,6 +23,7 @@ from sb3_scoreflow.demonstrations.hdf5_arrays import check_size
 from sb3_scoreflow.demonstrations.lazy import BlockCache, HDF5Images, LazyImages
 from sb3_scoreflow.demonstrations.safe_hdf5 import Group
 from sb3_scoreflow.demonstrations.sources import register_source
+from sb3_scoreflow.envs.robosuite_settings import parse_env_args
 
 _SOURCE = "robomimic"
 _PROPRIOCEPTION = ("eef_pos", "eef_quat", "gripper_qpos")
@@ -86,17 +87,15 @@ def load_robomimic(
             _check_size(file, demos, keys, max_bytes)
             observations = _read_observations(file, demos, keys, cache)
             actions = _read(file, demos, "actions")
+            has_rewards = f"{demos[0]}/rewards" in file
+            rewards = _read(file, demos, "rewards", clean_vector) if has_rewards else np.zeros(len(actions), np.float32)
             ends = np.zeros(len(actions), np.bool_)
             ends[np.cumsum([len(file[f"{demo}/actions"]) for demo in demos]) - 1] = True
-            demonstrations = Demonstrations(
-                observations,
-                actions,
-                _read(file, demos, "rewards") if f"{demos[0]}/rewards" in file else None,
-                truncations=ends,
-                metadata={**_read_env(file), **({} if mask is None else {"mask": mask}), "source": f"{_SOURCE}:{spec}"},
-            )
+            metadata = {**_read_env(file), **({} if mask is None else {"mask": mask}), "source": f"{_SOURCE}:{spec}"}
         except ValueError as error:
             raise ValueError(f"The robomimic file {path} does not fit: {error}") from error
+    # Checked by demonstration, so that messages can name it, and not again as a whole
+    demonstrations = Demonstrations._of_checked(observations, actions, rewards, np.zeros_like(ends), ends, metadata)
     if terminate_on_success:
         return _end_at_success(demonstrations, path)
     demonstrations.metadata["terminate_on_success"] = False
@@ -276,16 +275,19 @@ def _read_observations(file: Group, demos: list[str], keys: list[str], cache: Bl
     return observations
 
 
-def _read(file: Group, demos: list[str], name: str) -> np.ndarray:
+def _read(
+    file: Group, demos: list[str], name: str, clean: Callable[[str, np.ndarray], np.ndarray] = clean_array
+) -> np.ndarray:
     """
     :param file: The root of the open file
     :param demos: The demonstrations' groups
     :param name: Of an array in each of them
+    :param clean: Checks an array, by its name
     :return: The arrays of all demonstrations, one after the other
-    :raises ValueError: if there are NaN or infinities
+    :raises ValueError: if there are NaN or infinities, or the shape is wrong
     """
     names = [f"{demo}/{name}" for demo in demos]
-    return np.concatenate([clean_array(name, file[name].read()) for name in names])
+    return np.concatenate([clean(name, file[name].read()) for name in names])
 
 
 def _read_env(file: Group) -> dict[str, str]:
@@ -298,13 +300,8 @@ def _read_env(file: Group) -> dict[str, str]:
     if text is None:
         return {}
     try:
-        env_args = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        env_args = None
-    if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str):
-        raise ValueError(
-            f"the attribute `env_args` of `data` is {text!r:.999}; it must be a JSON object with `env_name`, a text. Repair "
-            "or delete it."
-        )
+        env_args = parse_env_args(text)
+    except ValueError as error:
+        raise ValueError(f"{error} Repair or delete it.") from error
     # In one line, without robomimic's indentation
     return {"env": env_args["env_name"], "env_args": json.dumps(env_args)}

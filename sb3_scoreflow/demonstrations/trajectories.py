@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sb3_scoreflow.demonstrations.arrays import LoadedObservations, map_observations, named_observations
-from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.checks import Checked, check_arrays
 from sb3_scoreflow.demonstrations.conversion import as_array, rows_of_dicts
 
 # What programs call the entries of an episode, imitation first
@@ -19,25 +19,26 @@ _NAMES = {
 }
 
 
-def from_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> Demonstrations:
+def check_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> list[Checked]:
     """
-    :param trajectories: Objects like imitation's, see :meth:`Demonstrations.from_trajectories`
+    :param trajectories: Objects like imitation's, see
+        :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.from_trajectories`
     :param metadata: Facts about the data
-    :return: The demonstrations
-    :raises ValueError: if there is none, or the arrays of one do not fit each other or those of the first
+    :return: What demonstrations of each of them consist of, at least one
+    :raises ValueError: if there is none, or the arrays of one do not fit each other
     """
-    parts = [_from_trajectory(number, trajectory, metadata) for number, trajectory in enumerate(trajectories)]
+    parts = [_check_trajectory(number, trajectory, metadata) for number, trajectory in enumerate(trajectories)]
     if not parts:
         raise ValueError("`trajectories` is empty. Pass at least one.")
-    return Demonstrations.concatenate(parts)
+    return parts
 
 
-def _from_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] | None) -> Demonstrations:
+def _check_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] | None) -> Checked:
     """
     :param number: Which trajectory it is
     :param trajectory: As given
     :param metadata: Facts about the data
-    :return: Demonstrations of one episode
+    :return: What demonstrations of this episode consist of
     :raises ValueError: if an entry is missing, or the arrays do not fit each other
     """
     is_mapping = isinstance(trajectory, Mapping)
@@ -47,7 +48,7 @@ def _from_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] |
     if missing:
         raise ValueError(
             f"Trajectory {number}, of type {type(trajectory).__name__}, has no attribute {missing}. Trajectories have `obs`, "
-            "`acts`, `terminal` and perhaps `rews`; for arrays there is Demonstrations.from_arrays."
+            "`acts`, `terminal` and perhaps `rews`; for arrays there is the constructor Demonstrations(...)."
         )
     actions = as_array(f"acts of trajectory {number}", trajectory.acts)
     # imitation's DictObs is no Mapping, and gives its dict by this method
@@ -70,12 +71,12 @@ def _from_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] |
     ends[-1:] = True
     never = np.zeros_like(ends)
     try:
-        return Demonstrations(
+        return check_arrays(
             map_observations(lambda array: array[: len(actions)], observations),
             actions,
             getattr(trajectory, "rews", None),
             *((ends, never) if trajectory.terminal else (never, ends)),
-            metadata=metadata,
+            metadata,
         )
     except ValueError as error:
         raise ValueError(f"Trajectory {number} does not fit: {error}") from error

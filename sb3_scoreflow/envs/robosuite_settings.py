@@ -233,13 +233,28 @@ def _read_file(path: Path) -> dict[str, Any]:
     except Exception as error:  # h5py raises nearly anything on damaged files
         raise OSError(f"The file {path} cannot be read: {error}. It is truncated, damaged or not HDF5.") from error
     try:
-        env_args = json.loads(text) if isinstance(text, (str, bytes)) else None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} has an attribute `env_args` of `data` that is not JSON ({error}): {text!r:.999}.") from error
-    if not isinstance(env_args, dict):
+        return parse_env_args(text)
+    except ValueError as error:
         raise ValueError(
-            f"{path} does not say which env it is from: its group `data` has no dict in an attribute `env_args`. Name the "
-            "task instead of the file, as make_robomimic('lift')."
+            f"{path} does not say which env it is from: {error} Name the task instead of the file, as make_robomimic('lift')."
+        ) from error
+
+
+def parse_env_args(text: Any) -> dict[str, Any]:
+    """
+    :param text: what a robomimic file has as the attribute ``env_args`` of ``data``; None if it has none
+    :return: its content
+    :raises ValueError: if it is not what robomimic writes; callers add the name of the file, and what to do
+    """
+    if text is None:
+        raise ValueError("its group `data` has no attribute `env_args`.")
+    try:
+        env_args = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        env_args = None
+    if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str):
+        raise ValueError(
+            f"the attribute `env_args` of `data` is {text!r:.999}; it must be a JSON object with `env_name`, a text."
         )
     return env_args
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import explained_variance
 from sb3_scoreflow.bc import BehaviorCloning, Execution
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
-from sb3_scoreflow.common.schedules import Constant
+from sb3_scoreflow.common.schedules import as_schedule
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, DivergenceError, name_parameter_groups, warn
 from sb3_scoreflow.demonstrations import Demonstrations
@@ -126,10 +126,9 @@ class FlowPPO(FlowAlgorithm):
                 f"normalize_advantage needs minibatches of at least 2 transitions, got batch_size={self.batch_size} and "
                 f"n_steps * n_envs = {size}: raise them, or pass normalize_advantage=False."
             )
-        for name in ("clip_range", "clip_range_vf"):  # PPO's can be called
-            value = getattr(self, name)
-            if isinstance(value, (int, float)):
-                self.__dict__[name] = Constant(value)
+        for name in ("clip_range", "clip_range_vf"):  # as PPO does
+            if getattr(self, name) is not None:
+                self.__dict__[name] = as_schedule(getattr(self, name))
 
     def _warn_of_arguments(self) -> None:
         size = self.n_steps * self.n_envs
@@ -146,7 +145,7 @@ class FlowPPO(FlowAlgorithm):
             about = SIZES if self._pretrained else sizes_from_scratch(get_action_dim(self.action_space), self.n_envs)
             return default_sizes(self.n_envs, **given, about=about)[name]
         value = super()._default(name)
-        return Constant(value) if name == "clip_range" else value  # PPO's can be called
+        return as_schedule(value) if name == "clip_range" else value
 
     def _make_reference(self) -> FlowMatchingPolicy:
         """

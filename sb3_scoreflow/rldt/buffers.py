@@ -18,7 +18,7 @@ class TrajectoryBatch(NamedTuple):
 
     observations: PyTorchObs  #: ``s_t``, shape ``(m * n_steps, ...)`` per part
     next_observations: PyTorchObs  #: ``s_{t+1}``, the last one of its episode where that was truncated, same shape
-    actions: th.Tensor  #: normalised, shape ``(m, n_steps, action_dim)``
+    actions: th.Tensor  #: normalized, shape ``(m, n_steps, action_dim)``
     rewards: th.Tensor  #: shape ``(m, n_steps)``
     terminated: th.Tensor  #: whether ``s_{t+1}`` is worth nothing, shape ``(m, n_steps)``, bool
     ended: th.Tensor  #: whether the episode terminated or was truncated with the step, same shape, bool
@@ -166,7 +166,7 @@ class RolloutHistory(RolloutBuffer):
     ) -> None:
         """
         :param obs: observations, shape ``(n_envs, ...)`` per part
-        :param action: normalised actions, shape ``(n_envs, *action_shape)``
+        :param action: normalized actions, shape ``(n_envs, *action_shape)``
         :param reward: not used: it holds Stable-Baselines3's bootstrap at timeouts
         :param episode_start: not used
         :param value: not used

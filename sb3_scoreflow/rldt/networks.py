@@ -14,7 +14,7 @@ class QEnsemble(nn.Module):
     Independent networks ``Q(s, a)`` of the same shape, evaluated together as batched matrix products.
 
     As in :class:`VelocityField`, the first layer is split: the observation's share is computed once for all actions of a
-    state. Every member is initialised as a chain of ``nn.Linear`` layers of its own.
+    state. Every member is initialized as a chain of ``nn.Linear`` layers of its own.
 
     :param n_critics: number of networks ``E``, at least 1
     :param features_dim: width of the observation features

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.networks import TimeFeatures
 from sb3_scoreflow.common.policies import FlowMatchingPolicy, ObservationNormalization
 from sb3_scoreflow.common.utils import check_whole_numbers
 from sb3_scoreflow.rldt.networks import QEnsemble
@@ -23,7 +24,7 @@ class RLDTPolicy(FlowMatchingPolicy):
     """
     Flow policy with Q networks and their slowly moving targets (arXiv 2606.08602, Section 4).
 
-    The critics' input is the state's features and the normalised action, clamped to [-1, 1]: they are never asked about an
+    The critics' input is the state's features and the normalized action, clamped to [-1, 1]: they are never asked about an
     action outside the bounds. Their unit is ``reward_scale``; :meth:`predict_values` and :meth:`q_values` give reward units.
 
     The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` (``net_arch`` has ``pi`` and ``vf``, default three layers of
@@ -117,7 +118,7 @@ class RLDTPolicy(FlowMatchingPolicy):
         """
         As in Stable-Baselines3: targets stay in evaluation mode, so that no dropout or batch statistics get into them.
 
-        :param mode: whether training mode (dropout, batch normalisation) is on
+        :param mode: whether training mode (dropout, batch normalization) is on
         """
         super().set_training_mode(mode)
         self.target_critic.train(False)
@@ -155,10 +156,13 @@ class RLDTPolicy(FlowMatchingPolicy):
         field = self.velocity_field
         time = field.time_features(flow.time_grid(self.denoising_steps, dtype=noise.dtype, device=noise.device))
         condition = condition.unsqueeze(1)
-        points, velocities = [noise], []
-        for step in time.steps():
-            velocities.append(field(points[-1], step, condition))
-            points.append(points[-1] + velocities[-1] / self.denoising_steps)
+        velocities = []
+
+        def step(x: th.Tensor, time: TimeFeatures) -> th.Tensor:
+            velocities.append(field(x, time, condition))
+            return x + velocities[-1] / self.denoising_steps
+
+        points = flow.chain(step, noise, time.steps())
         return th.stack(points), th.stack(velocities)
 
     def sample_actions(self, obs: PyTorchObs, n: int) -> th.Tensor:
@@ -184,7 +188,7 @@ class RLDTPolicy(FlowMatchingPolicy):
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to start from ``x_0 = 0`` and add no noise
-        :return: normalised actions in [-1, 1], shape ``(batch, *action_shape)``; zeros for value ``(batch, 1)`` and
+        :return: normalized actions in [-1, 1], shape ``(batch, *action_shape)``; zeros for value ``(batch, 1)`` and
             log-probability ``(batch,)``, which a method without likelihoods does not use
         """
         condition = self.condition(obs)
@@ -223,7 +227,7 @@ class RLDTPolicy(FlowMatchingPolicy):
     def q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param actions: normalised actions, shape ``(batch, action_dim)``; clamped to [-1, 1]
+        :param actions: normalized actions, shape ``(batch, action_dim)``; clamped to [-1, 1]
         :return: ``Q`` of every member in reward units, shape ``(n_critics, batch)``
         """
         q = self.critic(self.critic_condition(obs), actions.clamp(-1.0, 1.0).unsqueeze(1))
@@ -270,7 +274,7 @@ class RLDTPolicy(FlowMatchingPolicy):
             _copy_buffers(online.buffers(), target.buffers())
 
     def share_actor_features(self) -> None:
-        """Start the critics' features extractor from the actor's, as after behaviour cloning."""
+        """Start the critics' features extractor from the actor's, as after behavior cloning."""
         self.critic_features_extractor.load_state_dict(self.features_extractor.state_dict())
         self.target_critic_features_extractor.load_state_dict(self.features_extractor.state_dict())
 

@@ -28,15 +28,28 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def clip_range_from_scratch(n_numbers: int) -> float:
-    """
-    PPO's 0.2 for the ratio of a whole chain; the ratio here is the geometric mean over the chain's numbers, whose logarithm
-    spreads over about the square root of their number less (ours; docs/implementation.md).
+#: From scratch, what these tend to, and the transitions per action dimension in which they come half the way: 200 rollouts
+_SCRATCH_FINAL = dict(learning_rate=1e-4, noise_learning_rate=1e-4, clip_range=0.02)
+_SCRATCH_HALF_LIFE = 50_000
 
-    :param n_numbers: ``(K + 1) action_dim``
-    :return: the clip range
+
+def from_scratch(name: str, denoising_steps: int, action_dim: int) -> float | HalfLifeSchedule:
     """
-    return float(DEFAULTS["scratch"]["clip_range"] / math.sqrt(n_numbers))
+    The first value of the clip range is PPO's 0.2 for the ratio of a whole chain; the ratio here is the geometric mean over
+    the chain's ``(K + 1) action_dim`` numbers, whose logarithm spreads over about the square root of their number less. Small
+    rollouts make noisy steps, which are to become smaller (both ours; docs/implementation.md).
+
+    :param name: of an argument in ``DEFAULTS``
+    :param denoising_steps: ``K``
+    :param action_dim: dimensions of an action (of a chunk, with ActionChunking)
+    :return: its default for a policy that is trained from scratch
+    """
+    value: float = DEFAULTS["scratch"][name]
+    if name not in _SCRATCH_FINAL:
+        return value
+    if name == "clip_range":
+        value /= math.sqrt((denoising_steps + 1) * action_dim)
+    return HalfLifeSchedule(value, min(value, _SCRATCH_FINAL[name]), _SCRATCH_HALF_LIFE * action_dim)
 
 
 def above(schedule: Any, least: float) -> Any:

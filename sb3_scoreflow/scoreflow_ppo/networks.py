@@ -83,5 +83,5 @@ class ScoreCoefficient(nn.Module):
 
 
 def initial_score_gate() -> float:
-    """``softplus(-2)``: the value of ``softplus(g)`` at initialisation, and of the constant score drift for good."""
+    """``softplus(-2)``: the value of ``softplus(g)`` at initialization, and of the constant score drift for good."""
     return math.log1p(math.exp(SCORE_COEFFICIENT_BIAS))

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.networks import TimeFeatures
 from sb3_scoreflow.common.policies import ObservationNormalization
 from sb3_scoreflow.common.utils import ArgumentError, check_choice
 from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
@@ -28,8 +29,8 @@ class ChainEvaluation(NamedTuple):
     """What one pass over stored chains gives; ``batch`` chains of ``K`` transitions."""
 
     values: th.Tensor  #: in reward units, shape ``(batch,)``
-    log_prob: th.Tensor  #: normalised, shape ``(batch,)``
-    entropy: th.Tensor  #: normalised, shape ``(batch,)``
+    log_prob: th.Tensor  #: normalized, shape ``(batch,)``
+    entropy: th.Tensor  #: normalized, shape ``(batch,)``
     mean: th.Tensor  #: shape ``(batch, K, action_dim)``
     std: th.Tensor  #: shape ``(batch, K, action_dim)``
 
@@ -191,13 +192,16 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         time, condition, alpha = field.time_features(t), field.condition(features), self.score_coefficient(t)
         std = self._step_std(features, time.embedding, alpha) if stochastic else None
         deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std if std is not None else None
-        x, points, means = noise, [noise], []
-        for k, step in enumerate(time.steps()):
+        means = []
+
+        def step(x: th.Tensor, at: tuple[int, TimeFeatures]) -> th.Tensor:
+            k, features = at
             coefficient = None if alpha is None else alpha[k]
-            mean = transition_mean(x, field(x, step, condition), t[k], coefficient, denoising_steps, self.score_clip)
-            x = mean if deviates is None else mean + deviates[:, k]
-            points.append(x)
-            means.append(mean)
+            velocity = field(x, features, condition)
+            means.append(transition_mean(x, velocity, t[k], coefficient, denoising_steps, self.score_clip))
+            return means[-1] if deviates is None else means[-1] + deviates[:, k]
+
+        points = flow.chain(step, noise, enumerate(time.steps()))
         return th.stack(points, dim=1), th.stack(means, dim=1), std
 
     def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
@@ -215,7 +219,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to take the means, from ``x_0 = 0``
-        :return: flattened chains ``(batch, (K + 1) * action_dim)``, values ``(batch, 1)``, normalised log-probabilities
+        :return: flattened chains ``(batch, (K + 1) * action_dim)``, values ``(batch, 1)``, normalized log-probabilities
             ``(batch,)``
         """
         preprocessed = self.preprocess(obs)
@@ -256,7 +260,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param actions: flattened chains, shape ``(batch, (K + 1) * action_dim)``
-        :return: values ``(batch, 1)``, normalised log-probabilities ``(batch,)``, normalised entropies ``(batch,)``
+        :return: values ``(batch, 1)``, normalized log-probabilities ``(batch,)``, normalized entropies ``(batch,)``
         :raises ValueError: if they are no chains: an action by itself has no likelihood in closed form
         """
         width = (self.denoising_steps + 1) * self.action_dim

@@ -11,12 +11,12 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 
 from sb3_scoreflow.common import flow
 from sb3_scoreflow.common.capabilities import Capabilities
-from sb3_scoreflow.common.schedules import END, START, Constant, as_schedule
+from sb3_scoreflow.common.schedules import END, START, as_schedule
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, clip_range_from_scratch
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
     ChainEvaluation,
@@ -45,7 +45,8 @@ class ScoReFlowPPO(FlowPPO):
         :class:`~sb3_scoreflow.ActionChunking`)
     :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
     :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: about 2048 over all
-        environments, in whole minibatches; from scratch 256 per dimension of an action where that is less
+        environments, in whole minibatches; from scratch 256 per dimension of an action where that is less, though at least
+        16 per environment
     :param batch_size: minibatch size, in chains; None: 256, from scratch 64 per dimension of an action where that is less; or
         about that where it does not suit the number of environments
     :param n_epochs: passes over the rollout per iteration
@@ -55,8 +56,8 @@ class ScoReFlowPPO(FlowPPO):
         + 1) action_dim`` numbers, so it is far smaller than PPO's usual 0.2; None: 0.2 over the square root of that number
         from scratch, 0.02 for a pretrained policy
     :param clip_range_vf: clip range of the value function in units of the return's standard deviation, None to deactivate
-    :param normalize_advantage: whether to normalise advantages per minibatch
-    :param ent_coef: coefficient of the chain's entropy (normalised once by ``(K + 1) action_dim``)
+    :param normalize_advantage: whether to normalize advantages per minibatch
+    :param ent_coef: coefficient of the chain's entropy (normalized once by ``(K + 1) action_dim``)
     :param vf_coef: coefficient of the value loss
     :param max_grad_norm: largest gradient norm, for each parameter group by itself
     :param rollout_buffer_class: subclass of Stable-Baselines3's ``RolloutBuffer`` / ``DictRolloutBuffer``, which is made to
@@ -72,12 +73,12 @@ class ScoReFlowPPO(FlowPPO):
     :param score_scale: ``c`` of the score coefficient ``alpha(t) = min((1 - t) softplus(g(t)) c, 2 c)``
     :param score_clip: bound of the absolute score
     :param noise: "learned", "constant" (``max_std``) or "score_matched" (``sqrt(2 alpha(t) / K)``: the coupled SDE)
-    :param min_std: lower bound of a denoising step's standard deviation, in normalised action units
+    :param min_std: lower bound of a denoising step's standard deviation, in normalized action units
     :param max_std: its upper bound, a float or schedule (:class:`~sb3_scoreflow.HoldCosineSchedule` is the published one)
     :param critic_warmup_iterations: first iterations that train the critic only
     :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return
     :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
-    :param log_prob_clip: bound of the absolute normalised log-probability (1 in the official code, where it stops gradients at
+    :param log_prob_clip: bound of the absolute normalized log-probability (1 in the official code, where it stops gradients at
         small standard deviations), None to deactivate
     :param policy_kwargs: further keyword arguments of the policy (``net_arch``, ``activation_fn``, ...)
     :param verbose: 0 nothing, 1 info, 2 debug
@@ -219,9 +220,10 @@ class ScoReFlowPPO(FlowPPO):
             )
 
     def _default(self, name: str) -> Any:
-        if name == "clip_range" and not self._pretrained:
-            return Constant(clip_range_from_scratch(self._record_width()))
         value = super()._default(name)
+        if name not in self.sizes and not self._pretrained:
+            value = from_scratch(name, self.denoising_steps, get_action_dim(self.action_space))
+            value = as_schedule(value) if name == "clip_range" else value
         return above(value, self.min_std) if name == "max_std" else value
 
     # ------------------------------------------------------------------ bounds of the noise
@@ -264,7 +266,7 @@ class ScoReFlowPPO(FlowPPO):
     def _policy_loss(
         self, evaluation: ChainEvaluation, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog
     ) -> th.Tensor:
-        """PPO's clipped surrogate on the chain's normalised ratio."""
+        """PPO's clipped surrogate on the chain's normalized ratio."""
         advantages = self._advantages(batch)
         log_prob, old_log_prob = evaluation.log_prob, batch.old_log_prob
         if self.log_prob_clip is not None:

@@ -77,7 +77,7 @@ def chain_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tens
 
 def chain_entropy(std: th.Tensor) -> th.Tensor:
     """
-    Entropy of a chain, normalised once by ``(K + 1) action_dim``, as the log-probability is.
+    Entropy of a chain, normalized once by ``(K + 1) action_dim``, as the log-probability is.
 
     It is the entropy of ``x_0`` plus the conditional entropies of the steps. The released code divides by ``K + 1`` a second
     time, so its entropy coefficient of 0.03 acts like 0.03 / (K + 1).

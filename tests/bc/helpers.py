@@ -91,3 +91,10 @@ def refused(match: str, model: Any = None, demonstrations: Any = None, **kwargs:
     with pytest.raises(ValueError, match=match):
         clone(model, demonstrations, **kwargs)
     assert_same(policy, before)
+
+
+def numbered_episodes(n_episodes: int, length: int) -> Demonstrations:
+    """Observations that name their episode."""
+    n = n_episodes * length
+    obs = np.repeat((np.arange(n) // length)[:, None], OBS, axis=1).astype(np.float32)
+    return make_demonstrations(n, length, observations=obs)

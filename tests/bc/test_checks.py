@@ -14,7 +14,23 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from sb3_scoreflow import ActionChunking, BehaviorCloning, Demonstrations, ScoReFlowPPO, pretrain_bc
-from tests.bc.helpers import ACTION, IMAGE, BlankEnv, assert_same, ends_of, make_demonstrations, make_model, state_of
+from tests.bc.helpers import (
+    ACTION,
+    CHUNKS,
+    IMAGE,
+    OBS,
+    PLAIN,
+    VECTOR,
+    BlankEnv,
+    assert_same,
+    clone,
+    ends_of,
+    make_demonstrations,
+    make_model,
+    make_policy,
+    refused,
+    state_of,
+)
 
 
 def image(position: float, scale: float) -> np.ndarray:
@@ -209,3 +225,74 @@ def test_evaluation_is_that_of_stable_baselines3() -> None:
     )
     returns = evaluate_policy(model, make_vec_env(Constant, 1, wrapper_class=partial(ActionChunking, horizon=2)), 3)[0]
     assert history["bc/eval_return"][0] == pytest.approx(returns) == pytest.approx(2.0, abs=0.2)
+
+
+# ---------------------------------------------------------------------- spaces of another environment
+
+
+@pytest.mark.parametrize(
+    ("space", "observations", "match"),
+    [
+        (VECTOR, np.zeros((60, 4)), r"Demonstrated 'observations' have shape \(4,\), but the environment's have shape \(3,\)"),
+        (VECTOR, np.zeros(60), r"Demonstrated 'observations' have shape \(\), but the environment's have shape \(3,\)"),
+        (VECTOR, {"state": np.zeros((60, OBS))}, "the demonstrations hold dict observations"),
+        (spaces.Dict(state=VECTOR), np.zeros((60, OBS)), "the demonstrations hold ndarray observations"),
+        (
+            spaces.Dict(state=VECTOR, hand=VECTOR, arm=VECTOR),
+            {"state": np.zeros((60, OBS)), "extra": np.zeros((60, 1))},
+            r"lack the observation keys \['arm', 'hand'\] of the policy's observation space; they have \['extra', 'state'\]",
+        ),
+        (
+            spaces.Dict(state=VECTOR),
+            {"state": np.zeros((60, 5))},
+            r"Demonstrated 'state' have shape \(5,\), but the environment's have shape \(3,\)",
+        ),
+        (IMAGE, np.zeros((60, *IMAGE.shape)), "Demonstrated 'observations' have dtype float32, .*: give integers"),
+        (spaces.Discrete(3), np.zeros(60), r"have dtype float32, but the observation space is Discrete\(3\): give integers"),
+        (spaces.Discrete(3), np.arange(60) % 4, r"Demonstrated 'observations' are in \[0, 3\], outside Discrete\(3\)"),
+        (spaces.Discrete(3), np.arange(60) % 3 - 1, r"are in \[-1, 1\], outside Discrete\(3\)"),
+    ],
+)
+def test_observations_of_another_environment(space: spaces.Space, observations: Any, match: str) -> None:
+    refused(match, model=make_policy(space), demonstrations=make_demonstrations(observations=observations))
+
+
+@pytest.mark.parametrize(
+    ("space", "shape", "match"),
+    [
+        (PLAIN, (3,), r"shape \(3,\), which fits neither the action space's shape \(2,\) nor chunks of it, \(horizon, 3\)"),
+        (CHUNKS, (2,), r"shape \(2,\), which fits neither the action space's shape \(4, 3\) nor chunks of it, \(horizon, 2\)"),
+        (CHUNKS, (4,), r"shape \(4,\), which fits neither"),
+        (CHUNKS, (3, 4), r"shape \(3, 4\), which fits neither"),
+    ],
+)
+def test_actions_of_another_environment(space: spaces.Box, shape: tuple[int, ...], match: str) -> None:
+    refused(match, model=make_policy(action_space=space), demonstrations=make_demonstrations(actions=np.zeros((60, *shape))))
+
+
+@pytest.mark.parametrize("space", [PLAIN, spaces.Box(-1, 1, (4, ACTION))], ids=["plain", "chunks"])
+def test_actions_outside_the_bounds(space: spaces.Box) -> None:
+    """The message says how many transitions and how far; a share of rounding is forgiven; clipping is an option."""
+    actions = np.zeros((60, ACTION))
+    actions[[3, 7, 7], [0, 0, 1]] = [1.25, -1.5, 1.1]
+    demonstrations = make_demonstrations(actions=actions)
+    refused(
+        "2 of 60 demonstrated actions are outside the action space's bounds, by up to 0.5: pass clip_actions=True",
+        model=make_policy(action_space=space),
+        demonstrations=demonstrations,
+    )
+    clipped = clone(make_policy(action_space=space), demonstrations, clip_actions=True)
+    expected = clone(make_policy(action_space=space), make_demonstrations(actions=np.clip(actions, -1, 1)))
+    assert clipped["bc/loss"] == expected["bc/loss"]
+    clone(make_policy(action_space=space), make_demonstrations(actions=np.full((60, ACTION), 1 + 5e-7)))
+
+
+def test_one_bound_per_dimension() -> None:
+    space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]))
+    inside = np.tile([-1.0, 10.0], (60, 1))
+    clone(make_policy(action_space=space), make_demonstrations(actions=inside))
+    refused(
+        "60 of 60 .* by up to 9",
+        model=make_policy(action_space=space),
+        demonstrations=make_demonstrations(actions=inside[:, ::-1]),
+    )

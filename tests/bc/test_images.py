@@ -1,4 +1,4 @@
-"""Behaviour cloning from images that stay in their file."""
+"""Behavior cloning from images that stay in their file."""
 
 import contextlib
 import subprocess
@@ -124,7 +124,7 @@ def test_file_that_vanishes_while_cloning(tmp_path: Path) -> None:
     assert not policy.training and all(th.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
 
 
-class MeanColour(BaseFeaturesExtractor):
+class MeanColor(BaseFeaturesExtractor):
     """What costs no time: the reading is what is to be measured."""
 
     def __init__(self, observation_space: spaces.Dict) -> None:
@@ -142,7 +142,7 @@ def peak_memory(path: str, cache_bytes: int) -> None:
     for source in (small, path):
         d = load_demonstrations(f"robomimic:{source}", observation_keys=IMAGE, cache_bytes=cache_bytes)
         space = spaces.Dict({IMAGE: spaces.Box(0, 255, (3, 84, 84), np.uint8)})
-        policy = FlowMatchingPolicy(space, BOX, net_arch=[16], features_extractor_class=MeanColour)
+        policy = FlowMatchingPolicy(space, BOX, net_arch=[16], features_extractor_class=MeanColor)
         pretrain_bc(policy, d, n_batches=60, batch_size=64, clip_actions=True)
         status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
         peaks.append(int(status["VmHWM"].split()[0]) * 1024)

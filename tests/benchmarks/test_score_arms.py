@@ -44,16 +44,16 @@ def test_package_arm_leaves_to_the_package_what_it_can_decide() -> None:
     assert not set(settings) & set(DEFAULTS["pretrained"])
 
 
-def test_normalised_scores(tmp_path: object) -> None:
+def test_normalized_scores(tmp_path: object) -> None:
     def curve(values: list[float]) -> dict[str, np.ndarray]:
         return {"return_exploring": np.array(values)}
 
     curves = {"env": {"a": [curve([0, 10, 10, 10])], "b": [curve([0, 5, 5, 5]), curve([0, 5, 5, 15])]}}
-    scores = report.normalised(curves, "return_exploring", report.mean_return)
+    scores = report.normalized(curves, "return_exploring", report.mean_return)
     np.testing.assert_allclose(scores["a"][0], [1.0])  # the best final return is a's, 10
     np.testing.assert_allclose(scores["b"][0], [0.5, 25 / 3 / 10])
     curves["not improved"] = {"a": [curve([100, 101, 101, 101])], "b": [curve([100, 99, 99, 99])] * 2}
-    assert len(report.normalised(curves, "return_exploring", report.mean_return)["a"]) == 1
+    assert len(report.normalized(curves, "return_exploring", report.mean_return)["a"]) == 1
 
 
 def test_interrupted_run_is_made_again(tmp_path: object) -> None:

@@ -215,10 +215,16 @@ def test_time_grid_refuses_no_steps(steps: int) -> None:
 # ---------------------------------------------------------------------- ODE
 
 
+def _euler(velocity: Callable, noise: th.Tensor, steps: int) -> th.Tensor:
+    """Euler steps by the loop and on the grid that policies use."""
+    times = flow.time_grid(steps, dtype=noise.dtype, device=noise.device)
+    return flow.chain(lambda x, t: x + velocity(x, t) / steps, noise, times)[-1]
+
+
 def _euler_map(gaussian: Gaussian, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The affine map ``x_0 -> matrix @ x_0 + offset`` of ``euler_sample``, read off the origin and the basis vectors."""
+    """The affine map ``x_0 -> matrix @ x_0 + offset`` of :func:`_euler`, read off the origin and the basis vectors."""
     starts = th.cat([th.zeros(1, gaussian.dim, dtype=th.float64), th.eye(gaussian.dim, dtype=th.float64)])
-    ends = flow.euler_sample(gaussian.torch_velocity, starts, steps).numpy()
+    ends = _euler(gaussian.torch_velocity, starts, steps).numpy()
     return (ends[1:] - ends[0]).T, ends[0]
 
 
@@ -232,7 +238,7 @@ def _romberg(values: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 40])
-def test_euler_sample_is_the_composition_of_its_steps(gaussian: Gaussian, steps: int) -> None:
+def test_chain_is_the_composition_of_its_steps(gaussian: Gaussian, steps: int) -> None:
     matrix, offset = np.eye(gaussian.dim), np.zeros(gaussian.dim)
     for k in range(steps):
         linear, constant = gaussian.velocity(k / steps)
@@ -244,7 +250,7 @@ def test_euler_sample_is_the_composition_of_its_steps(gaussian: Gaussian, steps:
 
 
 def test_ode_transports_noise_to_data(gaussian: Gaussian) -> None:
-    """The exact flow map is ``m + S^(1/2) x_0``: by a tight ODE solver, and as the limit of ``euler_sample``, to 1e-8."""
+    """The exact flow map is ``m + S^(1/2) x_0``: by a tight ODE solver, and as the limit of :func:`_euler`, to 1e-8."""
 
     def derivative(t: float, state: np.ndarray) -> np.ndarray:
         # Columns: the images of the origin and of the basis vectors
@@ -281,64 +287,6 @@ def test_ode_marginals_converge_at_first_order(gaussian: Gaussian) -> None:
 # ---------------------------------------------------------------------- SDE
 
 
-def _sde_coefficients(gaussian: Gaussian, eps: float, t: float) -> tuple[np.ndarray, np.ndarray]:
-    """Drift ``v + eps score`` as ``(matrix, offset)``."""
-    (velocity, constant), (score, shift) = gaussian.velocity(t), gaussian.score(t)
-    return velocity + eps * score, constant + eps * shift
-
-
-def _sde_moments(gaussian: Gaussian, diffusion: Callable, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact mean and covariance of Euler-Maruyama: ``C <- M C M^T + 2 eps dt I`` with ``M = I + dt A``."""
-    mean, covariance, eye = np.zeros(gaussian.dim), np.eye(gaussian.dim), np.eye(gaussian.dim)
-    for k in range(steps):
-        eps = float(diffusion(k / steps))
-        matrix, offset = _sde_coefficients(gaussian, eps, k / steps)
-        step = eye + matrix / steps
-        mean = step @ mean + offset / steps
-        covariance = step @ covariance @ step.T + 2 * eps / steps * eye
-    return mean, covariance
-
-
-def _sde_sample(
-    gaussian: Gaussian, diffusion: Callable, noise: np.ndarray, steps: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Samples, and the normal deviates that made them, ``(steps, n, dim)``."""
-    samples = flow.sde_sample(gaussian.torch_velocity, th.as_tensor(noise), steps, diffusion, th.Generator().manual_seed(seed))
-    generator = th.Generator().manual_seed(seed)
-    deviates = [th.randn(noise.shape, dtype=th.float64, generator=generator).numpy() for _ in range(steps)]
-    return samples.numpy(), np.stack(deviates)
-
-
-@pytest.mark.parametrize("name", DIFFUSIONS)
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_sde_sample_pathwise(gaussian: Gaussian, name: str, steps: int) -> None:
-    """Every sample equals an independent Euler-Maruyama loop over the same deviates."""
-    x = _points(gaussian)
-    samples, deviates = _sde_sample(gaussian, DIFFUSIONS[name], x, steps, seed=3)
-    for k in range(steps):
-        eps = float(DIFFUSIONS[name](k / steps))
-        matrix, offset = _sde_coefficients(gaussian, eps, k / steps)
-        x = x + (x @ matrix.T + offset) / steps + np.sqrt(2 * eps / steps) * deviates[k]
-    np.testing.assert_allclose(samples, x, rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("name", DIFFUSIONS)
-def test_sde_sample_has_the_exact_moments_of_its_recursion(gaussian: Gaussian, name: str) -> None:
-    """
-    ``x_1`` is affine in ``(x_0, w_0, .., w_{K-1})``, which are independent standard normals: with more samples than unknowns,
-    least squares gives that map without error, and the map gives the covariance without sampling error.
-    """
-    steps = 12
-    starts = np.random.default_rng(5).standard_normal((3 * gaussian.dim * (steps + 1), gaussian.dim))
-    samples, deviates = _sde_sample(gaussian, DIFFUSIONS[name], starts, steps, seed=4)
-    inputs = np.hstack([starts, *deviates, np.ones((len(starts), 1))])
-    solution = np.linalg.lstsq(inputs, samples, rcond=None)[0]
-    gains, mean = solution[:-1].T, solution[-1]
-    expected_mean, expected_covariance = _sde_moments(gaussian, DIFFUSIONS[name], steps)
-    np.testing.assert_allclose(mean, expected_mean, atol=1e-11)
-    np.testing.assert_allclose(gains @ gains.T, expected_covariance, atol=1e-11)
-
-
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_sde_marginals_are_those_of_the_ode(gaussian: Gaussian, name: str) -> None:
     """With score and diffusion, ``(t m, (1 - t)^2 I + t^2 S)`` still solves the equations of the moments, for any eps."""
@@ -357,43 +305,6 @@ def test_sde_marginals_are_those_of_the_ode(gaussian: Gaussian, name: str) -> No
         np.testing.assert_allclose(matrix @ (t * gaussian.m) + offset, gaussian.m, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", DIFFUSIONS)
-def test_sde_moments_converge_to_the_data(gaussian: Gaussian, name: str) -> None:
-    """For every eps: the Lyapunov equation ends in (m, S), and Euler-Maruyama's moments have the same limit, to 1e-8."""
-    diffusion, dim = DIFFUSIONS[name], gaussian.dim
-
-    def derivative(t: float, state: np.ndarray) -> np.ndarray:
-        mean, covariance = state[:dim], state[dim:].reshape(dim, dim)
-        eps = float(diffusion(t))
-        matrix, offset = _sde_coefficients(gaussian, eps, t)
-        rate = matrix @ covariance + covariance @ matrix.T + 2 * eps * np.eye(dim)
-        return np.concatenate([matrix @ mean + offset, rate.ravel()])
-
-    start = np.concatenate([np.zeros(dim), np.eye(dim).ravel()])
-    end = solve_ivp(derivative, (0, 1), start, method="DOP853", rtol=1e-11, atol=1e-12).y[:, -1]
-    np.testing.assert_allclose(end[:dim], gaussian.m, atol=1e-8)
-    np.testing.assert_allclose(end[dim:].reshape(dim, dim), gaussian.S, atol=1e-8)
-
-    means, covariances = zip(*(_sde_moments(gaussian, diffusion, 2**power) for power in range(7, 13)), strict=True)
-    np.testing.assert_allclose(_romberg(list(means)), gaussian.m, atol=1e-8)
-    np.testing.assert_allclose(_romberg(list(covariances)), gaussian.S, atol=1e-8)
-
-
-def test_sde_without_diffusion_is_the_ode(gaussian: Gaussian) -> None:
-    noise = th.as_tensor(_points(gaussian))
-    sde = flow.sde_sample(gaussian.torch_velocity, noise, 6, DIFFUSIONS["zero"])
-    th.testing.assert_close(sde, flow.euler_sample(gaussian.torch_velocity, noise, 6), rtol=0, atol=1e-15)
-
-
-def test_sde_sample_follows_its_generator() -> None:
-    gaussian, noise = GAUSSIANS["3d"], th.zeros(2, 3, dtype=th.float64)
-    generators = (th.Generator().manual_seed(seed) for seed in (0, 0, 1))
-    first, again, other = (flow.sde_sample(gaussian.torch_velocity, noise, 3, DIFFUSIONS["large"], g) for g in generators)
-    th.testing.assert_close(first, again, rtol=0, atol=0)
-    assert (first - other).abs().min() > 1e-3
-    assert (first[0] - first[1]).abs().min() > 1e-3  # rows get their own deviates
-
-
 # ---------------------------------------------------------------------- dtype and device
 
 
@@ -407,8 +318,7 @@ def test_dtype_and_device_are_kept(dtype: th.dtype, device: str) -> None:
         "velocity_target": flow.velocity_target(x, other),
         "score_from_velocity": flow.score_from_velocity(x, other, t),
         "endpoint": flow.endpoint(x, other, t),
-        "euler_sample": flow.euler_sample(lambda x, t: x * t, x, 3),
-        "sde_sample": flow.sde_sample(lambda x, t: x * t, x, 3, lambda t: 1 - t),
+        "chain": _euler(lambda x, t: x * t, x, 3),
     }
     for name, result in results.items():
         assert (name, result.dtype, result.device.type, result.shape) == (name, dtype, device, x.shape)
@@ -416,5 +326,5 @@ def test_dtype_and_device_are_kept(dtype: th.dtype, device: str) -> None:
 
 def test_float32_is_close_to_float64(gaussian: Gaussian) -> None:
     noise = th.as_tensor(_points(gaussian))
-    exact = flow.euler_sample(gaussian.torch_velocity, noise, 8)
-    th.testing.assert_close(flow.euler_sample(gaussian.torch_velocity, noise.float(), 8).double(), exact, rtol=1e-5, atol=1e-5)
+    exact = _euler(gaussian.torch_velocity, noise, 8)
+    th.testing.assert_close(_euler(gaussian.torch_velocity, noise.float(), 8).double(), exact, rtol=1e-5, atol=1e-5)

@@ -82,7 +82,7 @@ def test_split_first_layer_equals_one_layer_on_the_concatenation(net_arch: list[
         th.testing.assert_close(velocity, _reference_velocity(field, x, t, features), rtol=1e-12, atol=1e-12)
 
 
-def test_first_layer_is_initialised_as_one_layer() -> None:
+def test_first_layer_is_initialized_as_one_layer() -> None:
     """PyTorch's bound 1 / sqrt(fan-in), with the fan-in of the whole input, holds and is nearly reached in all three parts."""
     field = VelocityField(64, 32, [512], time_embedding_dim=16)
     bound = 1 / math.sqrt(64 + 32 + 16)
@@ -137,11 +137,11 @@ def test_untrained_field_samples_the_prior() -> None:
     condition = field.condition(th.zeros(1, FEATURES, dtype=th.float64))
     ends = []
     for steps in (128, 256):
-        ends.append(
-            flow.euler_sample(
-                lambda x, t: field(x, field.time_features(t), condition), th.ones(1, ACTION, dtype=th.float64), steps
-            )
-        )
+        time = field.time_features(flow.time_grid(steps, dtype=th.float64)).steps()
+        points = [th.ones(1, ACTION, dtype=th.float64)]
+        for each in time:
+            points.append(points[-1] + field(points[-1], each, condition) / steps)
+        ends.append(points[-1])
     coarse, fine = (float(end[0, 0].detach()) - 0.5 for end in ends)
     assert coarse / fine == pytest.approx(2, rel=0.02)
     assert 2 * fine - coarse == pytest.approx(0, abs=1e-4)
@@ -160,7 +160,7 @@ def test_grid_of_times_in_one_call_equals_a_loop_over_steps() -> None:
 
 
 def test_one_time_per_row() -> None:
-    """Behaviour cloning draws a time for every row."""
+    """Behavior cloning draws a time for every row."""
     field, t = _field([16]), th.rand(6, dtype=th.float64)
     x, features = _inputs(6), th.randn(6, FEATURES, dtype=th.float64)
     rows = field(x, field.time_features(t), field.condition(features))
@@ -175,7 +175,7 @@ def test_impossible_prior_is_refused(prior_std: float) -> None:
         VelocityField(FEATURES, ACTION, [8], prior_std=prior_std)
 
 
-# ---------------------------------------------------------------------- observation normaliser
+# ---------------------------------------------------------------------- observation normalizer
 
 
 def _box(*shape: int, dtype: type = np.float32) -> spaces.Box:
@@ -264,7 +264,7 @@ def test_images_and_discrete_observations_are_untouched(space: spaces.Space) -> 
     assert not [name for name in normalizer.state_dict() if name != "count"]
 
 
-def test_constant_dimensions_are_only_centred() -> None:
+def test_constant_dimensions_are_only_centered() -> None:
     data = th.cat([th.full((30, 1), 7.0), th.randn(30, 1)], dim=1)
     normalizer = ObservationNormalizer(_box(2))
     normalizer.update(data)

@@ -13,7 +13,8 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
-from sb3_scoreflow import HalfLifeSchedule, HoldCosineSchedule
+from sb3_scoreflow import CosineSchedule, HalfLifeSchedule, HoldCosineSchedule
+from sb3_scoreflow.common.checks import Schedule
 from sb3_scoreflow.common.schedules import Progress
 from tests.conformance.algorithm import Algorithm
 from tests.conformance.algorithms import ALGORITHMS
@@ -58,10 +59,9 @@ class Recorder:
         self.rates.append((bounds, *(group["lr"] for group in self.model.policy.optimizer.param_groups)))
 
 
-RATES = {
-    "ScoReFlowPPO": dict(noise_learning_rate=HalfLifeSchedule(2e-2, 1e-4, 30), max_std=HalfLifeSchedule(0.4, 0.1, 30)),
-    "RLDT": dict(critic_learning_rate=HalfLifeSchedule(2e-2, 1e-4, 30)),
-}
+def other_rates(algorithm: Algorithm) -> dict[str, HalfLifeSchedule]:
+    rates = {name: HalfLifeSchedule(2e-2, 1e-4, 30) for name in scheduled(algorithm) if name.endswith("_learning_rate")}
+    return rates | ({"max_std": HalfLifeSchedule(0.4, 0.1, 30)} if "max_std" in algorithm.cls.rules else {})
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
@@ -72,7 +72,7 @@ def test_rates_do_not_depend_on_how_learn_is_cut(algorithm: Algorithm, n_envs: i
     size, iterations, rates, weights = algorithm.iteration(n_envs), 4, {}, {}
 
     def make() -> Any:
-        arguments: Any = dict(RATES[str(algorithm)], learning_rate=HalfLifeSchedule(1e-2, 1e-4, 30))
+        arguments: Any = dict(other_rates(algorithm), learning_rate=HalfLifeSchedule(1e-2, 1e-4, 30))
         return algorithm.make("FlowPolicy", make_toy(n_envs=n_envs), **arguments)
 
     for way, calls in dict(once=[4 * size], each=[size] * 4, halves=[1, 2 * size + 1]).items():
@@ -124,17 +124,17 @@ class Asked:
         return self.value * progress_remaining
 
 
-SCHEDULED = {
-    "ScoReFlowPPO": ("learning_rate", "noise_learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf"),
-    "RLDT": ("learning_rate", "critic_learning_rate", "encoder_learning_rate"),
-}
+def scheduled(algorithm: Algorithm) -> list[str]:
+    """Arguments that may be schedules, but for the noise, which must not become smaller than its lower bound."""
+    rules = {name: getattr(rule, "rule", rule) for name, rule in algorithm.cls.rules.items()}
+    return [name for name, rule in rules.items() if isinstance(rule, Schedule) and name != "max_std"]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
 @pytest.mark.parametrize("total", [1, 5, 16, 17, 40, 47])
 def test_schedules_are_asked_within_bounds(algorithm: Algorithm, total: int) -> None:
     """Also where training is shorter than a rollout, or no multiple of it: the last rollout passes the end."""
-    schedules = {name: Asked(1e-2) for name in SCHEDULED[str(algorithm)]}
+    schedules = {name: Asked(1e-2) for name in scheduled(algorithm)}
     model = algorithm.make("CnnPolicy", make_toy("image"), "image", **schedules)
     used: list[float] = []
     step = model._step
@@ -194,7 +194,7 @@ def test_noise_may_end_at_its_lower_bound(max_std: Any) -> None:
     ],
 )
 def test_schedules_as_rl_zoo3_writes_them(algorithm: Algorithm, value: Any, expected: list[float]) -> None:
-    names = SCHEDULED[str(algorithm)]
+    names = scheduled(algorithm)
     model = algorithm.make("FlowPolicy", make_toy(), **dict.fromkeys(names, value))
     logged: dict[str, list[float]] = {name: [] for name in names}
     train = model.train
@@ -236,3 +236,39 @@ def test_learning_nothing_returns_as_ppo_does(algorithm: Algorithm, total: Any) 
 def test_length_of_learning_may_be_a_float() -> None:
     for algorithm in ALGORITHMS:
         assert algorithm.make("FlowPolicy", make_toy()).learn(3.2e1).num_timesteps == 32
+
+
+def test_cosine_schedule_values() -> None:
+    schedule = CosineSchedule(1.0, 0.2)
+    expected = {1.0: 1.0, 0.75: 0.2 + 0.4 * (1 + math.cos(math.pi / 4)), 0.5: 0.6, 0.0: 0.2, -0.1: 0.2}
+    for remaining, value in expected.items():
+        assert schedule(remaining) == pytest.approx(value, abs=1e-12)
+    warm = CosineSchedule(1.0, 0.2, warmup_fraction=0.2)
+    for remaining, value in {1.0: 0.0, 0.95: 0.25, 0.9: 0.5, 0.8: 1.0, 0.4: 0.6, 0.0: 0.2}.items():
+        assert warm(remaining) == pytest.approx(value, abs=1e-12)
+
+
+def test_hold_cosine_schedule_values() -> None:
+    schedule = HoldCosineSchedule(0.24, 0.198)  # published: 0.1 + 0.7 * (0.24 - 0.1) at the end
+    halfway = 1 - (0.35 + 0.65 / 2)
+    for remaining, value in {1.0: 0.24, 0.66: 0.24, 0.65: 0.24, halfway: 0.219, 0.0: 0.198, -0.1: 0.198}.items():
+        assert schedule(remaining) == pytest.approx(value, abs=1e-12)
+    quarter = 1 - (0.35 + 0.65 / 4)
+    assert schedule(quarter) == pytest.approx(0.198 + 0.042 * 0.5 * (1 + math.cos(math.pi / 4)), abs=1e-12)
+
+
+def test_schedules_pickle_and_show_their_arguments() -> None:
+    for schedule in (CosineSchedule(1e-3, 1e-4, warmup_fraction=0.1), HoldCosineSchedule(0.3, 0.1, hold_fraction=0.5)):
+        again = pickle.loads(pickle.dumps(schedule))
+        assert [again(p) for p in np.linspace(0, 1, 11)] == [schedule(p) for p in np.linspace(0, 1, 11)]
+        assert repr(again) == repr(schedule)
+    assert repr(CosineSchedule(1, 0.5, 0.1)) == "CosineSchedule(1.0, 0.5, warmup_fraction=0.1)"
+    assert repr(HoldCosineSchedule(1, 0.5)) == "HoldCosineSchedule(1.0, 0.5, hold_fraction=0.35)"
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
+def test_impossible_schedules_are_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match=rf"warmup_fraction must be in \[0, 1\), got {fraction}"):
+        CosineSchedule(1.0, 0.0, warmup_fraction=fraction)
+    with pytest.raises(ValueError, match=rf"hold_fraction must be in \[0, 1\), got {fraction}"):
+        HoldCosineSchedule(1.0, 0.0, hold_fraction=fraction)

@@ -82,7 +82,7 @@ class Recorder(gym.Env):
 
 def demonstrations(low: Any, high: Any, shape: tuple[int, ...] = (2,)) -> Demonstrations:
     actions = np.random.default_rng(0).uniform(low, high, (64, *shape)).astype(np.float32)
-    return Demonstrations.from_arrays(observe("flat", some_states(64)), actions, None, np.arange(64) % 8 == 7)
+    return Demonstrations(observe("flat", some_states(64)), actions, None, np.arange(64) % 8 == 7)
 
 
 def learns_within(algorithm: Algorithm, env: gym.Env, inner: Recorder, low: Any, high: Any) -> None:
@@ -245,7 +245,7 @@ def test_demonstrations_are_cloned_alike_in_any_unit(algorithm: Algorithm, name:
     actions = (low + shares * (high - low)).astype(space.dtype)
     clones = []
     for bounds, data in ((space, actions), (box(-1, 1), 2 * (actions.astype(np.float64) - low) / (high - low) - 1)):
-        demos = Demonstrations.from_arrays(observe("flat", some_states(64)), data, None, np.arange(64) % 8 == 7)
+        demos = Demonstrations(observe("flat", some_states(64)), data, None, np.arange(64) % 8 == 7)
         model = algorithm.make("FlowPolicy", ActionChunking(Recorder(bounds), 2))
         pretrain_bc(model, demos, n_batches=20, batch_size=64, critic_batches=0, seed=0)
         clones.append(model.policy.predict(observe("flat", some_states(8)), deterministic=True)[0].astype(np.float64))

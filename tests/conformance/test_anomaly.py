@@ -23,7 +23,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def demonstrations() -> Demonstrations:
     states = some_states(64)
     actions = [1.0, 0.625] + states[:, :2] * [2.0, 0.1]
-    return Demonstrations.from_arrays(observe("flat", states), actions, states[:, 0], th.arange(64).numpy() % 8 == 7)
+    return Demonstrations(observe("flat", states), actions, states[:, 0], th.arange(64).numpy() % 8 == 7)
 
 
 def cloned_and_trained(algorithm: Algorithm) -> Any:

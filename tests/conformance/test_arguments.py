@@ -1,24 +1,21 @@
-"""Impossible arguments are refused at construction and on loading, with the argument's name and value; NaN stops training."""
+"""Impossible arguments are refused at construction and on loading, with the argument's name and value."""
 
 import ast
 import inspect
-import io
 import re
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_scoreflow import CosineSchedule, Demonstrations, DivergenceError, HoldCosineSchedule, pretrain_bc
+from sb3_scoreflow import CosineSchedule, Demonstrations, HoldCosineSchedule, pretrain_bc
 from sb3_scoreflow.ppo.buffers import WideRolloutBuffer
 from sb3_scoreflow.rldt.buffers import RolloutHistory
-from tests.conformance import algorithms
 from tests.conformance.algorithm import Algorithm
+from tests.conformance.algorithms import ALGORITHMS
+from tests.conformance.arguments import has
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
 from tests.conformance.saving import saved
 
@@ -96,11 +93,11 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ),
     (
         dict(normalize_advantage=True, batch_size=1),
-        "normalize_advantage needs minibatches of at least 2 chains, got batch_size=1 and n_steps * n_envs = 16",
+        "normalize_advantage needs minibatches of at least 2 transitions, got batch_size=1 and n_steps * n_envs = 16",
     ),
     (
         dict(normalize_advantage=True, n_steps=1),
-        "normalize_advantage needs minibatches of at least 2 chains, got batch_size=16 and n_steps * n_envs = 1",
+        "normalize_advantage needs minibatches of at least 2 transitions, got batch_size=16 and n_steps * n_envs = 1",
     ),
     (
         dict(encoder_learning_rate=-1e-3),
@@ -279,7 +276,6 @@ WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
 
 #: Arguments that are no rules' business
 UNCHECKED = {"policy", "env", "policy_kwargs", "device", "_init_setup_model"}
-
 #: Of the policy, which cannot be changed when loading.
 IMPOSSIBLE_POLICY: list[tuple[dict[str, Any], str]] = [
     (dict(time_embedding_dim=3), "time_embedding_dim must be a positive even number, got 3"),
@@ -294,10 +290,6 @@ IMPOSSIBLE_POLICY: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def has(algorithm: Algorithm, arguments: dict[str, Any]) -> bool:
-    return arguments.keys() <= inspect.signature(algorithm.cls).parameters.keys()
-
-
 def rows(algorithm: Algorithm) -> list[tuple[dict[str, Any], str]]:
     replay = algorithm.capabilities.replay
     base = "RolloutHistory, which keeps trajectories" if replay else "RolloutBuffer for these observations"
@@ -309,7 +301,7 @@ def all_rows(algorithm: Algorithm) -> list[tuple[dict[str, Any], str]]:
     return [*rows(algorithm), *(row for row in WRONG_TYPES if has(algorithm, row[0]))]
 
 
-ROWS = [pytest.param(each, *row, id=f"{each}-{row[0]}") for each in algorithms.ALGORITHMS for row in all_rows(each)]
+ROWS = [pytest.param(each, *row, id=f"{each}-{row[0]}") for each in ALGORITHMS for row in all_rows(each)]
 
 
 @pytest.mark.parametrize(("each", "arguments", "message"), ROWS)
@@ -330,7 +322,7 @@ def test_table_of_impossible_arguments_is_used(algorithm: Algorithm) -> None:
     names = inspect.signature(algorithm.cls).parameters.keys()
     assert {"denoising_steps", "learning_rate", "gamma", "n_steps", "batch_size"} <= names
     assert names - {name for arguments, _ in all_rows(algorithm) for name in arguments} == UNCHECKED
-    assert all(any(has(each, row[0]) for each in algorithms.ALGORITHMS) for row in [*IMPOSSIBLE, *WRONG_TYPES])
+    assert all(any(has(each, row[0]) for each in ALGORITHMS) for row in [*IMPOSSIBLE, *WRONG_TYPES])
 
 
 @pytest.mark.filterwarnings("ignore:batch_size=")
@@ -422,220 +414,3 @@ def test_critics_without_state_values_are_not_pretrained(replay: Algorithm) -> N
     assert not model.policy.pretrained
     pretrain_bc(model, demonstrations, n_batches=1)
     assert model.policy.pretrained
-
-
-# ------------------------------------------------------------------ warnings
-
-
-def test_batch_size_that_leaves_a_remainder_warns_and_works(ratio: Algorithm) -> None:
-    message = (
-        r"batch_size=5 does not divide the rollout of n_steps \* n_envs = 7 \* 3 = 21 chains: in every epoch there will be a "
-        r"truncated mini-batch of size 1\. Choose a batch_size that is a factor of 21"
-    )
-    with pytest.warns(UserWarning, match=message) as caught:
-        model = ratio.make("FlowPolicy", make_toy(n_envs=3), n_steps=7, batch_size=5)
-    assert caught[0].filename == algorithms.__file__, "it points at the call of the constructor"
-    model.learn(2 * 21)  # advantages of a single chain cannot be normalised
-    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
-    with pytest.warns(UserWarning, match="batch_size=10 does not divide the rollout"):
-        ratio.cls.load(saved(ratio.make("FlowPolicy", make_toy())), make_toy(), batch_size=10)
-
-
-@pytest.mark.parametrize(
-    ("clip_range", "warned"),
-    [
-        (0.2, True),
-        (0.1, True),
-        ("lin_0.2", True),
-        (lambda p: 0.1 * p + 0.1, True),
-        (0.099, False),
-        (lambda p: 0.1 * (1 - p), False),
-    ],
-)
-def test_clip_range_of_ppo_warns(likelihoods: Algorithm, clip_range: Any, warned: bool) -> None:
-    message = (
-        r"clip_range=0\.[12] hardly clips: the ratio is a geometric mean over the chain's .* Leave clip_range out, or star"
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        file = saved(likelihoods.make("FlowPolicy", make_toy(), clip_range=clip_range))
-        likelihoods.cls.load(file)
-    assert [each.filename for each in caught] == [algorithms.__file__, __file__][: 2 * warned]
-    assert all(re.match(message, str(each.message)) for each in caught)
-
-
-@pytest.mark.parametrize("score_drift", ["learned", "constant"])
-def test_score_drift_with_one_denoising_step_warns(likelihoods: Algorithm, score_drift: str) -> None:
-    message = f"score_drift='{score_drift}' with denoising_steps=1 only shrinks the initial noise .* set denoising_steps to 2"
-    with pytest.warns(UserWarning, match=message) as caught:
-        likelihoods.make("FlowPolicy", make_toy(), score_drift=score_drift, denoising_steps=1)
-    assert caught[0].filename == algorithms.__file__
-
-
-def test_a_single_particle_warns(replay: Algorithm) -> None:
-    with pytest.warns(UserWarning, match="n_particles=1 leaves the kernel nothing to repel") as caught:
-        model = replay.make("FlowPolicy", make_toy(), n_particles=1)
-    assert caught[0].filename == algorithms.__file__
-    model.learn(replay.iteration())
-
-
-def test_possible_arguments_do_not_warn(algorithm: Algorithm) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        algorithm.make("FlowPolicy", make_toy())
-        algorithm.cls("FlowPolicy", make_toy(n_envs=2))
-        if has(algorithm, dict(score_drift="none")):
-            algorithm.make("FlowPolicy", make_toy(), score_drift="none", denoising_steps=1)
-        if has(algorithm, dict(kernel="delta")):
-            algorithm.make("FlowPolicy", make_toy(), kernel="delta", n_particles=1)
-
-
-# ------------------------------------------------------------------ NaN stops training
-
-
-class Autosave(BaseCallback):
-    """Overwrites one file at every step; may plant a NaN before it does."""
-
-    def __init__(self, path: Path, nan_at: int | None = None, parameter: str | None = None) -> None:
-        super().__init__()
-        self.path, self.nan_at, self.parameter = path, nan_at, parameter
-
-    def _on_step(self) -> bool:
-        if self.n_calls == self.nan_at:
-            with th.no_grad():
-                dict(self.model.policy.named_parameters())[self.parameter or ""].view(-1)[0] = th.nan
-        else:
-            self.model.save(self.path)
-        return True
-
-
-def assert_usable(algorithm: Algorithm, path: Path, num_timesteps: int) -> None:
-    """The file is from that step, and training goes on from it."""
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
-    loaded = algorithm.cls.load(path, make_toy(n_envs=2))
-    assert loaded.num_timesteps == num_timesteps
-    loaded.learn(2 * algorithm.iteration(2), reset_num_timesteps=False)
-    action = loaded.predict(np.zeros(3, np.float32), deterministic=True)[0]
-    assert np.isfinite(action).all()
-    if hasattr(loaded, "return_statistics"):
-        assert np.isfinite(loaded.return_statistics.statistics.var)
-        assert loaded.return_statistics.scale == pytest.approx(float(loaded.return_statistics.statistics.var) ** 0.5)
-
-
-def test_divergence_ends_a_trial_and_not_a_study() -> None:
-    """rl_zoo3 and Optuna's users catch AssertionError and ValueError; code of 0.1.0 caught FloatingPointError."""
-    assert issubclass(DivergenceError, FloatingPointError) and issubclass(DivergenceError, ValueError)
-
-
-def test_nan_reward(algorithm: Algorithm, tmp_path: Path) -> None:
-    env = make_toy(n_envs=2, fault="reward", faulty_from=21)
-    model = algorithm.make("FlowPolicy", env)
-    message = (
-        r"The environment returned NaN or infinite rewards \(24 entries, the first at step 4 of env 0\): fix the environment"
-    )
-    with pytest.raises(DivergenceError, match=message):
-        model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip"))
-    # Its policy is as it was before that rollout, and what was saved during it is good.
-    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
-    assert_usable(algorithm, tmp_path / "last.zip", 64)
-
-
-@pytest.mark.parametrize("kind", ["flat", "float64"])
-def test_nan_observation(algorithm: Algorithm, kind: str) -> None:
-    model = algorithm.make("FlowPolicy", make_toy(kind, fault="observation", faulty_from=21))
-    with pytest.raises(
-        DivergenceError, match="The policy produced a NaN or infinite action: an observation, or what the networks"
-    ):
-        model.learn(4 * algorithm.iteration())
-    assert model.num_timesteps == 21
-    assert all(th.isfinite(parameter).all() for parameter in model.policy.state_dict().values())
-
-
-def test_nan_in_the_observation_after_the_rollout(algorithm: Algorithm) -> None:
-    """It is not stored, but its value is bootstrapped from."""
-    model = algorithm.make("FlowPolicy", make_toy(fault="observation", faulty_from=16, length=100))
-    with pytest.raises(
-        DivergenceError, match=r"is nan in iteration 1, before the parameters changed: check rewards and observations"
-    ):
-        model.learn(4 * algorithm.iteration())
-    assert all(th.isfinite(parameter).all() for parameter in model.policy.state_dict().values())
-
-
-def test_infinite_observation_is_named(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The normaliser bounds it, so the policy acts on; the update refuses it."""
-    env = make_toy(n_envs=2)
-    step = env.step_wait
-
-    def faulty() -> Any:
-        obs, rewards, dones, infos = step()
-        if model.num_timesteps == 8:  # the steps counted before this one
-            obs = np.array(obs)
-            obs[1, 2] = np.inf
-        return obs, rewards, dones, infos
-
-    monkeypatch.setattr(env, "step_wait", faulty)
-    model = algorithm.make("FlowPolicy", env)
-    with pytest.raises(DivergenceError, match=r"NaN or infinite observations \(1 entries, the first at step 5 of env 1\)"):
-        model.learn(algorithm.iteration(2))
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_loss_that_overflows_is_named_before_it_does_harm(algorithm: Algorithm, tmp_path: Path) -> None:
-    unscaled: dict[str, Any] = dict(reward_scale=1.0)  # divided by their mean, no rewards are too large for the loss
-    arguments = unscaled if has(algorithm, unscaled) else {}
-    model = algorithm.make("FlowPolicy", make_toy(n_envs=2, fault="huge", faulty_from=17), **arguments)
-    with pytest.raises(DivergenceError, match=r"\w+_loss is (nan|inf) in iteration 2, before the parameters changed"):
-        model.learn(4 * algorithm.iteration(2))
-    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
-    assert model.num_timesteps == 2 * algorithm.iteration(2)
-
-
-def test_huge_rewards_are_scaled(replay: Algorithm) -> None:
-    """Their sum is beyond float32, their mean is not."""
-    model = replay.make("FlowPolicy", make_toy(n_envs=2, fault="huge", faulty_from=17)).learn(2 * replay.iteration(2))
-    assert model.reward_magnitude == pytest.approx(1e36)  # a share of 0.01 of the running mean
-    assert model.policy.reward_scale.item() == pytest.approx(1e36)
-    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
-
-
-def test_rollout_with_nan_is_not_kept(replay: Algorithm) -> None:
-    model = replay.make("FlowPolicy", make_toy(n_envs=2, fault="reward", faulty_from=21)).learn(replay.iteration(2))
-    with pytest.raises(DivergenceError, match="The environment returned NaN or infinite rewards"):
-        model.learn(replay.iteration(2), reset_num_timesteps=False)
-    assert (model.rollout_buffer.n_rollouts, model.rollout_buffer.fill) == (1, pytest.approx(1 / 3))
-    model.set_env(make_toy(n_envs=2))
-    model.learn(2 * replay.iteration(2), reset_num_timesteps=False)
-    assert model.rollout_buffer.fill == 1 and np.isfinite(model.rollout_buffer._rewards).all()
-
-
-def test_parameter_that_becomes_nan_in_the_update_is_named(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = algorithm.make("FlowPolicy", make_toy(), **algorithm.once)
-    step = model.policy.optimizer.step
-
-    def faulty_step() -> None:
-        step()
-        bias = model.policy.velocity_field.output_layer.bias
-        if bias.grad is not None:  # the actor's step, the last one
-            with th.no_grad():
-                bias[1] = th.inf
-
-    monkeypatch.setattr(model.policy.optimizer, "step", faulty_step)
-    message = r"Parameter 'velocity_field\.output_layer\.bias' became NaN or infinite in iteration 1: lower the learning rates"
-    with pytest.raises(DivergenceError, match=message):
-        model.learn(algorithm.iteration())
-    with pytest.raises(DivergenceError, match="Not saved"):
-        model.save(io.BytesIO())
-
-
-def test_last_checkpoint_survives_a_nan_parameter(algorithm: Algorithm, tmp_path: Path) -> None:
-    """The file is overwritten at every step, but not with NaN, wherever that is noticed first."""
-    parameter = "velocity_field.output_layer.bias"
-    model = algorithm.make("FlowPolicy", make_toy(n_envs=2))
-    with pytest.raises(DivergenceError, match=rf"the policy's parameter '{re.escape(parameter)}' is not finite"):
-        model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip", 20, parameter))
-    assert_usable(algorithm, tmp_path / "last.zip", 38)
-    unused_in_acting = next((name for name, _ in model.policy.named_parameters() if name.startswith(("value_net", "critic."))))
-    model = algorithm.make("FlowPolicy", make_toy(n_envs=2))
-    with pytest.raises(DivergenceError, match=rf"Not saved: parameter '{re.escape(unused_in_acting)}' is NaN"):
-        model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip", 20, unused_in_acting))
-    assert_usable(algorithm, tmp_path / "last.zip", 38)

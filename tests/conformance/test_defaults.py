@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from sb3_scoreflow import Demonstrations, HalfLifeSchedule, pretrain_bc
-from sb3_scoreflow.common.schedules import Progress, as_schedule
+from sb3_scoreflow.common.schedules import START, Progress, as_schedule
 from sb3_scoreflow.ppo.sizes import default_sizes, sizes_from_scratch
 from tests.conformance.algorithm import Algorithm
 from tests.conformance.envs import ACTION_SPACE, make_toy
@@ -137,10 +137,11 @@ def test_attributes_and_files_show_resolved_values(algorithm: Algorithm, tmp_pat
     for column in ("scratch", "pretrained"):
         for name, value in algorithm.cls.defaults[column].items():
             shown = getattr(model, name)
-            if (column, name) == ("scratch", "clip_range"):
-                assert shown(1.0) == pytest.approx(algorithm.clip_range)
-                continue
-            assert repr(shown) == repr(value), (column, name)
+            if callable(value) or callable(shown):
+                first = FloatSchedule(value)(START) if (column, name) != ("scratch", "clip_range") else algorithm.clip_range
+                assert FloatSchedule(shown)(START) == pytest.approx(first), (column, name)
+            else:
+                assert shown == value, (column, name)
             assert (
                 model.lr_schedule(model._current_progress_remaining)
                 == {
@@ -159,10 +160,13 @@ def test_attributes_and_files_show_resolved_values(algorithm: Algorithm, tmp_pat
             clone(model)
 
 
-def test_clip_range_is_a_number_that_can_be_called(ratio: Algorithm) -> None:
-    model = ratio.cls("FlowPolicy", make_toy(), **SMALL)
-    assert model.clip_range == model.clip_range(0.3) == pytest.approx(ratio.clip_range) and model.clip_range_vf is None
-    assert ratio.make("FlowPolicy", make_toy(), clip_range_vf=0.2).clip_range_vf(0.3) == 0.2
+def test_clip_range_is_a_schedule_as_in_ppo(ratio: Algorithm, tmp_path: Path) -> None:
+    model = ratio.make("FlowPolicy", make_toy(), clip_range=lambda p: 0.03 * p, clip_range_vf=0.2)
+    model.save(tmp_path / "model")
+    for each in (model, ratio.cls.load(tmp_path / "model", make_toy())):
+        assert isinstance(each.clip_range, FloatSchedule) and each.clip_range(0.5) == 0.015
+        assert str(each.clip_range_vf) == "FloatSchedule(ConstantSchedule(val=0.2))"
+    assert ratio.cls("FlowPolicy", make_toy(), **SMALL).clip_range_vf is None
 
 
 def test_loaded_model_is_pretrained_from_its_weights_on(algorithm: Algorithm) -> None:

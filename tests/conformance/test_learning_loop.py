@@ -174,7 +174,7 @@ def test_vec_normalize(algorithm: Algorithm, tmp_path: Path) -> None:
     assert model.get_vec_normalize_env() is env
     states = np.concatenate([[before for before, *_ in toy.history] for toy in toys(env)])
     assert env.obs_rms.mean == pytest.approx(states.mean(0), abs=0.05)
-    # The buffer has normalised observations and rewards, the episode statistics raw rewards.
+    # The buffer has normalized observations and rewards, the episode statistics raw rewards.
     stored = model._rollout_observations()
     assert np.abs(stored).max() > 1.2 * np.abs(states).max()
     rewards = np.array([[reward for *_, reward in toy.history] for toy in toys(env)])

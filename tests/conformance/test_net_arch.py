@@ -113,6 +113,8 @@ def test_unknown_and_shared_layers_are_refused(
         (dict(pi=64, vf=[8]), r"net_arch\['pi'\] must be a list of widths, got 64", [64]),
         (dict(pi=[8], vf=[8.0]), r"net_arch\['vf'\] must be a list of positive whole numbers", [8]),
         (dict(pi=[8], vf=[-1]), r"net_arch\['vf'\] must be a list of positive whole numbers", [256, 256]),
+        (dict(pi=[8], qf=[-1]), r"net_arch\['qf'\] must be a list of positive whole numbers", [256, 256]),
+        (dict(pi=[8.0], qf=[8]), r"net_arch\['pi'\] must be a list of positive whole numbers", [8]),
     ],
 )
 def test_net_arch_of_other_types_is_refused(algorithm: Algorithm, net_arch: Any, message: str, remedied: list[int]) -> None:

@@ -32,7 +32,7 @@ ACTION_SPACES = {
 
 
 class NoisyExtractor(BaseFeaturesExtractor):
-    """With dropout and batch normalisation: training and evaluation differ."""
+    """With dropout and batch normalization: training and evaluation differ."""
 
     def __init__(self, observation_space: spaces.Space) -> None:
         super().__init__(observation_space, 3)
@@ -81,7 +81,7 @@ def test_learns_with_any_action_space(algorithm: Algorithm, space: str) -> None:
 
 
 @pytest.mark.parametrize("space", ACTION_SPACES)
-def test_normalised_actions_are_mapped_to_the_bounds(algorithm: Algorithm, space: str) -> None:
+def test_normalized_actions_are_mapped_to_the_bounds(algorithm: Algorithm, space: str) -> None:
     """-1 is the lower bound and 1 the upper one, to the last bit; the middle is the middle; what lies outside is clamped."""
     action_space = ACTION_SPACES[space]
     policy = algorithm.make("FlowPolicy", make_toy(action_space=action_space)).policy

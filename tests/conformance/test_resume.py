@@ -220,7 +220,7 @@ def test_statistics_and_counters_are_in_the_file(ratio: Algorithm, tmp_path: Pat
     assert loaded.policy.value_scale == model.policy.value_scale == pytest.approx(statistics.var**0.5, rel=1e-6)
     if "max_std" in arguments:
         assert loaded.policy.log_std_bounds[1].exp().item() == pytest.approx(0.2, rel=1e-6)
-    # The observation normaliser has seen every observation of the three rollouts.
+    # The observation normalizer has seen every observation of the three rollouts.
     assert loaded.policy.normalizer.count == 96
     assert th.equal(loaded.policy.normalizer.get_buffer("mean_0"), model.policy.normalizer.get_buffer("mean_0"))
     assert loaded.policy.normalizer.get_buffer("var_0").min() < 0.5

@@ -255,8 +255,8 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     pytest.importorskip("tqdm")
     collect_demonstrations(constant([0, 0]), CounterEnv(1), n_episodes=3, progress_bar=True)
     assert "3/3" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match=r"A progress bar needs tqdm: pip install \"stable-baselines3\[extra\]\""):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match=r"A progress bar needs tqdm: pip install \"sb3-scoreflow\[examples\]\""):
         collect_demonstrations(constant([0, 0]), CounterEnv(1), n_episodes=3, progress_bar=True)
 
 

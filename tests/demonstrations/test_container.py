@@ -1,11 +1,13 @@
-import time
 import warnings
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
-from sb3_scoreflow.demonstrations import Demonstrations
+from sb3_scoreflow.demonstrations import Demonstrations, container, load_demonstrations, trajectories
+from sb3_scoreflow.demonstrations.checks import check_arrays
 
 
 def numbered(*lengths: int, terminated: tuple[bool, ...] | None = None, **kwargs: Any) -> Demonstrations:
@@ -74,6 +76,21 @@ def test_trailing_partial_episode_is_dropped() -> None:
         numbered(3, 2)
 
 
+def test_warnings_point_to_the_line_that_made_the_demonstrations(tmp_path: Path) -> None:
+    path = tmp_path / "x.hdf5"
+    with h5py.File(path, "w") as file:
+        for name in ("observations", "actions", "terminals"):
+            file[name] = np.array([0.0, 0.0, 1.0, 0.0])
+        file["timeouts"] = np.zeros(4)
+    for make in (
+        lambda: Demonstrations(np.arange(4.0), np.arange(4.0), None, [0, 0, 1, 0]),
+        lambda: load_demonstrations(path),
+    ):
+        with pytest.warns(UserWarning, match="Dropped 1 transitions") as record:
+            make()
+        assert [warning.filename for warning in record] == [__file__]
+
+
 def nan_at(index: tuple[int, ...], shape: tuple[int, ...], value: float = np.nan) -> np.ndarray:
     array = np.zeros(shape)
     array[index] = value
@@ -125,19 +142,6 @@ def test_metadata_errors() -> None:
             ValueError, match=r"`metadata` is .*; it must be a dict, such as \{'env': 'Hopper-v5'\}\. Leave it out"
         ):
             Demonstrations(GOOD, GOOD, None, ENDS, metadata=none)  # type: ignore[arg-type]
-
-
-def test_episode() -> None:
-    d = as_dict_observations(numbered(2, 3))
-    for index in (1, -1):
-        episode = d.episode(index)
-        assert isinstance(episode.observations, dict)
-        np.testing.assert_array_equal(episode.observations["state"][:, 0], [2, 3, 4])
-        np.testing.assert_array_equal(episode.observations["image"][:, 0, 0, 0], [2, 3, 4])
-        np.testing.assert_array_equal(episode.actions[:, 0], [20, 30, 40])
-    for index in (2, -3):
-        with pytest.raises(IndexError, match=f"Episode {index} was asked for, but there are 2"):
-            d.episode(index)
 
 
 @pytest.mark.parametrize("dicts", [False, True])
@@ -260,26 +264,29 @@ def test_description_of_dicts_images_and_many_transitions() -> None:
     assert "observations['nothing']  (0,) float32\n" in empty.describe() + "\n"
 
 
-def test_returns_to_go() -> None:
-    d = numbered(2, 3, terminated=(True, False))
-    returns, terminated = d.returns_to_go(0.5)
-    np.testing.assert_allclose(returns, [0 + 0.5 * 1, 1, 2 + 0.5 * 3 + 0.25 * 4, 3 + 0.5 * 4, 4])
-    assert returns.dtype == np.float32
-    np.testing.assert_array_equal(terminated, [True, True, False, False, False])
-    np.testing.assert_array_equal(d.returns_to_go(0.0)[0], d.rewards)
-    starts = [s.start for s in d.episode_slices]
-    np.testing.assert_allclose(d.returns_to_go(1.0)[0][starts], d.episode_returns)
-    with pytest.raises(ValueError, match=r"`gamma` must lie in \[0, 1\], got 1\.1"):
-        d.returns_to_go(1.1)
+def test_arrays_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+
+    def spy(*args: Any) -> Any:
+        checked.append(len(args[1]))
+        return check_arrays(*args)
+
+    for module in (container, trajectories):
+        monkeypatch.setattr(module, "check_arrays", spy)
+    ends = np.arange(12) % 3 == 2
+    d = Demonstrations({"a": np.zeros((12, 2)), "b": np.zeros((12, 1))}, np.zeros((12, 1)), ends, None, ends)
+    assert checked == [12]
+    parts = [d.take(n_episodes=2), *d.split(0.5, seed=0), d.select_keys(["a"]), d.end_at_success()]
+    Demonstrations.concatenate([d, parts[0]])
+    d.save(tmp_path / "x.hdf5")
+    assert [len(part) for part in parts] == [6, 6, 6, 12, 12]
+    assert checked == [12]
+    load_demonstrations(tmp_path / "x.hdf5", n_transitions=4)
+    Demonstrations.from_trajectories([{"obs": np.zeros((n, 1)), "acts": np.zeros((n, 1))} for n in (2, 3)])
+    assert checked == [12, 12, 2, 3]
 
 
-def test_returns_to_go_of_a_million() -> None:
-    n = 1_000_000
-    ends = np.zeros(n, dtype=bool)
-    ends[999::1000] = True
-    d = Demonstrations(np.zeros((n, 1), np.float32), np.zeros((n, 1), np.float32), np.ones(n), None, ends)
-    start = time.perf_counter()
-    returns, _ = d.returns_to_go(0.99)
-    assert time.perf_counter() - start < 5.0
-    expected = (1 - 0.99 ** np.arange(1000, 0, -1)) / 0.01
-    np.testing.assert_allclose(returns.reshape(1000, 1000), np.tile(expected, (1000, 1)), rtol=1e-5)
+def test_from_arrays_is_deprecated() -> None:
+    with pytest.warns(DeprecationWarning, match="from_arrays") as caught:
+        d = Demonstrations.from_arrays(np.zeros((4, 2)), np.zeros((4, 1)), terminations=[0, 1, 0, 1])
+    assert d.n_episodes == 2 and caught[0].filename == __file__

@@ -98,7 +98,7 @@ def clone_loss(demonstrations: Demonstrations, observation_space: spaces.Space =
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 @pytest.mark.parametrize("name", REPRESENTATIONS)
 def test_representations(name: str, tmp_path: Path, reference_loss: float) -> None:
-    d = Demonstrations.from_arrays(*REPRESENTATIONS[name](tmp_path))
+    d = Demonstrations(*REPRESENTATIONS[name](tmp_path))
     for given, expected in ((d.observations, OBS), (d.actions, ACTS), (d.rewards, REWS)):
         assert isinstance(given, np.ndarray) and given.dtype == np.float32 and given.dtype.isnative
         np.testing.assert_array_equal(given, expected)

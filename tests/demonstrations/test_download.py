@@ -1,6 +1,5 @@
 import builtins
 import errno
-import fcntl
 import json
 import multiprocessing
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from sb3_scoreflow.demonstrations import download as module
 from sb3_scoreflow.demonstrations.download import download
@@ -296,7 +296,7 @@ def test_full_disk(server: FileServer, tmp_path: Path, monkeypatch: pytest.Monke
 
 def wait_for_lock(path: Path) -> None:
     """Runs in a process of its own: holds the lock for a while, then has the file."""
-    with module._lock(path.with_name(path.name + ".lock")):
+    with FileLock(path.with_name(path.name + ".lock")):
         path.with_name("ready").touch()
         time.sleep(0.5)
         path.write_bytes(CONTENT[:10])
@@ -317,30 +317,6 @@ def test_processes_wait_for_the_one_that_downloads(server: FileServer, tmp_path:
 
 def test_the_lock_of_a_dead_process_is_none(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "file.bin.lock").touch()
-    fetch(server, tmp_path / "file.bin")
-    assert_done(tmp_path / "file.bin")
-
-
-def test_a_lock_that_was_replaced_is_acquired_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, locked = tmp_path / "lock", []
-
-    def flock(file: Any, operation: int) -> None:
-        locked.append(os.fstat(file.fileno()).st_ino)
-        if len(locked) == 1:
-            path.unlink()  # as its last holder does
-        if len(locked) == 2:
-            path.rename(tmp_path / "kept")  # and a new one is there already, with another inode
-            path.touch()
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with module._lock(path):
-        assert len(locked) == 3
-        assert path.stat().st_ino == locked[2]
-    assert not path.exists()
-
-
-def test_systems_without_locks(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
     fetch(server, tmp_path / "file.bin")
     assert_done(tmp_path / "file.bin")
 

@@ -181,7 +181,7 @@ def test_parts_are_not_warned_of_again() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train, validation = d.split(0.5, seed=0)
-        both = Demonstrations.concatenate([train, validation.take(n_episodes=3), d.episode(0)])
+        both = Demonstrations.concatenate([train, validation.take(n_episodes=3), d.take(n_episodes=1)])
     assert both.n_episodes == train.n_episodes + 4
 
 

@@ -64,7 +64,7 @@ def test_normalized_score() -> None:
 )
 def test_unknown_scores(name: str) -> None:
     message = (
-        rf"no normalised score for `env_name` '{name}'\. Known tasks: \['ant', .*'walker2d'\]; .*'Hopper-v4'.* in any version"
+        rf"no normalized score for `env_name` '{name}'\. Known tasks: \['ant', .*'walker2d'\]; .*'Hopper-v4'.* in any version"
     )
     with pytest.raises(ValueError, match=message):
         normalized_score(name, 0.0)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
+from sb3_scoreflow.demonstrations import Demonstrations, container, load_demonstrations
 from sb3_scoreflow.demonstrations.lazy import LazyImages
 from tests.demonstrations.robomimic_files import (
     CAMERA,
@@ -114,10 +114,9 @@ def test_rewards_after_success_are_not_counted(tmp_path: Path) -> None:
         demo["rewards"] = (np.arange(60) >= 20).astype(np.float64)
     d = load(write_file(tmp_path / "x.hdf5", demos))
     np.testing.assert_array_equal(d.episode_lengths, [21] * 4)
-    returns, terminated = d.returns_to_go(0.99)
-    np.testing.assert_allclose(returns[:21], 0.99 ** np.arange(20, -1, -1), rtol=1e-6)
-    assert terminated.all()
-    assert load(tmp_path / "x.hdf5", terminate_on_success=False).returns_to_go(0.99)[0].max() > 33
+    np.testing.assert_array_equal(d.rewards, np.arange(84) % 21 == 20)
+    np.testing.assert_array_equal(d.terminations, d.rewards)
+    np.testing.assert_array_equal(load(tmp_path / "x.hdf5", terminate_on_success=False).episode_returns, [40] * 4)
 
 
 def test_images_after_success_are_left_out(tmp_path: Path) -> None:
@@ -345,10 +344,20 @@ def test_content_errors(tmp_path: Path, change: Any, kwargs: dict[str, Any], mes
 def test_rewards_must_be_a_vector(tmp_path: Path) -> None:
     demo = numbered_demo(0, 4)
     path = write_file(tmp_path / "bad.hdf5", {"demo_0": {**demo, "rewards": np.zeros((4, 2))}})
-    with pytest.raises(ValueError, match=r"bad\.hdf5 does not fit: `rewards` has shape \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"bad\.hdf5 does not fit: `data/demo_0/rewards` has shape \(4, 2\)"):
         load(path)
     column = write_file(tmp_path / "column.hdf5", {"demo_0": {**demo, "rewards": demo["rewards"][:, None]}})
     np.testing.assert_array_equal(load(column, terminate_on_success=False).rewards, demo["rewards"])
+
+
+def test_arrays_are_not_checked_again_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "check_arrays", lambda *args: pytest.fail("checked again"))
+    path = write_file(tmp_path / "x.hdf5", {f"demo_{n}": numbered_demo(n, 4) for n in range(2)})
+    assert len(load(path, terminate_on_success=False)) == 8
+    with h5py.File(path, "a") as file:
+        file["data/demo_1/actions"][3, 1] = np.nan
+    with pytest.raises(ValueError, match=r"`data/demo_1/actions` has 1 value\(s\) that are NaN .* index \(3, 1\)"):
+        load(path)
 
 
 def test_cache_too_small_for_compressed_images(tmp_path: Path) -> None:

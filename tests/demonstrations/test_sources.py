@@ -60,7 +60,7 @@ def test_builtin_halfcheetah_medium() -> None:
 def test_builtin_is_of_its_env(name: str, n_positions: int) -> None:
     # Replayed from an episode's first observation, the actions give the recorded observations and rewards
     d = load_demonstrations(f"builtin:{name}")
-    episode = d.episode(0)
+    episode = d.take(n_episodes=1)
     assert isinstance(episode.observations, np.ndarray)
     env = gym.make(str(d.metadata["env"]))
     env.reset(seed=0)

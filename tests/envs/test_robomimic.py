@@ -319,8 +319,8 @@ def test_observation_keys(env: RobomimicEnv) -> None:
     np.testing.assert_array_equal(observation["object"], env.reset(seed=0)[0]["object"])
     for keys, message in [
         (
-            ("cube_pos", "cube_colour"),
-            r"`observation_keys` has \['cube_colour'\] in it; the observations are \['cube_pos'",
+            ("cube_pos", "cube_color"),
+            r"`observation_keys` has \['cube_color'\] in it; the observations are \['cube_pos'",
         ),
         (("agentview_image",), r"`observation_keys` has \['agentview_image'\] in it; .*For images, name the `cameras`"),
         ((), r"`observation_keys` has nothing in it"),

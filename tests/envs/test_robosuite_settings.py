@@ -198,13 +198,30 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"text.hdf5 cannot be read: .*truncated, damaged or not HDF5"):
         read_settings(tmp_path / "text.hdf5", {})
     for name, content, message in [
-        ("without", None, r"without.hdf5 does not say which env it is from: .*make_robomimic\('lift'\)"),
+        (
+            "without",
+            None,
+            r"without.hdf5 does not say which env it is from: its group `data` has no attribute .*make_robomimic\('lift'\)",
+        ),
         ("list", "[1]", r"list.hdf5 does not say which env"),
         ("number", 3, r"number.hdf5 does not say which env"),
-        ("deep", "[" * 10**5, r"deep.hdf5 has an attribute `env_args` of `data` that is not JSON \(.*\): '\[{1,998}\."),
-        ("latin", np.bytes_(b"\xff"), r"latin.hdf5 has an attribute `env_args` of `data` that is not JSON"),
-        ("broken", "{", r"broken.hdf5 has an attribute `env_args` of `data` that is not JSON \(.*\): '{'"),
-        ("nameless", "{}", r"nameless.hdf5 must have `env_name` and a dict `env_kwargs`, it has {}"),
+        (
+            "deep",
+            "[" * 10**5,
+            r"deep.hdf5 does .*: the attribute `env_args` of `data` is '\[{1,998}; it must be a JSON object",
+        ),
+        (
+            "latin",
+            np.bytes_(b"\xff"),
+            r"latin.hdf5 does .*: the attribute `env_args` of `data` is .*xff'\)?; it must be a JSON",
+        ),
+        ("broken", "{", r"broken.hdf5 does .*: the attribute `env_args` of `data` is '{'; it must be a JSON object"),
+        ("nameless", "{}", r"nameless.hdf5 does .* is '{}'; it must be a JSON object with `env_name`, a text\. Name the task"),
+        (
+            "flat",
+            '{"env_name": "Lift", "env_kwargs": 3}',
+            r"flat.hdf5 must have `env_name` and a dict `env_kwargs`, it has {.*3}",
+        ),
         (
             "gym",
             '{"env_name": "Hopper-v2", "type": 2}',

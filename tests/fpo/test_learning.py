@@ -1,4 +1,4 @@
-"""Learning claims for FPO, with the task, the permutation tests and the control of :mod:`tests.test_learning`."""
+"""Learning claims for FPO, with the task, the permutation tests and the control of :mod:`tests.learning`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from scipy import stats
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_scoreflow import FPO, pretrain_bc
-from tests.test_learning import LEVEL, N_ENVS, SEEDS, ReachEnv, _mean_return, _p_value, _timid_demonstrations
+from tests.learning import LEVEL, N_ENVS, SEEDS, ReachEnv, mean_return, permutation_p_value, timid_demonstrations
 
 ITERATION = 16 * N_ENVS
 
@@ -21,7 +21,7 @@ def _model(seed: int, shuffled: bool = False, prior_std: float = 0.2, **kwargs: 
 
 
 def _returns(model: Any) -> dict[str, float]:
-    return {"zero noise": _mean_return(model), "exploring": _mean_return(model, deterministic=False)}
+    return {"zero noise": mean_return(model), "exploring": mean_return(model, deterministic=False)}
 
 
 def _train_from_scratch(shuffled: bool, **kwargs: Any) -> list[tuple[dict[str, float], dict[str, float]]]:
@@ -50,19 +50,19 @@ def test_training_from_scratch_improves_returns_if_rewards_tell_something(shuffl
     returns = _train_from_scratch(shuffled, **arguments)
     for kind in ("zero noise", "exploring"):
         untrained, trained = ([pair[stage][kind] for pair in returns] for stage in (0, 1))
-        assert (_p_value(trained, untrained) < LEVEL) != shuffled, (kind, returns)
+        assert (permutation_p_value(trained, untrained) < LEVEL) != shuffled, (kind, returns)
 
 
 def test_fine_tuning_beats_the_clone_and_its_demonstrations() -> None:
-    demonstrations, demonstrated = _timid_demonstrations()
+    demonstrations, demonstrated = timid_demonstrations()
     clones, tuned = [], []
     for seed in SEEDS:
         model: Any = _model(seed, critic_warmup_iterations=1)
         pretrain_bc(model, demonstrations, n_batches=300, batch_size=128, learning_rate=3e-3, ema_decay=0.98, seed=seed)
-        clones.append(_mean_return(model))
+        clones.append(mean_return(model))
         model.learn(8 * ITERATION)
-        tuned.append(_mean_return(model))
-    assert _p_value(tuned, clones) < LEVEL, (tuned, clones)
+        tuned.append(mean_return(model))
+    assert permutation_p_value(tuned, clones) < LEVEL, (tuned, clones)
     signs = stats.permutation_test(
         (np.array(tuned) - demonstrated,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
     )

@@ -18,7 +18,7 @@ from sb3_scoreflow.fpo.surrogate import Ratio, TrustRegion, log_ratios
 from tests.conformance.envs import ACTION_SPACE, make_toy, toys
 from tests.conformance.recording import Rollouts, flatten
 from tests.fpo.conformance import CASE
-from tests.test_learning import ReachEnv
+from tests.learning import ReachEnv
 
 N_ENVS, N_STEPS = 2, 16
 SIZE = N_ENVS * N_STEPS

@@ -1,6 +1,4 @@
-"""
-The actor's update: against loops over states and particles in float64, where gradients go, and a bandit with a known Q.
-"""
+"""The actor's update: against loops over states and particles in float64, where gradients go, and its diagnostics."""
 
 import copy
 from typing import Any, NamedTuple
@@ -14,14 +12,13 @@ from torch import nn
 from sb3_scoreflow.common.networks import VelocityField
 from sb3_scoreflow.rldt.actor import ActorEvaluation, Reference, actor_diagnostics, evaluate_actor, q_gradients
 from sb3_scoreflow.rldt.policies import RLDTPolicy
+from tests.rldt.helpers import FIELD_SETTINGS, perturb, reference_of
 from tests.rldt.reference import separate_networks, slow_field
 
 OBS, ACTION, STEPS, BATCH, PARTICLES = 3, 2, 4, 3, 5
 VECTOR = spaces.Box(-np.inf, np.inf, (OBS,))
 PLAIN = spaces.Box(-1, 1, (ACTION,))
 IMAGE = spaces.Box(0, 255, (3, 36, 36), dtype=np.uint8)
-#: A temperature at which the repulsion is a good part of the field
-SETTINGS: dict[str, Any] = dict(kernel="rbf", bandwidth=None, temperature=0.3, temperature_scaling="gradient")
 
 
 @pytest.fixture(autouse=True)
@@ -29,26 +26,13 @@ def _seed() -> None:
     th.manual_seed(0)
 
 
-def _perturb(module: nn.Module, scale: float = 0.2) -> None:
-    with th.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(scale * th.randn_like(parameter))
-
-
 def _policy(space: spaces.Space = VECTOR, **kwargs: Any) -> RLDTPolicy:
     arguments: dict[str, Any] = dict(net_arch=[16, 16], denoising_steps=STEPS, prior_std=0.6) | kwargs
     arguments.setdefault("observation_normalization", "none")
     policy = RLDTPolicy(space, PLAIN, lambda _: 1e-3, **arguments)
-    _perturb(policy.velocity_field)
-    _perturb(policy.critic)
+    perturb(policy.velocity_field)
+    perturb(policy.critic)
     return policy.eval()
-
-
-def _reference(policy: RLDTPolicy, perturb: bool = True) -> Reference:
-    reference = Reference(copy.deepcopy(policy.features_extractor), copy.deepcopy(policy.velocity_field))
-    if perturb:
-        _perturb(reference.velocity_field, 0.1)
-    return reference
 
 
 # ---------------------------------------------------------------------- gradient of Q
@@ -167,8 +151,8 @@ def _slow_evaluation(policy: RLDTPolicy, reference: Reference, obs: th.Tensor, *
 @pytest.mark.parametrize("seed", [1, 2])
 def test_losses_and_their_gradients_equal_loops(changes: dict[str, Any], seed: int) -> None:
     """Values, the field, and the gradient of each loss by itself with respect to every parameter of the velocity field."""
-    policy, obs, settings = _policy(), th.randn(BATCH, OBS), SETTINGS | changes
-    reference = _reference(policy)
+    policy, obs, settings = _policy(), th.randn(BATCH, OBS), FIELD_SETTINGS | changes
+    reference = reference_of(policy)
     th.manual_seed(seed)
     evaluation = evaluate_actor(policy, reference, obs, PARTICLES, **settings)
     th.manual_seed(seed)
@@ -188,7 +172,7 @@ def test_losses_and_their_gradients_equal_loops(changes: dict[str, Any], seed: i
 
 
 def _evaluate(policy: RLDTPolicy, obs: Any, reference: Reference | None = None, **changes: Any) -> ActorEvaluation:
-    return evaluate_actor(policy, reference or _reference(policy), obs, PARTICLES, **(SETTINGS | changes))
+    return evaluate_actor(policy, reference or reference_of(policy), obs, PARTICLES, **(FIELD_SETTINGS | changes))
 
 
 def test_alignment_pushes_the_velocity_along_the_field() -> None:
@@ -232,7 +216,7 @@ def test_straight_paths_have_no_consistency_loss() -> None:
 
 def test_fisher_is_zero_at_the_reference_and_its_gradient_too() -> None:
     policy, obs = _policy(), th.randn(20, OBS)
-    evaluation = _evaluate(policy, obs, _reference(policy, perturb=False))
+    evaluation = _evaluate(policy, obs, reference_of(policy, perturbed=False))
     assert evaluation.fisher.item() < 1e-10
     gradients = th.autograd.grad(evaluation.fisher, list(policy.velocity_field.parameters()))
     assert max(gradient.abs().max().item() for gradient in gradients) < 1e-4
@@ -242,7 +226,7 @@ def test_fisher_is_zero_at_the_reference_and_its_gradient_too() -> None:
 def test_fisher_compares_at_points_of_fresh_straight_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every step of the grid, t = 0 included, where the point is new noise and not the chain's own."""
     policy, seen = _policy(), []
-    reference = _reference(policy)
+    reference = reference_of(policy)
     reference.velocity_field.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     evaluation = _evaluate(policy, th.randn(400, OBS), reference)
     assert len(seen) == 1 and seen[0].shape == evaluation.particles.shape
@@ -285,9 +269,9 @@ def test_gradients_reach_the_actor_only(kernel: str) -> None:
     policy = RLDTPolicy(
         IMAGE, PLAIN, lambda _: 1e-3, net_arch=[8], denoising_steps=2, features_extractor_kwargs=dict(features_dim=8)
     )
-    reference = _reference(policy)
+    reference = reference_of(policy)
     obs = th.randint(0, 256, (BATCH, *IMAGE.shape), dtype=th.uint8)
-    evaluation = evaluate_actor(policy, reference, obs, PARTICLES, **(SETTINGS | dict(kernel=kernel)))
+    evaluation = evaluate_actor(policy, reference, obs, PARTICLES, **(FIELD_SETTINGS | dict(kernel=kernel)))
     assert not evaluation.field.total.requires_grad and not evaluation.q_gradients.requires_grad
     assert not evaluation.particles.requires_grad
     (evaluation.alignment + evaluation.consistency + evaluation.fisher).backward()
@@ -306,7 +290,7 @@ def test_images_are_encoded_once_for_all_particles_and_steps() -> None:
     policy = RLDTPolicy(
         IMAGE, PLAIN, lambda _: 1e-3, net_arch=[8], denoising_steps=3, features_extractor_kwargs=dict(features_dim=8)
     )
-    reference = _reference(policy)
+    reference = reference_of(policy)
     rows: list[tuple[str, int]] = []
     encoders = dict(
         actor=policy.features_extractor,
@@ -316,14 +300,14 @@ def test_images_are_encoded_once_for_all_particles_and_steps() -> None:
     )
     for name, encoder in encoders.items():
         encoder.register_forward_hook(lambda _, inputs, __, name=name: rows.append((name, len(inputs[0]))))
-    evaluate_actor(policy, reference, th.randint(0, 256, (BATCH, *IMAGE.shape), dtype=th.uint8), PARTICLES, **SETTINGS)
+    evaluate_actor(policy, reference, th.randint(0, 256, (BATCH, *IMAGE.shape), dtype=th.uint8), PARTICLES, **FIELD_SETTINGS)
     assert rows == [("actor", BATCH), ("before", BATCH), ("critics", BATCH)]
 
 
 def test_evaluation_without_gradients() -> None:
     """For a look at the losses: the same numbers, and Q's gradient all the same."""
     policy, obs = _policy(), th.randn(BATCH, OBS)
-    reference = _reference(policy)
+    reference = reference_of(policy)
     th.manual_seed(1)
     evaluation = _evaluate(policy, obs, reference)
     th.manual_seed(1)
@@ -337,7 +321,7 @@ def test_evaluation_without_gradients() -> None:
 
 def test_evaluation_changes_nothing() -> None:
     policy = _policy()
-    reference = _reference(policy)
+    reference = reference_of(policy)
     before = [p.clone() for module in (policy, *reference) for p in module.state_dict().values()]
     _evaluate(policy, th.randn(BATCH, OBS), reference)
     after = [p for module in (policy, *reference) for p in module.state_dict().values()]
@@ -375,7 +359,7 @@ def test_diagnostics_by_hand() -> None:
 def test_diagnostics_of_a_step_that_was_not_drawn() -> None:
     """With one transition, only one of the steps has a number; the others are 0 and not NaN."""
     policy = _policy()
-    evaluation = evaluate_actor(policy, _reference(policy), th.randn(1, OBS), 1, **SETTINGS)
+    evaluation = evaluate_actor(policy, reference_of(policy), th.randn(1, OBS), 1, **FIELD_SETTINGS)
     (evaluation.alignment + evaluation.consistency).backward()
     numbers = actor_diagnostics(evaluation, STEPS)
     drawn = int(evaluation.step)
@@ -393,98 +377,3 @@ def test_every_depth_gets_a_comparable_alignment_gradient() -> None:
     numbers = actor_diagnostics(evaluation, STEPS)
     norms = np.array([numbers[f"velocity_grad_norm_step{k}"].item() for k in range(STEPS)]) * (STEPS - np.arange(STEPS))
     assert norms.max() / norms.min() < 1.5
-
-
-# ---------------------------------------------------------------------- a bandit with a known Q
-
-
-class KnownQ(nn.Module):
-    """
-    ``Q(s, a) = -strength |a - optimum(s)|^2`` on average, ``optimum(s) = offset + 0.4 s``; the two members are off by as much
-    in opposite directions, so that only their mean has the right peak.
-    """
-
-    def __init__(self, offset: list[float], strength: float = 1.0) -> None:
-        super().__init__()
-        self.offset, self.strength = th.tensor(offset), strength
-
-    def optimum(self, obs: th.Tensor) -> th.Tensor:
-        return self.offset + 0.4 * obs[..., :ACTION]
-
-    def condition(self, features: th.Tensor) -> th.Tensor:
-        return features.unsqueeze(0).expand(2, -1, -1)
-
-    def forward(self, condition: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        assert actions.abs().max() <= 1
-        errors = th.tensor([0.3, -0.3]).view(2, 1, 1, 1)
-        return -self.strength * (actions - self.optimum(condition).unsqueeze(2) - errors).pow(2).sum(-1)
-
-
-def _train(
-    policy: RLDTPolicy, iterations: int, n_particles: int = 8, batch: int = 64, lr: float = 2e-3, **changes: Any
-) -> None:
-    """Actor steps as RLDT makes them, in states uniform in [-1, 1]."""
-    optimizer = th.optim.Adam(policy.velocity_field.parameters(), lr=lr)
-    settings = SETTINGS | dict(temperature=1e-3) | changes
-    for _ in range(iterations):
-        reference = _reference(policy, perturb=False)
-        for _ in range(20):
-            evaluation = evaluate_actor(policy, reference, 2 * th.rand(batch, OBS) - 1, n_particles, **settings)
-            loss = evaluation.alignment + 0.5 * evaluation.consistency + 0.2 * evaluation.fisher
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(policy.velocity_field.parameters(), 1.0)
-            optimizer.step()
-
-
-def _bandit(q: KnownQ) -> RLDTPolicy:
-    policy = RLDTPolicy(
-        VECTOR, PLAIN, lambda _: 1e-3, net_arch=[32, 32], denoising_steps=STEPS, observation_normalization="none"
-    )
-    policy.critic = q  # type: ignore[assignment]
-    return policy
-
-
-@pytest.mark.parametrize("kernel", ["rbf", "delta"])
-def test_bandit_samples_move_to_the_optimum(kernel: str) -> None:
-    q = KnownQ([0.4, -0.3])
-    policy, obs = _bandit(q), 2 * th.rand(300, OBS) - 1
-    distance = []
-    for iterations in (0, 15):
-        _train(policy, iterations, kernel=kernel)
-        with th.no_grad():
-            distance.append((policy.sample_actions(obs, 8) - q.optimum(obs).unsqueeze(1)).norm(dim=-1).mean().item())
-    assert distance[1] < 0.08 and distance[0] > 0.5
-
-
-def test_bandit_optimum_outside_the_bounds() -> None:
-    """First dimension: 1.8 and more. The samples go to the bound, and the flow's raw ends do not run away beyond it."""
-    q = KnownQ([2.2, -0.3])
-    policy, obs = _bandit(q), 2 * th.rand(300, OBS) - 1
-    _train(policy, 20)
-    with th.no_grad():
-        raw = policy.sample_chains(policy.condition(obs), th.randn(300, 8, ACTION))[0][-1]
-    samples = raw.clamp(-1, 1)
-    assert samples[..., 0].mean() > 0.95
-    assert raw[..., 0].max() < 1.6
-    assert (samples[..., 1] - q.optimum(obs)[:, None, 1]).abs().mean() < 0.1
-
-
-@pytest.mark.parametrize(
-    ("std", "n_particles", "low", "high"), [(0.15, 64, 0.85, 1.05), (0.3, 64, 0.85, 1.05), (0.3, 8, 0.5, 0.8)]
-)
-def test_temperature_sets_the_spread(std: float, n_particles: int, low: float, high: float) -> None:
-    """
-    The maximum-entropy optimum exp(Q / temperature) of a quadratic Q is a Gaussian of variance temperature / (2 strength).
-
-    With few particles the spread comes out too small (measured: 0.68 of it with 8, 0.86 with 32, 0.91 with 64, 0.98 with 256):
-    every particle is one of its own P neighbours, and from itself it feels Q's gradient at full weight but no repulsion.
-    """
-    q = KnownQ([0.1, -0.1])
-    policy, obs = _bandit(q), th.zeros(500, OBS)
-    _train(policy, 20, n_particles=n_particles, batch=16, temperature=2 * std**2, temperature_scaling="none")
-    with th.no_grad():
-        samples = policy.sample_actions(obs, 8).flatten(0, 1)
-    np.testing.assert_allclose(samples.mean(0), q.offset, atol=0.1 * std + 0.03)
-    ratio = th.cov(samples.T).diag().sqrt() / std
-    assert low < ratio.min() and ratio.max() < high, ratio

@@ -8,7 +8,6 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_scoreflow.common.observations import take
 from sb3_scoreflow.rldt.buffers import TrajectoryBatch
 from sb3_scoreflow.rldt.critic import CriticBatch, critic_batches, critic_loss, critic_targets, encode
 from sb3_scoreflow.rldt.policies import RLDTPolicy
@@ -25,7 +24,7 @@ def _seed() -> None:
 
 
 def _policy(**kwargs: int) -> RLDTPolicy:
-    """Target networks differ from the online ones, and the observations are standardised."""
+    """Target networks differ from the online ones, and the observations are standardized."""
     policy = RLDTPolicy(VECTOR, PLAIN, lambda _: 1e-3, net_arch=[16, 16], **kwargs)  # type: ignore[arg-type]
     policy.normalizer.update(2 * th.randn(100, OBS) + 1)
     with th.no_grad():
@@ -125,14 +124,6 @@ def test_no_minibatch_if_a_member_has_nothing_valid() -> None:
 def test_no_minibatches_wanted() -> None:
     batch, targets = _numbered(4)
     assert list(critic_batches(batch, targets, 2, 0, 4)) == []
-
-
-def test_take_picks_rows_of_every_part() -> None:
-    rows, array = th.tensor([3, 0, 3]), th.randn(5, 2)
-    assert th.equal(take(array, rows), th.stack([array[3], array[0], array[3]]))  # type: ignore[arg-type]
-    taken = take({"a": array, "b": array[:, 0]}, rows)
-    assert isinstance(taken, dict) and set(taken) == {"a", "b"}
-    assert th.equal(taken["b"], array[[3, 0, 3], 0])
 
 
 # ---------------------------------------------------------------------- targets

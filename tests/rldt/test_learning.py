@@ -1,5 +1,5 @@
 """
-Learning claims for RLDT, with the task, the permutation tests and the control of :mod:`tests.test_learning`.
+Learning claims for RLDT, with the task, the permutation tests and the control of :mod:`tests.learning`.
 
 Settings are for an update of a tenth of a second: few gradient steps with large rates, targets that follow fast.
 """
@@ -10,7 +10,7 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_scoreflow import RLDT, pretrain_bc
-from tests.test_learning import LEVEL, N_ENVS, SEEDS, ReachEnv, _mean_return, _p_value, _timid_demonstrations
+from tests.learning import LEVEL, N_ENVS, SEEDS, ReachEnv, mean_return, permutation_p_value, timid_demonstrations
 
 ITERATION = 16 * N_ENVS
 
@@ -37,7 +37,7 @@ def _model(seed: int, shuffled: bool = False, **kwargs: Any) -> RLDT:
 
 
 def _returns(model: Any) -> dict[str, float]:
-    return {"zero noise": _mean_return(model), "sampled": _mean_return(model, deterministic=False)}
+    return {"zero noise": mean_return(model), "sampled": mean_return(model, deterministic=False)}
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["real rewards", "shuffled rewards"])
@@ -50,7 +50,7 @@ def test_training_from_scratch_improves_returns_if_rewards_tell_something(shuffl
         model.learn(6 * ITERATION)
         trained.append(_returns(model))
     for kind in ("zero noise", "sampled"):
-        p_value = _p_value([returns[kind] for returns in trained], [returns[kind] for returns in untrained])
+        p_value = permutation_p_value([returns[kind] for returns in trained], [returns[kind] for returns in untrained])
         assert (p_value < LEVEL) != shuffled, (trained, untrained)
 
 
@@ -59,7 +59,7 @@ def test_fine_tuning_beats_the_clone() -> None:
     A clone of a timid demonstrator, and what RLDT makes of it; the critics get more time first than from scratch, as a clone
     has something to lose.
     """
-    demonstrations, demonstrated = _timid_demonstrations()
+    demonstrations, demonstrated = timid_demonstrations()
     clones, tuned = [], []
     for seed in SEEDS:
         model = _model(seed, critic_warmup_transitions=2 * ITERATION)
@@ -69,5 +69,5 @@ def test_fine_tuning_beats_the_clone() -> None:
         tuned.append(_returns(model))
     for kind in ("zero noise", "sampled"):
         better, worse = ([returns[kind] for returns in stage] for stage in (tuned, clones))
-        assert _p_value(better, worse) < LEVEL, (tuned, clones)
+        assert permutation_p_value(better, worse) < LEVEL, (tuned, clones)
         assert min(better) > demonstrated  # not a claim about chance: all six, by a wide margin

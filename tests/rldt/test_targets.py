@@ -182,7 +182,7 @@ def test_ends_bootstrap_if_truncated_and_only_then(td_lambda: float) -> None:
 
 
 @pytest.mark.parametrize("td_lambda", LAMBDAS)
-def test_a_trajectory_does_not_see_its_neighbour(td_lambda: float) -> None:
+def test_a_trajectory_does_not_see_its_neighbor(td_lambda: float) -> None:
     """Neither the one after it in the batch (an off-by-one in a flattened array) nor any other."""
     data = _random(5, m=3)
     targets = td_lambda_targets(*data, GAMMA, td_lambda)

@@ -5,10 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from scipy import stats
 
-from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
 from sb3_scoreflow.scoreflow_ppo.transition import (
     NOISE_TRUNCATION,
     chain_entropy,
@@ -87,7 +85,7 @@ def test_no_score_is_the_euler_step() -> None:
 # ---------------------------------------------------------------------- log-probability and entropy
 
 
-def _unnormalised_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor) -> np.ndarray:
+def _unnormalized_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor) -> np.ndarray:
     """SciPy's density of every number, summed."""
     total = stats.norm.logpdf(chain[:, 0]).sum(1)
     for k in range(chain.shape[1] - 1):
@@ -95,9 +93,9 @@ def _unnormalised_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor) ->
     return total
 
 
-def test_chain_log_prob_is_that_of_scipy_and_normalised_once() -> None:
+def test_chain_log_prob_is_that_of_scipy_and_normalized_once() -> None:
     chain, mean, std = _chain()
-    expected = _unnormalised_log_prob(chain, mean, std) / ((STEPS + 1) * ACTION)
+    expected = _unnormalized_log_prob(chain, mean, std) / ((STEPS + 1) * ACTION)
     np.testing.assert_allclose(chain_log_prob(chain, mean, std), expected, rtol=0, atol=1e-12)
 
 
@@ -110,7 +108,7 @@ def test_chain_log_prob_is_that_of_torch_for_any_size(steps: int, action_dim: in
     )
     start = th.distributions.Normal(th.zeros_like(chain[:, 0]), th.ones_like(chain[:, 0])).log_prob(chain[:, 0])
     moves = th.distributions.Normal(mean, std).log_prob(chain[:, 1:])
-    # Every number of the chain has the same weight, so the normalised value is a plain mean
+    # Every number of the chain has the same weight, so the normalized value is a plain mean
     expected = th.cat([start.unsqueeze(1), moves], dim=1).flatten(1).mean(1)
     th.testing.assert_close(chain_log_prob(chain, mean, std), expected, rtol=0, atol=1e-10)
 
@@ -118,7 +116,7 @@ def test_chain_log_prob_is_that_of_torch_for_any_size(steps: int, action_dim: in
 def test_chain_log_prob_broadcasts_a_std_per_step() -> None:
     chain, mean, _ = _chain()
     std = th.tensor([0.1, 0.2, 0.4, 0.8], dtype=th.float64).view(1, STEPS, 1)
-    expected = _unnormalised_log_prob(chain, mean, std.expand_as(mean)) / ((STEPS + 1) * ACTION)
+    expected = _unnormalized_log_prob(chain, mean, std.expand_as(mean)) / ((STEPS + 1) * ACTION)
     np.testing.assert_allclose(chain_log_prob(chain, mean, std), expected, rtol=0, atol=1e-12)
 
 
@@ -136,7 +134,7 @@ def test_chain_log_prob_gradient() -> None:
     th.testing.assert_close(std.grad, (weight * (deviation**2 - 1) / std).detach(), rtol=1e-10, atol=1e-12)
 
 
-def test_chain_entropy_is_the_closed_form_normalised_once() -> None:
+def test_chain_entropy_is_the_closed_form_normalized_once() -> None:
     _, _, std = _chain()
     total = ACTION * stats.norm.entropy() + stats.norm.entropy(scale=std.numpy()).sum((1, 2))
     np.testing.assert_allclose(chain_entropy(std), total / ((STEPS + 1) * ACTION), rtol=0, atol=1e-12)
@@ -184,82 +182,3 @@ def test_truncated_normal_shape_and_independence() -> None:
     assert z.shape == (50_000, 2, 3)
     correlation = np.corrcoef(z.flatten(1).numpy().T)
     np.testing.assert_allclose(correlation, np.eye(6), atol=0.02)  # standard error 0.0045
-
-
-# ---------------------------------------------------------------------- coefficients of the policy
-
-
-def _policy(**kwargs: object) -> ScoReFlowPolicy:
-    observation_space = spaces.Box(-np.inf, np.inf, (2,))
-    action_space = spaces.Box(-1, 1, (ACTION,))
-    arguments = dict(net_arch=[8], denoising_steps=STEPS) | kwargs
-    return ScoReFlowPolicy(observation_space, action_space, lambda _: 1e-3, **arguments).double()  # type: ignore[arg-type]
-
-
-def _std(policy: ScoReFlowPolicy) -> np.ndarray:
-    obs, chain = th.randn(BATCH, 2), 0.1 * th.randn(BATCH, STEPS + 1, ACTION, dtype=th.float64)
-    std = policy.evaluate_chain(obs, chain).std.detach().numpy()
-    assert std.shape == (BATCH, STEPS, ACTION)
-    return std
-
-
-@pytest.mark.parametrize("score_scale", [0.5, 2.0])
-def test_constant_drift(score_scale: float) -> None:
-    policy = _policy(score_drift="constant", score_scale=score_scale)
-    alpha = policy.score_coefficient(th.as_tensor(TIMES))
-    assert alpha is not None and not alpha.requires_grad
-    np.testing.assert_allclose(alpha, math.log1p(math.exp(-2)) * (1 - TIMES) * score_scale, rtol=1e-12)
-
-
-def test_learned_drift_starts_at_the_constant_one() -> None:
-    t = th.as_tensor(TIMES)
-    learned, constant = (_policy(score_drift=drift, score_scale=1.3).score_coefficient(t) for drift in ("learned", "constant"))
-    assert learned is not None and constant is not None and learned.requires_grad
-    th.testing.assert_close(learned, constant, rtol=1e-12, atol=0, check_stride=False)
-
-
-def test_no_drift() -> None:
-    assert _policy(score_drift="none").score_coefficient(th.as_tensor(TIMES)) is None
-
-
-def test_constant_noise_is_max_std() -> None:
-    np.testing.assert_allclose(_std(_policy(noise="constant", min_std=0.1, max_std=0.35)), 0.35, rtol=1e-6)
-
-
-def test_learned_noise_starts_at_the_geometric_mean() -> None:
-    np.testing.assert_allclose(_std(_policy(noise="learned", min_std=0.1, max_std=0.4)), 0.2, rtol=1e-6)
-
-
-@pytest.mark.parametrize("score_drift", ["learned", "constant"])
-def test_score_matched_noise_is_that_of_the_sde(score_drift: str) -> None:
-    """sqrt(2 alpha(t) dt), the diffusion that leaves the marginals alone, with a lower bound."""
-    policy = _policy(noise="score_matched", score_drift=score_drift, score_scale=2.0, min_std=1e-4, max_std=5.0)
-    expected = np.sqrt(2 * 2.0 * math.log1p(math.exp(-2)) * (1 - TIMES) / STEPS)
-    np.testing.assert_allclose(_std(policy), np.broadcast_to(expected[:, None], (BATCH, STEPS, ACTION)), rtol=1e-6)
-    bounded = _policy(noise="score_matched", score_drift=score_drift, score_scale=2.0, min_std=0.3, max_std=5.0)
-    assert expected.min() < 0.3 < expected.max()
-    np.testing.assert_allclose(_std(bounded)[0, :, 0], np.maximum(expected, 0.3), rtol=1e-6)
-
-
-def test_score_matched_noise_follows_the_learned_coefficient() -> None:
-    policy = _policy(noise="score_matched", score_drift="learned", min_std=1e-4, max_std=5.0)
-    last = list(policy.score_coefficient_net.net)[-1]
-    assert isinstance(last, th.nn.Linear)
-    th.nn.init.normal_(last.weight, std=2.0)
-    alpha = policy.score_coefficient(th.as_tensor(TIMES))
-    assert alpha is not None
-    np.testing.assert_allclose(_std(policy)[0, :, 0], np.sqrt(2 * alpha.detach().numpy() / STEPS), rtol=1e-6)
-
-
-def test_impossible_combinations_are_refused() -> None:
-    with pytest.raises(ValueError, match="noise='score_matched' needs a score: set score_drift"):
-        _policy(noise="score_matched", score_drift="none")
-    with pytest.raises(ValueError, match="score_drift must be one of 'learned', 'constant', 'none', got 'always'"):
-        _policy(score_drift="always")
-    with pytest.raises(ValueError, match="noise must be one of 'learned', 'constant', 'score_matched', got 'white'"):
-        _policy(noise="white")
-    for name in ("score_scale", "score_clip", "min_std"):
-        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
-            _policy(**{name: 0})
-    with pytest.raises(ValueError, match=r"min_std must be positive and at most max_std, got min_std=0.5, max_std=0.2"):
-        _policy(min_std=0.5, max_std=0.2)

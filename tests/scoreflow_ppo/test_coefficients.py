@@ -1,0 +1,94 @@
+"""The score coefficient and the standard deviations of a policy, as its arguments say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
+
+BATCH, STEPS, ACTION = 6, 4, 3
+TIMES = np.arange(STEPS) / STEPS
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    th.manual_seed(0)
+
+
+def _policy(**kwargs: object) -> ScoReFlowPolicy:
+    observation_space = spaces.Box(-np.inf, np.inf, (2,))
+    action_space = spaces.Box(-1, 1, (ACTION,))
+    arguments = dict(net_arch=[8], denoising_steps=STEPS) | kwargs
+    return ScoReFlowPolicy(observation_space, action_space, lambda _: 1e-3, **arguments).double()  # type: ignore[arg-type]
+
+
+def _std(policy: ScoReFlowPolicy) -> np.ndarray:
+    obs, chain = th.randn(BATCH, 2), 0.1 * th.randn(BATCH, STEPS + 1, ACTION, dtype=th.float64)
+    std = policy.evaluate_chain(obs, chain).std.detach().numpy()
+    assert std.shape == (BATCH, STEPS, ACTION)
+    return std
+
+
+@pytest.mark.parametrize("score_scale", [0.5, 2.0])
+def test_constant_drift(score_scale: float) -> None:
+    policy = _policy(score_drift="constant", score_scale=score_scale)
+    alpha = policy.score_coefficient(th.as_tensor(TIMES))
+    assert alpha is not None and not alpha.requires_grad
+    np.testing.assert_allclose(alpha, math.log1p(math.exp(-2)) * (1 - TIMES) * score_scale, rtol=1e-12)
+
+
+def test_learned_drift_starts_at_the_constant_one() -> None:
+    t = th.as_tensor(TIMES)
+    learned, constant = (_policy(score_drift=drift, score_scale=1.3).score_coefficient(t) for drift in ("learned", "constant"))
+    assert learned is not None and constant is not None and learned.requires_grad
+    th.testing.assert_close(learned, constant, rtol=1e-12, atol=0, check_stride=False)
+
+
+def test_no_drift() -> None:
+    assert _policy(score_drift="none").score_coefficient(th.as_tensor(TIMES)) is None
+
+
+def test_constant_noise_is_max_std() -> None:
+    np.testing.assert_allclose(_std(_policy(noise="constant", min_std=0.1, max_std=0.35)), 0.35, rtol=1e-6)
+
+
+def test_learned_noise_starts_at_the_geometric_mean() -> None:
+    np.testing.assert_allclose(_std(_policy(noise="learned", min_std=0.1, max_std=0.4)), 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("score_drift", ["learned", "constant"])
+def test_score_matched_noise_is_that_of_the_sde(score_drift: str) -> None:
+    """sqrt(2 alpha(t) dt), the diffusion that leaves the marginals alone, with a lower bound."""
+    policy = _policy(noise="score_matched", score_drift=score_drift, score_scale=2.0, min_std=1e-4, max_std=5.0)
+    expected = np.sqrt(2 * 2.0 * math.log1p(math.exp(-2)) * (1 - TIMES) / STEPS)
+    np.testing.assert_allclose(_std(policy), np.broadcast_to(expected[:, None], (BATCH, STEPS, ACTION)), rtol=1e-6)
+    bounded = _policy(noise="score_matched", score_drift=score_drift, score_scale=2.0, min_std=0.3, max_std=5.0)
+    assert expected.min() < 0.3 < expected.max()
+    np.testing.assert_allclose(_std(bounded)[0, :, 0], np.maximum(expected, 0.3), rtol=1e-6)
+
+
+def test_score_matched_noise_follows_the_learned_coefficient() -> None:
+    policy = _policy(noise="score_matched", score_drift="learned", min_std=1e-4, max_std=5.0)
+    last = list(policy.score_coefficient_net.net)[-1]
+    assert isinstance(last, th.nn.Linear)
+    th.nn.init.normal_(last.weight, std=2.0)
+    alpha = policy.score_coefficient(th.as_tensor(TIMES))
+    assert alpha is not None
+    np.testing.assert_allclose(_std(policy)[0, :, 0], np.sqrt(2 * alpha.detach().numpy() / STEPS), rtol=1e-6)
+
+
+def test_impossible_combinations_are_refused() -> None:
+    with pytest.raises(ValueError, match="noise='score_matched' needs a score: set score_drift"):
+        _policy(noise="score_matched", score_drift="none")
+    with pytest.raises(ValueError, match="score_drift must be one of 'learned', 'constant', 'none', got 'always'"):
+        _policy(score_drift="always")
+    with pytest.raises(ValueError, match="noise must be one of 'learned', 'constant', 'score_matched', got 'white'"):
+        _policy(noise="white")
+    for name in ("score_scale", "score_clip", "min_std"):
+        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+            _policy(**{name: 0})
+    with pytest.raises(ValueError, match=r"min_std must be positive and at most max_std, got min_std=0.5, max_std=0.2"):
+        _policy(min_std=0.5, max_std=0.2)
