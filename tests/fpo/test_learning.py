@@ -57,7 +57,7 @@ def test_fine_tuning_beats_the_clone_and_its_demonstrations() -> None:
     demonstrations, demonstrated = timid_demonstrations()
     clones, tuned = [], []
     for seed in SEEDS:
-        model = _model(seed, critic_warmup_iterations=1)
+        model: Any = _model(seed, critic_warmup_iterations=1)
         pretrain_bc(model, demonstrations, n_batches=300, batch_size=128, learning_rate=3e-3, ema_decay=0.98, seed=seed)
         clones.append(mean_return(model))
         model.learn(8 * ITERATION)

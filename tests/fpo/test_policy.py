@@ -130,7 +130,7 @@ def test_losses_scored_again_are_bit_identical_and_for_other_batches_equal() -> 
 def test_networks_are_called_once_for_all_pairs() -> None:
     policy, calls = _policy(), Counter[str]()
     for name, module in policy.named_children():
-        module.register_forward_hook(lambda *_, name=name: calls.update([name]))  # type: ignore[misc]
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
     obs = th.randn(8, OBS)
     records = policy(obs)[0]
     expected = dict(normalizer=1, features_extractor=1, vf_features_extractor=1, value_net=1)
