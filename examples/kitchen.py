@@ -23,15 +23,15 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_scoreflow import (
-    RLDT,
+    ALGORITHMS,
     ActionChunking,
     CosineSchedule,
     Demonstrations,
     HoldCosineSchedule,
-    ScoReFlowPPO,
     load_demonstrations,
     pretrain_bc,
 )
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.envs import KITCHEN_TASK_SETS, completed_tasks, make_kitchen
 from sb3_scoreflow.envs.kitchen import KitchenView
 
@@ -83,37 +83,31 @@ def make_env(tasks: str, view: KitchenView, n_envs: int, max_episode_steps: int,
     )
 
 
-def make_model(algorithm: str, env: VecEnv, n_steps: int, n_tasks: int, seed: int) -> ScoReFlowPPO | RLDT:
-    if algorithm == "rldt":
+def arguments_of(algorithm: str, rollout: int, n_tasks: int) -> dict[str, Any]:
+    """What is not the algorithm's default, for rollouts of so many chunks."""
+    table: dict[str, dict[str, Any]] = {
+        "scoreflow_ppo": dict(
+            batch_size=min(840, rollout),
+            n_epochs=10,
+            learning_rate=CosineSchedule(4.5e-5, 2e-5),
+            noise_learning_rate=CosineSchedule(4.5e-5, 2e-5),
+            critic_learning_rate=CosineSchedule(6.5e-4, 3e-4),
+            clip_range=0.01,
+            min_std=0.05,
+            max_std=HoldCosineSchedule(0.12, 0.05),
+        ),
         # Rewards are few and of size 1, so they are neither rescaled nor can they add up to more than the number of tasks
-        return RLDT(
-            "FlowPolicy",
-            env,
-            n_steps=n_steps,
-            reward_scale=1.0,
-            target_clip=(0.0, float(n_tasks)),
-            td_lambda=0.5,
-            seed=seed,
-            device="cpu",
-        )
-    return ScoReFlowPPO(
-        "FlowPolicy",
-        env,
-        n_steps=n_steps,
-        batch_size=min(840, n_steps * env.num_envs),
-        n_epochs=10,
-        learning_rate=CosineSchedule(4.5e-5, 2e-5),
-        noise_learning_rate=CosineSchedule(4.5e-5, 2e-5),
-        critic_learning_rate=CosineSchedule(6.5e-4, 3e-4),
-        clip_range=0.01,
-        min_std=0.05,
-        max_std=HoldCosineSchedule(0.12, 0.05),
-        seed=seed,
-        device="cpu",
-    )
+        "rldt": dict(reward_scale=1.0, target_clip=(0.0, float(n_tasks)), td_lambda=0.5),
+    }
+    return table.get(algorithm, {})
 
 
-def evaluate(model: ScoReFlowPPO | RLDT, env: VecEnv, n_episodes: int) -> np.ndarray:
+def make_model(algorithm: str, env: VecEnv, n_steps: int, n_tasks: int, seed: int) -> FlowAlgorithm:
+    arguments = arguments_of(algorithm, n_steps * env.num_envs, n_tasks)
+    return ALGORITHMS[algorithm]("FlowPolicy", env, n_steps=n_steps, seed=seed, device="cpu", **arguments)
+
+
+def evaluate(model: FlowAlgorithm, env: VecEnv, n_episodes: int) -> np.ndarray:
     """The number of tasks that the deterministic policy completes in each episode, which is its return."""
     returns, _ = evaluate_policy(model, env, n_eval_episodes=n_episodes, return_episode_rewards=True)
     return np.asarray(returns)
@@ -134,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="d4rl:kitchen-complete-v0", help="source of the demonstrations, or a file")
     parser.add_argument("--tasks", choices=list(KITCHEN_TASK_SETS), help="default: what the name of the data says")
-    parser.add_argument("--algorithm", choices=["scoreflow", "rldt"], default="scoreflow")
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="(default scoreflow_ppo)")
     parser.add_argument("--timesteps", type=int, default=100_000, help="chunks of 4 actions to train for (default 100000)")
     parser.add_argument("--batches", type=int, help="minibatches of cloning (default: that of pretrain_bc)")
     parser.add_argument("--n-envs", type=int, default=8, help="environments, one process each (default 8)")

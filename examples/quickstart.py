@@ -13,27 +13,22 @@ import argparse
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_scoreflow import (
-    RLDT,
-    ActionChunking,
-    ScoReFlowPPO,
-    load_demonstrations,
-    pretrain_bc,
-)
-
-matplotlib.use("Agg")  # no screen needed
-import matplotlib.pyplot as plt
+from sb3_scoreflow import ALGORITHMS, ActionChunking, load_demonstrations, pretrain_bc
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
 
 ENV_ID = "Hopper-v5"
+#: Algorithm -> arguments that are not its defaults
+ARGUMENTS: dict[str, dict[str, Any]] = {"scoreflow_ppo": dict(n_steps=100, batch_size=250)}
 
 
 def make_env(n_envs: int, seed: int) -> VecEnv:
@@ -41,14 +36,13 @@ def make_env(n_envs: int, seed: int) -> VecEnv:
     return make_vec_env(ENV_ID, n_envs=n_envs, seed=seed, wrapper_class=partial(ActionChunking, horizon=4))
 
 
-def make_model(algorithm: str, env: VecEnv, seed: int) -> ScoReFlowPPO | RLDT:
-    if algorithm == "rldt":
-        return RLDT("FlowPolicy", env, seed=seed, device="cpu")
-    return ScoReFlowPPO("FlowPolicy", env, n_steps=100, batch_size=250, seed=seed, device="cpu")
+def make_model(algorithm: str, env: VecEnv, seed: int) -> FlowAlgorithm:
+    return ALGORITHMS[algorithm]("FlowPolicy", env, seed=seed, device="cpu", **ARGUMENTS.get(algorithm, {}))
 
 
-def evaluate(model: ScoReFlowPPO | RLDT, env: VecEnv) -> tuple[float, float]:
-    """Mean and standard deviation of the deterministic policy's return over 20 episodes."""
+def evaluate(model: FlowAlgorithm, env: VecEnv, seed: int) -> tuple[float, float]:
+    """Mean and standard deviation of the deterministic policy's return over 20 episodes, the same starts for every policy."""
+    env.seed(seed)
     returns, _ = evaluate_policy(model, env, n_eval_episodes=20, return_episode_rewards=True)
     return float(np.mean(returns)), float(np.std(returns))
 
@@ -66,7 +60,7 @@ class LearningCurve(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, (ScoReFlowPPO, RLDT))
+        assert isinstance(self.model, FlowAlgorithm)
         episodes = list(self.model.ep_info_buffer or [])[-50:]
         if episodes:
             self.timesteps.append(self.model.num_timesteps)
@@ -75,7 +69,8 @@ class LearningCurve(BaseCallback):
 
 
 def plot(path: Path, title: str, curve: LearningCurve, checks: EvalCallback, demonstrated: float, cloned: float) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4), layout="tight")  # needs no screen, and leaves matplotlib's backend as it is
+    axes = figure.subplots()
     axes.plot(curve.env_steps, curve.returns, label="fine-tuning, while exploring")
     # EvalCallback counts chunks; the exploring curve gives the environment steps that they took.
     steps = np.interp(checks.evaluations_timesteps, curve.timesteps, curve.env_steps)
@@ -84,14 +79,14 @@ def plot(path: Path, title: str, curve: LearningCurve, checks: EvalCallback, dem
     axes.axhline(cloned, color="black", linestyle="--", label=f"clone, deterministic ({cloned:.0f})")
     axes.set(xlabel="environment steps", ylabel="return", title=title, ylim=(0, None))
     axes.legend(loc="best")
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", choices=["scoreflow", "rldt"], default="scoreflow")
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="(default scoreflow_ppo)")
     parser.add_argument("--timesteps", type=int, default=70_000, help="chunks of 4 actions to train for (default 70000)")
+    parser.add_argument("--batches", type=int, help="minibatches of cloning (default: that of pretrain_bc)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for model and picture")
     arguments = parser.parse_args()
@@ -102,26 +97,27 @@ def main() -> None:
     demonstrations = load_demonstrations("builtin:hopper-medium")
     print(demonstrations.describe(), end="\n\n")
 
-    env, test_env = make_env(20, arguments.seed), make_env(1, 20_000 + arguments.seed)
+    test_seed = 20_000 + arguments.seed
+    env, test_env = make_env(20, arguments.seed), make_env(1, test_seed)
     model = make_model(arguments.algorithm, env, arguments.seed)
-    pretrain_bc(model, demonstrations, seed=arguments.seed, progress_bar=True)
-    cloned, cloned_std = evaluate(model, test_env)
+    pretrain_bc(model, demonstrations, n_batches=arguments.batches, seed=arguments.seed, progress_bar=True)
+    cloned, cloned_std = evaluate(model, test_env, test_seed)
     print(f"clone: return {cloned:.0f} +- {cloned_std:.0f} over 20 episodes\n")
 
     curve, folder = LearningCurve(), str(arguments.output)
     checks = EvalCallback(
         make_env(5, 10_000 + arguments.seed),
         n_eval_episodes=10,
-        eval_freq=250,
+        eval_freq=min(250, max(arguments.timesteps // env.num_envs, 1)),  # at least once
         log_path=folder,
         best_model_save_path=folder,
         verbose=0,
     )
     model.learn(arguments.timesteps, callback=[curve, checks], progress_bar=True)
-    last, last_std = evaluate(model, test_env)
+    last, last_std = evaluate(model, test_env, test_seed)
     best = type(model).load(arguments.output / "best_model", device="cpu")
     best.save(arguments.output / f"hopper_{arguments.algorithm}")
-    tuned, tuned_std = evaluate(best, test_env)
+    tuned, tuned_std = evaluate(best, test_env, test_seed)
 
     picture = arguments.output / "learning_curve.png"
     plot(picture, f"{type(model).__name__} on {ENV_ID}", curve, checks, float(demonstrations.episode_returns.mean()), cloned)

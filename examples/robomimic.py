@@ -23,7 +23,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_scoreflow import RLDT, ActionChunking, ScoReFlowPPO, ViTExtractor, load_demonstrations, pretrain_bc
+from sb3_scoreflow import ALGORITHMS, ActionChunking, ViTExtractor, load_demonstrations, pretrain_bc
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.envs import make_robomimic
 
 
@@ -39,23 +40,38 @@ def make_env(arguments: argparse.Namespace) -> VecEnv:
     )
 
 
-def make_model(arguments: argparse.Namespace, env: VecEnv) -> ScoReFlowPPO | RLDT:
-    """Success is the only reward: the discount is close to 1, and values lie in [0, 1]."""
-    policy_kwargs = dict(features_extractor_class=ViTExtractor) if arguments.encoder == "vit" else {}
-    common: dict[str, Any] = dict(
-        n_steps=arguments.n_steps, gamma=0.999, policy_kwargs=policy_kwargs, seed=arguments.seed, device="cpu"
+def arguments_of(algorithm: str, rollout: int, cameras: bool) -> dict[str, Any]:
+    """What is not the algorithm's default, for rollouts of so many chunks; success, the only reward, makes values 0 to 1."""
+    table: dict[str, dict[str, Any]] = {
+        "scoreflow_ppo": dict(
+            batch_size=min(500, rollout), n_epochs=8, critic_warmup_iterations=2, min_std=0.08, max_std=0.16
+        ),
+        "rldt": dict(
+            td_lambda=0.5,
+            target_clip=(0.0, 1.0),
+            reward_scale=1.0,
+            critic_warmup_transitions=5000,
+            encoder_learning_rate=0.0 if cameras else None,  # the clone's encoder, asked once per refresh
+        ),
+    }
+    return table.get(algorithm, {})
+
+
+def make_model(arguments: argparse.Namespace, env: VecEnv) -> FlowAlgorithm:
+    own = arguments_of(arguments.algorithm, arguments.n_steps * arguments.n_envs, bool(arguments.cameras))
+    return ALGORITHMS[arguments.algorithm](
+        "FlowPolicy",
+        env,
+        n_steps=arguments.n_steps,
+        gamma=0.999,  # success is far away
+        policy_kwargs=dict(features_extractor_class=ViTExtractor) if arguments.encoder == "vit" else {},
+        seed=arguments.seed,
+        device="cpu",
+        **own,
     )
-    if arguments.algorithm == "rldt":
-        sparse: dict[str, Any] = dict(td_lambda=0.5, target_clip=(0.0, 1.0), reward_scale=1.0, critic_warmup_transitions=5000)
-        if arguments.cameras:
-            sparse["encoder_learning_rate"] = 0.0  # the clone's encoder, asked once per refresh
-        return RLDT("FlowPolicy", env, **sparse, **common)
-    batch_size = min(500, arguments.n_steps * arguments.n_envs)
-    noise: dict[str, Any] = dict(min_std=0.08, max_std=0.16)
-    return ScoReFlowPPO("FlowPolicy", env, batch_size=batch_size, n_epochs=8, critic_warmup_iterations=2, **noise, **common)
 
 
-def success_rate(model: ScoReFlowPPO | RLDT, env: VecEnv, n_episodes: int) -> float:
+def success_rate(model: FlowAlgorithm, env: VecEnv, n_episodes: int) -> float:
     """Share of the episodes that the deterministic policy solves, which is its mean return."""
     returns, _ = evaluate_policy(model, env, n_eval_episodes=n_episodes, return_episode_rewards=True)
     return float(np.mean(returns))
@@ -67,7 +83,7 @@ def main() -> None:
     parser.add_argument("--mask", help="which of the file's demonstrations to use, such as train (default: all)")
     parser.add_argument("--cameras", nargs="*", default=[], help="cameras to see through, instead of the objects' state")
     parser.add_argument("--encoder", choices=["cnn", "vit"], default="cnn", help="of the images (default cnn)")
-    parser.add_argument("--algorithm", choices=["scoreflow", "rldt"], default="scoreflow")
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="(default scoreflow_ppo)")
     parser.add_argument("--timesteps", type=int, default=40_000, help="chunks to train for (default 40000)")
     parser.add_argument("--chunk", type=int, default=4, help="actions per chunk (default 4)")
     parser.add_argument("--batches", type=int, default=5000, help="minibatches of cloning (default 5000)")

@@ -3,14 +3,14 @@
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from sb3_scoreflow import RLDT, ScoReFlowPPO
+from sb3_scoreflow import ALGORITHMS, ScoReFlowPPO
 from tests.envs.kitchen_data import write_d4rl, write_minari
+from tests.examples.newcomer import NAMES, register
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "kitchen.py"
 TINY = "--timesteps 4 --batches 20 --n-envs 1 --n-steps 4 --max-episode-steps 8 --episodes 2".split()
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*critic_warmup_transitions", "i
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    register(monkeypatch)
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
     monkeypatch.setenv("D4RL_DATASET_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
@@ -31,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: str) -> None:
     runpy.run_path(str(EXAMPLE), run_name="__main__")
 
 
-@pytest.mark.parametrize("algorithm", ["scoreflow", "rldt"])
+@pytest.mark.parametrize("algorithm", NAMES)
 def test_d4rl(root: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write_d4rl(root / "d4rl", "complete")
     run(monkeypatch, root / "runs", "--algorithm", algorithm)
@@ -43,8 +44,7 @@ def test_d4rl(root: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch, capsy
     for name in ("clone", "fine-tuned"):
         assert f"{name}: 0.00 of 4 tasks completed, over 2 episodes {shares}" in lines
     assert lines[-1].startswith(f"wrote {root / 'runs' / f'kitchen_{algorithm}.zip'} after 16 environment steps")
-    cls: Any = RLDT if algorithm == "rldt" else ScoReFlowPPO
-    model = cls.load(root / "runs" / f"kitchen_{algorithm}.zip")
+    model = ALGORITHMS[algorithm].load(root / "runs" / f"kitchen_{algorithm}.zip")
     assert model.observation_space.shape == (60,) and model.action_space.shape == (4, 9)
     assert model.policy.pretrained
 
@@ -54,7 +54,7 @@ def test_minari(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "source" in out and "minari:D4RL/kitchen/mixed-v2" in out
     assert "fine-tuned: 0.00 of 4 tasks completed" in out
-    assert ScoReFlowPPO.load(root / "runs" / "kitchen_scoreflow.zip").observation_space.shape == (59,)
+    assert ScoReFlowPPO.load(root / "runs" / "kitchen_scoreflow_ppo.zip").observation_space.shape == (59,)
 
 
 @pytest.mark.slow

@@ -3,12 +3,12 @@
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.make_lift_demonstrations import main as make_demonstrations
-from sb3_scoreflow import RLDT, ScoReFlowPPO, ViTExtractor
+from sb3_scoreflow import ALGORITHMS, ViTExtractor
+from tests.examples.newcomer import register
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "robomimic.py"
 TINY = "--timesteps 4 --batches 5 --n-envs 1 --n-steps 4 --horizon 8 --episodes 2".split()
@@ -24,28 +24,32 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("cls", "options"),
-    [(ScoReFlowPPO, []), (RLDT, "--algorithm rldt --cameras agentview --encoder vit --mask valid".split())],
+    ("algorithm", "options"),
+    [
+        ("scoreflow_ppo", []),
+        ("rldt", "--algorithm rldt --cameras agentview --encoder vit --mask valid".split()),
+        ("newcomer", "--algorithm newcomer".split()),
+    ],
 )
 def test_example(
-    cls: Any,
+    algorithm: str,
     options: list[str],
     file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    register(monkeypatch)
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(file), *TINY, "--output", str(tmp_path), *options])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     # Eight steps are not enough for anybody
     for name in ("demonstrations", "clone", "fine-tuned"):
         assert f"{name}: 0% succeed" in lines
-    name = "rldt" if cls is RLDT else "scoreflow"
-    assert lines[-1].startswith(f"wrote {tmp_path / f'lift_{name}.zip'} after 16 environment steps")
-    model = cls.load(tmp_path / f"lift_{name}.zip")
+    assert lines[-1].startswith(f"wrote {tmp_path / f'lift_{algorithm}.zip'} after 16 environment steps")
+    model = ALGORITHMS[algorithm].load(tmp_path / f"lift_{algorithm}.zip")
     assert model.policy.pretrained and model.action_space.shape == (4, 7)
-    assert ("agentview_image" in model.observation_space.spaces) == (cls is RLDT)
-    assert isinstance(model.policy.features_extractor, ViTExtractor) == (cls is RLDT)
+    sees, keys = "--cameras" in options, model.observation_space.spaces  # type: ignore[attr-defined]
+    assert ("agentview_image" in keys) == isinstance(model.policy.features_extractor, ViTExtractor) == sees
     episodes = next(line for line in lines if line.startswith("episodes ")).split()[-1]
-    assert episodes == ("1" if cls is RLDT else "10")
+    assert episodes == ("1" if "--mask" in options else "10")
