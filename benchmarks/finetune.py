@@ -5,7 +5,7 @@ PPO cloned from the same data.
     python -m benchmarks.finetune --env Hopper-v5
     python -m benchmarks.finetune --env HalfCheetah-v5
 
-For every seed one behaviour-cloned flow policy is the common start of the three flow variants. All get the same env steps. One
+For every seed one behavior-cloned flow policy is the common start of the three flow variants. All get the same env steps. One
 CSV per run in ``benchmarks/results/finetune/``, a summary of all seeds as JSON (env steps to thresholds as ratios, confidence
 intervals) and a plot.
 """
@@ -22,7 +22,7 @@ import torch
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.gaussian_baseline import clone, gaussian_ppo, normalised
+from benchmarks.gaussian_baseline import clone, gaussian_ppo, normalized
 from benchmarks.learning import (
     COLUMNS,
     Curve,
@@ -96,7 +96,7 @@ def run(env_id: str, variants: list[str], seed: int, timesteps: int) -> None:
         env, eval_env = make_env(env_id, 20, 1000 * seed), make_env(env_id, 1, 1000 * seed + 500)
         model: Any
         if variant == "gaussian_ppo":
-            eval_env = normalised(eval_env, demonstrations, training=False)
+            eval_env = normalized(eval_env, demonstrations, training=False)
             model = gaussian_ppo(env, demonstrations, GAUSSIAN_STD, seed, **VARIANTS[variant])
             clone(model, demonstrations, HORIZON, CLONE_BATCHES, 256, seed)
         else:
@@ -129,7 +129,7 @@ def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: flo
     return result
 
 
-def summarise(env_id: str, seeds: list[int], made: list[str], origin: dict[str, Any]) -> None:
+def summarize(env_id: str, seeds: list[int], made: list[str], origin: dict[str, Any]) -> None:
     """``made``: variants that ``origin`` made just now; the others keep theirs."""
     path = RESULTS / f"{env_id}_summary.json"
     before = json.loads(path.read_text())["origins"] if path.exists() else {}
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=75_000, help="chunks of 4 actions (default 75000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="runs to make; none: only summarise"
+        "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="runs to make; none: only summarize"
     )
     arguments = parser.parse_args()
     origin = provenance()  # now: the working tree may be another one when the runs end
@@ -196,7 +196,7 @@ def main() -> None:
     for seed in arguments.seeds:
         if arguments.variants:
             run(arguments.env, arguments.variants, seed, arguments.timesteps)
-    summarise(arguments.env, arguments.seeds, arguments.variants, origin)
+    summarize(arguments.env, arguments.seeds, arguments.variants, origin)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def return_at(curve: Curve, column: str, env_steps: float) -> float:
     return float(np.interp(env_steps, curve["env_steps"][known], curve[column][known]))
 
 
-def summarise(env_id: str, seeds: list[int], origin: dict[str, Any]) -> None:
+def summarize(env_id: str, seeds: list[int], origin: dict[str, Any]) -> None:
     paths = {v: [RESULTS / f"{env_id}_{v}_seed{seed}.csv" for seed in seeds] for v in VARIANTS}
     runs = {v: [read_curve(path) for path in files] for v, files in paths.items() if all(path.exists() for path in files)}
     common = min(float(curve["env_steps"][-1]) for curves in runs.values() for curve in curves)
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=250_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="runs to make; none: only summarise"
+        "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="runs to make; none: only summarize"
     )
     arguments = parser.parse_args()
     origin = provenance()  # now: the working tree may be another one when the runs end
@@ -86,7 +86,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for variant in arguments.variants:
             run(arguments.env, variant, seed, arguments.timesteps, RESULTS / f"{arguments.env}_{variant}_seed{seed}.csv")
-    summarise(arguments.env, arguments.seeds, origin)
+    summarize(arguments.env, arguments.seeds, origin)
 
 
 if __name__ == "__main__":

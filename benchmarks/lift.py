@@ -129,7 +129,7 @@ def settings(options: argparse.Namespace, algorithm: str) -> tuple[dict[str, Any
     return {**ARGUMENTS[algorithm], **CAMERA_ARGUMENTS[algorithm]}, CAMERA_ITERATION[algorithm]
 
 
-def summarise(options: argparse.Namespace, algorithm: str, facts: list[dict[str, Any]], origin: dict[str, Any]) -> None:
+def summarize(options: argparse.Namespace, algorithm: str, facts: list[dict[str, Any]], origin: dict[str, Any]) -> None:
     curves = [read_curve(name(options, algorithm, seed)) for seed in options.seeds]
     summary: dict[str, Any] = {
         **origin,
@@ -168,7 +168,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     for algorithm in options.algorithms:
         facts = [run(options, algorithm, seed) for seed in options.seeds]
-        summarise(options, algorithm, facts, origin)
+        summarize(options, algorithm, facts, origin)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _OPEN, _CLOSE = -1.0, 1.0
 # A full action asks for 5 cm
 _METRES_PER_ACTION = 0.05
 # The cube's sides are 4 cm and the fingers open 8 cm wide
-# With half the skill, the table seems to be 2 cm too high in its middle, and 5 mm higher or lower per centimetre in x
+# With half the skill, the table seems to be 2 cm too high in its middle, and 5 mm higher or lower per centimeter in x
 _HEIGHT_ERROR, _TILT = 0.04, 1.0
 _TREMBLE = 0.4
 _HOVER, _LIFT = 0.08, 0.2

@@ -80,7 +80,7 @@ class StopAtReturn(BaseCallback):
     """
     Stop training when the mean return of the last 100 episodes passes a target.
 
-    :param target: Undiscounted, unnormalised return
+    :param target: Undiscounted, unnormalized return
     """
 
     def __init__(self, target: float) -> None:
@@ -155,7 +155,7 @@ def main() -> None:
             "seconds": round(training_seconds, 1),
             "mean_return_of_last_100_episodes": callback.mean_return,
             "n_envs": N_ENVS,
-            "normalised": "observations and rewards, by VecNormalize",
+            "normalized": "observations and rewards, by VecNormalize",
             **recipe.ppo_arguments,
             "policy_kwargs": policy_kwargs,
             "final_std": model.policy.log_std.exp().tolist(),

@@ -52,7 +52,7 @@ def last_until(curve: Curve, column: str, env_steps: float) -> float:
     return float(np.nanmean(curve[column][curve["env_steps"] <= 1.02 * env_steps][-2:]))
 
 
-def summarise(seeds: list[int], origin: dict[str, Any]) -> None:
+def summarize(seeds: list[int], origin: dict[str, Any]) -> None:
     runs = {change: {s: read_curve(path_of(change, s)) for s in seeds if path_of(change, s).exists()} for change in CHANGES}
     runs = {"default": {s: read_curve(curve_path(ENV_ID, "rldt", s)) for s in seeds}, **{c: r for c, r in runs.items() if r}}
     steps = min(float(curve["env_steps"][-1]) for curves in runs.values() for curve in curves.values())
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=40_000, help="chunks of 4 actions (default 40000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--changes", nargs="*", default=list(CHANGES), choices=list(CHANGES), help="runs to make; none: only summarise"
+        "--changes", nargs="*", default=list(CHANGES), choices=list(CHANGES), help="runs to make; none: only summarize"
     )
     arguments = parser.parse_args()
     origin = provenance()  # now: the working tree may be another one when the runs end
@@ -83,7 +83,7 @@ def main() -> None:
     for seed in arguments.seeds:
         if arguments.changes:
             run(arguments.changes, seed, arguments.timesteps)
-    summarise(arguments.seeds, origin)
+    summarize(arguments.seeds, origin)
 
 
 if __name__ == "__main__":

@@ -49,9 +49,9 @@ def images(rng: np.random.Generator) -> np.ndarray:
     y, x, t = np.mgrid[0 : SHAPE[0], 0 : SHAPE[1], 0:LENGTH].astype(np.float32)
     a, b, c = rng.uniform(5, 20, 3).astype(np.float32)
     frames = np.moveaxis(110 + 50 * np.sin(x / a + t / c) + 50 * np.cos(y / b - t / c), -1, 0)
-    colours = rng.uniform(0.6, 1.0, SHAPE[2]).astype(np.float32)
+    colors = rng.uniform(0.6, 1.0, SHAPE[2]).astype(np.float32)
     noise = (rng.random((LENGTH, *SHAPE), dtype=np.float32) < 0.1) * np.float32(20)
-    return np.clip(frames[..., None] * colours + noise, 0, 255).astype(np.uint8)
+    return np.clip(frames[..., None] * colors + noise, 0, 255).astype(np.uint8)
 
 
 def write(path: Path, layout: str) -> None:

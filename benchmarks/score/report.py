@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FRACTIONS = (0.5, 0.75, 0.9)
-#: Gain over the clone, as a share of the best final return, below which normalised scores would be noise over noise
+#: Gain over the clone, as a share of the best final return, below which normalized scores would be noise over noise
 _LEAST_GAIN = 0.05
 #: env -> arm -> one curve per seed
 Curves = dict[str, dict[str, list[Curve]]]
@@ -46,12 +46,12 @@ def mean_return(curve: Curve, column: str) -> float:
 
 
 def start_and_best(of_task: Mapping[str, list[Curve]], column: str) -> tuple[float, float]:
-    """The clones' return and the best final return of any arm, for which 0 and 1 of a normalised score stand."""
+    """The clones' return and the best final return of any arm, for which 0 and 1 of a normalized score stand."""
     start = float(np.mean([curve[column][~np.isnan(curve[column])][0] for runs in of_task.values() for curve in runs]))
     return start, max(float(np.mean([final_return(curve, column) for curve in runs])) for runs in of_task.values())
 
 
-def summarise_task(of_task: Mapping[str, list[Curve]], column: str) -> dict[str, Any]:
+def summarize_task(of_task: Mapping[str, list[Curve]], column: str) -> dict[str, Any]:
     """
     Of one environment: final and mean return of every arm, env steps to shares of the gain over the clone that the best arm
     made (if any made one).
@@ -80,7 +80,7 @@ def _steps(runs: list[Curve], column: str, threshold: float) -> dict[str, Any]:
     }
 
 
-def normalised(curves: Curves, column: str, score: Any) -> dict[str, list[np.ndarray]]:
+def normalized(curves: Curves, column: str, score: Any) -> dict[str, list[np.ndarray]]:
     """Arm -> scores of every task that some arm improved on, 0 at the clone and 1 at the best final return of any arm."""
     result: dict[str, list[np.ndarray]] = {}
     for of_task in curves.values():
@@ -93,7 +93,7 @@ def normalised(curves: Curves, column: str, score: Any) -> dict[str, list[np.nda
     return result
 
 
-def summarise(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def summarize(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """
     :param curves: of all environments
     :param pairs: arms to compare, the first against the second
@@ -103,7 +103,7 @@ def summarise(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any
     for column in COLUMNS:
         over_all: dict[str, Any] = {}
         for name, score in (("final", final_return), ("mean_over_training", mean_return)):
-            scores = normalised(curves, column, score)
+            scores = normalized(curves, column, score)
             over_all[name] = {
                 "interquartile_mean": {
                     arm: with_bootstrap_interval(interquartile_mean, tasks) for arm, tasks in scores.items()
@@ -114,7 +114,7 @@ def summarise(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any
                     if a in scores and b in scores
                 },
             }
-        tasks = {env: summarise_task(of_task, column) for env, of_task in curves.items()}
+        tasks = {env: summarize_task(of_task, column) for env, of_task in curves.items()}
         summary[column] = {"tasks": tasks, "over_all_tasks": over_all}
     for name in ("wall_seconds", "cpu_seconds"):
         summary[name] = {
@@ -149,11 +149,11 @@ def plot(curves: Curves, path: Path) -> None:
 
 def choose(env_ids: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """
-    Of every variant the searched settings with the highest score: both returns' mean over training, normalised per task and
+    Of every variant the searched settings with the highest score: both returns' mean over training, normalized per task and
     averaged over tasks, returns and seeds.
     """
     curves = read_curves(RESULTS, env_ids, arms.names("search"), seeds)
-    parts = [normalised(curves, column, mean_return) for column in COLUMNS]
+    parts = [normalized(curves, column, mean_return) for column in COLUMNS]
     scores = {arm: float(np.mean([np.concatenate(part[arm]) for part in parts])) for arm in parts[0]}
     chosen: dict[str, Any] = {}
     for variant in arms.VARIANTS:
@@ -176,7 +176,7 @@ def report(env_ids: Sequence[str], seeds: Sequence[int]) -> None:
         present = next(iter(curves.values()))
         if not made or len(present) < 2:
             continue
-        summary = {"seeds": made, "arms": list(present), **summarise(curves, pairs)}
+        summary = {"seeds": made, "arms": list(present), **summarize(curves, pairs)}
         (RESULTS / f"{stage}_summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         plot(curves, RESULTS / f"{stage}.png")
         print_table(stage, summary)

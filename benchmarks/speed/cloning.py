@@ -1,4 +1,4 @@
-"""Gradient steps of behaviour cloning."""
+"""Gradient steps of behavior cloning."""
 
 import copy
 from typing import Any
@@ -54,5 +54,5 @@ def measure(repeats: int) -> dict[str, Any]:
         "milliseconds_per_step": milliseconds,
         "steps_per_second": round(1e3 / milliseconds["cloning"]),
         "ratio": {"cloning_to_products": to_products, "sequential_to_cloning": ratio(times["sequential"], times["cloning"])},
-        "targets": {"behaviour cloning over its products": target(to_products, 1.5)},
+        "targets": {"behavior cloning over its products": target(to_products, 1.5)},
     }

@@ -87,7 +87,7 @@ class SequentialPolicy(nn.Module):
         :param obs: shape ``(batch, obs_dim)``
         :param noise: ``x_0``, drawn if None
         :param deviates: standard normal deviates of the steps, shape ``(batch, K, action_dim)``, drawn if None
-        :return: chains ``(batch, K + 1, action_dim)``, values and normalised log-probabilities ``(batch,)``
+        :return: chains ``(batch, K + 1, action_dim)``, values and normalized log-probabilities ``(batch,)``
         """
         start = Normal(th.zeros(len(obs), self.dim), th.ones(len(obs), self.dim))
         x = start.sample() if noise is None else noise
@@ -104,7 +104,7 @@ class SequentialPolicy(nn.Module):
         return th.stack(points, 1).detach(), self.value(obs).detach(), (log_prob / ((self.steps + 1) * self.dim)).detach()
 
     def evaluate(self, obs: th.Tensor, chain: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """Values, normalised log-probabilities and entropies of stored chains, ``(batch,)`` each, step by step."""
+        """Values, normalized log-probabilities and entropies of stored chains, ``(batch,)`` each, step by step."""
         start = Normal(th.zeros_like(chain[:, 0]), th.ones_like(chain[:, 0]))
         log_prob, entropy = start.log_prob(chain[:, 0]).sum(1), start.entropy().sum(1)
         for k in range(self.steps):
@@ -115,7 +115,7 @@ class SequentialPolicy(nn.Module):
         return self.value(obs), log_prob / size, entropy / size
 
     def loss(self, batch: RolloutBufferSamples, clip_range: float, vf_coef: float, ent_coef: float) -> th.Tensor:
-        """PPO's loss with advantages normalised over the minibatch, the value's in units of its scale."""
+        """PPO's loss with advantages normalized over the minibatch, the value's in units of its scale."""
         chain = batch.actions.view(len(batch.actions), self.steps + 1, self.dim)
         values, log_prob, entropy = self.evaluate(batch.observations, chain)
         advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
