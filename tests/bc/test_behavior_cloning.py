@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from torch import nn
 
-from sb3_scoreflow import Demonstrations, FlowMatchingPolicy
+from sb3_scoreflow import Demonstrations, FlowMatchingPolicy, load_demonstrations
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch
 from tests.bc.helpers import (
     ACTION,
@@ -257,42 +257,44 @@ def test_masked_loss_is_a_mean_over_what_is_left(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "match"),
+    "kwargs",
     [
-        (dict(n_epochs=1, n_batches=2), r"Give n_epochs or n_batches, not both \(got n_epochs=1, n_batches=2\)"),
-        (dict(n_batches=0), "n_batches must be at least 1, got 0"),
-        (dict(n_batches=None, n_epochs=-1), "n_epochs must be at least 1, got -1"),
-        (dict(batch_size=0), "batch_size must be at least 1, got 0"),
-        (dict(log_interval=0), "log_interval must be at least 1, got 0"),
-        (dict(ema_decay=1.0), r"ema_decay must be in \[0, 1\), got 1.0"),
-        (dict(ema_decay=-0.1), r"ema_decay must be in \[0, 1\), got -0.1"),
-        (dict(validation_fraction=1.0), r"validation_fraction must be in \[0, 1\), got 1.0"),
-        (dict(validation_fraction=-0.5), r"validation_fraction must be in \[0, 1\), got -0.5"),
-        (dict(critic_batches=-1), "critic_batches must not be negative, got -1"),
-        (dict(learning_rate=-1e-3), "learning_rate must not be negative, got -0.001"),
-        (dict(final_learning_rate=float("nan")), "final_learning_rate must not be negative, got nan"),
-        (dict(weight_decay=-1.0), "weight_decay must not be negative, got -1.0"),
+        dict(n_epochs=1, n_batches=2),
+        dict(n_batches=0),
+        dict(n_epochs=-1, n_batches=None),
+        dict(batch_size=0),
+        dict(log_interval=0),
+        dict(ema_decay=1.0),
+        dict(ema_decay=-0.1),
+        dict(validation_fraction=1.0),
+        dict(validation_fraction=-0.5),
+        dict(critic_batches=-1),
+        dict(learning_rate=-1e-3),
+        dict(final_learning_rate=float("nan")),
+        dict(weight_decay=-1.0),
     ],
+    ids=str,
 )
-def test_impossible_arguments(kwargs: dict[str, Any], match: str) -> None:
-    refused(match, **kwargs)
+def test_impossible_arguments_are_named_with_their_values(kwargs: dict[str, Any]) -> None:
+    named = {name: value for name, value in kwargs.items() if value is not None}
+    refused(*named, *map(str, named.values()), **kwargs)
 
 
 def test_model_of_another_kind() -> None:
-    with pytest.raises(ValueError, match="model must be a FlowMatchingPolicy or an algorithm that has one, got PPO"):
-        clone(PPO("MlpPolicy", BlankEnv(), n_steps=16, batch_size=16, device="cpu"))
-    with pytest.raises(ValueError, match="got dict"):
-        clone({})
+    for model, name in ((PPO("MlpPolicy", BlankEnv(), n_steps=16, batch_size=16, device="cpu"), "PPO"), ({}, "dict")):
+        with pytest.raises(ValueError, match=rf"^model\b.*\b{name}\b"):
+            clone(model)
 
 
 def test_demonstrations_of_another_kind() -> None:
-    refused(
-        r"demonstrations must be Demonstrations \(see load_demonstrations\), got str", demonstrations="builtin:hopper-medium"
-    )
+    """The remedy: what is named loads them."""
+    refused("demonstrations", "str", "load_demonstrations", demonstrations="builtin:hopper-medium")
+    assert isinstance(load_demonstrations("builtin:hopper-medium"), Demonstrations)
 
 
 def test_critic_of_a_bare_policy() -> None:
-    refused("critic_batches=5 needs an algorithm with a value function", model=make_policy(), critic_batches=5)
+    refused("critic_batches=5", "critic_batches=0", model=make_policy(), critic_batches=5)
+    assert "bc/critic_loss" not in clone(make_policy(), critic_batches=0)
 
 
 def test_nan_loss_keeps_the_previous_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +309,7 @@ def test_nan_loss_keeps_the_previous_weights(monkeypatch: pytest.MonkeyPatch) ->
         return original(*args) * (float("nan") if len(calls) == 3 else 1.0)
 
     monkeypatch.setattr(model.policy, "flow_matching_loss", loss)
-    with pytest.raises(FloatingPointError, match=r"loss became nan before batch 4; .* Lower learning_rate=0.05"):
+    with pytest.raises(FloatingPointError, match=r"\bnan\b.*\b4\b.*learning_rate=0\.05"):
         clone(model, make_demonstrations(seed=1), n_batches=10, log_interval=4, learning_rate=0.05)
     assert_same(model.policy, before)
     assert model.policy.training == training
@@ -319,7 +321,7 @@ def test_nan_gradient_names_the_parameter_and_keeps_the_previous_weights(monkeyp
     policy = make_policy()
     before, original, bias = state_of(policy), policy.flow_matching_loss, policy.velocity_field.output_layer.bias
     monkeypatch.setattr(policy, "flow_matching_loss", lambda *args: original(*args) + (bias - bias).sqrt())
-    with pytest.raises(FloatingPointError, match=r"made parameter 'velocity_field.output_layer.bias' NaN or infinite"):
+    with pytest.raises(FloatingPointError, match=r"'velocity_field\.output_layer\.bias'"):
         clone(policy, n_batches=1)
     assert_same(policy, before)
     assert not bool(policy.pretrained) and not policy.normalizer.fitted

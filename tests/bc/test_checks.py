@@ -105,7 +105,7 @@ def test_nominal_bounds_only_warn() -> None:
 
 def test_binary_values_in_an_image_space_of_255_warn() -> None:
     ones = np.stack([image(x, 1) for x in POSITIONS]).astype(np.uint8)
-    with pytest.warns(UserWarning, match="multiply the demonstrated ones by 255"):
+    with pytest.warns(UserWarning, match="255"):
         observed(IMAGE, ones)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -120,7 +120,7 @@ def test_bounds_before_normalization_count() -> None:
 
 
 def test_stacked_frames_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"have shape \(3,\), but the environment's have shape \(9,\)"):
+    with pytest.raises(ValueError, match=r"\(3,\).*\(9,\)"):
         BehaviorCloning(make_model(VecFrameStack(make_vec_env(BlankEnv, 1), 3)), make_demonstrations())
 
 
@@ -133,7 +133,7 @@ def test_nominal_action_bounds_warn_and_the_remedy_explores_less() -> None:
     demonstrations = make_demonstrations()
     low, high = demonstrations.actions.min(0), demonstrations.actions.max(0)
     spreads = []
-    with pytest.warns(UserWarning, match="less than 5% of it in every component"):
+    with pytest.warns(UserWarning, match="TransformAction"):
         models = [make_model(BlankEnv(action_space=wide))]
         pretrain_bc(models[0], demonstrations, n_batches=300, seed=0)
     with warnings.catch_warnings():
@@ -152,7 +152,7 @@ def test_actions_that_look_normalized_warn() -> None:
     normalized = np.clip(rng.normal(0, 1, (60, 2)), -1, 1)
     space = spaces.Box(-2, 3, (2,), np.float32)
     model = make_model(BlankEnv(action_space=space))
-    with pytest.warns(UserWarning, match="exactly at"):
+    with pytest.warns(UserWarning, match="unscale_action"):
         BehaviorCloning(model, make_demonstrations(actions=normalized))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -199,14 +199,14 @@ def test_wrong_evaluation_environment_is_found_before_cloning(make_eval: Any) ->
     with pytest.raises(ValueError, match="eval_env"):
         pretrain_bc(model, constant_demonstrations(), n_batches=3, eval_env=make_eval())
     assert_same(model.policy, before)
-    with pytest.raises(ValueError, match="n_eval_episodes must be at least 1"):
+    with pytest.raises(ValueError, match=r"n_eval_episodes.*\b0\b"):
         pretrain_bc(model, constant_demonstrations(), n_batches=3, eval_env=ActionChunking(Constant(), 2), n_eval_episodes=0)
     assert_same(model.policy, before)
 
 
 def test_evaluation_in_a_normalized_environment_needs_one() -> None:
     model = make_model(VecNormalize(make_vec_env(Constant, 1)))
-    with pytest.raises(ValueError, match="eval_env is not wrapped in VecNormalize"):
+    with pytest.raises(ValueError, match=r"eval_env.*VecNormalize"):
         pretrain_bc(model, constant_demonstrations(), n_batches=3, eval_env=make_vec_env(Constant, 1))
     remedy = VecNormalize(make_vec_env(Constant, 1), norm_reward=False)
     history = pretrain_bc(model, constant_demonstrations(), n_batches=3, eval_env=remedy, n_eval_episodes=2)
@@ -231,43 +231,47 @@ def test_evaluation_is_that_of_stable_baselines3() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "observations", "match"),
+    ("space", "observations", "words"),
     [
-        (VECTOR, np.zeros((60, 4)), r"Demonstrated 'observations' have shape \(4,\), but the environment's have shape \(3,\)"),
-        (VECTOR, np.zeros(60), r"Demonstrated 'observations' have shape \(\), but the environment's have shape \(3,\)"),
-        (VECTOR, {"state": np.zeros((60, OBS))}, "the demonstrations hold dict observations"),
-        (spaces.Dict(state=VECTOR), np.zeros((60, OBS)), "the demonstrations hold ndarray observations"),
+        (VECTOR, np.zeros((60, 4)), ["'observations'", "(4,)", "(3,)"]),
+        (VECTOR, np.zeros(60), ["'observations'", "()", "(3,)"]),
+        (VECTOR, {"state": np.zeros((60, OBS))}, ["dict"]),
+        (spaces.Dict(state=VECTOR), np.zeros((60, OBS)), ["ndarray"]),
         (
             spaces.Dict(state=VECTOR, hand=VECTOR, arm=VECTOR),
             {"state": np.zeros((60, OBS)), "extra": np.zeros((60, 1))},
-            r"lack the observation keys \['arm', 'hand'\] of the policy's observation space; they have \['extra', 'state'\]",
+            ["['arm', 'hand']", "['extra', 'state']"],
         ),
-        (
-            spaces.Dict(state=VECTOR),
-            {"state": np.zeros((60, 5))},
-            r"Demonstrated 'state' have shape \(5,\), but the environment's have shape \(3,\)",
-        ),
-        (IMAGE, np.zeros((60, *IMAGE.shape)), "Demonstrated 'observations' have dtype float32, .*: give integers"),
-        (spaces.Discrete(3), np.zeros(60), r"have dtype float32, but the observation space is Discrete\(3\): give integers"),
-        (spaces.Discrete(3), np.arange(60) % 4, r"Demonstrated 'observations' are in \[0, 3\], outside Discrete\(3\)"),
-        (spaces.Discrete(3), np.arange(60) % 3 - 1, r"are in \[-1, 1\], outside Discrete\(3\)"),
+        (spaces.Dict(state=VECTOR), {"state": np.zeros((60, 5))}, ["'state'", "(5,)", "(3,)"]),
+        (IMAGE, np.zeros((60, *IMAGE.shape)), ["'observations'", "float32", "integers"]),
+        (spaces.Discrete(3), np.zeros(60), ["'observations'", "float32", "Discrete(3)", "integers"]),
+        (spaces.Discrete(3), np.arange(60) % 4, ["'observations'", "[0, 3]", "Discrete(3)"]),
+        (spaces.Discrete(3), np.arange(60) % 3 - 1, ["'observations'", "[-1, 1]", "Discrete(3)"]),
     ],
 )
-def test_observations_of_another_environment(space: spaces.Space, observations: Any, match: str) -> None:
-    refused(match, model=make_policy(space), demonstrations=make_demonstrations(observations=observations))
+def test_observations_of_another_environment(space: spaces.Space, observations: Any, words: list[str]) -> None:
+    refused(*words, model=make_policy(space), demonstrations=make_demonstrations(observations=observations))
 
 
 @pytest.mark.parametrize(
-    ("space", "shape", "match"),
+    ("space", "remedy"), [(IMAGE, np.zeros((60, *IMAGE.shape), np.uint8)), (spaces.Discrete(3), np.zeros(60, int))]
+)
+def test_integers_are_taken_where_they_are_asked_for(space: spaces.Space, remedy: np.ndarray) -> None:
+    assert np.isfinite(clone(make_policy(space), make_demonstrations(observations=remedy), n_batches=1)["bc/loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("space", "shape", "words"),
     [
-        (PLAIN, (3,), r"shape \(3,\), which fits neither the action space's shape \(2,\) nor chunks of it, \(horizon, 3\)"),
-        (CHUNKS, (2,), r"shape \(2,\), which fits neither the action space's shape \(4, 3\) nor chunks of it, \(horizon, 2\)"),
-        (CHUNKS, (4,), r"shape \(4,\), which fits neither"),
-        (CHUNKS, (3, 4), r"shape \(3, 4\), which fits neither"),
+        (PLAIN, (3,), ["(3,)", "(2,)", "(horizon, 3)"]),
+        (CHUNKS, (2,), ["(2,)", "(4, 3)", "(horizon, 2)"]),
+        (CHUNKS, (4,), ["(4,)", "(4, 3)"]),
+        (CHUNKS, (3, 4), ["(3, 4)", "(4, 3)"]),
     ],
 )
-def test_actions_of_another_environment(space: spaces.Box, shape: tuple[int, ...], match: str) -> None:
-    refused(match, model=make_policy(action_space=space), demonstrations=make_demonstrations(actions=np.zeros((60, *shape))))
+def test_actions_of_another_environment(space: spaces.Box, shape: tuple[int, ...], words: list[str]) -> None:
+    actions = np.zeros((60, *shape))
+    refused("actions", *words, model=make_policy(action_space=space), demonstrations=make_demonstrations(actions=actions))
 
 
 @pytest.mark.parametrize("space", [PLAIN, spaces.Box(-1, 1, (4, ACTION))], ids=["plain", "chunks"])
@@ -275,12 +279,8 @@ def test_actions_outside_the_bounds(space: spaces.Box) -> None:
     """The message says how many transitions and how far; a share of rounding is forgiven; clipping is an option."""
     actions = np.zeros((60, ACTION))
     actions[[3, 7, 7], [0, 0, 1]] = [1.25, -1.5, 1.1]
-    demonstrations = make_demonstrations(actions=actions)
-    refused(
-        "2 of 60 demonstrated actions are outside the action space's bounds, by up to 0.5: pass clip_actions=True",
-        model=make_policy(action_space=space),
-        demonstrations=demonstrations,
-    )
+    demonstrations, model = make_demonstrations(actions=actions), make_policy(action_space=space)
+    refused("2 of 60", "by up to 0.5", "clip_actions=True", model=model, demonstrations=demonstrations)
     clipped = clone(make_policy(action_space=space), demonstrations, clip_actions=True)
     expected = clone(make_policy(action_space=space), make_demonstrations(actions=np.clip(actions, -1, 1)))
     assert clipped["bc/loss"] == expected["bc/loss"]
@@ -291,8 +291,5 @@ def test_one_bound_per_dimension() -> None:
     space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]))
     inside = np.tile([-1.0, 10.0], (60, 1))
     clone(make_policy(action_space=space), make_demonstrations(actions=inside))
-    refused(
-        "60 of 60 .* by up to 9",
-        model=make_policy(action_space=space),
-        demonstrations=make_demonstrations(actions=inside[:, ::-1]),
-    )
+    swapped = make_demonstrations(actions=inside[:, ::-1])
+    refused("60 of 60", "by up to 9", model=make_policy(action_space=space), demonstrations=swapped)

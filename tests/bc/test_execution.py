@@ -1,5 +1,6 @@
 """What the environment says about execution and pay, against stepping it; envs that disagree; VecNormalize."""
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_matrices_are_not_taken_for_chunks() -> None:
     """The remedies: the wrapper that the message names, or demonstrated matrices."""
     single = spaces.Box(-1, 1, (2,), np.float32)
     matrix = spaces.Box(-1, 1, (4, 2), np.float32)
-    with pytest.raises(ValueError, match="Wrap the environment in ActionChunking"):
+    with pytest.raises(ValueError, match="ActionChunking"):
         pretrain_bc(make_model(BlankEnv(action_space=matrix)), make_demonstrations(), n_batches=2)
     chunked = make_model(ActionChunking(BlankEnv(action_space=single), 4))
     assert BehaviorCloning(chunked, make_demonstrations()).horizon == 4
@@ -186,7 +187,7 @@ def test_gymnasiums_running_statistics_are_refused() -> None:
     with pytest.raises(ValueError, match="NormalizeObservation"):
         pretrain_bc(make_model(NormalizeObservation(Rewarded())), rewarded_demonstrations(), n_batches=2)
     model = make_model(NormalizeReward(Rewarded()))
-    with pytest.warns(UserWarning, match="NormalizeReward changes the unit of rewards"):
+    with pytest.warns(UserWarning, match="NormalizeReward"):
         assert "bc/critic_loss" not in pretrain_bc(model, rewarded_demonstrations(), n_batches=10)
     with pytest.raises(ValueError, match="critic_batches=0"):
         pretrain_bc(model, rewarded_demonstrations(), n_batches=10, critic_batches=3)
@@ -213,9 +214,9 @@ def test_rewards_after_a_success_that_ends_episodes_do_not_count() -> None:
 
 def test_rewards_of_another_task_are_refused_by_name() -> None:
     env = make_vec_env(partial(Rewarded, max_return=1.0), 1)
-    with pytest.warns(UserWarning, match=r"sum up to 34, the environment's to 1"):
+    with pytest.warns(UserWarning, match=r"rewards.*\b34\b.*\b1\b"):
         pretrain_bc(make_model(env), successes(33), n_batches=10)
-    with pytest.raises(ValueError, match=r"sum up to 34, the environment's to 1 at most"):
+    with pytest.raises(ValueError, match=r"rewards.*\b34\b.*\b1\b"):
         pretrain_bc(make_model(env), successes(33), n_batches=10, critic_batches=3)
     assert pretrain_bc(make_model(env), successes(0), n_batches=10, critic_batches=3)["bc/critic_loss"]  # the remedy
 
@@ -229,21 +230,31 @@ def test_environment_that_pays_on_after_success_needs_such_demonstrations() -> N
 
 
 def test_repeated_pay_for_a_kitchen_task_is_refused() -> None:
-    execution = Execution(remove_task_when_completed=True)
     demonstrations = rewarded_demonstrations()
     demonstrations.metadata["remove_task_when_completed"] = False
-    arguments: Any = (make_model().policy, demonstrations, execution, 0.9, 5, 16, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="pays for a completed task once"):
-        CriticPretraining(*arguments)
+
+    def prepare(execution: Execution) -> CriticPretraining:
+        return CriticPretraining(make_model().policy, demonstrations, execution, 0.9, 5, 16, np.random.default_rng(0))
+
+    with pytest.raises(ValueError, match="remove_task_when_completed=False"):
+        prepare(Execution(remove_task_when_completed=True))
+    prepare(Execution(remove_task_when_completed=False))  # the remedy
 
 
 def test_episodes_and_the_step_limit() -> None:
     limited = make_model(DummyVecEnv([lambda: TimeLimit(Rewarded(), 30)]))
-    with pytest.warns(UserWarning, match="cuts episodes off after 30 steps, demonstrated ones have up to 40"):
+    with pytest.warns(UserWarning, match=r"\b30\b.*\b40\b"):
         BehaviorCloning(limited, rewarded_demonstrations())
     exact = make_model(DummyVecEnv([lambda: TimeLimit(Rewarded(), 40)]))
-    with pytest.warns(UserWarning, match="pass these flags as `truncations`"):
-        BehaviorCloning(exact, rewarded_demonstrations())
+    demonstrations = rewarded_demonstrations()
+    with pytest.warns(UserWarning, match="truncations"):
+        BehaviorCloning(exact, demonstrations)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the remedy
+        flags = demonstrations.terminations
+        BehaviorCloning(
+            exact, Demonstrations(demonstrations.observations, demonstrations.actions, demonstrations.rewards, None, flags)
+        )
 
 
 # ---------------------------------------------------------------------- VecNormalize

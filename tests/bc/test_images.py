@@ -106,7 +106,7 @@ def test_single_image_and_critic(tmp_path: Path, layout: str) -> None:
 def test_images_of_another_size(tmp_path: Path) -> None:
     lazy, _ = demonstrations(tmp_path / "x.hdf5", "contiguous")
     space = spaces.Dict({IMAGE: spaces.Box(0, 255, (3, 84, 84), np.uint8)})
-    with pytest.raises(ValueError, match=rf"Demonstrated '{IMAGE}' have shape \(36, 36, 3\), but the environment's have"):
+    with pytest.raises(ValueError, match=rf"'{IMAGE}'.*\(36, 36, 3\)"):
         pretrain_bc(FlowMatchingPolicy(space, BOX), lazy)
 
 
@@ -119,7 +119,7 @@ def test_file_that_vanishes_while_cloning(tmp_path: Path) -> None:
     def vanish(metrics: dict[str, float]) -> None:
         (tmp_path / "x.hdf5").unlink()
 
-    with pytest.raises(OSError, match=r"Images cannot be read from the demonstration file .*x\.hdf5"):
+    with pytest.raises(OSError, match=r"x\.hdf5"):
         pretrain_bc(policy, lazy, n_batches=4, batch_size=16, log_interval=1, callback=vanish)
     assert not policy.training and all(th.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
 
@@ -160,9 +160,8 @@ def test_memory_is_bounded_by_the_cache(tmp_path: Path, options: dict[str, Any])
         noise = np.random.default_rng(0).integers(0, 4, (length, 84, 84, 3), np.uint8)
         for i in range(n):
             file.create_dataset(f"data/demo_{i}/obs/{IMAGE}", data=noise + np.uint8(i), **options)
-    code = f"from tests.test_pretraining_images import peak_memory; peak_memory({str(path)!r}, {cache_bytes})"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300
-    )
+    code = f"from {__name__} import peak_memory; peak_memory({str(path)!r}, {cache_bytes})"
+    root = Path(__file__).parents[__name__.count(".")]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < (cache_bytes if options else 0) + margin < n * length * 84 * 84 * 3 / 5

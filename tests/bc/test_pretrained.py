@@ -31,7 +31,6 @@ def test_the_models_seed_fixes_the_clone(cls: Any) -> None:
         model = cls("FlowPolicy", BlankEnv(), seed=seed, device="cpu", policy_kwargs=dict(net_arch=[16]))
         pretrain_bc(model, make_demonstrations(), n_batches=4, batch_size=16, validation_fraction=0.2)
         clones.append(state_of(model.policy))
-    assert_same(model.policy, clones[2])
     assert all(th.equal(value, clones[1][name]) for name, value in clones[0].items())
     assert not th.equal(clones[0]["velocity_field.output_layer.weight"], clones[2]["velocity_field.output_layer.weight"])
 
@@ -105,7 +104,7 @@ def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
     assert not bool(model.policy.pretrained) and model.policy.updates_observation_statistics
     columns = []
     for column in ("scratch", "pretrained"):
-        model.learn(16, reset_num_timesteps=False)
+        model.learn(16, reset_num_timesteps=False, log_interval=None)  # a dump would clear what is logged
         progress = model._current_progress_remaining
         values = {**DEFAULTS[column]}
         if column == "scratch":  # rates come down in 50,000 transitions per dimension of an action, of which there are two
@@ -122,7 +121,7 @@ def test_pretrained_defaults_take_over_and_moments_are_forgotten() -> None:
         assert model.policy.log_std_bounds[1].exp().item() == pytest.approx(defaults["max_std"], rel=1e-5)
         clip_range = model.clip_range(progress)  # type: ignore[operator,misc]
         assert clip_range == pytest.approx(defaults["clip_range"], rel=1e-12)
-        assert model.logger.name_to_value.get("train/clip_range", clip_range) == clip_range
+        assert model.logger.name_to_value["train/clip_range"] == clip_range
         columns.append(expected)
         assert len(model.policy.optimizer.state) > 0
         if column == "scratch":

@@ -21,7 +21,7 @@ class BrokenEnv(TinyEnv):
 def test_nan_reward_stops_training_before_the_update() -> None:
     model = ScoReFlowPPO("FlowPolicy", BrokenEnv(), n_steps=8, batch_size=8, seed=0, policy_kwargs=dict(net_arch=[8]))
     before = state_of(model.policy)
-    with pytest.raises(FloatingPointError, match=r"NaN or infinite rewards \(1 entries, the first at step 2 of env 0\)"):
+    with pytest.raises(FloatingPointError, match=r"rewards.*\b1\b.*step 2 of env 0"):
         model.learn(8)
     assert not moved_in(model.policy, before)
 
@@ -33,7 +33,7 @@ def test_nan_parameter_is_named_and_not_saved(tmp_path: Path) -> None:
     good = (tmp_path / "model.zip").read_bytes()
     with th.no_grad():
         model.policy.get_parameter("noise_net.net.0.weight")[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"Not saved: parameter 'noise_net.net.0.weight' is NaN or infinite"):
+    with pytest.raises(FloatingPointError, match=r"'noise_net\.net\.0\.weight'"):
         model.save(tmp_path / "model.zip")
     assert (tmp_path / "model.zip").read_bytes() == good
     assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
@@ -44,7 +44,7 @@ def test_non_finite_loss_is_named_and_changes_nothing(monkeypatch: pytest.Monkey
     collect(model)
     before = state_of(model.policy)
     monkeypatch.setattr(model, "_value_loss", lambda *args: th.tensor(float("inf")))
-    with pytest.raises(FloatingPointError, match="value_loss is inf in iteration 1, before the parameters changed"):
+    with pytest.raises(FloatingPointError, match=r"value_loss.*\binf\b.*iteration 1\b"):
         model.train()
     # All but the critic's last layer, which the change of unit has rescaled
     assert rooms_of(moved_in(model.policy, before)) <= {"value_net"}

@@ -183,25 +183,27 @@ def test_cameras_and_vectors_are_concatenated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        (dict(features_dim=0), "features_dim must be at least 1, got 0"),
-        (dict(patch_size=0), "patch_size must be at least 1, got 0"),
-        (dict(width=0), "width must be at least 1, got 0"),
-        (dict(n_heads=0), "n_heads must be at least 1, got 0"),
-        (dict(token_dim=0), "token_dim must be at least 1, got 0"),
-        (dict(depth=-1), "depth must not be negative, got -1"),
-        (dict(width=6, n_heads=4), "width must be a multiple of n_heads=4, got 6"),
+        dict(features_dim=0),
+        dict(patch_size=0),
+        dict(width=0),
+        dict(n_heads=0),
+        dict(token_dim=0),
+        dict(depth=-1),
+        dict(width=6, n_heads=4),
     ],
+    ids=str,
 )
-def test_impossible_sizes(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_impossible_sizes(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError) as error:
         PatchTransformer((3, 20, 12), **arguments)
+    assert all(name in str(error.value) and str(value) in str(error.value) for name, value in arguments.items())
 
 
 @pytest.mark.parametrize("space", [STATE, spaces.Dict({"state": STATE}), spaces.Box(0, 1, (3, 8, 8))])
 def test_spaces_without_an_image(space: spaces.Space) -> None:
-    with pytest.raises(ValueError, match="ViTExtractor needs an image"):
+    with pytest.raises(ValueError, match="ViTExtractor"):
         ViTExtractor(space)
 
 
@@ -212,7 +214,7 @@ def test_float_images() -> None:
     th.testing.assert_close(policy.extract_features(images), policy.features_extractor(images))
     again = FlowMatchingPolicy(**policy._get_constructor_parameters())
     assert again.features_dim == policy.features_dim
-    with pytest.raises(ValueError, match="ViTExtractor needs an image"):
+    with pytest.raises(ValueError, match="ViTExtractor"):
         _policy(space)
 
 

@@ -208,7 +208,7 @@ def test_time_grid_dtype_and_device() -> None:
 
 @pytest.mark.parametrize("steps", [0, -3])
 def test_time_grid_refuses_no_steps(steps: int) -> None:
-    with pytest.raises(ValueError, match=f"denoising_steps must be at least 1, got {steps}"):
+    with pytest.raises(ValueError, match=rf"denoising_steps.*{steps}\b"):
         flow.time_grid(steps)
 
 

@@ -47,7 +47,7 @@ def test_sinusoidal_embedding_of_any_shape_is_elementwise() -> None:
 
 @pytest.mark.parametrize("dim", [7, 0, -2])
 def test_odd_embedding_is_refused(dim: int) -> None:
-    message = f"time_embedding_dim must be a positive even number, got {dim}"
+    message = rf"time_embedding_dim.*{dim}\b"
     with pytest.raises(ValueError, match=message):
         SinusoidalEmbedding(dim)
     with pytest.raises(ValueError, match=message):
@@ -171,7 +171,7 @@ def test_one_time_per_row() -> None:
 
 @pytest.mark.parametrize("prior_std", [0.0, -1.0, float("nan")])
 def test_impossible_prior_is_refused(prior_std: float) -> None:
-    with pytest.raises(ValueError, match=f"prior_std must be positive, got {prior_std}"):
+    with pytest.raises(ValueError, match=rf"prior_std.*{prior_std}"):
         VelocityField(FEATURES, ACTION, [8], prior_std=prior_std)
 
 

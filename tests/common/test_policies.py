@@ -91,9 +91,9 @@ def test_inference_steps_change_the_deterministic_action_only() -> None:
 @pytest.mark.parametrize("steps", [0, -1])
 def test_impossible_inference_steps_are_refused(steps: int) -> None:
     policy = make_policy()
-    with pytest.raises(ValueError, match=f"inference_steps must be at least 1, got {steps}"):
+    with pytest.raises(ValueError, match=rf"inference_steps.*{steps}\b"):
         policy.inference_steps = steps
-    with pytest.raises(ValueError, match=f"inference_steps must be at least 1, got {steps}"):
+    with pytest.raises(ValueError, match=rf"inference_steps.*{steps}\b"):
         make_policy(inference_steps=steps)
     assert policy.inference_steps == STEPS
 
@@ -169,9 +169,9 @@ def test_no_bad_action_reaches_the_environment(bad: float) -> None:
     policy = make_policy()
     chains = np.zeros((2, (STEPS + 1) * ACTION))
     chains[1, -1] = bad
-    with pytest.raises(FloatingPointError, match="an observation, or what the networks make of it, is not finite"):
+    with pytest.raises(FloatingPointError, match="observation"):
         policy.unscale_action(chains)
     with th.no_grad():
         policy.velocity_field.output_layer.bias[1] = bad
-    with pytest.raises(FloatingPointError, match=r"the policy's parameter 'velocity_field.output_layer.bias' is not finite"):
+    with pytest.raises(FloatingPointError, match=r"'velocity_field\.output_layer\.bias'"):
         policy.unscale_action(chains)

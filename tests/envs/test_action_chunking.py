@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +11,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
+from sb3_scoreflow import Demonstrations
 from sb3_scoreflow.envs import ActionChunking
+from tests.remedies import follow
 
 # SB3's annotation of `wrapper_class` has no room for arguments without a default
 WRAPPER: Any = ActionChunking
@@ -147,40 +150,57 @@ def test_horizon_one_equals_the_plain_env() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    "kwargs",
     [
-        (dict(horizon=0), r"`horizon` must be at least 1, got 0\. Pass"),
-        (dict(horizon=2.5), r"`horizon` must be an integer, got 2\.5\. Pass"),
-        (dict(horizon=True), r"`horizon` must be an integer, got True"),
-        (dict(horizon=4, n_executed=0), r"`n_executed` must lie in \[1, horizon=4\], got 0\. Leave it out"),
-        (dict(horizon=4, n_executed=5), r"`n_executed` must lie in \[1, horizon=4\], got 5"),
-        (dict(horizon=4, discount=0.0), r"`discount` must lie in \(0, 1\], got 0\.0\. Pass 1\.0"),
-        (dict(horizon=4, discount=1.5), r"`discount` must lie in \(0, 1\], got 1\.5"),
-        (dict(horizon=4, discount=float("nan")), r"`discount` must lie in \(0, 1\], got nan"),
+        dict(horizon=0),
+        dict(horizon=2.5),
+        dict(horizon=True),
+        dict(horizon=4, n_executed=0),
+        dict(horizon=4, n_executed=5),
+        dict(horizon=4, discount=0.0),
+        dict(horizon=4, discount=1.5),
+        dict(horizon=4, discount=float("nan")),
     ],
+    ids=str,
 )
-def test_argument_errors(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_argument_errors(kwargs: dict[str, Any]) -> None:
+    name, value = list(kwargs.items())[-1]
+    with pytest.raises(ValueError, match=rf"`{name}`.*{re.escape(repr(value))}"):
         ActionChunking(CounterEnv(), **kwargs)
+    ActionChunking(CounterEnv(), **{**dict(horizon=4), **{key: kwargs[key] for key in list(kwargs)[:-1]}})  # left out
 
 
 @pytest.mark.parametrize(
-    ("space", "message"),
+    ("space", "word"),
     [
-        (spaces.Discrete(2), r"env\.action_space must be a Box .*got Discrete\(2\)"),
-        (spaces.Box(0, 5, (2,), np.int32), r"env\.action_space must have a floating-point dtype, got int32"),
-        (spaces.Box(-np.inf, np.inf, (2,)), r"env\.action_space must have finite bounds, .*got \[-inf, inf\] in dimension 0"),
+        (spaces.Discrete(2), "Discrete(2)"),
+        (spaces.Box(0, 5, (2,), np.int32), "int32"),
+        (spaces.Box(-np.inf, np.inf, (2,)), "inf"),
     ],
 )
-def test_action_space_errors(space: spaces.Space, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_action_space_errors(space: spaces.Space, word: str) -> None:
+    with pytest.raises(ValueError, match=rf"env\.action_space.*{re.escape(word)}"):
         ActionChunking(CounterEnv(action_space=space), horizon=2)
+
+
+def test_remedies_of_action_spaces() -> None:
+    """What the messages say to do makes an environment that can be chunked; its actions are those of the one within."""
+    data = Demonstrations(np.zeros((2, 1)), np.array([[0.0, 1.0], [4.0, 3.0]]), terminations=[False, True])
+    for space in (spaces.Box(0, 5, (2,), np.int32), spaces.Box(-np.inf, np.inf, (2,))):
+        inner = CounterEnv(action_space=space)
+        with pytest.raises(ValueError) as error:
+            ActionChunking(inner, horizon=2)
+        env = ActionChunking(follow(error, inner, demonstrations=data), horizon=2)
+        env.reset()
+        env.step(np.full((2, 2), 2.3, np.float32))
+        expected = 2 if space.dtype == np.int32 else np.float32(2.3)
+        np.testing.assert_array_equal(np.array(inner.received), np.full((2, 2), expected))
+        assert inner.received[0].dtype == space.dtype
 
 
 @pytest.mark.parametrize("between", [lambda env: env, Monitor, lambda env: TimeLimit(Monitor(env), 5)])
 def test_chunks_of_chunks_are_refused(between: Any) -> None:
-    message = r"`env` is in an ActionChunking\(horizon=4\) already"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"`env`.*ActionChunking\(horizon=4\)"):
         ActionChunking(between(ActionChunking(CounterEnv(), 4)), 2)
     assert ActionChunking(between(CounterEnv()), 2).horizon == 2  # the remedy
 
@@ -188,16 +208,12 @@ def test_chunks_of_chunks_are_refused(between: Any) -> None:
 def test_chunk_errors() -> None:
     env = ActionChunking(CounterEnv(), horizon=2)
     env.reset()
-    with pytest.raises(
-        ValueError, match=r"shape \(2,\), but ActionChunking\(horizon=2\) expects \(2, 2\).*built on the chunked env"
-    ):
+    with pytest.raises(ValueError, match=r"\(2,\).*\(2, 2\)"):
         env.step(np.zeros(2, np.float32))
     chunk = chunk_of(0, 0)
     chunk[1, 0] = np.nan
     chunk[1, 1] = np.inf
-    with pytest.raises(
-        ValueError, match=r"has 2 value\(s\) that are not finite, the first at \(1, 0\): nan\. The policy has diverged"
-    ):
+    with pytest.raises(ValueError, match=r"\b2\b.*\(1, 0\).*nan"):
         env.step(chunk)
     assert env.env.count == 0  # type: ignore[attr-defined]  # nothing was executed
 

@@ -10,16 +10,16 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_scoreflow import (
-    RLDT,
     ActionChunking,
     Demonstrations,
-    ScoReFlowPPO,
     collect_demonstrations,
     load_demonstrations,
     normalized_score,
     pretrain_bc,
 )
 from sb3_scoreflow.demonstrations.d4rl import DATASETS
+from tests.conformance.algorithm import Algorithm
+from tests.conformance.algorithms import ALGORITHMS
 
 #: task -> sizes of observations and actions in D4RL's data
 SIZES = {"pen": (45, 24), "hammer": (46, 26), "door": (39, 28), "relocate": (39, 30)}
@@ -47,9 +47,8 @@ def test_spaces_are_those_of_the_data(task: str) -> None:
     env.close()
 
 
-@pytest.mark.filterwarnings("ignore:.*critic_warmup_transitions")
-@pytest.mark.parametrize("algorithm", ["scoreflow", "rldt"])
-def test_clone_and_fine_tune(tmp_path: Path, algorithm: str) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+def test_clone_and_fine_tune(tmp_path: Path, algorithm: Algorithm) -> None:
     policy = np.random.default_rng(0)
     recorded = collect_demonstrations(
         lambda _: policy.uniform(-1, 1, 24), gym.make(PEN, max_episode_steps=8), n_episodes=3, seed=0
@@ -66,11 +65,7 @@ def test_clone_and_fine_tune(tmp_path: Path, algorithm: str) -> None:
     env = make_vec_env(
         PEN, n_envs=2, seed=0, env_kwargs=dict(max_episode_steps=8), wrapper_class=partial(ActionChunking, horizon=4)
     )
-    model: ScoReFlowPPO | RLDT
-    if algorithm == "rldt":
-        model = RLDT("FlowPolicy", env, n_steps=4, critic_steps=4, n_refreshes=1, actor_steps=2, critic_warmup_transitions=0)
-    else:
-        model = ScoReFlowPPO("FlowPolicy", env, n_steps=4, batch_size=8, n_epochs=1)
+    model = algorithm.make("FlowPolicy", env, n_steps=4, batch_size=8)
     history = pretrain_bc(model, demonstrations, n_batches=60, log_interval=30, seed=0)
     assert history["bc/loss"][-1] < history["bc/loss"][0]
     cloned = {name: value.clone() for name, value in model.policy.velocity_field.state_dict().items()}

@@ -188,7 +188,7 @@ def test_not_asked_for_means_the_last_step() -> None:
 
 @pytest.mark.parametrize("name", ["is_success", "n_env_steps", "episode", 3])
 def test_what_cannot_be_summed(name: Any) -> None:
-    with pytest.raises(ValueError, match=rf"`sum_infos` must be names of entries of `info`.*got {name!r}\. Leave it out"):
+    with pytest.raises(ValueError, match=rf"`sum_infos`.*{name!r}"):
         ActionChunking(Scripted([{}]), horizon=3, sum_infos=("cost", name))
     ActionChunking(Scripted([{}]), horizon=3, sum_infos=("cost",))
 
@@ -197,7 +197,7 @@ def test_what_cannot_be_summed(name: Any) -> None:
 def test_what_is_no_number(value: Any) -> None:
     env = ActionChunking(Scripted([{"cost": value}]), horizon=3, sum_infos=("cost",))
     env.reset()
-    with pytest.raises(ValueError, match=r"`sum_infos` has 'cost', but the env's info has .* for it, which is no number"):
+    with pytest.raises(ValueError, match=r"`sum_infos`.*'cost'"):
         env.step(np.zeros((3, 1), np.float32))
 
 
@@ -284,9 +284,9 @@ def test_envpool_keeps_success_inside_a_chunk(monkeypatch: pytest.MonkeyPatch) -
 
 def test_envpool_refuses_what_cannot_be_summed() -> None:
     pytest.importorskip("envpool")
-    with pytest.raises(ValueError, match="`sum_infos` must be names of entries"):
+    with pytest.raises(ValueError, match=r"`sum_infos`.*'is_success'"):
         EnvPoolVecEnv("Hopper-v5", horizon=4, sum_infos=("is_success",))
-    with pytest.raises(ValueError, match=r"`n_executed`, `discount` and `sum_infos` are for action chunks\. Pass `horizon`"):
+    with pytest.raises(ValueError, match=r"`sum_infos`.*`horizon`"):
         EnvPoolVecEnv("Hopper-v5", sum_infos=("x_position",))
     env = EnvPoolVecEnv("Hopper-v5", horizon=4, sum_infos="x_position")
     assert env.get_attr("sum_infos") == [("x_position",)]

@@ -227,13 +227,11 @@ def test_attributes() -> None:
         assert env.get_attr(name) == [value, value]
     assert env.get_attr("action_space", indices=1) == [spaces.Box(-1.0, 1.0, (4, 3), np.float32)]
     assert env.has_attr("frame_skip") and not env.has_attr("model")
-    with pytest.raises(
-        AttributeError, match=r"no Python objects and have no `model`; they have \['action_space'.*'xml_file'\]"
-    ):
+    with pytest.raises(AttributeError, match=r"`model`.*'action_space'.*'xml_file'"):
         env.get_attr("model")
-    with pytest.raises(AttributeError, match=r"`frame_skip` cannot be set\. Pass the task's settings to EnvPoolVecEnv"):
+    with pytest.raises(AttributeError, match="`frame_skip`"):
         env.set_attr("frame_skip", 2)
-    with pytest.raises(AttributeError, match=r"`set_state` cannot be called\. Use make_vec_env"):
+    with pytest.raises(AttributeError, match=r"`set_state`.*make_vec_env"):
         env.env_method("set_state")
     assert env.render_mode is None
     assert list(env.get_images()) == [None, None]
@@ -250,62 +248,59 @@ def test_which_wrappers_it_stands_for() -> None:
 
 def test_order_of_calls() -> None:
     env = make()
-    with pytest.raises(RuntimeError, match=r"was not reset\. Call `reset\(\)`"):
+    with pytest.raises(RuntimeError, match=r"`reset\(\)`"):
         env.step(np.zeros((2, 3)))
     env.reset()
     env.step(np.zeros((2, 3)))
-    with pytest.raises(RuntimeError, match=r"no actions\. Call `step_async\(\)`"):
+    with pytest.raises(RuntimeError, match=r"`step_async\(\)`"):
         env.step_wait()
     env.close()
     env.close()
     for call in (env.reset, lambda: env.step(np.zeros((2, 3)))):
-        with pytest.raises(RuntimeError, match=r"closed\. Make another one"):
+        with pytest.raises(RuntimeError, match="closed"):
             call()
 
 
 def test_actions() -> None:
     env = make(horizon=2)
     env.reset()
-    with pytest.raises(
-        ValueError, match=r"shape \(2, 3\), but EnvPoolVecEnv\(n_envs=2, horizon=2\) expects \(2, 2, 3\).*built on such"
-    ):
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 2, 3\)"):
         env.step(np.zeros((2, 3)))
     actions = np.zeros((2, 2, 3))
     actions[1, 0, 2] = np.nan
-    with pytest.raises(ValueError, match=r"has 1 value\(s\) that are not finite, the first at \(1, 0, 2\): nan"):
+    with pytest.raises(ValueError, match=r"\b1\b.*\(1, 0, 2\).*nan"):
         env.step(actions)
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("kwargs", "words"),
     [
-        (dict(task_id="Hoper-v5"), r"no task 'Hoper-v5'\. Similar ones: \['Hopper-v5'"),
-        (dict(task_id="Shogi-v1"), r"Shogi-v1 has 2 players\. Stable-Baselines3 has one"),
-        (dict(task_id="Jumanji/Tetris-v0"), r"Tetris-v0 has actions in Box\(.*only floating-point Box and Discrete"),
-        (dict(n_envs=0), r"`n_envs` must be a positive integer, got 0"),
-        (dict(n_envs=None), r"`n_envs` must be a positive integer, got None"),
-        (dict(max_episode_steps=0), r"`max_episode_steps` must be a positive integer or None, got 0"),
-        (dict(max_episode_steps=2.5), r"`max_episode_steps` must be a positive integer or None, got 2\.5"),
-        (dict(num_threads=True), r"`num_threads` must be a positive integer or None, got True"),
-        (dict(seed=2**31 - 1), r"`seed` must be an integer in \[0, 2147483646\].*got 2147483647"),
-        (dict(seed=-1), r"`seed` must be an integer in \[0, 2147483646\].*got -1"),
-        (dict(seed=1.5), r"`seed` must be an integer in .*got 1\.5"),
-        (dict(horizon=0), r"`horizon` must be at least 1, got 0"),
-        (dict(horizon=4, n_executed=5), r"`n_executed` must lie in \[1, horizon=4\], got 5"),
-        (dict(horizon=4, discount=0.0), r"`discount` must lie in \(0, 1\], got 0\.0"),
-        (dict(n_executed=2), r"are for action chunks\. Pass `horizon`"),
-        (dict(discount=0.9), r"are for action chunks\. Pass `horizon`"),
-        (dict(task_id="CartPole-v1", horizon=2), r"env\.action_space must be a Box .*got Discrete\(2\)"),
-        (dict(frame_skips=4), r"has no settings \['frame_skips'\]; it has \[.*'frame_skip'"),
-        (dict(batch_size=1), r"setting `batch_size` is always `n_envs`"),
-        (dict(env_seed=[1, 2]), r"setting `env_seed` is `seed` here"),
-        (
-            dict(render_mode="rgb_array"),
-            r"setting `render_mode` is not supported\. To render, evaluate the model on gymnasium's",
-        ),
-        (dict(observation_keys="x"), r"EnvPool's Hopper-v5 has observations without keys"),
+        (dict(task_id="Hoper-v5"), ["'Hoper-v5'", "'Hopper-v5'"]),
+        (dict(task_id="Shogi-v1"), ["Shogi-v1", "2 players"]),
+        (dict(task_id="Jumanji/Tetris-v0"), ["Tetris-v0", "Box", "Discrete"]),
+        (dict(n_envs=0), ["`n_envs`", "0"]),
+        (dict(n_envs=None), ["`n_envs`", "None"]),
+        (dict(max_episode_steps=0), ["`max_episode_steps`", "0"]),
+        (dict(max_episode_steps=2.5), ["`max_episode_steps`", "2.5"]),
+        (dict(num_threads=True), ["`num_threads`", "True"]),
+        (dict(seed=2**31 - 1), ["`seed`", "2147483646", "2147483647"]),
+        (dict(seed=-1), ["`seed`", "2147483646", "-1"]),
+        (dict(seed=1.5), ["`seed`", "1.5"]),
+        (dict(horizon=0), ["`horizon`", "0"]),
+        (dict(horizon=4, n_executed=5), ["`n_executed`", "5", "horizon=4"]),
+        (dict(horizon=4, discount=0.0), ["`discount`", "0.0"]),
+        (dict(n_executed=2), ["`n_executed`", "`horizon`"]),
+        (dict(discount=0.9), ["`discount`", "`horizon`"]),
+        (dict(task_id="CartPole-v1", horizon=2), ["env.action_space", "Discrete(2)"]),
+        (dict(frame_skips=4), ["['frame_skips']", "'frame_skip'"]),
+        (dict(batch_size=1), ["`batch_size`", "`n_envs`"]),
+        (dict(env_seed=[1, 2]), ["`env_seed`", "`seed`"]),
+        (dict(render_mode="rgb_array"), ["`render_mode`"]),
+        (dict(observation_keys="x"), ["Hopper-v5", "keys"]),
     ],
+    ids=str,
 )
-def test_argument_errors(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_argument_errors(kwargs: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
         EnvPoolVecEnv(**{"task_id": "Hopper-v5", "n_envs": 2, "seed": 0, **kwargs})
+    assert all(word in str(error.value) for word in words), error.value

@@ -31,9 +31,7 @@ def make(
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "envpool", None)
-    with pytest.raises(
-        ImportError, match=r'needs EnvPool \(.*\), which needs Python 3\.11: pip install "sb3-scoreflow\[envpool\]"'
-    ):
+    with pytest.raises(ImportError, match=r"sb3-scoreflow\[envpool\]"):
         make()
 
 
@@ -122,7 +120,7 @@ def test_options_of_reset() -> None:
     env.set_options({})
     env.set_options([{}, {}])
     for options in ({"x": 1}, [{}, {"x": 1}]):
-        with pytest.raises(ValueError, match="no options of reset"):
+        with pytest.raises(ValueError, match="options"):
             env.set_options(options)
 
 
@@ -130,7 +128,7 @@ def test_demonstrations() -> None:
     demonstrations = collect_demonstrations(lambda obs: np.zeros((len(obs), 3)), make(max_episode_steps=8), 4, seed=3)
     assert demonstrations.episode_lengths.tolist() == [8] * 4
     assert demonstrations.truncations.sum() == 4 and not demonstrations.terminations.any()
-    with pytest.raises(ValueError, match="wrapped in ActionChunking"):
+    with pytest.raises(ValueError, match="ActionChunking"):
         collect_demonstrations(lambda obs: np.zeros((len(obs), 4, 3)), make(horizon=4), 4)
 
 

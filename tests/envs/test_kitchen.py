@@ -1,4 +1,5 @@
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,30 +147,28 @@ def test_completed_tasks_agree_with_the_env(env: FlatKitchen) -> None:
 
 
 def test_errors(env: FlatKitchen) -> None:
-    for tasks, message in [
-        (
-            "microwave",
-            r"no set of kitchen tasks named 'microwave': pass one of \['complete', 'partial', 'mixed'\], or a list of",
-        ),
-        (["kettle", "fridge"], r"`tasks` has \['fridge'\] in it; the tasks are \['bottom burner', 'top burner', .*'kettle'\]"),
-        ([], r"`tasks` has nothing in it; the tasks are \['bottom burner'"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            make_kitchen(tasks)
-        with pytest.raises(ValueError, match=message):
-            completed_tasks(np.zeros(60), tasks)
-    with pytest.raises(ValueError, match=r"`observation` must be one of \['minari', 'd4rl'\], got 'flat'"):
+    wrong: list[tuple[Any, list[str]]] = [
+        ("microwave", ["'microwave'", *map(repr, KITCHEN_TASK_SETS)]),
+        (["kettle", "fridge"], ["`tasks`", "['fridge']", *map(repr, GOALS)]),
+        ([], ["`tasks`", *map(repr, GOALS)]),
+    ]
+    for tasks, words in wrong:
+        for call in (lambda tasks=tasks: make_kitchen(tasks), lambda tasks=tasks: completed_tasks(np.zeros(60), tasks)):
+            with pytest.raises(ValueError) as error:
+                call()
+            assert all(word in str(error.value) for word in words), error.value
+    with pytest.raises(ValueError, match=r"`observation`.*'minari', 'd4rl'.*'flat'"):
         make_kitchen(observation="flat")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"FlatKitchen wraps FrankaKitchen-v1, got .*Pendulum.*make_kitchen\(\)"):
+    with pytest.raises(ValueError, match=r"Pendulum.*make_kitchen\(\)"):
         FlatKitchen(gym.make("Pendulum-v1"))
     for observations in (np.zeros((2, 30)), np.zeros(())):
-        with pytest.raises(ValueError, match=r"must have 59 or 60 components, got shape \(.*observation_keys"):
+        with pytest.raises(ValueError, match=rf"\b59\b.*\b60\b.*{re.escape(str(observations.shape))}.*observation_keys"):
             completed_tasks(observations)
 
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium_robotics.envs.franka_kitchen", None)
-    with pytest.raises(ImportError, match=r'needs gymnasium-robotics \(.*\): pip install "sb3-scoreflow\[kitchen\]"'):
+    with pytest.raises(ImportError, match=r"sb3-scoreflow\[kitchen\]"):
         make_kitchen()
 
 
@@ -178,9 +177,7 @@ def test_a_mujoco_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError  # as with mujoco 4
 
     monkeypatch.setattr(kitchen.gym, "make", fail)
-    with pytest.raises(
-        RuntimeError, match=r'cannot make FrankaKitchen-v1 with mujoco \d.*pip install "sb3-scoreflow\[kitchen\]"'
-    ):
+    with pytest.raises(RuntimeError, match=r"mujoco \d.*sb3-scoreflow\[kitchen\]"):
         make_kitchen()
 
 

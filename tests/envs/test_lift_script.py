@@ -36,7 +36,7 @@ def test_actions() -> None:
     np.testing.assert_array_equal(first, same)
     assert (first != other).any() and np.abs(first).max() <= 1
     for skill in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=r"`skill` must lie in \[0, 1\]"):
+        with pytest.raises(ValueError, match="`skill`"):
             LiftScript(skill)
 
 

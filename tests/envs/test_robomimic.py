@@ -257,9 +257,9 @@ def test_actions(env: RobomimicEnv) -> None:
     moved = bounds["robot0_eef_pos"] - env.reset(seed=0)[0]["robot0_eef_pos"]
     assert 0.005 < moved[0] < 0.05 and -0.05 < moved[1] < -0.005
     for value in (np.nan, np.inf):
-        with pytest.raises(ValueError, match=r"The action has 1 value\(s\) that are not finite, the first at \(2,\)"):
+        with pytest.raises(ValueError, match=r"\b1\b.*\(2,\)"):
             env.step(np.array([0, 0, value, 0, 0, 0, 0]))
-    with pytest.raises(ValueError, match=r"The action has shape \(1, 7\), this env's have \(7,\)"):
+    with pytest.raises(ValueError, match=r"\(1, 7\).*\(7,\)"):
         env.step(STILL[None])
 
 
@@ -302,9 +302,9 @@ def test_reset_to(env: RobomimicEnv, tmp_path: Path) -> None:
         np.testing.assert_array_equal(player.state, state)
         np.testing.assert_allclose(observation["robot0_gripper_qpos"], state[8:10], rtol=1e-5)
         np.testing.assert_allclose(observation["object"][:3], state[10:13], rtol=1e-5)
-    with pytest.raises(ValueError, match=r"`state` has shape \(5,\), the model's states have \(32,\): it is of another task"):
+    with pytest.raises(ValueError, match=r"`state`.*\(5,\).*\(32,\)"):
         env.reset_to(np.zeros(5))
-    with pytest.raises(ValueError, match=r"`state` has 32 value\(s\) that are not finite"):
+    with pytest.raises(ValueError, match=r"`state`.*\b32\b"):
         env.reset_to(np.full(32, np.nan))
 
 
@@ -318,12 +318,9 @@ def test_observation_keys(env: RobomimicEnv) -> None:
     }
     np.testing.assert_array_equal(observation["object"], env.reset(seed=0)[0]["object"])
     for keys, message in [
-        (
-            ("cube_pos", "cube_color"),
-            r"`observation_keys` has \['cube_color'\] in it; the observations are \['cube_pos'",
-        ),
-        (("agentview_image",), r"`observation_keys` has \['agentview_image'\] in it; .*For images, name the `cameras`"),
-        ((), r"`observation_keys` has nothing in it"),
+        (("cube_pos", "cube_color"), r"`observation_keys`.*\['cube_color'\].*'cube_pos'"),
+        (("agentview_image",), r"`observation_keys`.*\['agentview_image'\].*`cameras`"),
+        ((), "`observation_keys`"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_robomimic("lift", observation_keys=keys)
@@ -331,22 +328,22 @@ def test_observation_keys(env: RobomimicEnv) -> None:
 
 def test_wrong_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, message in [
-        (dict(horizon=0), "`horizon` must be a positive integer, got 0"),
-        (dict(horizon=2.5), "`horizon` must be a positive integer, got 2.5"),
-        (dict(camera_size=True), "`camera_size` must be a positive integer, got True"),
-        (dict(render_mode="human"), "`render_mode` must be 'rgb_array' or None, got 'human'"),
+        (dict(horizon=0), r"`horizon`.*\b0\b"),
+        (dict(horizon=2.5), r"`horizon`.*2\.5"),
+        (dict(camera_size=True), "`camera_size`.*True"),
+        (dict(render_mode="human"), "`render_mode`.*'rgb_array'.*'human'"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_robomimic("lift", **arguments)  # type: ignore[arg-type]
     for arguments in (dict(cameras=("agentview", "left")), dict(render_mode="rgb_array", render_camera="left")):
-        with pytest.raises(ValueError, match=r"There are no cameras \['left'\]; Lift has \['frontview', 'birdview'"):
+        with pytest.raises(ValueError, match=r"cameras.*\['left'\].*'frontview', 'birdview'"):
             make_robomimic("lift", **arguments)
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
 
     monkeypatch.setattr(robomimic.import_robosuite(), "make", fail)
-    with pytest.raises(RuntimeError, match=r"cannot render here \(.*eglQueryString.*\). Install EGL .* MUJOCO_GL=osmesa"):
+    with pytest.raises(RuntimeError, match=r"eglQueryString.*MUJOCO_GL=osmesa"):
         make_robomimic("lift", cameras="agentview")
     with pytest.raises(AttributeError):
         make_robomimic("lift")

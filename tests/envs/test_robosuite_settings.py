@@ -117,7 +117,7 @@ def test_absolute_actions_stay_absolute() -> None:
         assert controller["body_parts"]["right"]["input_type"] == "absolute"
         assert "control_delta" not in controller["body_parts"]["right"]
     joints = {"type": "JOINT_VELOCITY", "interpolation": None, "control_delta": False}
-    with pytest.raises(ValueError, match=r"`control_delta` is False, but the controller JOINT_VELOCITY .* knows steps only"):
+    with pytest.raises(ValueError, match=r"`control_delta`.*JOINT_VELOCITY"):
         read_settings(env_args(controller_configs=joints), {})
     (controller,) = read_settings(env_args(controller_configs={**joints, "control_delta": True}), {}).kwargs[
         "controller_configs"
@@ -135,9 +135,9 @@ def test_two_arms() -> None:
     assert settings.horizon == 700
     (both,) = read_settings(env_args("TwoArmLift", robots="Baxter"), {}).kwargs["controller_configs"]
     assert both["body_parts"] == {arm: COMPOSITE["body_parts"]["right"] for arm in ("right", "left")}
-    with pytest.raises(ValueError, match=r"`controller_configs` must be a dict, or one for each robot of \['Panda'\], got"):
+    with pytest.raises(ValueError, match=r"`controller_configs`.*\['Panda'\]"):
         read_settings(env_args(controller_configs=[FLAT, FLAT]), {})
-    with pytest.raises(ValueError, match=r"`robots` has \['Pandora'\] in it; robosuite's are \[.*'Panda'"):
+    with pytest.raises(ValueError, match=r"`robots`.*\['Pandora'\].*'Panda'"):
         read_settings(env_args(robots=["Pandora"]), {})
 
 
@@ -152,7 +152,6 @@ def test_what_has_no_effect_is_reported_once() -> None:
         settings = read_settings(args, {})
     assert len(record) == 1
     message = str(record[0].message)
-    assert message.startswith("These settings from The dict of env_args have no effect, as robosuite 1.5.1")
     for part in (
         "OSC_POSE['force_limits']=3",
         "env_kwargs['mount_types']='default'",
@@ -180,9 +179,7 @@ def test_names_of_tasks() -> None:
         assert len(settings.kwargs["robots"]) == len(settings.kwargs["controller_configs"]) == 1 + (name == "transport")
         assert settings.kwargs["controller_configs"][0]["body_parts"]["right"]["kp"] == 150
     for name in ("lifting", ""):
-        with pytest.raises(
-            ValueError, match=rf"no task {name!r}, nor a file .* \['lift', 'can'.*'PickPlaceCan'.*ends in .hdf5"
-        ):
+        with pytest.raises(ValueError, match=rf"{name!r}.*'lift', 'can'.*'PickPlaceCan'.*\.hdf5"):
             read_settings(name, {})
 
 
@@ -190,12 +187,12 @@ def test_files(tmp_path: Path) -> None:
     path = write_file(tmp_path / "can.hdf5", json.dumps(env_args("PickPlaceCan")))
     for source in (path, str(path)):
         assert read_settings(source, {}) == read_settings(env_args("PickPlaceCan"), {})
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*none.hdf5 \(seen from .*name the task: \['lift'"):
+    with pytest.raises(FileNotFoundError, match=r"none\.hdf5.*'lift'"):
         read_settings(tmp_path / "none.hdf5", {})
-    with pytest.raises(FileNotFoundError, match=r"There is no file none.hdf5"):
+    with pytest.raises(FileNotFoundError, match=r"none\.hdf5"):
         read_settings("none.hdf5", {})
     (tmp_path / "text.hdf5").write_text("nothing")
-    with pytest.raises(OSError, match=r"text.hdf5 cannot be read: .*truncated, damaged or not HDF5"):
+    with pytest.raises(OSError, match=r"text\.hdf5"):
         read_settings(tmp_path / "text.hdf5", {})
     for name, content, message in [
         (
@@ -232,19 +229,19 @@ def test_files(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             read_settings(write_file(tmp_path / f"{name}.hdf5", content), {})
     (tmp_path / "damaged.hdf5").write_bytes(path.read_bytes().replace(b"HEAP", b"XXXX"))
-    with pytest.raises(OSError, match=r"damaged.hdf5 cannot be read: .*truncated, damaged or not HDF5"):
+    with pytest.raises(OSError, match=r"damaged\.hdf5"):
         read_settings(tmp_path / "damaged.hdf5", {})
     with h5py.File(tmp_path / "empty.hdf5", "w"):
         pass
-    with pytest.raises(ValueError, match=r"empty.hdf5 does not say which env"):
+    with pytest.raises(ValueError, match=r"empty\.hdf5"):
         read_settings(tmp_path / "empty.hdf5", {})
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match=r"`dataset_or_task` must be the path of .* the name of a task such as 'lift', got 3"):
+    with pytest.raises(ValueError, match=r"`dataset_or_task`.*'lift'.*\b3\b"):
         read_settings(3, {})  # type: ignore[arg-type]
     for name in ("camera_names", "use_camera_obs", "tabel_friction"):
-        with pytest.raises(ValueError, match=rf"unknown arguments \['{name}'\]. .* robosuite's Lift: \[.*'table_friction'"):
+        with pytest.raises(ValueError, match=rf"\['{name}'\].*'table_friction'"):
             read_settings("lift", {name: 1})
 
 
@@ -252,10 +249,10 @@ def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     path = write_file(tmp_path / "lift.hdf5", json.dumps(env_args()))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "h5py", None)
-        with pytest.raises(ImportError, match=r'need h5py \(.*\): pip install "sb3-scoreflow\[robomimic\]"'):
+        with pytest.raises(ImportError, match=r"h5py.*sb3-scoreflow\[robomimic\]"):
             make_robomimic(path)
     monkeypatch.setitem(sys.modules, "robosuite", None)
-    with pytest.raises(ImportError, match=r'need robosuite 1.5 \(.*\): pip install "sb3-scoreflow\[robomimic\]"'):
+    with pytest.raises(ImportError, match=r"robosuite.*sb3-scoreflow\[robomimic\]"):
         make_robomimic("lift")
 
 

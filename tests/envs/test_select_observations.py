@@ -65,17 +65,17 @@ def test_a_policy_takes_the_joined_keys() -> None:
 
 @pytest.mark.parametrize("keys", ["goal", "goal.at", ["state", "lamp"], []])
 def test_unknown_keys(keys: Any) -> None:
-    with pytest.raises(ValueError, match=r"has the observation keys \[.*'goal_lamp_on'.*\]; got `observation_keys`="):
+    with pytest.raises(ValueError, match=r"'goal_lamp_on'.*`observation_keys`"):
         SelectObservations(SampleEnv(), keys)
 
 
 def test_keys_that_do_not_fit_the_space() -> None:
-    with pytest.raises(ValueError, match=r"observations without keys \(Box.*got `observation_keys`='state'\. Leave it out"):
+    with pytest.raises(ValueError, match=r"Box.*`observation_keys`='state'"):
         SelectObservations(SampleEnv(BOX), "state")
     twice = spaces.Dict({"a": spaces.Dict({"b_c": BOX}), "a_b": spaces.Dict({"c": BOX})})
-    with pytest.raises(ValueError, match=r"\('a', 'b_c'\) and \('a_b', 'c'\), both would be named 'a_b_c'"):
+    with pytest.raises(ValueError, match=r"\('a', 'b_c'\).*\('a_b', 'c'\).*'a_b_c'"):
         SelectObservations(SampleEnv(twice))
     words = spaces.Dict({"state": BOX, "mission": spaces.Text(5)})
-    with pytest.raises(ValueError, match=r"observations of type Text \('mission'\), which are no arrays of numbers"):
+    with pytest.raises(ValueError, match=r"Text.*'mission'"):
         SelectObservations(SampleEnv(words))
     assert SelectObservations(SampleEnv(words), "state").observation_space == BOX

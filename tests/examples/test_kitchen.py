@@ -67,14 +67,12 @@ def test_in_several_processes(root: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_data_that_do_not_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_d4rl(root / "d4rl", "mixed")
     file = next((root / "d4rl").iterdir())  # named after the tasks themselves
-    with pytest.raises(SystemExit, match=r"hdf5' does not say for which tasks it is: pass --tasks \{complete,partial,mixed\}"):
+    with pytest.raises(SystemExit, match=r"hdf5'.*--tasks \{complete,partial,mixed\}"):
         run(monkeypatch, root, "--data", str(file))
-    with pytest.raises(
-        SystemExit, match=r"other goals than the tasks \('microwave', 'kettle', 'light switch', 'slide cabinet'\)"
-    ):
+    with pytest.raises(SystemExit, match=r"\('microwave', 'kettle', 'light switch', 'slide cabinet'\).*--tasks"):
         run(monkeypatch, root, "--data", str(file), "--tasks", "complete")
     with h5py.File(file, "r+") as opened:
         del opened["observations"]
         opened["observations"] = np.zeros((16, 30), np.float32)
-    with pytest.raises(SystemExit, match=r"no kitchen demonstrations: observations have the shape \(30,\), not one of"):
+    with pytest.raises(SystemExit, match=r"shape \(30,\)"):
         run(monkeypatch, root, "--data", str(file), "--tasks", "mixed")

@@ -164,6 +164,24 @@ def test_a_huge_value_loss_does_not_drown_the_actor() -> None:
             assert th.equal(first[name], second[name]), name
 
 
+@pytest.mark.parametrize(
+    ("clip_range_vf", "move", "counts_as"), [(None, 3.0, 3.0), (0.05, 3.0, 0.05), (0.05, -3.0, -0.05), (0.05, 0.01, 0.01)]
+)
+def test_values_are_clipped_in_units_of_the_critic(clip_range_vf: float | None, move: float, counts_as: float) -> None:
+    """Values that have moved by more than the clip range count as moved by it, and get no gradient."""
+    model, unit = make_model(clip_range_vf=clip_range_vf), 40.0
+    collect(model)
+    model.policy.set_value_scale(unit)
+    (batch,) = model.rollout_buffer.get(SIZE)
+    batch = batch._replace(old_values=unit * th.linspace(-1, 1, SIZE))
+    values = (batch.old_values + move * unit).requires_grad_()
+    loss = model._value_loss(values, batch, UpdateLog())
+    loss.backward()
+    errors = (batch.returns - batch.old_values) / unit - counts_as
+    assert loss.item() == pytest.approx(float(errors.square().mean()), rel=1e-5)
+    assert values.grad is not None and (values.grad != 0).all() == (move == counts_as)
+
+
 # ---------------------------------------------------------------------- learning rates and logs
 
 

@@ -1,5 +1,6 @@
 """The critic's fit to demonstrations, against the definition of the return and against values known in closed form."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -10,48 +11,82 @@ from sb3_scoreflow.bc.execution import Execution
 from sb3_scoreflow.ppo.critic_pretraining import chunk_returns, continuation
 from tests.bc.helpers import OBS, BlankEnv, assert_same, clone, ends_of, make_demonstrations, make_model, refused, state_of
 
-# ---------------------------------------------------------------------- critic
+
+class Replay(gym.Env):
+    """A demonstrated episode again, from one of its steps on: it pays what was paid, and ends as it did."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,))
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, demonstrations: Demonstrations, first: int) -> None:
+        self.demonstrations, self.step_number = demonstrations, first
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        now, data = self.step_number, self.demonstrations
+        self.step_number += 1
+        return self._observation(), float(data.rewards[now]), bool(data.terminations[now]), bool(data.truncations[now]), {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.step_number], np.float32)
 
 
-def _slow_returns(demonstrations: Demonstrations, horizon: int, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The definition: chunk j of the rest of the episode is discounted by gamma^j; a truncated one's last is left out."""
+def stepped_returns(
+    demonstrations: Demonstrations, n_executed: int, discount: float, gamma: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Returns, discounts of the value at the cut, and where that is, by stepping chunks from every transition on. The decision in
+    which an episode is truncated counts as not taken: the observation before it is where a value goes on.
+    """
     n = len(demonstrations)
-    returns, discounts, last = np.zeros(n), np.zeros(n), np.arange(n)
-    ends = np.flatnonzero(demonstrations.terminations | demonstrations.truncations)
+    returns, discounts, last = np.zeros(n), np.zeros(n), np.zeros(n)
     for i in range(n):
-        end = int(ends[ends >= i][0])
-        n_chunks = (end - i) // horizon + 1
-        if not demonstrations.terminations[end]:
-            n_chunks -= 1
-            discounts[i], last[i] = gamma**n_chunks, i + n_chunks * horizon
-        for j in range(i, min(i + n_chunks * horizon, end + 1)):
-            returns[i] += gamma ** ((j - i) // horizon) * float(demonstrations.rewards[j])
+        env = ActionChunking(Replay(demonstrations, i), n_executed + 1, n_executed, discount=discount)
+        here, decisions = env.reset()[0], 0
+        while True:
+            there, paid, terminated, truncated, _ = env.step(np.zeros((n_executed + 1, 1), np.float32))
+            if truncated and not terminated:
+                discounts[i], last[i] = gamma**decisions, here[0]
+                break
+            returns[i] += gamma**decisions * float(paid)
+            if terminated:
+                break
+            here, decisions = there, decisions + 1
     return returns, discounts, last
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
-@pytest.mark.parametrize("horizon", [1, 3, 20])
-def test_chunk_returns_against_a_double_loop(horizon: int, gamma: float) -> None:
+@pytest.mark.parametrize(("n_executed", "discount"), [(1, 1.0), (3, 1.0), (3, 0.8), (20, 1.0)])
+def test_chunk_returns_are_those_of_stepping_chunks(n_executed: int, discount: float, gamma: float) -> None:
     rng, n = np.random.default_rng(0), 70
     ends = rng.random(n) < 0.1
     ends[-1] = True
     truncated = ends & (rng.random(n) < 0.5)
     demonstrations = make_demonstrations(n, terminations=ends & ~truncated, truncations=truncated)
     assert len(set(demonstrations.episode_lengths.tolist())) > 2
-    data = chunk_returns(demonstrations, Execution(n_executed=horizon), gamma)
-    returns, discounts, last = _slow_returns(demonstrations, horizon, gamma)
+    data = chunk_returns(demonstrations, Execution(n_executed=n_executed, discount=discount), gamma)
+    returns, discounts, last = stepped_returns(demonstrations, n_executed, discount, gamma)
     np.testing.assert_allclose(data.returns, returns, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(data.discounts, discounts, rtol=1e-6)
     cut = discounts > 0  # what is valued where the discount is 0 does not matter
     np.testing.assert_array_equal(data.last[cut], last[cut])
-    assert set(data.known) == set(np.flatnonzero(discounts < 1))
-    continuations = [
-        continuation(demonstrations.rewards[episode], Execution(n_executed=horizon), gamma)
-        for episode in demonstrations.episode_slices
-        if not demonstrations.terminations[episode.stop - 1]
-    ]
-    most, least = max(continuations), min(*continuations, *returns[discounts == 0])
-    assert data.bounds == pytest.approx((2 * least - most, most), rel=1e-5)
+
+
+def test_what_is_known_and_the_bounds_of_the_rest_by_hand() -> None:
+    """
+    A failure, worth -4.5 and 1 from its steps on; and 3 per step, cut off, worth 3 / (1 - 0.5) for ever. What follows a cut
+    may fall from that to the worst that was seen, and as much again.
+    """
+    rewards = np.array([-5.0, 1.0, *[3.0] * 10])
+    at = np.arange(12)
+    demonstrations = make_demonstrations(12, rewards=rewards, terminations=at == 1, truncations=at == 11)
+    data = chunk_returns(demonstrations, Execution(), 0.5)
+    assert data.returns[:2].tolist() == [-4.5, 1.0]
+    assert data.known.tolist() == list(range(11))  # of the last step nothing is known but that it was not the end
+    assert data.bounds == pytest.approx((-4.5 - (6.0 + 4.5), 6.0), rel=1e-6)
 
 
 def test_continuation_is_the_return_of_rewards_that_go_on() -> None:
@@ -133,7 +168,7 @@ def test_critic_of_returns_beyond_float32_is_refused_before_cloning() -> None:
     demonstrations.rewards[:] = 3e38
     model = make_model()
     before = state_of(model.policy)
-    with pytest.raises(FloatingPointError, match="look at the rewards"):
+    with pytest.raises(FloatingPointError, match="rewards"):
         clone(model, demonstrations, n_batches=5)
     assert_same(model.policy, before)
 
@@ -163,17 +198,12 @@ def test_critic_pretraining_leaves_the_actor_alone() -> None:
 
 
 def test_critic_needs_rewards() -> None:
-    refused(
-        "the demonstrations' rewards are all 0. Pass critic_batches=0",
-        demonstrations=make_demonstrations(60, rewards=np.zeros(60)),
-        critic_batches=5,
-    )
+    unpaid = make_demonstrations(60, rewards=np.zeros(60))
     # Nothing but last chunks
-    refused(
-        "every episode is cut off .* within the actions of one decision, 1,",
-        demonstrations=make_demonstrations(terminations=None, truncations=np.ones(60, bool)),
-        critic_batches=5,
-    )
+    cut = make_demonstrations(terminations=None, truncations=np.ones(60, bool))
+    for demonstrations, word in ((unpaid, "rewards"), (cut, "truncated")):
+        refused(word, "critic_batches=0", demonstrations=demonstrations, critic_batches=5)
+        assert "bc/critic_loss" not in clone(make_model(), demonstrations, critic_batches=0)  # the remedy
 
 
 def test_critic_of_chunks_discounts_per_chunk() -> None:
@@ -185,4 +215,5 @@ def test_critic_of_chunks_discounts_per_chunk() -> None:
     )
     model = make_model(ActionChunking(BlankEnv(action_space=spaces.Box(-2, 2, (3,))), 4), gamma=0.5)
     clone(model, demonstrations, critic_batches=1)
-    assert float(model.policy.value_scale) == pytest.approx(_slow_returns(demonstrations, 4, 0.5)[0].std(), rel=1e-4)
+    returns, _, _ = stepped_returns(demonstrations, 4, 1.0, 0.5)
+    assert float(model.policy.value_scale) == pytest.approx(returns.std(), rel=1e-4)

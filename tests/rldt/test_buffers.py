@@ -97,7 +97,7 @@ def test_an_aborted_rollout_is_not_drawn_and_leaves_the_others(history_size: int
     add_rollout(history, 3, truncated={1: {0}}, n_steps=2, complete=False)
     assert history.n_rollouts == 3
     if history_size == 1:
-        with pytest.raises(RuntimeError, match="history is empty"):
+        with pytest.raises(RuntimeError, match="empty"):
             history.sample(1)
     else:
         assert sources_of(history.sample(10_000)) == [(2, env) for env in range(N_ENVS)]
@@ -124,7 +124,7 @@ def test_a_discarded_rollout_is_not_drawn(history_size: int) -> None:
         assert sources_of(history.sample(10_000)) == [(r, env) for r in (1, 2) for env in range(N_ENVS)]
         assert {rollout for rollout, _ in sources_of(history.sample(2, 1.0))} == {2}
     else:
-        with pytest.raises(RuntimeError, match="history is empty"):
+        with pytest.raises(RuntimeError, match="empty"):
             history.sample(1)
     add_rollout(history, 4)
     kept = [1, 2, 4] if history_size > 1 else [4]
@@ -165,7 +165,7 @@ def test_final_observations_are_copies() -> None:
 
 def test_empty_history_cannot_be_drawn_from() -> None:
     history = make_history()
-    with pytest.raises(RuntimeError, match="no rollout has been completed"):
+    with pytest.raises(RuntimeError, match="no rollout"):
         history.sample(1)
 
 
@@ -173,7 +173,7 @@ def test_add_insists_on_record() -> None:
     """Once per step: also in the second step, and at the beginning of the next rollout."""
     history, zeros = make_history(), th.zeros(N_ENVS)
     arguments = (observation_of(0, 0), np.zeros((N_ENVS, ACTION)), np.zeros(N_ENVS), np.zeros(N_ENVS, bool), zeros, zeros)
-    message = "add\\(\\) was called before record\\(\\)"
+    message = r"record\(\)"
     with pytest.raises(RuntimeError, match=message):
         history.add(*arguments)
     add_rollout(history, 0, n_steps=1, complete=False)
@@ -193,7 +193,7 @@ def test_get_is_refused() -> None:
 
 
 def test_history_size_is_checked() -> None:
-    with pytest.raises(ValueError, match="history_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"history_size.*\b0\b"):
         make_history(history_size=0)
 
 

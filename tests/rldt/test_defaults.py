@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import TransformReward
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_scoreflow import RLDT
@@ -39,13 +40,20 @@ class Reach(gym.Env[np.ndarray, np.ndarray]):
 def test_presets_name_arguments_and_train(name: str) -> None:
     assert set(PRESETS[name]) <= set(inspect.signature(RLDT).parameters)
     settings = {**PRESETS[name], **SMALL}
-    env = make_vec_env(Reach, n_envs=4, seed=0)
+    env = make_vec_env(lambda: TransformReward(Reach(), lambda reward: 0.5 * float(reward)), n_envs=4, seed=0)
     settings["policy_kwargs"] = {"net_arch": [16, 16], **settings.get("policy_kwargs", {})}
     model = RLDT("FlowPolicy", env, seed=0, device="cpu", **settings)
-    for argument, value in settings.items():
-        assert getattr(model, argument) == value
-    model.learn(64)
+    # From scratch the untrained networks pass their noise on, else they shrink it
+    spread = model.predict(np.zeros((500, 1), np.float32))[0].std()
+    assert (spread > 0.5) == (name == "scratch"), spread
+    model.learn(64, log_interval=None)  # a dump would clear what is logged
     assert model.n_actor_updates == 2  # one of two iterations, the first warms the critics up
+    logged = model.logger.name_to_value
+    steps = sum(key.startswith("train/velocity_grad_norm_step") for key in logged)
+    assert steps == PRESETS[name]["denoising_steps"]
+    assert logged["train/critic_learning_rate"] == PRESETS[name]["critic_learning_rate"]
+    # That of the rewards, or the number that the preset gives
+    assert model.policy.reward_scale.item() == pytest.approx(1.0 if name == "sparse" else 0.5)
 
 
 def test_sparse_preset_bounds_the_critics_targets() -> None:

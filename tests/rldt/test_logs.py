@@ -73,7 +73,7 @@ def test_a_nan_critic_loss_raises_before_parameters_change(monkeypatch: pytest.M
     monkeypatch.setattr(
         module, "critic_loss", lambda _, batch, *args: (th.tensor(math.nan, requires_grad=True), batch.targets)
     )
-    with pytest.raises(FloatingPointError, match="q_loss is nan in iteration 2, before the parameters changed"):
+    with pytest.raises(FloatingPointError, match=r"q_loss.*\bnan\b.*iteration 2\b"):
         iterate(model)
     assert not moved_networks(model, before)
 
@@ -89,7 +89,7 @@ def test_a_nan_actor_loss_raises_before_the_actor_changes(loss: str, monkeypatch
         return evaluation._replace(**{loss: getattr(evaluation, loss) * math.inf * 0})
 
     monkeypatch.setattr(module, "evaluate_actor", spoil)
-    with pytest.raises(FloatingPointError, match=f"{loss}_loss is nan in iteration 2"):
+    with pytest.raises(FloatingPointError, match=rf"{loss}_loss.*\bnan\b.*iteration 2\b"):
         iterate(model)
     assert moved_networks(model, before) == {"critic", "target_critic"}
 
@@ -98,7 +98,7 @@ def test_a_nan_reward_raises_before_anything_changes_and_is_not_kept() -> None:
     model = make_model(lambda: TinyEnv([1.0, math.nan, 2.0]))
     iterate(model)
     before = state_of(model.policy)
-    with pytest.raises(FloatingPointError, match="NaN or infinite rewards"):
+    with pytest.raises(FloatingPointError, match="rewards"):
         iterate(model)
     assert not moved_networks(model, before)
     assert model.policy.reward_scale.item() == 1.0 and model.n_transitions == SIZE

@@ -44,12 +44,12 @@ def _policy(observation_space: spaces.Space = VECTOR, action_space: spaces.Box =
 @pytest.mark.parametrize("name", ["n_bootstrap_actions", "exploration_steps"])
 def test_policy_names_impossible_counts(name: str) -> None:
     kwargs: dict[str, Any] = {name: 0}
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=rf"{name}.*\b0\b"):
         _policy(**kwargs)
 
 
 def test_policy_names_an_impossible_scale() -> None:
-    with pytest.raises(ValueError, match=r"exploration_scale must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"exploration_scale.*-1\.0\b"):
         _policy(exploration_scale=-1.0)
 
 

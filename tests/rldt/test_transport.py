@@ -135,23 +135,25 @@ def test_no_gradient_flows_without_need() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("kwargs", "words"),
     [
-        (dict(kernel="gauss"), "kernel must be one of 'rbf', 'delta', got 'gauss'"),
-        (dict(temperature_scaling="q"), "temperature_scaling must be one of 'gradient', 'none', got 'q'"),
-        (dict(bandwidth=0.0), "bandwidth must be positive or None .*got 0.0"),
-        (dict(bandwidth=-1.0), "bandwidth must be positive or None .*got -1.0"),
-        (dict(bandwidth=math.nan), "bandwidth must be positive or None .*got nan"),
-        (dict(temperature=-1e-3), "temperature must not be negative, got -0.001"),
-        (dict(temperature=math.nan), "temperature must not be negative, got nan"),
-        (dict(gradients=th.zeros(5, 3)), r"gradients must have the particles' shape \(5, 2\), got \(5, 3\)"),
-        (dict(kernel="delta", queries=th.zeros(4, 2)), r"kernel='delta' needs the queries as particles, shape \(4, 2\)"),
+        (dict(kernel="gauss"), ["kernel", "'gauss'", "'rbf'", "'delta'"]),
+        (dict(temperature_scaling="q"), ["temperature_scaling", "'q'", "'gradient'", "'none'"]),
+        (dict(bandwidth=0.0), ["bandwidth", "0.0"]),
+        (dict(bandwidth=-1.0), ["bandwidth", "-1.0"]),
+        (dict(bandwidth=math.nan), ["bandwidth", "nan"]),
+        (dict(temperature=-1e-3), ["temperature", "-0.001"]),
+        (dict(temperature=math.nan), ["temperature", "nan"]),
+        (dict(gradients=th.zeros(5, 3)), ["gradients", "(5, 3)", "(5, 2)"]),
+        (dict(kernel="delta", queries=th.zeros(4, 2)), ["kernel='delta'", "queries", "(4, 2)", "(5, 2)"]),
     ],
 )
-def test_errors_name_the_argument(kwargs: dict[str, Any], message: str) -> None:
-    arguments = dict(queries=th.zeros(5, 2), particles=th.zeros(5, 2), gradients=th.zeros(5, 2)) | kwargs
-    with pytest.raises(ValueError, match=message):
-        transport_field(**arguments)
+def test_errors_name_the_argument(kwargs: dict[str, Any], words: list[str]) -> None:
+    arguments: dict[str, Any] = dict(queries=th.zeros(5, 2), particles=th.zeros(5, 2), gradients=th.zeros(5, 2))
+    transport_field(**arguments)
+    with pytest.raises(ValueError) as error:
+        transport_field(**(arguments | kwargs))
+    assert all(word in str(error.value) for word in words), error.value
 
 
 # ---------------------------------------------------------------------- the theory behind it

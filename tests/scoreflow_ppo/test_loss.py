@@ -137,16 +137,6 @@ def test_loss_against_numpy(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPa
     assert logs_of(model)["loss"] == pytest.approx(total, rel=1e-4)
 
 
-def test_value_clipping_is_at_work() -> None:
-    """In units of the critic's scale; the numbers of ``test_loss_against_numpy`` differ with and without."""
-    clipped, free = _prepared(clip_range_vf=0.05), _prepared()
-    losses = []
-    for model in (clipped, free):
-        model.policy.set_value_scale(model.return_statistics.scale)
-        losses.append(_numpy_losses(model, _double_batch(model), 0.02)["value_loss"])
-    assert abs(losses[0] - losses[1]) > 0.01 * losses[1]
-
-
 @pytest.mark.parametrize("noise", ["learned", "constant"])
 def test_gradient_of_the_loss_by_finite_differences(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
