@@ -75,8 +75,8 @@ def test_every_constructor_argument_is_kept(algorithm: Algorithm) -> None:
     loaded = algorithm.cls.load(saved(model))
     for name, value in values.items():
         attribute = {"stats_window_size": "_stats_window_size"}.get(name, name)
-        if name in ("clip_range", "clip_range_vf"):  # a number that can be called, as PPO's
-            assert getattr(model, attribute) == getattr(model, attribute)(0.5) == value
+        if name in ("clip_range", "clip_range_vf"):  # a schedule, as PPO's
+            assert getattr(model, attribute)(0.5) == value
         elif value is not None:
             assert_same(getattr(model, attribute), value, name)
         assert_same(getattr(loaded, attribute) or None, getattr(model, attribute) or None, name)
