@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_scoreflow import CosineSchedule, Demonstrations
 
 
-def normalised(env: VecEnv, demonstrations: Demonstrations, training: bool) -> VecNormalize:
-    """The env with observations standardised by the demonstrations' statistics (fixed) and, for training, scaled rewards."""
+def normalized(env: VecEnv, demonstrations: Demonstrations, training: bool) -> VecNormalize:
+    """The env with observations standardized by the demonstrations' statistics (fixed) and, for training, scaled rewards."""
     assert isinstance(demonstrations.observations, np.ndarray)
     statistics = FixedStatistics(shape=demonstrations.observations.shape[1:])
     statistics.mean = demonstrations.observations.mean(0, dtype=np.float64)
@@ -25,7 +25,7 @@ def normalised(env: VecEnv, demonstrations: Demonstrations, training: bool) -> V
 
 
 class FixedStatistics(RunningMeanStd):
-    """Statistics that stay what they are: only rewards are normalised by running ones."""
+    """Statistics that stay what they are: only rewards are normalized by running ones."""
 
     def update(self, arr: np.ndarray) -> None:
         pass
@@ -53,11 +53,11 @@ def clone(model: PPO, demonstrations: Demonstrations, horizon: int, n_batches: i
         optimizer.step()
 
 
-def gaussian_ppo(env: VecEnv, demonstrations: Demonstrations, std: float, seed: int, **arguments: object) -> PPO:
-    """Stable-Baselines3's PPO with networks as wide as the flow's, on an env normalised by the demonstrations."""
+def make(env: VecEnv, demonstrations: Demonstrations, std: float, seed: int, **arguments: object) -> PPO:
+    """Stable-Baselines3's PPO with networks as wide as the flow's, on an env normalized by the demonstrations."""
     return PPO(
         "MlpPolicy",
-        normalised(env, demonstrations, training=True),
+        normalized(env, demonstrations, training=True),
         policy_kwargs=dict(net_arch=[256, 256, 256], activation_fn=th.nn.ReLU, log_std_init=math.log(std)),
         seed=seed,
         device="cpu",
