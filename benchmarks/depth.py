@@ -7,32 +7,28 @@ RLDT fine-tunes the cloned Hopper policy with 4 denoising steps (the default) an
 same states, particles and critics, the norm of the gradient with respect to the velocity field's parameters is taken for every
 denoising step by itself: of RLDT's alignment and consistency losses at that step's depth, and of ``-mean Q(a)`` through that
 step's use of the field in the chain.
-Results: ``benchmarks/results/depth.json`` and a plot.
 """
 
-import argparse
-import json
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch as th
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from torch.func import functional_call
 
+from benchmarks import study
 from benchmarks.learning import mean_and_interval
-from benchmarks.provenance import ROOT, provenance
-from sb3_scoreflow import RLDT, ActionChunking, load_demonstrations, pretrain_bc
+from benchmarks.locomotion import N_ENVS, demonstrations_of, make_env
+from benchmarks.provenance import provenance
+from sb3_scoreflow import RLDT, pretrain_bc
 from sb3_scoreflow.common import flow
 from sb3_scoreflow.rldt.actor import q_gradients
 from sb3_scoreflow.rldt.transport import transport_field
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-RESULTS = ROOT / "benchmarks/results"
+ENV_ID, CLONE_BATCHES = "Hopper-v5", 5_000
 DENOISING_STEPS, N_STATES, N_PARTICLES = (4, 8), 256, 8
 SETTINGS: dict[str, Any] = dict(critic_warmup_transitions=8_000, critic_steps=128)
 METHODS = {"rldt": "RLDT's loss", "backpropagation": "back-propagation of Q through the chain"}
@@ -117,65 +113,58 @@ class DepthRecorder(BaseCallback):
 
 
 def run(seed: int, denoising_steps: int, timesteps: int) -> list[dict[str, Any]]:
-    env = make_vec_env("Hopper-v5", n_envs=20, seed=1000 * seed, wrapper_class=partial(ActionChunking, horizon=4))
+    env = make_env(ENV_ID, N_ENVS, 1000 * seed)
     model = RLDT("FlowPolicy", env, seed=seed, device="cpu", denoising_steps=denoising_steps, **SETTINGS)
-    pretrain_bc(model, load_demonstrations("builtin:hopper-medium"), n_batches=5_000, seed=seed)
+    pretrain_bc(model, demonstrations_of(ENV_ID), n_batches=CLONE_BATCHES, seed=seed)
     recorder = DepthRecorder(timesteps // 8)
     model.learn(timesteps, callback=recorder)
     return recorder.rows
 
 
-def plot(runs: dict[int, list[dict[str, Any]]]) -> None:
-    figure, panels = plt.subplots(len(runs), 2, figsize=(9, 6), sharey=True)
+def spread(norms: list[float]) -> float:
+    return max(norms) / min(norms)
+
+
+def spreads(by_seed: dict[int, list[dict[str, Any]]], method: str) -> dict[str, Any]:
+    """Largest over smallest norm at the worst point of a run, and at its median one."""
+    of_runs = [[spread(row[method]) for row in rows] for rows in by_seed.values()]
+    return {
+        "worst": mean_and_interval([max(of_run) for of_run in of_runs]),
+        "median": mean_and_interval([float(np.median(of_run)) for of_run in of_runs]),
+    }
+
+
+def plot(runs: dict[int, list[dict[str, Any]]]) -> Figure:
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    panels = figure.subplots(len(runs), 2, sharey=True)
     for (steps, rows), row_of_panels in zip(runs.items(), panels, strict=True):
         for axes, (name, title) in zip(row_of_panels, METHODS.items(), strict=True):
             for row in rows:
                 shade = row["timesteps"] / rows[-1]["timesteps"]
                 relative = np.array(row[name]) / np.mean(row[name])
-                axes.semilogy(range(steps), relative, color=plt.get_cmap("viridis")(shade))
+                axes.semilogy(range(steps), relative, color=colormaps["viridis"](shade))
             axes.set(title=f"{title}, K = {steps}", ylim=(0.03, 10), xticks=range(steps))
             axes.grid(alpha=0.3)
         row_of_panels[0].set_ylabel("gradient norm / mean over steps\n(dark: early, bright: late)")
     for axes in panels[-1]:
         axes.set_xlabel("denoising step")
-    figure.tight_layout()
-    figure.savefig(RESULTS / "depth.png", dpi=100)
+    return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=30_000, help="chunks of 4 actions (default 30000)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = study.parser(__doc__, "depth", seeds=(0, 1, 2), timesteps=30_000).parse_args(arguments)
     origin = provenance()
     th.set_num_threads(1)
     runs: dict[int, dict[int, list[dict[str, Any]]]] = {steps: {} for steps in DENOISING_STEPS}
-    for seed in arguments.seeds:
+    for seed in options.seeds:
         for steps in DENOISING_STEPS:
-            runs[steps][seed] = run(seed, steps, arguments.timesteps)
-    ratios = {
-        f"K={steps}": {
-            name: {
-                "worst": mean_and_interval([max(spread(row[name]) for row in rows) for rows in by_seed.values()]),
-                "median": mean_and_interval([float(np.median([spread(r[name]) for r in rows])) for rows in by_seed.values()]),
-            }
-            for name in METHODS
-        }
-        for steps, by_seed in runs.items()
-    }
-    summary = {
-        **origin,
-        "seeds": arguments.seeds,
-        "settings": repr(SETTINGS),
-        "largest_over_smallest_norm": ratios,
-        "runs": runs,
-    }
-    (RESULTS / "depth.json").write_text(json.dumps(summary, indent=1) + "\n")
-    plot({steps: by_seed[arguments.seeds[0]] for steps, by_seed in runs.items()})
-
-
-def spread(norms: list[float]) -> float:
-    return max(norms) / min(norms)
+            runs[steps][seed] = run(seed, steps, options.timesteps)
+    ratios = {f"K={steps}": {name: spreads(of_k, name) for name in METHODS} for steps, of_k in runs.items()}
+    setting = {"seeds": options.seeds, "settings": repr(SETTINGS)}
+    summary = {**origin, **setting, "largest_over_smallest_norm": ratios, "runs": runs}
+    study.write_summary(options.output, summary)
+    figure = plot({steps: by_seed[options.seeds[0]] for steps, by_seed in runs.items()})
+    figure.savefig(options.output / "figure.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def clone(model: PPO, demonstrations: Demonstrations, horizon: int, n_batches: i
         optimizer.step()
 
 
-def gaussian_ppo(env: VecEnv, demonstrations: Demonstrations, std: float, seed: int, **arguments: object) -> PPO:
+def make(env: VecEnv, demonstrations: Demonstrations, std: float, seed: int, **arguments: object) -> PPO:
     """Stable-Baselines3's PPO with networks as wide as the flow's, on an env normalized by the demonstrations."""
     return PPO(
         "MlpPolicy",

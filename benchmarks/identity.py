@@ -4,22 +4,23 @@ had): how many steps do algorithms at their defaults need? The hold-out tasks ha
 
     python -m benchmarks.identity
 
-Results in ``benchmarks/results/identity.json``. ``env_steps`` are what the algorithms did: whole rollouts.
+``env_steps`` are what the algorithms did: whole rollouts.
 """
 
-import argparse
-import json
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
+import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from benchmarks import study
+from benchmarks.curves import RETURNS
 from benchmarks.learning import mean_and_interval
-from benchmarks.provenance import ROOT, provenance
+from benchmarks.provenance import provenance
 from sb3_scoreflow import RLDT, ScoReFlowPPO
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -49,33 +50,30 @@ def run(task: str, variant: str, seed: int, steps: tuple[int, ...]) -> list[dict
             model.learn(total - model.num_timesteps, reset_num_timesteps=False)
         returns = {}
         for name, deterministic in (("return_deterministic", True), ("return_exploring", False)):
-            env = IdentityEnvBox(**TASKS[task])
-            mean, _ = evaluate_policy(model, env, 20, deterministic=deterministic, warn=False)
+            mean, _ = evaluate_policy(model, IdentityEnvBox(**TASKS[task]), 20, deterministic=deterministic, warn=False)
             returns[name] = float(np.mean(mean))
         curve.append({"env_steps": model.num_timesteps, **returns})
     return curve
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study.parser(__doc__, "identity", seeds=(0, 1, 2, 3, 4))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser.parse_args(arguments)
+    th.set_num_threads(1)
     warnings.simplefilter("ignore")
-    summary: dict[str, Any] = {"seeds": arguments.seeds, **provenance(), "tasks": TASKS, "results": {}}
-    for variant in arguments.variants:
+    summary: dict[str, Any] = {"seeds": options.seeds, **provenance(), "tasks": TASKS, "results": {}}
+    for variant in options.variants:
         for task in VARIANTS[variant][2]:
-            curves = [run(task, variant, seed, tuple(arguments.steps)) for seed in arguments.seeds]
+            curves = [run(task, variant, seed, tuple(options.steps)) for seed in options.seeds]
             rows: list[dict[str, Any]] = []
             for points in zip(*curves, strict=True):
-                rows.append({"env_steps": points[0]["env_steps"]})
-                for name in ("return_deterministic", "return_exploring"):
-                    rows[-1][name] = mean_and_interval([point[name] for point in points])
+                returns = {name: mean_and_interval([point[name] for point in points]) for name in RETURNS}
+                rows.append({"env_steps": points[0]["env_steps"], **returns})
             summary["results"].setdefault(task, {})[variant] = rows
             print(task, variant, *[f"{r['env_steps']}: {r['return_deterministic']['mean']:.1f}" for r in rows], flush=True)
-            (ROOT / "benchmarks/results/identity.json").write_text(json.dumps(summary, indent=2) + "\n")
+            study.write_summary(options.output, summary)
 
 
 if __name__ == "__main__":

@@ -6,31 +6,28 @@ Eight equally good actions: how many of them a policy keeps. RLDT with both kern
 One-step episodes, a constant observation, a 2-d action; the reward is a bump of width 0.1 around each of eight peaks on a
 circle. The flow policies start from one clone per seed, of actions around all the peaks with a standard deviation of 0.2; the
 Gaussian starts from the mean and standard deviation of those. Of 4000 samples after training: the share within 0.15 of a
-peak, and how many peaks have at least a quarter of their even share. Results: ``benchmarks/results/modes.json`` and a picture.
+peak, and how many peaks have at least a quarter of their even share.
 """
 
-import argparse
-import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
-import matplotlib
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from matplotlib.figure import Figure
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
+from benchmarks import study
 from benchmarks.learning import mean_and_interval
-from benchmarks.provenance import ROOT, provenance
+from benchmarks.provenance import provenance
+from benchmarks.study import Variant
 from sb3_scoreflow import RLDT, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-RESULTS = ROOT / "benchmarks/results"
 N_PEAKS, RADIUS, WIDTH, NEAR = 8, 0.7, 0.1, 0.15
 ANGLES = 2 * np.pi * np.arange(N_PEAKS) / N_PEAKS
 PEAKS = RADIUS * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)
@@ -39,20 +36,15 @@ K = 8  # four steps cannot make eight clusters
 SHARED: dict[str, Any] = dict(
     denoising_steps=K, learning_rate=3e-4, critic_warmup_transitions=5_000, learning_rate_warmup_steps=100
 )
-VARIANTS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
-    "rldt_rbf": (RLDT, dict(kernel="rbf", **SHARED)),
-    "rldt_rbf_warm": (RLDT, dict(kernel="rbf", temperature=0.1, **SHARED)),
-    "rldt_delta": (RLDT, dict(kernel="delta", **SHARED)),
-    "scoreflow": (ScoReFlowPPO, dict(denoising_steps=K, n_steps=50, batch_size=250, min_std=0.05)),
-    "gaussian_ppo": (PPO, dict(n_steps=50, batch_size=250, policy_kwargs=dict(log_std_init=math.log(0.53)))),
+VARIANTS = {
+    "rldt_rbf": Variant("RLDT, rbf", RLDT, dict(kernel="rbf", **SHARED)),
+    "rldt_rbf_warm": Variant("RLDT, rbf, temperature 0.1", RLDT, dict(kernel="rbf", temperature=0.1, **SHARED)),
+    "rldt_delta": Variant("RLDT, delta", RLDT, dict(kernel="delta", **SHARED)),
+    "scoreflow": Variant("ScoReFlowPPO", ScoReFlowPPO, dict(denoising_steps=K, n_steps=50, batch_size=250, min_std=0.05)),
+    "gaussian_ppo": Variant(
+        "Gaussian PPO", PPO, dict(n_steps=50, batch_size=250, policy_kwargs=dict(log_std_init=math.log(0.53)))
+    ),
 }
-LABELS = dict(
-    rldt_rbf="RLDT, rbf",
-    rldt_rbf_warm="RLDT, rbf, temperature 0.1",
-    rldt_delta="RLDT, delta",
-    scoreflow="ScoReFlowPPO",
-    gaussian_ppo="Gaussian PPO",
-)
 
 
 class Peaks(gym.Env[np.ndarray, np.ndarray]):
@@ -95,10 +87,9 @@ def run(seed: int, timesteps: int) -> dict[str, np.ndarray]:
     start = FlowMatchingPolicy(Peaks.observation_space, Peaks.action_space, denoising_steps=K)
     pretrain_bc(start, imprecise_demonstrations(seed), n_batches=3000, seed=seed)
     samples = {"clone": draw(start)}
-    for variant, (algorithm, arguments) in VARIANTS.items():
+    for variant, (_, algorithm, settings) in VARIANTS.items():
         env = make_vec_env(Peaks, n_envs=20, seed=seed)
-        alias = "MlpPolicy" if algorithm is PPO else "FlowPolicy"
-        model: Any = algorithm(alias, env, seed=seed, device="cpu", **arguments)
+        model: Any = algorithm("MlpPolicy", env, seed=seed, device="cpu", **settings)
         if algorithm is not PPO:
             model.load_clone(start)
         model.learn(timesteps)
@@ -107,37 +98,31 @@ def run(seed: int, timesteps: int) -> dict[str, np.ndarray]:
     return samples
 
 
-def plot(samples: dict[str, np.ndarray]) -> None:
-    figure, panels = plt.subplots(1, len(samples), figsize=(2.6 * len(samples), 2.9), sharex=True, sharey=True)
+def plot(samples: dict[str, np.ndarray]) -> Figure:
+    figure = Figure(figsize=(2.6 * len(samples), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(samples), sharex=True, sharey=True)
     for axes, (variant, points) in zip(panels, samples.items(), strict=True):
         axes.scatter(*points[:1500].T, s=2, alpha=0.4)
         axes.scatter(*PEAKS.T, s=60, facecolors="none", edgecolors="tab:red")
-        axes.set(title=LABELS.get(variant, variant), aspect="equal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+        title = VARIANTS[variant].label if variant in VARIANTS else variant
+        axes.set(title=title, aspect="equal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
         axes.title.set_fontsize(9)
-    figure.tight_layout()
-    figure.savefig(RESULTS / "modes.png", dpi=100)
+    return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=20_000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = study.parser(__doc__, "modes", seeds=(0, 1, 2), timesteps=20_000).parse_args(arguments)
     origin = provenance()
     th.set_num_threads(1)
-    runs = [run(seed, arguments.timesteps) for seed in arguments.seeds]
-    summary: dict[str, Any] = {
-        **origin,
-        "seeds": arguments.seeds,
-        "timesteps": arguments.timesteps,
-        "settings": {name: repr(settings) for name, (_, settings) in VARIANTS.items()},
-        "variants": {},
-    }
+    runs = [run(seed, options.timesteps) for seed in options.seeds]
+    variants = {}
     for variant in runs[0]:
         measures = [measure(samples[variant]) for samples in runs]
-        summary["variants"][variant] = {name: mean_and_interval([m[name] for m in measures]) for name in measures[0]}
-    (RESULTS / "modes.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot(runs[0])
+        variants[variant] = {name: mean_and_interval([m[name] for m in measures]) for name in measures[0]}
+    settings = {name: repr(variant.settings) for name, variant in VARIANTS.items()}
+    setting = {"seeds": options.seeds, "timesteps": options.timesteps, "settings": settings}
+    study.write_summary(options.output, {**origin, **setting, "variants": variants})
+    plot(runs[0]).savefig(options.output / "figure.png", dpi=100)
 
 
 if __name__ == "__main__":

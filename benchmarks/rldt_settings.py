@@ -3,26 +3,24 @@ Which of RLDT's settings matter on Hopper: one changed at a time, from the same 
 
     python -m benchmarks.rldt_settings
 
-The default's curves are those of ``benchmarks/results/finetune`` (its settings do not depend on the length of a run). One CSV
-per run in ``benchmarks/results/rldt_settings/``, a summary as JSON.
+The default's curves are those of ``benchmarks.finetune`` (its settings do not depend on the length of a run). By default
+40,000 chunks of 4 actions.
 """
 
 import argparse
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.finetune import DEMONSTRATIONS, cloned_policy, curve_path, make_env
-from benchmarks.learning import COLUMNS, Curve, CurveRecorder, mean_and_interval, read_curve
-from benchmarks.provenance import ROOT, provenance
-from sb3_scoreflow import RLDT, load_demonstrations
+from benchmarks import study
+from benchmarks.curves import RETURNS, Curve, CurveTable, Run
+from benchmarks.learning import lowest_over_clone, mean_and_interval
+from benchmarks.locomotion import clone, make_envs
+from sb3_scoreflow import RLDT
 
 ENV_ID = "Hopper-v5"
-RESULTS = ROOT / "benchmarks/results/rldt_settings"
-CHANGES: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "warmup_2_iterations": dict(critic_warmup_transitions=2_000),
     "critic_steps_64": dict(critic_steps=64),
     "kernel_delta": dict(kernel="delta"),
@@ -32,58 +30,47 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def path_of(change: str, seed: int) -> Path:
-    return RESULTS / f"{ENV_ID}_{change}_seed{seed}.csv"
+def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+    env, eval_env = make_envs(ENV_ID, seed)
+    policy = clone(ENV_ID, seed)
+    model = RLDT("FlowPolicy", env, seed=seed, device="cpu", **VARIANTS[variant])
+    model.load_clone(policy)
+    CurveTable(options.output).learn(Run(variant, ENV_ID, seed), model, options.timesteps, eval_env)
+    print(variant, seed, flush=True)
 
 
-def run(changes: list[str], seed: int, timesteps: int) -> None:
-    torch.manual_seed(seed)
-    policy = cloned_policy(ENV_ID, load_demonstrations(DEMONSTRATIONS[ENV_ID]), seed)
-    for change in changes:
-        env, eval_env = make_env(ENV_ID, 20, 1000 * seed), make_env(ENV_ID, 1, 1000 * seed + 500)
-        model = RLDT("FlowPolicy", env, seed=seed, device="cpu", **CHANGES[change])
-        model.load_clone(policy)
-        model.learn(timesteps, callback=CurveRecorder(path_of(change, seed), eval_env, eval_every=20_000))
-        print(change, seed, flush=True)
+def until(curve: Curve, env_steps: float) -> Curve:
+    """The evaluations up to a number of env steps."""
+    return {name: values[curve["env_steps"] <= 1.02 * env_steps] for name, values in curve.items()}
 
 
-def last_until(curve: Curve, column: str, env_steps: float) -> float:
-    """Mean of the last two evaluations up to a number of env steps."""
-    return float(np.nanmean(curve[column][curve["env_steps"] <= 1.02 * env_steps][-2:]))
-
-
-def summarize(seeds: list[int], origin: dict[str, Any]) -> None:
-    runs = {change: {s: read_curve(path_of(change, s)) for s in seeds if path_of(change, s).exists()} for change in CHANGES}
-    runs = {"default": {s: read_curve(curve_path(ENV_ID, "rldt", s)) for s in seeds}, **{c: r for c, r in runs.items() if r}}
+def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+    folder, seeds = options.output, options.seeds
+    defaults, changed = CurveTable(study.RESULTS / "finetune").read(), CurveTable(folder).read()
+    runs = {"default": {seed: defaults[Run("rldt", ENV_ID, seed)] for seed in seeds}}
+    for variant in VARIANTS:
+        present = {seed: changed[key] for seed in seeds if (key := Run(variant, ENV_ID, seed)) in changed}
+        runs.update({variant: present} if present else {})
     steps = min(float(curve["env_steps"][-1]) for curves in runs.values() for curve in curves.values())
+    runs = {variant: {seed: until(curve, steps) for seed, curve in curves.items()} for variant, curves in runs.items()}
     entries = {}
-    for change, curves in runs.items():
-        entry: dict[str, Any] = {"settings": repr(CHANGES.get(change, {})), "seeds": list(curves)}
-        for column in COLUMNS:
-            values = [last_until(curve, column, steps) for curve in curves.values()]
-            entry[column] = mean_and_interval(values) if len(values) > 1 else {"mean": values[0], "per_seed": values}
-        reached = [curve[COLUMNS[1]][curve["env_steps"] <= 1.02 * steps] for curve in curves.values()]
-        entry["lowest_deterministic_over_clone"] = [float(values[1:].min() / values[0]) for values in reached]
-        entries[change] = entry
-        print(change, {column: round(entry[column]["mean"]) for column in COLUMNS}, entry["lowest_deterministic_over_clone"])
-    summary = {**origin, "env": ENV_ID, "env_steps": steps, "changes": entries}
-    (RESULTS / f"{ENV_ID}_summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    for variant, curves in runs.items():
+        entry: dict[str, Any] = {"settings": repr(VARIANTS.get(variant, {})), "seeds": list(curves)}
+        for column in RETURNS:
+            entry[column] = mean_and_interval([float(np.nanmean(curve[column][-2:])) for curve in curves.values()])
+        entry["lowest_deterministic_over_clone"] = [lowest_over_clone(curve) for curve in curves.values()]
+        entries[variant] = entry
+        print(variant, {column: round(entry[column]["mean"]) for column in RETURNS}, entry["lowest_deterministic_over_clone"])
+    sources = study.origins(study.read_summary(folder), options.variants, origin)
+    study.write_summary(folder, {"origins": sources, "env": ENV_ID, "env_steps": steps, "changes": entries})
+    labelled = {variant.replace("_", " "): list(curves.values()) for variant, curves in runs.items()}
+    study.plot([study.return_panels(ENV_ID, labelled)], folder / "figure.png")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=40_000, help="chunks of 4 actions (default 40000)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--changes", nargs="*", default=list(CHANGES), choices=list(CHANGES), help="runs to make; none: only summarize"
-    )
-    arguments = parser.parse_args()
-    origin = provenance()  # now: the working tree may be another one when the runs end
-    torch.set_num_threads(1)
-    for seed in arguments.seeds:
-        if arguments.changes:
-            run(arguments.changes, seed, arguments.timesteps)
-    summarize(arguments.seeds, origin)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study.parser(__doc__, "rldt_settings", seeds=(0, 1, 2), variants=VARIANTS, timesteps=40_000)
+    options = parser.parse_args(arguments)
+    summarize(options, study.make_runs(options, run))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ Memory and time of batches from a robomimic file with images, which stay in the 
 
 The file has 250 demonstrations of 100 steps with two cameras of 84x84 pixels: 1.06 GB of images. A batch is 256 chunks of 4
 actions, drawn at random. Each case runs in a process of its own, whose peak memory is compared with that before loading; the
-file is in the system's cache, as it has just been written. Results go to ``benchmarks/results/robomimic_memory.json``.
+file is in the system's cache, as it has just been written. Times are medians over ``--repeats`` batches.
 """
 
-import argparse
-import json
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from benchmarks.provenance import ROOT, provenance
+from benchmarks import study
+from benchmarks.provenance import provenance
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
 from sb3_scoreflow.demonstrations.arrays import named_observations
 from sb3_scoreflow.demonstrations.lazy import HDF5Images, LazyImages
 
 N_DEMOS, LENGTH, CAMERAS, SHAPE = 250, 100, ("agentview", "robot0_eye_in_hand"), (84, 84, 3)
-BATCH_SIZE, HORIZON, N_BATCHES = 256, 4, 20
+BATCH_SIZE, HORIZON = 256, 4
 MB = 10**6
 #: Name of a file's layout -> how its images are stored. "gzip" is what robomimic's scripts write when told to compress
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -80,10 +80,11 @@ def in_memory(demonstrations: Demonstrations) -> Demonstrations:
     return Demonstrations(observations, d.actions, d.rewards, d.terminations, d.truncations, metadata=d.metadata)
 
 
-def measure(path: Path, cache_bytes: int | None) -> dict[str, Any]:
+def measure(path: Path, cache_bytes: int | None, n_batches: int) -> dict[str, Any]:
     """
     :param path: The file
     :param cache_bytes: See ``CASES``
+    :param n_batches: How many batches are timed
     :return: Growth of the peak memory since before loading, seconds of loading, milliseconds per batch (medians)
     """
     before, start = peak_bytes(), time.perf_counter()
@@ -98,7 +99,7 @@ def measure(path: Path, cache_bytes: int | None) -> dict[str, Any]:
     order = np.random.default_rng(0).permutation(len(chunks))
     clocks = {"wall": time.perf_counter, "cpu": time.process_time}
     turns: dict[str, list[float]] = {name: [] for name in clocks}
-    for begin in range(0, N_BATCHES * BATCH_SIZE, BATCH_SIZE):
+    for begin in range(0, n_batches * BATCH_SIZE, BATCH_SIZE):
         starts = {name: clock() for name, clock in clocks.items()}
         chunks[order[begin : begin + BATCH_SIZE]]
         for name, clock in clocks.items():
@@ -118,13 +119,12 @@ def cached_bytes(demonstrations: Demonstrations) -> int:
     return max((store.cache.n_bytes for store in stores if isinstance(store, HDF5Images)), default=0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/robomimic_memory.json")
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = study.parser(__doc__, "robomimic_memory", repeats=20).parse_args(arguments)
     n_images = N_DEMOS * LENGTH * len(CAMERAS)
     results: dict[str, Any] = {
         **provenance(),
+        "repeats": options.repeats,
         "setting": {"images": n_images, "images_mb": n_images * int(np.prod(SHAPE)) / MB, "batch_size": BATCH_SIZE},
         "file_mb": {},
         "cases": [],
@@ -136,11 +136,11 @@ def main() -> None:
             results["file_mb"][layout] = round(path.stat().st_size / MB, 1)
             for cache_bytes in (cache for name, cache in CASES if name == layout):
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    measured = pool.submit(measure, path, cache_bytes).result()
+                    measured = pool.submit(measure, path, cache_bytes, options.repeats).result()
                 case = {"layout": layout, "cache_mb": "in memory" if cache_bytes is None else cache_bytes / MB, **measured}
                 results["cases"].append(case)
                 print(case)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    study.write_summary(options.output, results)
 
 
 if __name__ == "__main__":

@@ -9,5 +9,5 @@ How fast ScoReFlowPPO learns with learned, constant and no score, from the same 
     python -m benchmarks.score defaults  # the package's defaults as they are, against those of version 0.1
     python -m benchmarks.score report
 
-One CSV per run in ``benchmarks/results/score/``; complete ones are not run again. ``report`` writes summaries and plots.
+Runs that are in the table of curves are not made again. ``report`` adds statistics to the summary and draws the figure.
 """

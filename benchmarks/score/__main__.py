@@ -1,14 +1,14 @@
 """Run stages of the comparison; see the package's docstring."""
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import study
+from benchmarks.locomotion import DEMONSTRATIONS
 from benchmarks.provenance import provenance
 from benchmarks.score import arms, report
-from benchmarks.score.runs import DEMONSTRATIONS, RESULTS, Job, execute_all
+from benchmarks.score.runs import Job, execute_all
 
 SEEDS = {
     "search": [100],
@@ -16,45 +16,46 @@ SEEDS = {
 }
 
 
-def jobs(stage: str, env_ids: Sequence[str], seeds: Sequence[int], timesteps: int) -> list[Job]:
+def jobs(stage: str, env_ids: Sequence[str], seeds: Sequence[int], timesteps: int, folder: Path) -> list[Job]:
     """Seed by seed, so that what an interruption leaves is whole seeds."""
     return [
-        Job(env_id, arm, seed, settings, timesteps)
+        Job(env_id, arm, seed, settings, timesteps, folder)
         for seed in seeds
         for arm in arms.names(stage)
         for env_id in env_ids
-        for settings in [arms.settings(arm, env_id)]
+        for settings in [arms.settings(arm, env_id, folder)]
     ]
 
 
-def write(path: Path, record: dict[str, Any], origin: dict[str, Any]) -> None:
-    """Write a stage's record; where the settings have not changed, what was made before keeps its origin."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    same = all(before.get(name) == value for name, value in record.items())
-    origins = [*(before["origins"] if same else []), origin]
-    path.write_text(json.dumps({"origins": origins, **record}, indent=1) + "\n")
+def record(folder: Path, stage: str, entry: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Write what a stage ran; where that has not changed, what was made before keeps its origin, and statistics stay."""
+    before = study.read_summary(folder).get(stage, {})
+    same = all(before.get(name) == value for name, value in entry.items())
+    kept = before if same else {}
+    study.update_summary(folder, stage, {**kept, "origins": [*kept.get("origins", []), origin], **entry})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.score", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study.parser(__doc__, "score", timesteps=75_000)
+    parser.prog = "python -m benchmarks.score"
     parser.add_argument("stages", nargs="+", choices=[*SEEDS, "report"])
     parser.add_argument("--envs", nargs="+", default=list(DEMONSTRATIONS), choices=list(DEMONSTRATIONS))
     parser.add_argument("--seeds", type=int, nargs="+", help="default 0 to 4, for the search 100")
-    parser.add_argument("--timesteps", type=int, default=75_000, help="chunks of 4 actions (default 75000)")
     parser.add_argument("--processes", type=int, default=2, help="runs at the same time (default 2)")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
+    folder, env_ids = options.output, options.envs
     origin = provenance()  # now: the working tree may be another one when the runs end
-    for stage in arguments.stages:
+    for stage in options.stages:
         if stage == "report":
-            report.report(arguments.envs, arguments.seeds or SEEDS["best"])
+            report.report(folder, env_ids, options.seeds or SEEDS["best"])
             continue
-        seeds = arguments.seeds or SEEDS[stage]
-        execute_all(jobs(stage, arguments.envs, seeds, arguments.timesteps), arguments.processes)
-        settings = {env: {arm: repr(arms.settings(arm, env)) for arm in arms.names(stage)} for env in arguments.envs}
-        record = {"timesteps": arguments.timesteps, "settings": settings}
+        seeds = options.seeds or SEEDS[stage]
+        execute_all(jobs(stage, env_ids, seeds, options.timesteps, folder), options.processes)
+        settings = {env: {arm: repr(arms.settings(arm, env, folder)) for arm in arms.names(stage)} for env in env_ids}
+        entry = {"timesteps": options.timesteps, "settings": settings}
         if stage == "search":
-            record["chosen"] = report.choose(arguments.envs, seeds)
-        write(RESULTS / f"{stage}.json", record, {**origin, "seeds": seeds})
+            entry["chosen"] = report.choose(folder, env_ids, seeds)
+        record(folder, stage, entry, {**origin, "seeds": seeds})
 
 
 if __name__ == "__main__":

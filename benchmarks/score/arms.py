@@ -1,11 +1,13 @@
 """The settings that are compared: published, searched, each variant's own best, the defaults and what makes them up."""
 
-import json
+from pathlib import Path
 from typing import Any
 
-from benchmarks.score.runs import CLONE_BATCHES, RESULTS
+from benchmarks import study
+from benchmarks.locomotion import CLONE_BATCHES
 from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
 
+RESULTS = study.RESULTS / "score"
 VARIANTS = ("learned", "constant", "none")
 
 #: The published settings (docs/scoreflow_ppo.md) at an eighth of the published iteration: 20 x 250 chunks instead of 40 x 500.
@@ -117,8 +119,8 @@ def names(stage: str) -> list[str]:
     return [f"{stage}_{variant}" for variant in VARIANTS]
 
 
-def settings(arm: str, env_id: str) -> dict[str, Any]:
-    """Settings of an arm; those of "best" are read from what the search chose."""
+def settings(arm: str, env_id: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """Settings of an arm; those of "best" are read from what the search chose, in the folder of the results."""
     if arm == "default":
         return _DEFAULT
     if arm == "package":  # whatever they are now, at the same iteration
@@ -131,5 +133,5 @@ def settings(arm: str, env_id: str) -> dict[str, Any]:
     if stage == "published":
         return published(env_id, variant)
     if stage == "best":
-        candidate = [json.loads((RESULTS / "search.json").read_text())["chosen"][variant]["best"]]
+        candidate = [study.read_summary(folder)["search"]["chosen"][variant]["best"]]
     return {**_OURS, **SEARCH[candidate[0]], "score_drift": variant}

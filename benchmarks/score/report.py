@@ -1,43 +1,38 @@
-"""Summary of the curves: returns, env steps to thresholds, interquartile means, probabilities of improvement, plots."""
+"""Statistics of the curves: returns, steps to thresholds, interquartile means, probabilities of improvement; the figure."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
+from benchmarks import study
+from benchmarks.curves import RETURNS, Curve, CurveTable, Run, complete
 from benchmarks.learning import (
-    COLUMNS,
-    Curve,
+    all_steps_to,
     final_return,
-    finite_or_none,
     interquartile_mean,
+    lowest_over_clone,
     mean_and_interval,
     probability_of_improvement,
-    read_curve,
-    steps_to,
     with_bootstrap_interval,
 )
 from benchmarks.score import arms
-from benchmarks.score.runs import RESULTS
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 FRACTIONS = (0.5, 0.75, 0.9)
 #: Gain over the clone, as a share of the best final return, below which normalized scores would be noise over noise
 _LEAST_GAIN = 0.05
+#: Stages that are drawn
+FIGURE = ("best", "ablation")
 #: env -> arm -> one curve per seed
 Curves = dict[str, dict[str, list[Curve]]]
 
 
-def read_curves(folder: Path, env_ids: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> Curves:
+def of_all_envs(table: Mapping[Run, Curve], env_ids: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> Curves:
     """The arms that have a curve for every environment and seed."""
-    paths = {(env, arm, seed): folder / f"{env}_{arm}_seed{seed}.csv" for env in env_ids for arm in names for seed in seeds}
-    complete = [arm for arm in names if all(paths[env, arm, seed].exists() for env in env_ids for seed in seeds)]
-    return {env: {arm: [read_curve(paths[env, arm, seed]) for seed in seeds] for arm in complete} for env in env_ids}
+    found = {env: complete(table, env, names, seeds) for env in env_ids}
+    everywhere = [name for name in names if all(name in of_env for of_env in found.values())]
+    return {env: {name: of_env[name] for name in everywhere} for env, of_env in found.items()}
 
 
 def mean_return(curve: Curve, column: str) -> float:
@@ -63,21 +58,11 @@ def summarize_task(of_task: Mapping[str, list[Curve]], column: str) -> dict[str,
         entries[arm] = {
             "final": mean_and_interval([final_return(curve, column) for curve in runs]),
             "mean_over_training": mean_and_interval([mean_return(curve, column) for curve in runs]),
-            # Null: not reached. A median over seeds exists if more than half of them reach the threshold.
-            **{f"steps_to_{f:.0%}": _steps(runs, column, start + f * (best - start)) for f in fractions},
+            **{f"steps_to_{f:.0%}": all_steps_to(runs, column, start + f * (best - start)) for f in fractions},
         }
-        if column == COLUMNS[1]:
-            entries[arm]["lowest_over_clone"] = [float(c[column][1:].min() / c[column][0]) for c in runs]
+        if column == "return_deterministic":
+            entries[arm]["lowest_over_clone"] = [lowest_over_clone(curve) for curve in runs]
     return {"start": start, "best_final": best, "arms": entries}
-
-
-def _steps(runs: list[Curve], column: str, threshold: float) -> dict[str, Any]:
-    steps = [steps_to(curve, column, threshold) for curve in runs]
-    return {
-        "threshold": threshold,
-        "median": finite_or_none(float(np.median(steps))),
-        "per_seed": [finite_or_none(x) for x in steps],
-    }
 
 
 def normalized(curves: Curves, column: str, score: Any) -> dict[str, list[np.ndarray]]:
@@ -100,7 +85,7 @@ def summarize(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any
     :return: per environment, and over all of them
     """
     summary: dict[str, Any] = {}
-    for column in COLUMNS:
+    for column in RETURNS:
         over_all: dict[str, Any] = {}
         for name, score in (("final", final_return), ("mean_over_training", mean_return)):
             scores = normalized(curves, column, score)
@@ -124,36 +109,13 @@ def summarize(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any
     return summary
 
 
-def plot(curves: Curves, path: Path) -> None:
-    """Both returns over environment steps, one column of panels per environment; mean and range over seeds."""
-    figure, panels = plt.subplots(2, len(curves), figsize=(4.6 * len(curves), 7.5), squeeze=False)
-    for panel, (env, of_task) in zip(panels.T, curves.items(), strict=True):
-        for axes, column, title in zip(panel, COLUMNS, ("while exploring", "deterministic"), strict=True):
-            for arm, runs in of_task.items():
-                grid = np.linspace(0, min(c["env_steps"][-1] for c in runs), 50)
-                valid = [(c, ~np.isnan(c[column])) for c in runs]
-                values = np.array([np.interp(grid, c["env_steps"][ok], c[column][ok]) for c, ok in valid])
-                grid = grid / 1000
-                style = "--" if arm.startswith("published") else "-"
-                (line,) = axes.plot(grid, values.mean(0), style, label=arm.replace("_", " "))
-                axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.12)
-            axes.set(xlabel="thousands of environment steps", title=f"{env}, {title}")
-            axes.grid(alpha=0.3)
-    panels[0, 0].set_ylabel("return")
-    panels[1, 0].set_ylabel("return")
-    panels[0, 0].legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=75)
-    plt.close(figure)
-
-
-def choose(env_ids: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+def choose(folder: Path, env_ids: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """
     Of every variant the searched settings with the highest score: both returns' mean over training, normalized per task and
     averaged over tasks, returns and seeds.
     """
-    curves = read_curves(RESULTS, env_ids, arms.names("search"), seeds)
-    parts = [normalized(curves, column, mean_return) for column in COLUMNS]
+    curves = of_all_envs(CurveTable(folder).read(), env_ids, arms.names("search"), seeds)
+    parts = [normalized(curves, column, mean_return) for column in RETURNS]
     scores = {arm: float(np.mean([np.concatenate(part[arm]) for part in parts])) for arm in parts[0]}
     chosen: dict[str, Any] = {}
     for variant in arms.VARIANTS:
@@ -165,26 +127,35 @@ def choose(env_ids: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     return chosen
 
 
-def report(env_ids: Sequence[str], seeds: Sequence[int]) -> None:
-    """Summaries and plots of the stages that have been run, over those of the seeds that they were run with."""
+def report(folder: Path, env_ids: Sequence[str], seeds: Sequence[int]) -> None:
+    """Statistics of the stages that have been run, over those of the seeds that they were run with, and the figure."""
+    table, rows = CurveTable(folder).read(), []
     for stage, pairs in arms.COMPARISONS.items():
-        path = RESULTS / f"{stage}.json"
-        origins = json.loads(path.read_text())["origins"] if path.exists() else []
-        made = [seed for seed in seeds if any(seed in origin["seeds"] for origin in origins)]
+        record = study.read_summary(folder).get(stage, {"origins": []})
+        made = [seed for seed in seeds if any(seed in origin["seeds"] for origin in record["origins"])]
         names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        curves = read_curves(RESULTS, env_ids, names, made)
+        curves = of_all_envs(table, env_ids, names, made)
         present = next(iter(curves.values()))
         if not made or len(present) < 2:
             continue
         summary = {"seeds": made, "arms": list(present), **summarize(curves, pairs)}
-        (RESULTS / f"{stage}_summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        plot(curves, RESULTS / f"{stage}.png")
+        study.update_summary(folder, stage, {**record, **summary})
         print_table(stage, summary)
+        if stage in FIGURE:
+            rows += figure_rows(curves)
+    if rows:
+        study.plot(rows, folder / "figure.png", sharey=False)
+
+
+def figure_rows(curves: Curves) -> list[list[study.Panel]]:
+    """A row for each return, a column for each environment."""
+    labelled = {env: {arm.replace("_", " "): runs for arm, runs in of_env.items()} for env, of_env in curves.items()}
+    return [list(row) for row in zip(*(study.return_panels(*item) for item in labelled.items()), strict=True)]
 
 
 def print_table(stage: str, summary: Mapping[str, Any]) -> None:
     """The numbers of a summary that a reader looks for first."""
-    for column in COLUMNS:
+    for column in RETURNS:
         print(f"\n{stage}, {column}")
         for env, task in summary[column]["tasks"].items():
             print(f"  {env}: clone {task['start']:.0f}, best {task['best_final']:.0f}")

@@ -1,19 +1,25 @@
 """The statistics that the learning benchmarks report, on scores whose answers are known."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from benchmarks.learning import (
-    FIELDS,
+    all_steps_to,
     final_return,
     interquartile_mean,
+    lowest_over_clone,
+    mean_and_interval,
     probability_of_improvement,
-    read_curve,
     steps_to,
     with_bootstrap_interval,
 )
+
+NAN = float("nan")
+CURVE = {
+    "env_steps": np.array([0.0, 50.0, 100.0, 200.0]),
+    "return_exploring": np.array([NAN, 20.0, 20.0, 40.0]),
+    "return_deterministic": np.array([10.0, 5.0, 30.0, 20.0]),
+}
 
 
 def test_interquartile_mean_ignores_the_outer_quarters() -> None:
@@ -41,13 +47,31 @@ def test_bootstrap_interval_covers_the_mean() -> None:
     assert 0.4 < np.mean([high - low for low, high in intervals]) < 1.6
 
 
-def test_curve(tmp_path: Path) -> None:
-    path = tmp_path / "curve.csv"
-    rows: list[list[object]] = [[0, 0, "nan", 10, 0, 0], [100, 25, 20, 30, 1, 1], [200, 50, 40, 20, 2, 2]]
-    path.write_text("\n".join([",".join(FIELDS), *(",".join(str(value) for value in row) for row in rows)]))
-    curve = read_curve(path)
-    assert steps_to(curve, "return_deterministic", 20) == 50
-    assert steps_to(curve, "return_exploring", 30) == 150
-    assert steps_to(curve, "return_exploring", 20) == 100
-    assert steps_to(curve, "return_exploring", 41) == float("inf")
-    assert final_return(curve, "return_exploring") == pytest.approx(30)
+def test_interval_of_the_mean() -> None:
+    result = mean_and_interval([1.0, 2.0, 3.0])
+    assert result["mean"] == 2.0 and result["per_seed"] == [1.0, 2.0, 3.0]
+    assert result["ci95"] == pytest.approx([2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5])  # t of two degrees of freedom
+    assert mean_and_interval([5.0]) == {"mean": 5.0, "per_seed": [5.0]}
+
+
+def test_steps_to_a_return() -> None:
+    assert steps_to(CURVE, "return_deterministic", 20) == 80
+    assert steps_to(CURVE, "return_exploring", 30) == 150
+    assert steps_to(CURVE, "return_exploring", 20) == 50
+    assert steps_to(CURVE, "return_exploring", 41) == float("inf")
+
+
+def test_median_of_the_steps_is_null_where_half_of_the_seeds_do_not_get_there() -> None:
+    slow = {**CURVE, "return_deterministic": np.array([10.0, 5.0, 5.0, 5.0])}
+    assert all_steps_to([CURVE, slow, CURVE], "return_deterministic", 20) == {
+        "threshold": 20,
+        "per_seed": [80.0, None, 80.0],
+        "median": 80.0,
+    }
+    assert all_steps_to([CURVE, slow], "return_deterministic", 20)["median"] is None
+
+
+def test_ends_of_a_curve() -> None:
+    assert final_return(CURVE, "return_exploring") == pytest.approx(80 / 3)
+    assert final_return(CURVE, "return_exploring", 4) == pytest.approx(80 / 3)  # without what is not known
+    assert lowest_over_clone(CURVE) == 0.5

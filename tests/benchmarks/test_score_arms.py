@@ -1,14 +1,16 @@
 """The arms of the score benchmark: that they are what their names say."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import study
+from benchmarks.curves import Run
+from benchmarks.locomotion import DEMONSTRATIONS, N_ENVS
 from benchmarks.score import arms, report
-from benchmarks.score.__main__ import write
-from benchmarks.score.runs import DEMONSTRATIONS, N_ENVS, Job
+from benchmarks.score.__main__ import record
+from benchmarks.score.runs import Job
 from sb3_scoreflow import ScoReFlowPPO
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS
 from tests.conformance.envs import make_toy
@@ -44,7 +46,7 @@ def test_package_arm_leaves_to_the_package_what_it_can_decide() -> None:
     assert not set(settings) & set(DEFAULTS["pretrained"])
 
 
-def test_normalized_scores(tmp_path: object) -> None:
+def test_normalized_scores() -> None:
     def curve(values: list[float]) -> dict[str, np.ndarray]:
         return {"return_exploring": np.array(values)}
 
@@ -56,23 +58,40 @@ def test_normalized_scores(tmp_path: object) -> None:
     assert len(report.normalized(curves, "return_exploring", report.mean_return)["a"]) == 1
 
 
-def test_interrupted_run_is_made_again(tmp_path: object) -> None:
-    job = Job("Hopper-v5", "arm", 0, {}, timesteps=100, folder=tmp_path)  # type: ignore[arg-type]
-    assert not job.done
-    header = "env_steps,timesteps,return_exploring,return_deterministic,wall_seconds,cpu_seconds\n"
-    job.path.write_text(header + "400,99,1,1,1,1\n")
-    assert not job.done
-    job.path.write_text(header + "400,99,1,1,1,1\n404,100,1,1,1,1\n")
-    assert job.done
+def test_run_that_is_too_short_is_made_again() -> None:
+    job = Job("Hopper-v5", "arm", 0, {}, timesteps=100)
+    curve = {"timesteps": np.array([0.0, 99.0])}
+    assert not job.is_done({})
+    assert not job.is_done({Run("arm", "Hopper-v5", 0): curve})
+    curve["timesteps"][-1] = 100
+    assert job.is_done({Run("arm", "Hopper-v5", 0): curve})
+    assert not job.is_done({Run("arm", "Hopper-v5", 1): curve})
 
 
-def test_record_keeps_the_origin_of_earlier_seeds_while_settings_are_the_same(tmp_path: Path) -> None:
-    path = tmp_path / "best.json"
+def test_record_keeps_what_was_made_before_while_settings_are_the_same(tmp_path: Path) -> None:
     settings = {"env": {"arm": "dict(clip_range=0.02)"}}
-    for seeds in ([0, 1], [2]):
-        write(path, {"timesteps": 10, "settings": settings}, {"commit": "c", "seeds": seeds})
-    record = json.loads(path.read_text())
-    assert [origin["seeds"] for origin in record["origins"]] == [[0, 1], [2]]
-    assert record["settings"] == settings
-    write(path, {"timesteps": 20, "settings": settings}, {"commit": "d", "seeds": [0]})
-    assert json.loads(path.read_text())["origins"] == [{"commit": "d", "seeds": [0]}]
+    record(tmp_path, "best", {"timesteps": 10, "settings": settings}, {"commit": "c", "seeds": [0, 1]})
+    study.update_summary(tmp_path, "best", {**study.read_summary(tmp_path)["best"], "arms": ["statistics"]})
+    record(tmp_path, "best", {"timesteps": 10, "settings": settings}, {"commit": "c", "seeds": [2]})
+    found = study.read_summary(tmp_path)["best"]
+    assert [origin["seeds"] for origin in found["origins"]] == [[0, 1], [2]]
+    assert found["settings"] == settings and found["arms"] == ["statistics"]
+    record(tmp_path, "best", {"timesteps": 20, "settings": settings}, {"commit": "d", "seeds": [0]})
+    assert study.read_summary(tmp_path)["best"] == {
+        "origins": [{"commit": "d", "seeds": [0]}],
+        "timesteps": 20,
+        "settings": settings,
+    }
+
+
+def test_settings_of_the_best_are_what_the_search_chose(tmp_path: Path) -> None:
+    study.update_summary(tmp_path, "search", {"chosen": {"none": {"best": "lr1e-4_n50"}}})
+    found = arms.settings("best_none", "Hopper-v5", tmp_path)
+    assert repr(found) == repr(arms.settings("search_none_lr1e-4_n50", "Hopper-v5"))
+
+
+def test_only_arms_that_every_task_has_are_reported() -> None:
+    curve = {"timesteps": np.zeros(1)}
+    runs = [("a", "one", 0), ("a", "other", 0), ("b", "one", 0)]
+    found = report.of_all_envs({Run(*run): curve for run in runs}, ["one", "other"], ["a", "b"], [0])
+    assert found == {"one": {"a": [curve]}, "other": {"a": [curve]}}

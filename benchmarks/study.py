@@ -1,0 +1,175 @@
+"""What the studies share: their command line, variants, summary and figure."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from matplotlib.figure import Figure
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from benchmarks.curves import RETURNS, Curve, locked
+from benchmarks.provenance import ROOT, provenance
+
+RESULTS = ROOT / "benchmarks/results"
+_WIDTH = 200
+
+
+class Variant(NamedTuple):
+    """One of the things that a study compares."""
+
+    label: str
+    """In the figure"""
+    algorithm: type[BaseAlgorithm]
+    settings: dict[str, Any]
+    """Arguments of the algorithm"""
+
+
+def parser(
+    doc: str | None,
+    study: str,
+    *,
+    seeds: Sequence[int] | None = None,
+    variants: Iterable[str] | None = None,
+    timesteps: int | None = None,
+    repeats: int | None = None,
+) -> argparse.ArgumentParser:
+    """
+    The command line of a study: options for what has a default here, and where the results go.
+
+    :param doc: docstring of the script
+    :param study: name of the folder of the results
+    :param seeds: default of ``--seeds``
+    :param variants: choices of ``--variants``, all of which are the default
+    :param timesteps: default of ``--timesteps``
+    :param repeats: default of ``--repeats``
+    """
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    meaning = f"folder of the results (default benchmarks/results/{study})"
+    result.add_argument("--output", type=Path, default=RESULTS / study, help=meaning)
+    if seeds is not None:
+        meaning = f"default {' '.join(map(str, seeds))}"
+        result.add_argument("--seeds", type=int, nargs="+", default=list(seeds), help=meaning)
+    if variants is not None:
+        names = list(variants)
+        result.add_argument("--variants", nargs="*", default=names, choices=names, help="runs to make; none: only summarize")
+    if timesteps is not None:
+        result.add_argument("--timesteps", type=int, default=timesteps, help=f"calls of env.step (default {timesteps})")
+    if repeats is not None:
+        result.add_argument("--repeats", type=int, default=repeats, help=f"turns of each (default {repeats})")
+    return result
+
+
+def make_runs(options: argparse.Namespace, run: Callable[[argparse.Namespace, str, int], None]) -> dict[str, Any]:
+    """
+    :param options: with ``seeds`` and ``variants``
+    :param run: makes the run of a variant and a seed
+    :return: provenance
+    """
+    origin = provenance()  # now: the working tree may be another one when the runs end
+    th.set_num_threads(1)
+    # Seeds outside, variants inside: variants that are compared run next to each other in time.
+    for seed in options.seeds:
+        for variant in options.variants:
+            run(options, variant, seed)
+    return origin
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """
+    :param folder: of the study
+    :return: its ``summary.json``, empty if there is none
+    """
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """
+    :param folder: of the study
+    :param summary: what becomes its ``summary.json``, with short entries on one line, which is easier to read and to compare
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(_json(summary) + "\n")
+
+
+def _json(value: Any, indent: int = 0) -> str:
+    """JSON whose entries stand on one line each: those that are short, such as an interval, and lists of numbers."""
+    line, inner = json.dumps(value), " " * (indent + 1)
+    if isinstance(value, Mapping) and indent + len(line) > _WIDTH:
+        entries = [f"{json.dumps(str(key))}: {_json(entry, indent + 1)}" for key, entry in value.items()]
+    elif isinstance(value, list) and indent + len(line) > _WIDTH and not all(isinstance(x, int | float | None) for x in value):
+        entries = [_json(entry, indent + 1) for entry in value]
+    else:
+        return line
+    return f"{line[0]}\n{inner}" + f",\n{inner}".join(entries) + f"\n{inner[1:]}{line[-1]}"
+
+
+def update_summary(folder: Path, section: str, entry: Mapping[str, Any]) -> None:
+    """
+    :param folder: of the study
+    :param section: its environment, or what else divides the study; the others stay as they are
+    :param entry: what is known of it now
+    """
+    with locked(folder):
+        write_summary(folder, {**read_summary(folder), section: entry})
+
+
+def origins(before: Mapping[str, Any], made: Iterable[str], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param before: section of a summary
+    :param made: variants that were run just now
+    :param origin: their provenance
+    :return: origins by variant; what was not run just now keeps its own
+    """
+    return {**before.get("origins", {}), **dict.fromkeys(made, origin)}
+
+
+# ---------------------------------------------------------------- figures
+
+_AXES = {"env_steps": ("thousands of environment steps", 1000), "cpu_seconds": ("processor seconds", 1)}
+
+
+class Panel(NamedTuple):
+    """One plot of a figure: a column of curves over another one."""
+
+    title: str
+    curves: Mapping[str, Sequence[Curve]]
+    """By label"""
+    column: str
+    x: str = "env_steps"
+
+
+def return_panels(title: str, curves: Mapping[str, Sequence[Curve]], x: str = "env_steps") -> list[Panel]:
+    """Both returns, side by side."""
+    return [Panel(f"{title}, {column.removeprefix('return_')}", curves, column, x) for column in RETURNS]
+
+
+def plot(rows: Sequence[Sequence[Panel]], path: Path, dpi: int = 75, sharey: bool = True) -> None:
+    """
+    Mean and range over seeds. What has "published" in its label is dashed.
+
+    :param rows: of panels, as many in each
+    :param path: of the picture
+    :param dpi: dots per inch
+    :param sharey: whether the panels of a row have one scale
+    """
+    figure = Figure(figsize=(5.2 * len(rows[0]), 3.9 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharey="row" if sharey else False)
+    for row, axes_of_row in zip(rows, grid, strict=True):
+        for panel, axes in zip(row, axes_of_row, strict=True):
+            label, unit = _AXES[panel.x]
+            for name, runs in panel.curves.items():
+                x = np.linspace(0, min(curve[panel.x][-1] for curve in runs), 50)
+                known = [(curve[panel.x], curve[panel.column], ~np.isnan(curve[panel.column])) for curve in runs]
+                values = np.array([np.interp(x, xs[ok], ys[ok]) for xs, ys, ok in known])
+                (line,) = axes.plot(x / unit, values.mean(0), "--" if "published" in name else "-", label=name)
+                axes.fill_between(x / unit, values.min(0), values.max(0), color=line.get_color(), alpha=0.13)
+            axes.set(title=panel.title, xlabel=label)
+            axes.grid(alpha=0.3)
+        axes_of_row[0].set_ylabel("return")
+        axes_of_row[0].legend(fontsize="small")
+    figure.savefig(path, dpi=dpi)
