@@ -51,7 +51,7 @@ def test_same_loss_and_gradients_of_the_update() -> None:
     model = make_model(ScoReFlowPPO, 4000, policy_kwargs=SMALL, ent_coef=0.01)  # the iteration changed the weights: ratio != 1
     plain, captured = SequentialPolicy(model.policy), {}
     model._step = lambda losses, _: captured.update(losses)
-    model._train_epoch(0, False, UpdateLog())
+    model._train_epoch(0, UpdateLog())
     ours = th.stack(list(captured.values())).sum()
     (batch,) = model.rollout_buffer.get(4000)
     theirs = plain.loss(batch, model._scheduled("clip_range"), model.vf_coef, model.ent_coef)
