@@ -51,7 +51,7 @@ def test_float_images_with_their_channels_last_have_a_remedy(algorithm: Algorith
 
     def make(env: gym.Env) -> Any:
         kind = "dict" if key else "image"
-        return algorithm.make("FlowPolicy", env, kind, policy_kwargs=dict(normalize_images=False))
+        return algorithm.make("FlowPolicy", env, kind, policy_kwargs=dict(normalize_images=False), **algorithm.once)
 
     with pytest.raises(ValueError, match=r"observation_space.*\(48, 64, 3\)") as error:
         make(FloatImages(key))

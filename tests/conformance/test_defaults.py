@@ -351,7 +351,7 @@ def test_clone_in_a_callback(ratio: Algorithm, when: str, monkeypatch: pytest.Mo
     first = 0 if when == "training" else 1
     # The reference is the policy before its first update, then, after cloning, the clone; then it stays.
     assert references == ([True, False, False] if first == 0 else [True, True, False])
-    assert rates[:first] == [ratio.rates[0]] * first
+    assert rates[:first] == pytest.approx([ratio.rates[0]] * first, rel=1e-3)  # it comes down
     count = [16 * (i + 1) for i in range(3 - first)]
     schedule = as_schedule(ratio.cls.defaults["pretrained"]["learning_rate"])
     expected = [schedule(Progress(1.0, n)) for n in count]

@@ -82,8 +82,7 @@ def _numpy_losses(model: ScoReFlowPPO, batch: RolloutBufferSamples, clip_range: 
     surrogate = np.minimum(advantages * ratio, advantages * np.clip(ratio, 1 - clip_range, 1 + clip_range))
     values, scale = evaluation["values"], float(model.policy.value_scale)
     if model.clip_range_vf is not None:
-        assert isinstance(model.clip_range_vf, float)
-        bound = model.clip_range_vf * scale
+        bound = model.clip_range_vf(1.0) * scale  # type: ignore[operator]
         values = parts["old_values"] + np.clip(values - parts["old_values"], -bound, bound)
     return dict(
         policy_gradient_loss=float(-surrogate.mean()),
