@@ -85,7 +85,7 @@ def test_keys_are_those_of_ppo_and_our_own(likelihoods: Algorithm, tmp_path: Pat
         (dict(bc_coef=0.1), {"train/bc_loss"}, set()),
         (dict(log_prob_clip=1.0), {"train/log_prob_clip_fraction"}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),  # the same in every process
 )
 def test_options_log_what_they_do(
     likelihoods: Algorithm, tmp_path: Path, arguments: dict[str, Any], added: set[str], removed: set[str]
