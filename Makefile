@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+# Processes that share the tests out among them; each takes about 2 GB.
+PYTEST_WORKERS ?= 2
 
 # One thread. With networks of this size, OpenMP threads that spin while they wait make training 10-20x slower
 # as soon as another process (an env worker, a second run) wants the same core. `make OMP_NUM_THREADS=4 ...` overrides.
@@ -38,7 +40,7 @@ demo: $(STAMP)  ## Run the quickstart: demonstrations -> cloning -> fine-tuning
 	$(BIN)/python examples/quickstart.py
 
 test: $(STAMP)  ## Run the tests (without those marked slow), with branch coverage and its threshold
-	$(BIN)/python -m pytest --cov $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist worksteal --cov $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## Run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
