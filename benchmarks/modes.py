@@ -37,9 +37,11 @@ SHARED: dict[str, Any] = dict(
     denoising_steps=K, learning_rate=3e-4, critic_warmup_transitions=5_000, learning_rate_warmup_steps=100
 )
 VARIANTS = {
-    "rldt_rbf": Variant("RLDT, rbf", RLDT, dict(kernel="rbf", **SHARED)),
-    "rldt_rbf_warm": Variant("RLDT, rbf, temperature 0.1", RLDT, dict(kernel="rbf", temperature=0.1, **SHARED)),
-    "rldt_delta": Variant("RLDT, delta", RLDT, dict(kernel="delta", **SHARED)),
+    "rldt_rbf": Variant("RLDT, rbf", RLDT, dict(transport=dict(kernel="rbf"), **SHARED)),
+    "rldt_rbf_warm": Variant(
+        "RLDT, rbf, temperature 0.1", RLDT, dict(transport=dict(kernel="rbf", temperature=0.1), **SHARED)
+    ),
+    "rldt_delta": Variant("RLDT, delta", RLDT, dict(transport=dict(kernel="delta"), **SHARED)),
     "scoreflow": Variant("ScoReFlowPPO", ScoReFlowPPO, dict(denoising_steps=K, n_steps=50, batch_size=250, min_std=0.05)),
     "gaussian_ppo": Variant(
         "Gaussian PPO", PPO, dict(n_steps=50, batch_size=250, policy_kwargs=dict(log_std_init=math.log(0.53)))

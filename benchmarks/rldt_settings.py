@@ -23,8 +23,8 @@ ENV_ID = "Hopper-v5"
 VARIANTS: dict[str, dict[str, Any]] = {
     "warmup_2_iterations": dict(critic_warmup_transitions=2_000),
     "critic_steps_64": dict(critic_steps=64),
-    "kernel_delta": dict(kernel="delta"),
-    "exploration_0": dict(exploration_scale=0.0),
+    "kernel_delta": dict(transport=dict(kernel="delta")),
+    "exploration_0": dict(policy_kwargs=dict(exploration_scale=0.0)),
     "learning_rate_1e-4": dict(learning_rate=1e-4),
     "denoising_steps_8": dict(denoising_steps=8),
 }

@@ -43,23 +43,23 @@ def measure(repeats: int) -> dict[str, Any]:
     targets = critic_targets(policy, batch, model.gamma, model.td_lambda, model.target_clip)
     next_obs = batch.next_observations
     assert isinstance(next_obs, th.Tensor)
-    members = [plain(mlp(CRITIC, nn.SiLU)) for _ in range(model.n_critics)]
+    members = [plain(mlp(CRITIC, nn.SiLU)) for _ in range(model.policy.n_critics)]
     optimizers = [th.optim.AdamW(member.parameters(), foreach=False) for member in members]
 
     def one_by_one_targets() -> None:
         with th.no_grad():
             for trajectory in next_obs.split(model.n_steps):
-                for _ in range(model.n_bootstrap_actions):
+                for _ in range(model.policy.n_bootstrap_actions):
                     actions = policy.sample_actions(trajectory, 1)
                     policy.target_critic(policy.critic_condition(trajectory, target=True), actions)
 
     def critic_steps() -> None:
-        for minibatch in critic_batches(batch, targets, model.n_critics, N_CRITIC_STEPS, model.batch_size):
+        for minibatch in critic_batches(batch, targets, model.policy.n_critics, N_CRITIC_STEPS, model.batch_size):
             model._step({"q_loss": critic_loss(policy, minibatch)[0]}, ("critic", "encoder"), UpdateLog())
             policy.update_targets(model.tau)
 
     def one_by_one_critic_steps() -> None:
-        inputs, y = th.randn(model.n_critics, model.batch_size, 23), th.randn(model.batch_size, 1)
+        inputs, y = th.randn(model.policy.n_critics, model.batch_size, 23), th.randn(model.batch_size, 1)
         for _ in range(N_CRITIC_STEPS):
             for member, optimizer, x in zip(members, optimizers, inputs, strict=True):
                 optimizer.zero_grad()
@@ -82,7 +82,7 @@ def measure(repeats: int) -> dict[str, Any]:
         "targets_one_trajectory_at_a_time": one_by_one_targets,
         "critic_steps": critic_steps,
         "critic_steps_one_member_at_a_time": one_by_one_critic_steps,
-        "critic_products": products(model.batch_size, CRITIC, model.n_critics * N_CRITIC_STEPS, backward=True),
+        "critic_products": products(model.batch_size, CRITIC, model.policy.n_critics * N_CRITIC_STEPS, backward=True),
         **{f"actor_steps_{p}_particles": partial(actor_steps, p) for p in PARTICLES},
         "actor_steps_8_particles_one_at_a_time": partial(actor_steps, 1, 8 * N_ACTOR_STEPS),
     }

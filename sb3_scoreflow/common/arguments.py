@@ -7,6 +7,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_scoreflow.common.action_space import check_action_space
 from sb3_scoreflow.common.checks import Rule, check_argument, check_arguments, check_scheduled
+from sb3_scoreflow.common.moved_arguments import adopt_moved
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.schedules import Progress
 from sb3_scoreflow.common.utils import ArgumentError
@@ -52,6 +53,7 @@ class ArgumentResolution(OnPolicyAlgorithm):
         if not hasattr(self, "action_space"):
             raise ArgumentError("env must be an environment or the name of one, got None: only load() does without.")
         check_action_space(self.action_space)
+        adopt_moved(self)
         values = check_arguments(self.rules, self, {*self.defaults["scratch"], *self.sizes})
         self.__dict__.update(values)
         self._resolve_defaults()

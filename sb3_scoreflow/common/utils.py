@@ -89,16 +89,17 @@ def check_whole_numbers(arguments: Mapping[str, Any]) -> None:
             raise ArgumentError(f"{name} must be a whole number, got {value!r}: pass an int.")
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """
     Warn at the line that called this package, through whatever functions of its own and of Stable-Baselines3 it came.
 
     :param message: what to say
+    :param category: of the warning
     """
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("sb3_scoreflow", "stable_baselines3"):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

@@ -1,7 +1,9 @@
 """RLDT: reinforcement learning by density transport, on the same flow policies."""
 
+from sb3_scoreflow.rldt.buffers import RolloutHistory
 from sb3_scoreflow.rldt.defaults import PRESETS
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_scoreflow.rldt.rldt import RLDT
+from sb3_scoreflow.rldt.transport import Transport
 
-__all__ = ["PRESETS", "RLDT", "CnnPolicy", "MlpPolicy", "MultiInputPolicy"]
+__all__ = ["PRESETS", "RLDT", "CnnPolicy", "MlpPolicy", "MultiInputPolicy", "RolloutHistory", "Transport"]

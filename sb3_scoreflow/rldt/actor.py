@@ -11,7 +11,7 @@ from torch import nn
 from sb3_scoreflow.common import flow
 from sb3_scoreflow.common.networks import VelocityField
 from sb3_scoreflow.rldt.policies import RLDTPolicy
-from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling, TransportField, transport_field
+from sb3_scoreflow.rldt.transport import Transport, TransportField
 
 
 class Reference(NamedTuple):
@@ -57,10 +57,7 @@ def evaluate_actor(
     reference: Reference,
     obs: PyTorchObs,
     n_particles: int,
-    kernel: Kernel,
-    bandwidth: float | None,
-    temperature: float,
-    temperature_scaling: TemperatureScaling,
+    transport: Transport,
 ) -> ActorEvaluation:
     """
     Draw particles from the flow, move them along the transport field and compare: no back-propagation through the chain.
@@ -74,10 +71,7 @@ def evaluate_actor(
     :param reference: the actor before the iteration
     :param obs: raw observations, shape ``(batch, ...)`` per part
     :param n_particles: ``P``, particles per state
-    :param kernel: see :func:`~sb3_scoreflow.rldt.transport.transport_field`, as for the following
-    :param bandwidth: of the kernel
-    :param temperature: of the repulsion
-    :param temperature_scaling: of the temperature
+    :param transport: settings of the field
     :return: losses and diagnostics
     """
     field, steps = policy.velocity_field, policy.denoising_steps
@@ -102,9 +96,9 @@ def evaluate_actor(
         old_time = reference.velocity_field.time_features(grid).at(k[1])
         old_velocity = reference.velocity_field(fresh, old_time, old_condition.unsqueeze(1))
         queries = endpoint.clamp(-1.0, 1.0)
-        sources = queries if kernel == "delta" else particles
+        sources = queries if transport.kernel == "delta" else particles
         gradients = q_gradients(policy, policy.critic_condition(obs), sources)
-        phi = transport_field(queries, sources, gradients, kernel, bandwidth, temperature, temperature_scaling)
+        phi = transport.field(queries, sources, gradients)
     alignment = -((velocity * phi.total).sum(-1) / remaining).mean()
     consistency = ((endpoint - particles).pow(2).sum(-1) / remaining.pow(2)).mean()
     fisher = (fresh_velocity - old_velocity).pow(2).sum(-1).mean()

@@ -1,9 +1,7 @@
 """What :class:`RLDT`'s arguments may be."""
 
-from typing import get_args
-
-from sb3_scoreflow.common.checks import SB3_RULES, Choice, Count, Either, Flag, Interval, Number, OrNone, Rule, Schedule
-from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
+from sb3_scoreflow.common.checks import SB3_RULES, Choice, Count, Either, Interval, Number, OrNone, Rule, Schedule
+from sb3_scoreflow.rldt.transport import TransportRule
 
 #: argument -> what it may be
 RULES: dict[str, Rule] = {
@@ -17,29 +15,19 @@ RULES: dict[str, Rule] = {
     "critic_steps": Count(),
     "n_refreshes": Count(),
     "refresh_size": Count(),
-    "n_critics": Count(),
-    "n_bootstrap_actions": Count(),
     "tau": Number(high=1, open_low=True),
     "td_lambda": Number(high=1),
     "target_clip": OrNone(Interval()),
     "reward_scale": Either(Choice(("ema",)), Number(open_low=True)),
-    "history_size": Count(),
-    "new_fraction": Number(high=1),
-    "balance_success": Flag(),
     "random_shift": Count(0),
     "critic_warmup_transitions": Count(0),
     "actor_steps": Count(0),
     "actor_batch_size": Count(),
     "n_particles": Count(),
-    "kernel": Choice(get_args(Kernel)),
-    "bandwidth": OrNone(Number(open_low=True)),
-    "temperature": Number(),
-    "temperature_scaling": Choice(get_args(TemperatureScaling)),
+    "transport": TransportRule(),
     "consistency_coef": Number(),
     "fisher_coef": Number(),
     "learning_rate_warmup_steps": Count(0),
-    "exploration_scale": Number(),
-    "exploration_steps": Count(),
     "denoising_steps": Count(),
     "max_grad_norm": Number(open_low=True, bound=True),
 }

@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_scoreflow.common.checks import Count, Flag, Number, check_argument
 from sb3_scoreflow.rldt.renormalization import Renormalization
 
 
@@ -44,6 +45,10 @@ class RolloutHistory(RolloutBuffer):
     :param gamma: not used (Stable-Baselines3's interface)
     :param n_envs: number of environments
     :param history_size: rollouts kept, at least 1
+    :param new_fraction: share of the trajectories to be drawn from the last rollout at least, in [0, 1]
+    :param balance_success: for sparse success rewards: draw trajectories with and without a success (``info["is_success"]``)
+        half and half, ignore what comes after a success, and let it end the episode for the critic
+    :raises ValueError: if one of these is impossible; the message names it, its value and the remedy
     """
 
     def __init__(
@@ -56,10 +61,12 @@ class RolloutHistory(RolloutBuffer):
         gamma: float = 0.99,
         n_envs: int = 1,
         history_size: int = 20,
+        new_fraction: float = 1 / 3,
+        balance_success: bool = False,
     ) -> None:
-        if history_size < 1:
-            raise ValueError(f"history_size must be at least 1, got {history_size}.")
-        self.history_size = history_size
+        self.history_size = check_argument(Count(), "history_size", history_size, 20)
+        self.new_fraction = check_argument(Number(high=1), "new_fraction", new_fraction)
+        self.balance_success = check_argument(Flag(), "balance_success", balance_success, False)
         self.n_rollouts = 0  # completed since construction
         self._parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
         self._store: dict[str, np.ndarray] = {}
@@ -213,6 +220,14 @@ class RolloutHistory(RolloutBuffer):
         different = [name for name in names if getattr(self, name) != getattr(other, name)]
         return different if type(self) is type(other) else ["class", *different]
 
+    def adopt_settings(self, other: "RolloutHistory") -> None:
+        """
+        Stand in for another history, as it is set up now.
+
+        :param other: a history that this one fits
+        """
+        self.device, self.new_fraction, self.balance_success = other.device, other.new_fraction, other.balance_success
+
     @property
     def fill(self) -> float:
         """Share of the history that holds rollouts, in [0, 1]."""
@@ -231,17 +246,13 @@ class RolloutHistory(RolloutBuffer):
     def sample(  # type: ignore[override]
         self,
         n_trajectories: int,
-        new_fraction: float = 1 / 3,
-        balance_success: bool = False,
         renormalization: Renormalization | None = None,
     ) -> TrajectoryBatch:
         """
-        Draw different trajectories with torch's global generator.
+        Draw different trajectories with torch's global generator: ``new_fraction`` of them from the last rollout, and with
+        ``balance_success`` half of them with a success, each as far as there are that many.
 
         :param n_trajectories: how many, fewer if the history has fewer
-        :param new_fraction: share to be drawn from the last rollout at least, as far as it has that many, in [0, 1]
-        :param balance_success: whether to draw trajectories with and without a success half and half (as far as there are that
-            many of both), to ignore what comes after a success, and to let it end the episode for the critic
         :param renormalization: normalizes raw observations and rewards by the statistics of the day
         :return: the trajectories
         :raises RuntimeError: if no rollout has been completed
@@ -251,26 +262,24 @@ class RolloutHistory(RolloutBuffer):
         new_slot = (self.n_rollouts - 1) % self.history_size
         old_slots = np.flatnonzero(self._complete & (np.arange(self.history_size) != new_slot))
         new, old = self._trajectories(np.array([new_slot])), self._trajectories(old_slots)
-        n_new = min(max(int(np.ceil(new_fraction * n_trajectories)), n_trajectories - len(old)), len(new))
+        n_new = min(max(int(np.ceil(self.new_fraction * n_trajectories)), n_trajectories - len(old)), len(new))
         n_old = min(n_trajectories - n_new, len(old))
-        chosen = np.concatenate([self._draw(new, n_new, balance_success), self._draw(old, n_old, balance_success)])
-        return self._gather(chosen[:, 0], chosen[:, 1], balance_success, renormalization)
+        chosen = np.concatenate([self._draw(new, n_new), self._draw(old, n_old)])
+        return self._gather(chosen[:, 0], chosen[:, 1], renormalization)
 
     def _trajectories(self, slots: np.ndarray) -> np.ndarray:
         """All (slot, environment) pairs of some slots, shape ``(n, 2)``."""
         return np.stack(np.meshgrid(slots, np.arange(self.n_envs), indexing="ij"), axis=-1).reshape(-1, 2)
 
-    def _draw(self, pool: np.ndarray, size: int, balance_success: bool) -> np.ndarray:
+    def _draw(self, pool: np.ndarray, size: int) -> np.ndarray:
         """Some of the pool's rows, each at most once."""
-        if not balance_success:
+        if not self.balance_success:
             return _choose(pool, size)
         success = self._success[pool[:, 0], :, pool[:, 1]].any(-1)
         n_success = min(max(size // 2, size - int((~success).sum())), int(success.sum()))
         return np.concatenate([_choose(pool[success], n_success), _choose(pool[~success], size - n_success)])
 
-    def _gather(
-        self, slots: np.ndarray, envs: np.ndarray, ignore_after_success: bool, renormalization: Renormalization | None
-    ) -> TrajectoryBatch:
+    def _gather(self, slots: np.ndarray, envs: np.ndarray, renormalization: Renormalization | None) -> TrajectoryBatch:
         # The two index arrays are separated by a slice, so NumPy puts the trajectories first: (m, n_steps, ...).
         observations, next_observations = {}, {}
         truncated, rewards = self._truncated[slots, :, envs], self._rewards[slots, :, envs]
@@ -287,7 +296,7 @@ class RolloutHistory(RolloutBuffer):
             next_observations[key] = self.to_torch(following.reshape(-1, *store.shape[3:]), copy=False)
         terminated, valid = self._terminated[slots, :, envs], np.ones_like(truncated)
         ended = terminated | truncated
-        if ignore_after_success:
+        if self.balance_success:
             success = self._success[slots, :, envs]
             terminated, ended, valid = terminated | success, ended | success, ~self._after_success[slots, :, envs]
         is_dict = isinstance(self.observation_space, spaces.Dict)

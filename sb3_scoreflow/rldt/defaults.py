@@ -65,9 +65,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         td_lambda=0.5,
         reward_scale=1.0,
         target_clip=(0.0, 1.0),
-        balance_success=True,
         consistency_coef=0.5,
-        history_size=10,
+        rollout_buffer_kwargs=dict(history_size=10, balance_success=True),
         critic_warmup_transitions=25_600,
     ),
     "scratch": dict(

@@ -11,9 +11,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.checks import Count, Number, check_argument
 from sb3_scoreflow.common.networks import TimeFeatures
 from sb3_scoreflow.common.policies import FlowMatchingPolicy, ObservationNormalization
-from sb3_scoreflow.common.utils import check_whole_numbers
 from sb3_scoreflow.rldt.networks import QEnsemble
 
 #: Rows of a chain that go through the networks together where no gradient is kept: activations then stay in the CPU's cache.
@@ -28,12 +28,14 @@ class RLDTPolicy(FlowMatchingPolicy):
     action outside the bounds. Their unit is ``reward_scale``; :meth:`predict_values` and :meth:`q_values` give reward units.
 
     The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` (``net_arch`` has ``pi`` and ``vf``, default three layers of
-    256 for the critics) and, set through the algorithm's arguments of the same names:
+    256 for the critics) and:
 
     :param n_critics: number of Q networks, at least 1
-    :param n_bootstrap_actions: actions per state over which a state's value is averaged, at least 1
-    :param exploration_scale: factor of the exploration noise, at least 0
-    :param exploration_steps: last denoising steps from which the noise's scale is taken; the very last gives none
+    :param n_bootstrap_actions: actions per state over which a state's value (the minimum over the networks) is averaged, at
+        least 1
+    :param exploration_scale: factor of the exploration noise (see :meth:`forward`), at least 0
+    :param exploration_steps: last denoising steps that the noise's scale is taken from, at least 1; the very last gives none,
+        so that 1, as one denoising step, means no noise
     :param critic_activation_fn: activation of the critics
     """
 
@@ -64,13 +66,10 @@ class RLDTPolicy(FlowMatchingPolicy):
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        counts = dict(n_bootstrap_actions=n_bootstrap_actions, exploration_steps=exploration_steps)
-        check_whole_numbers(dict(n_critics=n_critics, **counts))
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}.")
-        if not exploration_scale >= 0:
-            raise ValueError(f"exploration_scale must not be negative, got {exploration_scale}.")
+        n_critics = check_argument(Count(), "n_critics", n_critics, 2)
+        n_bootstrap_actions = check_argument(Count(), "n_bootstrap_actions", n_bootstrap_actions, 2)
+        exploration_scale = check_argument(Number(), "exploration_scale", exploration_scale, 1.0)
+        exploration_steps = check_argument(Count(), "exploration_steps", exploration_steps, 2)
         super().__init__(
             observation_space,
             action_space,

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.capabilities import Capabilities
+from sb3_scoreflow.common.moved_arguments import MovedArgument, take_moved
 from sb3_scoreflow.common.observations import take
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import DivergenceError, name_parameter_groups, warn
@@ -23,7 +25,7 @@ from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_target
 from sb3_scoreflow.rldt.defaults import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
 from sb3_scoreflow.rldt.renormalization import Renormalization
-from sb3_scoreflow.rldt.transport import Kernel, TemperatureScaling
+from sb3_scoreflow.rldt.transport import Transport
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
 
@@ -57,44 +59,38 @@ class RLDT(FlowAlgorithm):
     :param n_refreshes: how often per iteration trajectories, next actions and targets are drawn anew; critic and actor steps
         are shared out evenly among them
     :param refresh_size: transitions drawn each time (in whole trajectories)
-    :param n_critics: number of Q networks
-    :param n_bootstrap_actions: next actions per state; their values (minimum over the target networks) are averaged
     :param tau: share of the critics taken over by their targets after every critic step
     :param td_lambda: ``lambda`` of the TD(lambda) targets, in [0, 1]
     :param target_clip: bounds ``(low, high)`` of the targets, after division by the reward's scale; None for none
     :param reward_scale: "ema" divides rewards by a running mean of ``|r|`` over the steps that are rewarded (ours: over all
         steps, a rare success would get a tiny unit), a number by itself
-    :param history_size: rollouts kept; a saved model holds them only after ``model.save(path, include=["rollout_buffer"])``
-    :param new_fraction: least share of the trajectories drawn from the last rollout, in [0, 1]
-    :param balance_success: for sparse success rewards: draw trajectories with and without a success (``info["is_success"]``)
-        half and half, and ignore what comes after it
     :param random_shift: largest random shift of the images that the critics are trained with, in pixels; 0 for none
     :param critic_warmup_transitions: transitions (calls of ``env.step`` per environment, so chunks with ActionChunking) until
         which only the critics are trained
     :param actor_steps: gradient steps of the actor per iteration
     :param actor_batch_size: states per actor step
     :param n_particles: particles per state
-    :param kernel: "rbf" (Stein variational gradient descent) or "delta" (plain gradient of Q)
-    :param bandwidth: ``h`` of the kernel; None: from the median distance of the particles
-    :param temperature: weight of the repulsion
-    :param temperature_scaling: "gradient" multiplies it by the mean norm of Q's gradient, "none" leaves it
+    :param transport: settings of the field that moves them: a :class:`~sb3_scoreflow.rldt.Transport`, or a dict of its
+        entries (``kernel``, ``bandwidth``, ``temperature``, ``temperature_scaling``)
     :param consistency_coef: weight of the distance between predicted and actual end of the chain
     :param fisher_coef: weight of the distance to the velocity field before the iteration
     :param learning_rate_warmup_steps: actor steps over which its learning rate rises linearly from 0
-    :param exploration_scale: factor of the exploration noise (see :meth:`RLDTPolicy.forward`)
-    :param exploration_steps: last denoising steps that the noise's scale is taken from; 1: no noise, as is with one denoising
-        step
     :param denoising_steps: Euler steps ``K`` per action
     :param max_grad_norm: largest gradient norm, for each parameter group by itself
     :param rollout_buffer_class: subclass of the package's ``RolloutHistory``
-    :param rollout_buffer_kwargs: further keyword arguments of the buffer
+    :param rollout_buffer_kwargs: further keyword arguments of the buffer (``history_size``, ``new_fraction``,
+        ``balance_success``, see :class:`~sb3_scoreflow.rldt.RolloutHistory`); a saved model holds its rollouts only after
+        ``model.save(path, include=["rollout_buffer"])``
     :param stats_window_size: episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of tensorboard logs
-    :param policy_kwargs: further keyword arguments of the policy (``net_arch``, ``activation_fn``, ...)
+    :param policy_kwargs: further keyword arguments of :class:`RLDTPolicy` (``net_arch``, ``activation_fn``, ``n_critics``,
+        ``n_bootstrap_actions``, ``exploration_scale``, ``exploration_steps``, ...)
     :param verbose: 0 nothing, 1 info, 2 debug
     :param seed: seed of the pseudo-random generators
     :param device: device of the networks
     :param _init_setup_model: whether to build the networks at construction
+    :param moved: arguments of 0.1.0 that are entries of ``policy_kwargs``, ``rollout_buffer_kwargs`` or ``transport`` now
+        (deprecated)
     :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
     """
 
@@ -107,6 +103,17 @@ class RLDT(FlowAlgorithm):
     capabilities = Capabilities(q_function=True, replay=True)
     rules = RULES
     defaults = DEFAULTS
+    n_critics = MovedArgument("policy_kwargs", "policy", 2)
+    n_bootstrap_actions = MovedArgument("policy_kwargs", "policy", 2)
+    exploration_scale = MovedArgument("policy_kwargs", "policy", 1.0)
+    exploration_steps = MovedArgument("policy_kwargs", "policy", 2)
+    history_size = MovedArgument("rollout_buffer_kwargs", "rollout_buffer", 20)
+    new_fraction = MovedArgument("rollout_buffer_kwargs", "rollout_buffer", 1 / 3)
+    balance_success = MovedArgument("rollout_buffer_kwargs", "rollout_buffer", False)
+    kernel = MovedArgument("transport", "transport", "rbf")
+    bandwidth = MovedArgument("transport", "transport", None)
+    temperature = MovedArgument("transport", "transport", 1e-3)
+    temperature_scaling = MovedArgument("transport", "transport", "gradient")
     policy: RLDTPolicy
     rollout_buffer: RolloutHistory
     critic_steps: int
@@ -128,29 +135,19 @@ class RLDT(FlowAlgorithm):
         critic_steps: int | None = None,
         n_refreshes: int = 16,
         refresh_size: int = 4096,
-        n_critics: int = 2,
-        n_bootstrap_actions: int = 2,
         tau: float = 0.005,
         td_lambda: float = 0.0,
         target_clip: tuple[float, float] | None = None,
         reward_scale: Literal["ema"] | float = "ema",
-        history_size: int = 20,
-        new_fraction: float = 1 / 3,
-        balance_success: bool = False,
         random_shift: int = 4,
         critic_warmup_transitions: int | None = None,
         actor_steps: int | None = None,
         actor_batch_size: int | None = None,
         n_particles: int | None = None,
-        kernel: Kernel = "rbf",
-        bandwidth: float | None = None,
-        temperature: float = 1e-3,
-        temperature_scaling: TemperatureScaling = "gradient",
+        transport: Transport | dict[str, Any] | None = None,
         consistency_coef: float = 0.5,
         fisher_coef: float = 0.2,
         learning_rate_warmup_steps: int = 320,
-        exploration_scale: float = 1.0,
-        exploration_steps: int = 2,
         denoising_steps: int = 4,
         max_grad_norm: float = 1.0,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -162,6 +159,7 @@ class RLDT(FlowAlgorithm):
         seed: int | None = None,
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        **moved: Any,
     ) -> None:
         super().__init__(
             policy,
@@ -188,30 +186,22 @@ class RLDT(FlowAlgorithm):
         self.critic_steps = critic_steps  # type: ignore[assignment]  # None is resolved in _setup_model, as all that may be
         self.n_refreshes = n_refreshes
         self.refresh_size = refresh_size
-        self.n_critics = n_critics
-        self.n_bootstrap_actions = n_bootstrap_actions
         self.tau = tau
         self.td_lambda = td_lambda
         self.target_clip = target_clip
         self.reward_scale = reward_scale
-        self.history_size = history_size
-        self.new_fraction = new_fraction
-        self.balance_success = balance_success
         self.random_shift = random_shift
         self.critic_warmup_transitions = critic_warmup_transitions  # type: ignore[assignment]
         self.actor_steps = actor_steps  # type: ignore[assignment]
         self.actor_batch_size = actor_batch_size  # type: ignore[assignment]
         self.n_particles = n_particles  # type: ignore[assignment]
-        self.kernel = kernel
-        self.bandwidth = bandwidth
-        self.temperature = temperature
-        self.temperature_scaling = temperature_scaling
+        # A copy: models that are made with the same object change their own.
+        self.transport: Transport = replace(transport) if isinstance(transport, Transport) else transport  # type: ignore[assignment]
         self.consistency_coef = consistency_coef
         self.fisher_coef = fisher_coef
         self.learning_rate_warmup_steps = learning_rate_warmup_steps
-        self.exploration_scale = exploration_scale
-        self.exploration_steps = exploration_steps
         self.denoising_steps = denoising_steps
+        take_moved(self, moved)
 
         #: Gradient steps of the actor since construction or pretraining
         self.n_actor_updates = 0
@@ -230,18 +220,19 @@ class RLDT(FlowAlgorithm):
             self._restore_history(history)
 
     def _warn_of_arguments(self) -> None:
-        if self.kernel == "rbf" and self.n_particles == 1:
-            warn("n_particles=1 leaves the kernel nothing to repel: use 4 or more particles, or kernel='delta'.")
+        if self.transport.kernel == "rbf" and self.n_particles == 1:
+            warn(
+                "n_particles=1 leaves the kernel nothing to repel: use 4 or more particles, or transport=dict(kernel='delta')."
+            )
 
     def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
         return RolloutHistory, ", which keeps trajectories"
 
     def _buffer_arguments(self) -> dict[str, Any]:
-        return dict(history_size=self.history_size)
+        return {}
 
     def _policy_arguments(self) -> dict[str, Any]:
-        names = ("denoising_steps", "n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps")
-        return {name: getattr(self, name) for name in names}
+        return dict(denoising_steps=self.denoising_steps)
 
     def _default(self, name: str) -> Any:
         return max(ITERATION_SIZE // self.n_envs, 1) if name == "n_steps" else super()._default(name)
@@ -255,7 +246,7 @@ class RLDT(FlowAlgorithm):
                 "one.",
             )
             return
-        history.device = self.device
+        history.adopt_settings(self.rollout_buffer)
         self.rollout_buffer = history
 
     def on_pretrained(self) -> None:
@@ -320,9 +311,7 @@ class RLDT(FlowAlgorithm):
         log = UpdateLog()
         n_trajectories = -(-self.refresh_size // self.n_steps)
         for refresh in range(self.n_refreshes):
-            batch = self.rollout_buffer.sample(
-                n_trajectories, self.new_fraction, self.balance_success, self._renormalization()
-            )
+            batch = self.rollout_buffer.sample(n_trajectories, self._renormalization())
             self._train_critic(batch, self._share(self.critic_steps, refresh), log)
             if not warming_up:
                 self._train_actor(batch, reference, self._share(self.actor_steps, refresh), log)
@@ -371,7 +360,7 @@ class RLDT(FlowAlgorithm):
         encoded = not encoder or self._encoder_rate() == 0
         if encoded:
             batch = encode(self.policy, batch, self.random_shift)
-        for minibatch in critic_batches(batch, targets, self.n_critics, n_batches, self.batch_size):
+        for minibatch in critic_batches(batch, targets, self.policy.n_critics, n_batches, self.batch_size):
             loss, q = critic_loss(self.policy, minibatch, encoded, self.random_shift)
             self._step({"q_loss": loss}, ("critic", "encoder"), log)
             self.policy.update_targets(self.tau)
@@ -386,16 +375,8 @@ class RLDT(FlowAlgorithm):
         batch_size, n_particles = self.actor_batch_size, self.n_particles
         for _ in range(n_steps):
             chosen = rows[th.randint(len(rows), (batch_size,), device=rows.device)]
-            evaluation = evaluate_actor(
-                self.policy,
-                reference,
-                take(batch.observations, chosen),
-                n_particles,
-                self.kernel,
-                self.bandwidth,
-                self.temperature,
-                self.temperature_scaling,
-            )
+            states = take(batch.observations, chosen)
+            evaluation = evaluate_actor(self.policy, reference, states, n_particles, self.transport)
             losses = {
                 "alignment_loss": evaluation.alignment,
                 "consistency_loss": self.consistency_coef * evaluation.consistency,

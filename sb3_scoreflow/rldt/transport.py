@@ -6,11 +6,14 @@ Pure functions on tensors; the only random numbers are the particles that they a
 """
 
 import math
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch as th
 
-from sb3_scoreflow.common.utils import check_choice
+from sb3_scoreflow.common.checks import Choice, Number, OrNone, Rule, check_argument
+from sb3_scoreflow.common.utils import ArgumentError, check_choice
 
 Kernel = Literal["rbf", "delta"]
 TemperatureScaling = Literal["gradient", "none"]
@@ -88,3 +91,66 @@ def transport_field(
     if temperature_scaling == "gradient":
         repulsion = repulsion * gradients.norm(dim=-1).mean(-1)[..., None, None]
     return TransportField(weights @ gradients, repulsion)
+
+
+@dataclass
+class Transport:
+    """
+    Settings of :func:`transport_field`, as :class:`RLDT` takes them. They may be changed while it trains
+    (``model.transport.temperature = 1e-2``).
+
+    :param kernel: "rbf" (Stein variational gradient descent) or "delta" (plain gradient of Q)
+    :param bandwidth: ``h`` of the kernel, positive; None: from the median distance of the particles
+    :param temperature: weight of the repulsion, at least 0
+    :param temperature_scaling: "gradient" multiplies it by the mean norm of Q's gradient, "none" leaves it
+    :raises ValueError: if one is impossible; the message names it, its value and the remedy
+    """
+
+    kernel: Kernel = "rbf"
+    bandwidth: float | None = None
+    temperature: float = 1e-3
+    temperature_scaling: TemperatureScaling = "gradient"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _RULES:
+            raise AttributeError(f"A Transport has no {name!r}; it has {', '.join(_RULES)}.")
+        super().__setattr__(name, check_argument(_RULES[name], name, value, _DEFAULTS.get(name)))
+
+    def field(self, queries: th.Tensor, particles: th.Tensor, gradients: th.Tensor) -> TransportField:
+        """
+        :param queries: see :func:`transport_field`, as for the others
+        :param particles: samples of the policy
+        :param gradients: of the value at each particle
+        :return: both terms of the field
+        """
+        return transport_field(
+            queries, particles, gradients, self.kernel, self.bandwidth, self.temperature, self.temperature_scaling
+        )
+
+
+_RULES: dict[str, Rule] = {
+    "kernel": Choice(get_args(Kernel)),
+    "bandwidth": OrNone(Number(open_low=True)),
+    "temperature": Number(),
+    "temperature_scaling": Choice(get_args(TemperatureScaling)),
+}
+_DEFAULTS = {field.name: field.default for field in fields(Transport)}
+
+
+@dataclass(frozen=True)
+class TransportRule(Rule):
+    """A :class:`Transport`, a dict of its entries, or None for the default."""
+
+    wanted = "a Transport, or a dict of its entries"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, Transport)
+
+    def convert(self, name: str, value: Any) -> Any:
+        value = {} if value is None else value
+        if not isinstance(value, Mapping):
+            return value
+        unknown = sorted(value.keys() - _RULES.keys(), key=str)
+        if unknown:
+            raise ArgumentError(f"{name} must not contain {unknown}: its entries are {', '.join(_RULES)}.")
+        return Transport(**value)

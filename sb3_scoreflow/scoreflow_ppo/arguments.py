@@ -12,8 +12,6 @@ RULES: dict[str, Rule] = {
     "ent_coef": Number(),
     "noise_learning_rate": Schedule(),
     "score_drift": Choice(get_args(ScoreDrift)),
-    "score_scale": Number(open_low=True),
-    "score_clip": Number(open_low=True, bound=True),
     "noise": Choice(get_args(Noise)),
     "min_std": Number(open_low=True),
     "max_std": Schedule(open_low=True),

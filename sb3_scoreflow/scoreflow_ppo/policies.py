@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.checks import Number, check_argument
 from sb3_scoreflow.common.networks import TimeFeatures
 from sb3_scoreflow.common.policies import ObservationNormalization
 from sb3_scoreflow.common.utils import ArgumentError, check_choice
@@ -40,11 +41,11 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     Flow policy whose denoising steps are Gaussian: mean steered by the score, standard deviation learned (arXiv 2604.10962,
     Section 4).
 
-    The parameters of :class:`~sb3_scoreflow.ppo.ActorCriticFlowPolicy` and, set through the algorithm's arguments of the same
-    names:
+    The parameters of :class:`~sb3_scoreflow.ppo.ActorCriticFlowPolicy` and the following; those that the algorithm has
+    arguments for are set through these:
 
     :param score_drift: "learned": coefficient net; "constant": ``(1 - t) softplus(-2) score_scale``; "none": ReinFlow
-    :param score_scale: ``c`` in the coefficient, positive
+    :param score_scale: ``c`` of the coefficient ``alpha(t) = min((1 - t) softplus(g(t)) c, 2 c)``, positive
     :param score_clip: bound of the absolute score, positive
     :param noise: "learned": noise net; "constant": ``max_std``; "score_matched": ``sqrt(2 alpha(t) / K)``, at least
         ``min_std``
@@ -90,11 +91,11 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     ) -> None:
         check_choice("score_drift", score_drift, get_args(ScoreDrift))
         check_choice("noise", noise, get_args(Noise))
+        score_scale = check_argument(Number(open_low=True), "score_scale", score_scale, 1.0)
+        score_clip = check_argument(Number(open_low=True, bound=True), "score_clip", score_clip, 10.0)
+        min_std = check_argument(Number(open_low=True), "min_std", min_std, 0.1)
         if noise == "score_matched" and score_drift == "none":
             raise ValueError("noise='score_matched' needs a score: set score_drift to 'learned' or 'constant'.")
-        for name, value in (("score_scale", score_scale), ("score_clip", score_clip), ("min_std", min_std)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
         super().__init__(
             observation_space,
             action_space,

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 
 from sb3_scoreflow.common import flow
 from sb3_scoreflow.common.capabilities import Capabilities
+from sb3_scoreflow.common.moved_arguments import MovedArgument, take_moved
 from sb3_scoreflow.common.schedules import END, START, as_schedule
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
@@ -70,8 +71,6 @@ class ScoReFlowPPO(FlowPPO):
     :param critic_learning_rate: of the critic, a float or schedule
     :param denoising_steps: Euler steps ``K`` per action
     :param score_drift: "learned" (ScoRe-Flow), "constant" or "none" (ReinFlow, arXiv 2505.22094)
-    :param score_scale: ``c`` of the score coefficient ``alpha(t) = min((1 - t) softplus(g(t)) c, 2 c)``
-    :param score_clip: bound of the absolute score
     :param noise: "learned", "constant" (``max_std``) or "score_matched" (``sqrt(2 alpha(t) / K)``: the coupled SDE)
     :param min_std: lower bound of a denoising step's standard deviation, in normalized action units
     :param max_std: its upper bound, a float or schedule (:class:`~sb3_scoreflow.HoldCosineSchedule` is the published one)
@@ -80,11 +79,13 @@ class ScoReFlowPPO(FlowPPO):
     :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
     :param log_prob_clip: bound of the absolute normalized log-probability (1 in the official code, where it stops gradients at
         small standard deviations), None to deactivate
-    :param policy_kwargs: further keyword arguments of the policy (``net_arch``, ``activation_fn``, ...)
+    :param policy_kwargs: further keyword arguments of :class:`ScoReFlowPolicy` (``net_arch``, ``activation_fn``,
+        ``score_scale``, ``score_clip``, ...)
     :param verbose: 0 nothing, 1 info, 2 debug
     :param seed: seed of the pseudo-random generators
     :param device: device of the networks
     :param _init_setup_model: whether to build the networks at construction
+    :param moved: ``score_scale`` and ``score_clip``, which are entries of ``policy_kwargs`` now (deprecated)
     :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
     """
 
@@ -98,6 +99,8 @@ class ScoReFlowPPO(FlowPPO):
     rules = RULES
     defaults = DEFAULTS
     learning_rates: ClassVar[dict[str, str]] = {**FlowPPO.learning_rates, "noise": "noise_learning_rate"}
+    score_scale = MovedArgument("policy_kwargs", "policy", 1.0)
+    score_clip = MovedArgument("policy_kwargs", "policy", 10.0)
     policy: ScoReFlowPolicy
 
     def __init__(
@@ -125,8 +128,6 @@ class ScoReFlowPPO(FlowPPO):
         critic_learning_rate: float | Schedule | None = None,
         denoising_steps: int = 4,
         score_drift: ScoreDrift = "learned",
-        score_scale: float = 1.0,
-        score_clip: float = 10.0,
         noise: Noise = "learned",
         min_std: float = 0.1,
         max_std: float | Schedule | None = None,
@@ -139,6 +140,7 @@ class ScoReFlowPPO(FlowPPO):
         seed: int | None = None,
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        **moved: Any,
     ) -> None:
         super().__init__(
             policy,
@@ -172,12 +174,11 @@ class ScoReFlowPPO(FlowPPO):
         )
         self.noise_learning_rate = noise_learning_rate
         self.score_drift = score_drift
-        self.score_scale = score_scale
-        self.score_clip = score_clip
         self.noise = noise
         self.min_std = min_std
         self.max_std = max_std
         self.log_prob_clip = log_prob_clip
+        take_moved(self, moved)
 
         if _init_setup_model:
             self._setup_model()
@@ -188,7 +189,7 @@ class ScoReFlowPPO(FlowPPO):
         return (self.denoising_steps + 1) * get_action_dim(self.action_space)
 
     def _policy_arguments(self) -> dict[str, Any]:
-        names = ("denoising_steps", "score_drift", "score_scale", "score_clip", "noise", "min_std")
+        names = ("denoising_steps", "score_drift", "noise", "min_std")
         return {
             **{name: getattr(self, name) for name in names},
             "max_std": self._bounded_std(as_schedule(self.max_std)(START)),

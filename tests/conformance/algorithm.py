@@ -4,8 +4,11 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from stable_baselines3.common.buffers import RolloutBuffer
+
 from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.encoders import ViTExtractor
+from sb3_scoreflow.rldt import RolloutHistory
 
 
 class Case(NamedTuple):
@@ -75,6 +78,10 @@ class Algorithm:
         """What the algorithm can do: the suite picks its tests by that."""
         capabilities: Capabilities = self.cls.capabilities
         return capabilities
+
+    @property
+    def buffer_class(self) -> type[RolloutBuffer]:
+        return RolloutHistory if self.capabilities.replay else RolloutBuffer
 
     @property
     def cases(self) -> list[Case]:

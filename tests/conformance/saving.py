@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_scoreflow import CosineSchedule
+from sb3_scoreflow.rldt import Transport
 
 #: Values that differ from the defaults, where halving a number or adding one to it does not do.
 OTHER_VALUES: dict[str, Any] = dict(
@@ -41,9 +42,7 @@ OTHER_VALUES: dict[str, Any] = dict(
     target_clip=(-1.0, 2.0),
     reward_scale=0.5,
     critic_warmup_transitions=10,
-    kernel="delta",
-    bandwidth=0.5,
-    temperature_scaling="none",
+    transport=Transport("delta", 0.5, 0.1, "none"),
     # of the policies
     net_arch=dict(pi=[8], vf=[9]),
     activation_fn=nn.Tanh,

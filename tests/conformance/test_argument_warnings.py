@@ -73,5 +73,5 @@ def test_possible_arguments_do_not_warn(algorithm: Algorithm) -> None:
         algorithm.cls("FlowPolicy", make_toy(n_envs=2))
         if has(algorithm, dict(score_drift="none")):
             algorithm.make("FlowPolicy", make_toy(), score_drift="none", denoising_steps=1)
-        if has(algorithm, dict(kernel="delta")):
-            algorithm.make("FlowPolicy", make_toy(), kernel="delta", n_particles=1)
+        if has(algorithm, dict(transport={})):
+            algorithm.make("FlowPolicy", make_toy(), transport=dict(kernel="delta"), n_particles=1)

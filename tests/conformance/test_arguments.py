@@ -15,7 +15,7 @@ from sb3_scoreflow.ppo.buffers import WideRolloutBuffer
 from sb3_scoreflow.rldt.buffers import RolloutHistory
 from tests.conformance.algorithm import Algorithm
 from tests.conformance.algorithms import ALGORITHMS
-from tests.conformance.arguments import has
+from tests.conformance.arguments import arguments_of, has
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
 from tests.conformance.saving import saved
 
@@ -55,7 +55,6 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ),
     (dict(critic_steps="8"), "critic_steps must be a whole number of at least 1, got '8': pass the number 8, not a string"),
     (dict(actor_steps=2.0), "actor_steps must be a whole number of at least 0, got 2.0: pass 2, an int"),
-    (dict(n_critics=2.0), "n_critics must be a whole number of at least 1, got 2.0: pass 2, an int"),
     (dict(max_grad_norm=0.0), "max_grad_norm must be a positive number, got 0.0"),
     (dict(target_kl=0.0), "target_kl must be None or a positive number, got 0.0"),
     (dict(target_kl=-0.01), "target_kl must be None or a positive number, got -0.01"),
@@ -83,8 +82,6 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         dict(min_std=0.1, max_std=HoldCosineSchedule(0.4, 0.05)),
         "max_std must not be below min_std=0.1, but ends at 0.05: raise max_std, or lower min_std",
     ),
-    (dict(score_scale=0.0), "score_scale must be a positive number, got 0.0"),
-    (dict(score_clip=-1.0), "score_clip must be a positive number, got -1.0"),
     (dict(score_drift="lerned"), "score_drift must be one of 'learned', 'constant', 'none', got 'lerned'"),
     (dict(noise="loud"), "noise must be one of 'learned', 'constant', 'score_matched', got 'loud'"),
     (
@@ -106,11 +103,6 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     (dict(critic_steps=0), "critic_steps must be a whole number of at least 1, got 0: leave it out for its default"),
     (dict(n_refreshes=0), "n_refreshes must be a whole number of at least 1, got 0: leave it out for its default"),
     (dict(refresh_size=-1), "refresh_size must be a whole number of at least 1, got -1: leave it out for its default"),
-    (dict(n_critics=0), "n_critics must be a whole number of at least 1, got 0: leave it out for its default"),
-    (
-        dict(n_bootstrap_actions=0),
-        "n_bootstrap_actions must be a whole number of at least 1, got 0: leave it out for its default",
-    ),
     (dict(tau=0.0), "tau must be a number in (0, 1], got 0.0"),
     (dict(tau=1.1), "tau must be a number in (0, 1], got 1.1"),
     (dict(tau=float("nan")), "tau must be a number in (0, 1], got nan"),
@@ -123,9 +115,12 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     (dict(reward_scale=0.0), "reward_scale must be 'ema' or a positive number, got 0.0"),
     (dict(reward_scale=float("inf")), "reward_scale must be 'ema' or a positive number, got inf"),
     (dict(reward_scale="mean"), "reward_scale must be 'ema' or a positive number, got 'mean'"),
-    (dict(history_size=0), "history_size must be a whole number of at least 1, got 0: leave it out for its default"),
-    (dict(new_fraction=1.5), "new_fraction must be a number in [0, 1], got 1.5"),
-    (dict(new_fraction=-0.5), "new_fraction must be a number in [0, 1], got -0.5"),
+    (
+        dict(rollout_buffer_kwargs=dict(history_size=0)),
+        "history_size must be a whole number of at least 1, got 0: leave it out for its default",
+    ),
+    (dict(rollout_buffer_kwargs=dict(new_fraction=1.5)), "new_fraction must be a number in [0, 1], got 1.5"),
+    (dict(rollout_buffer_kwargs=dict(new_fraction=-0.5)), "new_fraction must be a number in [0, 1], got -0.5"),
     (dict(random_shift=-1), "random_shift must be a whole number of at least 0, got -1: leave it out for its default"),
     (dict(random_shift=2.5), "random_shift must be a whole number of at least 0, got 2.5: leave it out for its default"),
     (
@@ -135,18 +130,18 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     (dict(actor_steps=-1), "actor_steps must be a whole number of at least 0, got -1: leave it out for its default"),
     (dict(actor_batch_size=0), "actor_batch_size must be a whole number of at least 1, got 0: leave it out for its default"),
     (dict(n_particles=0), "n_particles must be a whole number of at least 1, got 0: leave it out for its default"),
-    (dict(kernel="linear"), "kernel must be one of 'rbf', 'delta', got 'linear'"),
-    (dict(bandwidth=0.0), "bandwidth must be None or a positive number, got 0.0"),
-    (dict(temperature=-1e-3), "temperature must be a number of at least 0, got -0.001"),
-    (dict(temperature_scaling="norm"), "temperature_scaling must be one of 'gradient', 'none', got 'norm'"),
+    (dict(transport=dict(kernel="linear")), "kernel must be one of 'rbf', 'delta', got 'linear'"),
+    (dict(transport=dict(bandwidth=0.0)), "bandwidth must be None or a positive number, got 0.0"),
+    (dict(transport=dict(temperature=-1e-3)), "temperature must be a number of at least 0, got -0.001"),
+    (dict(transport="delta"), "transport must be a Transport, or a dict of its entries, got 'delta': leave it out"),
+    (dict(transport=dict(kernle="delta")), "transport must not contain ['kernle']: its entries are kernel, bandwidth"),
+    (dict(transport=dict(temperature_scaling="norm")), "temperature_scaling must be one of 'gradient', 'none', got 'norm'"),
     (dict(consistency_coef=-0.5), "consistency_coef must be a number of at least 0, got -0.5"),
     (dict(fisher_coef=-0.2), "fisher_coef must be a number of at least 0, got -0.2"),
     (
         dict(learning_rate_warmup_steps=-1),
         "learning_rate_warmup_steps must be a whole number of at least 0, got -1: leave it out for its default",
     ),
-    (dict(exploration_scale=-1.0), "exploration_scale must be a number of at least 0, got -1.0"),
-    (dict(exploration_steps=0), "exploration_steps must be a whole number of at least 1, got 0: leave it out for its default"),
 ]
 
 
@@ -242,8 +237,14 @@ WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
         "normalize_advantage must be True or False, got 'False': leave it out for its default",
     ),
     (dict(normalize_reward=1), "normalize_reward must be True or False, got 1: leave it out for its default, True"),
-    (dict(balance_success=None), "balance_success must be True or False, got None: leave it out for its default, False"),
-    (dict(temperature="1e-3"), "temperature must be a number of at least 0, got '1e-3': pass the number 0.001, not a string"),
+    (
+        dict(rollout_buffer_kwargs=dict(balance_success=None)),
+        "balance_success must be True or False, got None: leave it out for its default, False",
+    ),
+    (
+        dict(transport=dict(temperature="1e-3")),
+        "temperature must be a number of at least 0, got '1e-3': pass the number 0.001, not a string",
+    ),
     (dict(reward_scale="EMA"), "reward_scale must be 'ema' or a positive number, got 'EMA': pass 'ema'"),
     (dict(reward_scale="1.0"), "reward_scale must be 'ema' or a positive number, got '1.0': pass the number 1, not a string"),
     (
@@ -258,7 +259,10 @@ WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
         dict(target_clip=("0", "1")),
         "target_clip must be None or two numbers (low, high) with low < high, got ('0', '1'): leave",
     ),
-    (dict(bandwidth="median"), "bandwidth must be None or a positive number, got 'median': leave it out for its default"),
+    (
+        dict(transport=dict(bandwidth="median")),
+        "bandwidth must be None or a positive number, got 'median': leave it out for its default",
+    ),
     (dict(verbose="1"), "verbose must be a whole number of at least 0, got '1': pass the number 1, not a string"),
     (
         dict(seed=-1),
@@ -287,6 +291,17 @@ IMPOSSIBLE_POLICY: list[tuple[dict[str, Any], str]] = [
         "observation_normalization must be one of 'auto', 'running', 'fixed', 'none', got",
     ),
     (dict(net_arch=[16, 0]), "net_arch must be a list of positive whole numbers, got [16, 0]"),
+    (dict(score_scale=0.0), "score_scale must be a positive number, got 0.0"),
+    (dict(score_clip=-1.0), "score_clip must be a positive number, got -1.0"),
+    (dict(n_critics=0), "n_critics must be a whole number of at least 1, got 0: leave it out for its default, 2"),
+    (dict(n_critics=2.0), "n_critics must be a whole number of at least 1, got 2.0: pass 2, an int"),
+    (dict(n_bootstrap_actions=0), "n_bootstrap_actions must be a whole number of at least 1, got 0: leave it out"),
+    (dict(exploration_scale=-1.0), "exploration_scale must be a number of at least 0, got -1.0: leave it out"),
+    (
+        dict(exploration_scale="2"),
+        "exploration_scale must be a number of at least 0, got '2': pass the number 2, not a string",
+    ),
+    (dict(exploration_steps=0), "exploration_steps must be a whole number of at least 1, got 0: leave it out"),
 ]
 
 
@@ -324,10 +339,12 @@ def test_impossible_arguments_are_refused_when_loading(each: Algorithm, argument
 
 def test_table_of_impossible_arguments_is_used(algorithm: Algorithm) -> None:
     """An algorithm that joins has to have at least the common arguments, and a row for each of its own."""
-    names = inspect.signature(algorithm.cls).parameters.keys()
+    names = arguments_of(algorithm.cls)
     assert {"denoising_steps", "learning_rate", "gamma", "n_steps", "batch_size"} <= names
     assert names - {name for arguments, _ in all_rows(algorithm) for name in arguments} == UNCHECKED
     assert all(any(has(each, row[0]) for each in ALGORITHMS) for row in [*IMPOSSIBLE, *WRONG_TYPES])
+    own = [dict(policy_kwargs=row[0]) for row in IMPOSSIBLE_POLICY]
+    assert all(any(has(each, arguments) for each in ALGORITHMS) for arguments in own)
 
 
 @pytest.mark.filterwarnings("ignore:batch_size=")
@@ -340,7 +357,11 @@ def test_remedies_work(each: Algorithm, arguments: dict[str, Any], message: str)
         return
     value = ast.literal_eval(remedy[1])
     (name,) = arguments
-    assert getattr(each.make("FlowPolicy", make_toy(), **{name: value}), name) == value
+    if isinstance(arguments[name], dict):  # of its only entry
+        (entry,) = arguments[name]
+        assert getattr(getattr(each.make("FlowPolicy", make_toy(), **{name: {entry: value}}), name), entry) == value  # type: ignore[arg-type]
+    else:
+        assert getattr(each.make("FlowPolicy", make_toy(), **{name: value}), name) == value
 
 
 def test_policy_kwargs_are_a_dict(algorithm: Algorithm) -> None:
@@ -350,10 +371,20 @@ def test_policy_kwargs_are_a_dict(algorithm: Algorithm) -> None:
         algorithm.cls("FlowPolicy", make_toy(), policy_kwargs="dict(net_arch=[8])")
 
 
-@pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE_POLICY, ids=str)
-def test_impossible_policy_arguments_are_refused(algorithm: Algorithm, arguments: dict[str, Any], message: str) -> None:
+POLICY_ROWS = [
+    pytest.param(each, *row, id=f"{each}-{row[0]}")
+    for each in ALGORITHMS
+    for row in IMPOSSIBLE_POLICY
+    if has(each, dict(policy_kwargs=row[0]))
+]
+
+
+@pytest.mark.parametrize(("each", "arguments", "message"), POLICY_ROWS)
+def test_impossible_policy_arguments_are_refused(each: Algorithm, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        algorithm.make("FlowPolicy", make_toy(), policy_kwargs=arguments)
+        each.make("FlowPolicy", make_toy(), policy_kwargs=arguments)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        each.cls.policy_aliases["FlowPolicy"](OBSERVATIONS["flat"][0], ACTION_SPACE, lambda _: 1e-3, **arguments)
 
 
 def test_impossible_arguments_are_refused_by_the_policy_itself(algorithm: Algorithm) -> None:

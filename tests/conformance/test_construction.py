@@ -16,6 +16,7 @@ from torch import nn
 from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
 from sb3_scoreflow.common.encoders import ViTExtractor
 from tests.conformance.algorithm import Algorithm, Case
+from tests.conformance.arguments import arguments_of
 from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
 
 EXTRACTORS = {
@@ -108,9 +109,9 @@ def test_action_spaces_that_are_refused(algorithm: Algorithm, action_space: spac
 
 def test_every_argument_but_policy_and_env_has_a_default(algorithm: Algorithm) -> None:
     parameters = inspect.signature(algorithm.cls).parameters
-    required = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
-    assert required == ["policy", "env"]
-    assert all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in parameters.values())
+    names = arguments_of(algorithm.cls)
+    assert {name for name in names if parameters[name].default is inspect.Parameter.empty} == {"policy", "env"}
+    assert all(parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for name in names)
 
 
 def test_defaults_are_enough(algorithm: Algorithm) -> None:
@@ -342,9 +343,8 @@ def test_arguments_of_the_algorithm_are_refused_in_policy_kwargs(algorithm: Algo
 
 
 @pytest.mark.parametrize("argument", ["n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps"])
-def test_policy_gets_the_arguments_of_the_algorithm(replay: Algorithm, argument: str) -> None:
-    arguments: dict[str, Any] = {argument: 3}
-    assert getattr(replay.make("FlowPolicy", make_toy(), **arguments).policy, argument) == 3
+def test_policy_gets_its_keyword_arguments(replay: Algorithm, argument: str) -> None:
+    assert getattr(replay.make("FlowPolicy", make_toy(), policy_kwargs={argument: 3}).policy, argument) == 3
 
 
 def test_users_dictionaries_are_left_alone(algorithm: Algorithm) -> None:

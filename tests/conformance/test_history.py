@@ -69,7 +69,8 @@ def test_transitions_are_what_the_environment_did(replay: Algorithm, vec_env: Ve
     assert model.policy.predict_values(model.policy.obs_to_tensor(vec_env.reset())[0]).min() > 900
     model.learn(2 * replay.iteration(2), callback=steps)
     buffer = model.rollout_buffer
-    batch = buffer.sample(4, new_fraction=0.5)  # all there are, those of the last rollout first, in random order
+    buffer.new_fraction = 0.5
+    batch = buffer.sample(4)  # all there are, those of the last rollout first, in random order
     order = [(1, 0), (1, 1), (0, 0), (0, 1)]  # (rollout, environment)
     seen = [(rollout, env) for rollout in (1, 0) for env in buffer_order(batch, steps, rollout)]
     assert sorted(seen) == sorted(order)
@@ -105,7 +106,7 @@ def buffer_order(batch: Any, steps: Steps, rollout: int) -> list[int]:
 
 def test_env_gets_the_stored_action(replay: Algorithm) -> None:
     """With so much exploration that many actions end up at a bound."""
-    model = replay.make("FlowPolicy", make_toy(n_envs=2), exploration_scale=20.0, exploration_steps=4)
+    model = replay.make("FlowPolicy", make_toy(n_envs=2), policy_kwargs=dict(exploration_scale=20.0, exploration_steps=4))
     model.learn(3 * replay.iteration(2))
     stored = model.rollout_buffer._actions.reshape(48, 2, 2)  # three rollouts fit
     assert 0.1 < (np.abs(stored) == 1).mean() < 0.9 and np.abs(stored).max() == 1
@@ -142,7 +143,9 @@ def test_rollout_that_is_cut_off_is_not_drawn(replay: Algorithm) -> None:
 
 def test_nothing_to_learn_from_is_passed_over(replay: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
     """If every transition drawn comes after a success, there is nothing that counts."""
-    model = replay.make("FlowPolicy", make_toy(length=1000), balance_success=True, critic_warmup_transitions=0)
+    model = replay.make(
+        "FlowPolicy", make_toy(length=1000), rollout_buffer_kwargs=dict(balance_success=True), critic_warmup_transitions=0
+    )
     model.learn(replay.iteration())
     before = {name: parameter.clone() for name, parameter in model.policy.named_parameters()}
     record = model.rollout_buffer.record
@@ -267,7 +270,7 @@ def test_without_history_it_starts_empty_and_learning_goes_on(replay: Algorithm)
     [
         (3, {}, "n_envs"),
         (2, dict(n_steps=8), "buffer_size"),
-        (2, dict(history_size=5), "history_size"),
+        (2, dict(rollout_buffer_kwargs=dict(history_size=5)), "history_size"),
         (3, dict(n_steps=8), "buffer_size, n_envs"),
     ],
     ids=str,

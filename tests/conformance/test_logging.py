@@ -142,7 +142,9 @@ def test_values_of_a_frozen_policy(likelihoods: Algorithm, tmp_path: Path) -> No
 
 def test_values_of_a_frozen_policy_rldt(replay: Algorithm, tmp_path: Path) -> None:
     """With all rates 0 and targets cut to one value, what is logged is known."""
-    rates: dict[str, Any] = dict(learning_rate=0.0, critic_learning_rate=0.0, target_clip=(1.25, 1.5), kernel="delta")
+    rates: dict[str, Any] = dict(
+        learning_rate=0.0, critic_learning_rate=0.0, target_clip=(1.25, 1.5), transport=dict(kernel="delta")
+    )
     model = replay.make("FlowPolicy", make_toy(n_envs=2), policy_kwargs=dict(observation_normalization="none"), **rates)
     with th.no_grad():
         model.policy.critic.weights[-1].zero_()

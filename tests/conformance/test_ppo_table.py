@@ -89,6 +89,6 @@ def test_missing_keys_of_the_log_are_in_the_table(algorithm: Algorithm, tmp_path
 
 def test_arguments_to_be_used_instead_exist() -> None:
     there = {name for cls in ALGORITHMS.values() for name in inspect.signature(cls).parameters}
-    instead = {"min_std", "max_std", "exploration_scale", "critic_steps", "actor_steps", "td_lambda", "noise_learning_rate"}
+    instead = {"min_std", "max_std", "critic_steps", "actor_steps", "td_lambda", "noise_learning_rate"}
     text = (DOCS / "coming_from_ppo.md").read_text()
     assert instead <= there and all(f"`{name}`" in text for name in instead)

@@ -121,9 +121,20 @@ RLDT_VARIANTS: dict[str, dict[str, Any]] = {
         encoder_learning_rate=CosineSchedule(5e-3),
     ),
     "warm-up": dict(critic_warmup_transitions=40, learning_rate_warmup_steps=3),
-    "sparse": dict(balance_success=True, reward_scale=1.0, target_clip=(0.0, 1.0), td_lambda=0.5, new_fraction=0.5),
-    "one-rollout": dict(history_size=1, n_critics=3, n_bootstrap_actions=1, kernel="delta"),
-    "long-history": dict(history_size=20, denoising_steps=2, exploration_scale=2.0),
+    "sparse": dict(
+        reward_scale=1.0,
+        target_clip=(0.0, 1.0),
+        td_lambda=0.5,
+        rollout_buffer_kwargs=dict(balance_success=True, new_fraction=0.5),
+    ),
+    "one-rollout": dict(
+        rollout_buffer_kwargs=dict(history_size=1),
+        policy_kwargs=dict(n_critics=3, n_bootstrap_actions=1),
+        transport=dict(kernel="delta"),
+    ),
+    "long-history": dict(
+        rollout_buffer_kwargs=dict(history_size=20), denoising_steps=2, policy_kwargs=dict(exploration_scale=2.0)
+    ),
 }
 
 

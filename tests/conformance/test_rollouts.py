@@ -165,7 +165,7 @@ def test_log_probability_is_that_of_the_gaussian_chain(likelihoods: Algorithm, s
         noise="constant",
         min_std=min_std,
         max_std=max_std,
-        score_clip=clip,
+        policy_kwargs=dict(score_clip=clip),
     )
     # Of the last rollout, with the weights that it was collected with: nothing may have changed since.
     model.learning_rate = model.noise_learning_rate = model.critic_learning_rate = 0.0

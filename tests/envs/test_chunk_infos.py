@@ -146,7 +146,7 @@ def test_rldt_balances_what_succeeds_inside_a_chunk() -> None:
 
     env = DummyVecEnv([lambda: make(True), lambda: make(False)])
     cheap = dict(critic_steps=1, n_refreshes=1, refresh_size=8, actor_steps=1, critic_warmup_transitions=0)
-    model = RLDT("MlpPolicy", env, n_steps=4, balance_success=True, **cheap).learn(8)  # type: ignore[arg-type]
+    model = RLDT("MlpPolicy", env, n_steps=4, rollout_buffer_kwargs=dict(balance_success=True), **cheap).learn(8)  # type: ignore[arg-type]
     np.testing.assert_array_equal(model.rollout_buffer._success[0], [[True, False]] * 4)
 
 

@@ -12,7 +12,7 @@ CASE = Algorithm(
         critic_steps=4,
         n_refreshes=2,
         refresh_size=48,
-        history_size=3,
+        rollout_buffer_kwargs=dict(history_size=3),
         actor_steps=2,
         critic_warmup_transitions=8,
         learning_rate_warmup_steps=0,
@@ -22,6 +22,6 @@ CASE = Algorithm(
     rollout=("observations", "actions", "rewards", "_terminated", "_truncated", "_success", "_after_success"),
     resume=("rollout_buffer",),
     loss_key="train/q_loss",
-    handed_on=frozenset({"denoising_steps", "n_critics", "n_bootstrap_actions", "exploration_scale", "exploration_steps"}),
+    handed_on=frozenset({"denoising_steps"}),
     rates=(3e-4, 2e-5, 2e-5),
 )

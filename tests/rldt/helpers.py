@@ -13,6 +13,7 @@ from torch import nn
 from sb3_scoreflow import RLDT
 from sb3_scoreflow.rldt.actor import Reference
 from sb3_scoreflow.rldt.policies import RLDTPolicy
+from sb3_scoreflow.rldt.transport import Transport
 
 N_ENVS, N_STEPS, ACTION = 2, 8, 2
 SIZE = N_ENVS * N_STEPS
@@ -109,7 +110,7 @@ def spy_steps(model: RLDT) -> list[tuple[str, float, float]]:
 
 
 #: A temperature at which the repulsion is a good part of the field
-FIELD_SETTINGS: dict[str, Any] = dict(kernel="rbf", bandwidth=None, temperature=0.3, temperature_scaling="gradient")
+FIELD_SETTINGS = Transport(temperature=0.3)
 
 
 def perturb(module: nn.Module, scale: float = 0.2) -> None:

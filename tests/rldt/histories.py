@@ -94,5 +94,6 @@ def in_order(batch: TrajectoryBatch) -> TrajectoryBatch:
     return TrajectoryBatch(*(part[order] for part in parts[:2]), *(part[order] for part in batch[2:]))  # type: ignore[index]
 
 
-def everything_in(history: RolloutHistory, **kwargs: Any) -> TrajectoryBatch:
-    return in_order(history.sample(10_000, **kwargs))
+def everything_in(history: RolloutHistory, balance_success: bool = False) -> TrajectoryBatch:
+    history.balance_success = balance_success
+    return in_order(history.sample(10_000))

@@ -1,6 +1,7 @@
 """The actor's update: against loops over states and particles in float64, where gradients go, and its diagnostics."""
 
 import copy
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from sb3_scoreflow.common.networks import VelocityField
 from sb3_scoreflow.rldt.actor import ActorEvaluation, Reference, actor_diagnostics, evaluate_actor, q_gradients
 from sb3_scoreflow.rldt.policies import RLDTPolicy
+from sb3_scoreflow.rldt.transport import Transport
 from tests.rldt.helpers import FIELD_SETTINGS, perturb, reference_of
 from tests.rldt.reference import separate_networks, slow_field
 
@@ -151,12 +153,12 @@ def _slow_evaluation(policy: RLDTPolicy, reference: Reference, obs: th.Tensor, *
 @pytest.mark.parametrize("seed", [1, 2])
 def test_losses_and_their_gradients_equal_loops(changes: dict[str, Any], seed: int) -> None:
     """Values, the field, and the gradient of each loss by itself with respect to every parameter of the velocity field."""
-    policy, obs, settings = _policy(), th.randn(BATCH, OBS), FIELD_SETTINGS | changes
+    policy, obs, settings = _policy(), th.randn(BATCH, OBS), replace(FIELD_SETTINGS, **changes)
     reference = reference_of(policy)
     th.manual_seed(seed)
-    evaluation = evaluate_actor(policy, reference, obs, PARTICLES, **settings)
+    evaluation = evaluate_actor(policy, reference, obs, PARTICLES, settings)
     th.manual_seed(seed)
-    slow = _slow_evaluation(policy, reference, obs, **settings)
+    slow = _slow_evaluation(policy, reference, obs, **asdict(settings))
     np.testing.assert_array_equal(evaluation.step, slow.step)
     assert len(np.unique(slow.step)) > 1
     np.testing.assert_allclose(evaluation.field.total, slow.phi, rtol=2e-3, atol=1e-4)
@@ -172,7 +174,7 @@ def test_losses_and_their_gradients_equal_loops(changes: dict[str, Any], seed: i
 
 
 def _evaluate(policy: RLDTPolicy, obs: Any, reference: Reference | None = None, **changes: Any) -> ActorEvaluation:
-    return evaluate_actor(policy, reference or reference_of(policy), obs, PARTICLES, **(FIELD_SETTINGS | changes))
+    return evaluate_actor(policy, reference or reference_of(policy), obs, PARTICLES, replace(FIELD_SETTINGS, **changes))
 
 
 def test_alignment_pushes_the_velocity_along_the_field() -> None:
@@ -271,7 +273,7 @@ def test_gradients_reach_the_actor_only(kernel: str) -> None:
     )
     reference = reference_of(policy)
     obs = th.randint(0, 256, (BATCH, *IMAGE.shape), dtype=th.uint8)
-    evaluation = evaluate_actor(policy, reference, obs, PARTICLES, **(FIELD_SETTINGS | dict(kernel=kernel)))
+    evaluation = evaluate_actor(policy, reference, obs, PARTICLES, Transport(kernel))  # type: ignore[arg-type]
     assert not evaluation.field.total.requires_grad and not evaluation.q_gradients.requires_grad
     assert not evaluation.particles.requires_grad
     (evaluation.alignment + evaluation.consistency + evaluation.fisher).backward()
@@ -300,7 +302,7 @@ def test_images_are_encoded_once_for_all_particles_and_steps() -> None:
     )
     for name, encoder in encoders.items():
         encoder.register_forward_hook(lambda _, inputs, __, name=name: rows.append((name, len(inputs[0]))))
-    evaluate_actor(policy, reference, th.randint(0, 256, (BATCH, *IMAGE.shape), dtype=th.uint8), PARTICLES, **FIELD_SETTINGS)
+    evaluate_actor(policy, reference, th.randint(0, 256, (BATCH, *IMAGE.shape), dtype=th.uint8), PARTICLES, FIELD_SETTINGS)
     assert rows == [("actor", BATCH), ("before", BATCH), ("critics", BATCH)]
 
 
@@ -359,7 +361,7 @@ def test_diagnostics_by_hand() -> None:
 def test_diagnostics_of_a_step_that_was_not_drawn() -> None:
     """With one transition, only one of the steps has a number; the others are 0 and not NaN."""
     policy = _policy()
-    evaluation = evaluate_actor(policy, reference_of(policy), th.randn(1, OBS), 1, **FIELD_SETTINGS)
+    evaluation = evaluate_actor(policy, reference_of(policy), th.randn(1, OBS), 1, FIELD_SETTINGS)
     (evaluation.alignment + evaluation.consistency).backward()
     numbers = actor_diagnostics(evaluation, STEPS)
     drawn = int(evaluation.step)

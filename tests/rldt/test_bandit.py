@@ -10,7 +10,8 @@ from torch import nn
 
 from sb3_scoreflow.rldt.actor import evaluate_actor
 from sb3_scoreflow.rldt.policies import RLDTPolicy
-from tests.rldt.helpers import FIELD_SETTINGS, reference_of
+from sb3_scoreflow.rldt.transport import Transport
+from tests.rldt.helpers import reference_of
 
 OBS, ACTION, STEPS, BATCH, PARTICLES = 3, 2, 4, 3, 5
 VECTOR = spaces.Box(-np.inf, np.inf, (OBS,))
@@ -49,11 +50,11 @@ def _train(
 ) -> None:
     """Actor steps as RLDT makes them, in states uniform in [-1, 1]."""
     optimizer = th.optim.Adam(policy.velocity_field.parameters(), lr=lr)
-    settings = FIELD_SETTINGS | dict(temperature=1e-3) | changes
+    settings = Transport(**changes)
     for _ in range(iterations):
         reference = reference_of(policy, perturbed=False)
         for _ in range(20):
-            evaluation = evaluate_actor(policy, reference, 2 * th.rand(batch, OBS) - 1, n_particles, **settings)
+            evaluation = evaluate_actor(policy, reference, 2 * th.rand(batch, OBS) - 1, n_particles, settings)
             loss = evaluation.alignment + 0.5 * evaluation.consistency + 0.2 * evaluation.fisher
             optimizer.zero_grad()
             loss.backward()

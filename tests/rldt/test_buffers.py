@@ -122,7 +122,8 @@ def test_a_discarded_rollout_is_not_drawn(history_size: int) -> None:
     assert history.n_rollouts == 3
     if history_size > 1:
         assert sources_of(history.sample(10_000)) == [(r, env) for r in (1, 2) for env in range(N_ENVS)]
-        assert {rollout for rollout, _ in sources_of(history.sample(2, 1.0))} == {2}
+        history.new_fraction = 1.0
+        assert {rollout for rollout, _ in sources_of(history.sample(2))} == {2}
     else:
         with pytest.raises(RuntimeError, match="empty"):
             history.sample(1)
@@ -259,7 +260,8 @@ def test_all_kinds_of_observations_and_their_memory(name: str) -> None:
     # Rollouts 3 and 4 are kept, and with them the final observation of one truncated episode
     assert history.nbytes == 2 * n_envs * ((N_STEPS + 1) * obs_bytes + N_STEPS * (4 * ACTION + 8)) + obs_bytes
     # The last rollout (4) was not truncated; each environment's observations come back as they were
-    batch = history.sample(2, new_fraction=1.0)
+    history.new_fraction = 1.0
+    batch = history.sample(2)
     envs = (batch.rewards[:, 0] % 10).long().tolist()
     for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
         assert isinstance(batch.observations, dict) == isinstance(space, spaces.Dict)

@@ -19,7 +19,8 @@ def test_every_drawn_trajectory_is_another_one(balance: bool) -> None:
         add_rollout(history, number, success={env: {1} for env in range(number % 4)})
     for n in (1, 2, 7, 19, 20, 100):
         for new_fraction in (0.0, 0.3, 1.0):
-            sources = sources_of(history.sample(n, new_fraction, balance))
+            history.new_fraction, history.balance_success = new_fraction, balance
+            sources = sources_of(history.sample(n))
             assert len(sources) == len(set(sources)) == min(n, 20)
 
 
@@ -39,29 +40,29 @@ def test_every_drawn_trajectory_is_another_one(balance: bool) -> None:
 )
 def test_share_of_the_last_rollout(n: int, new_fraction: float, n_new: int) -> None:
     """Five new trajectories and ten old ones."""
-    history = make_history(n_envs=5, history_size=3)
+    history = make_history(n_envs=5, history_size=3, new_fraction=new_fraction)
     for number in range(5):
         add_rollout(history, number)
     for _ in range(10):
-        sources = sources_of(history.sample(n, new_fraction))
+        sources = sources_of(history.sample(n))
         assert sum(rollout == 4 for rollout, _ in sources) == n_new
         assert len(sources) == min(n, 15)
 
 
 def test_first_rollout_is_all_new() -> None:
-    history = make_history(n_envs=5)
+    history = make_history(n_envs=5, new_fraction=0.25)
     add_rollout(history, 0)
-    assert len(sources_of(history.sample(4, 0.25))) == 4
+    assert len(sources_of(history.sample(4))) == 4
 
 
 def test_all_old_trajectories_are_equally_likely() -> None:
-    history = make_history(n_envs=2, history_size=4)
+    history = make_history(n_envs=2, history_size=4, new_fraction=0.0)
     for number in range(4):
         add_rollout(history, number)
     counts = {(rollout, env): 0 for rollout in range(3) for env in range(2)}
     n = 1200
     for _ in range(n):
-        (source,) = sources_of(history.sample(1, 0.0))
+        (source,) = sources_of(history.sample(1))
         counts[source] += 1
     # Six equal chances; 5 standard deviations of a binomial
     deviation = np.sqrt(n / 6 * 5 / 6)
@@ -93,23 +94,23 @@ def test_draws_follow_torchs_generator() -> None:
 )
 def test_trajectories_with_and_without_success_are_drawn_half_and_half(n: int, n_success: int, expected: int) -> None:
     """Eight trajectories in the only rollout, some of them with a success."""
-    history = make_history(n_envs=8)
+    history = make_history(n_envs=8, balance_success=True)
     add_rollout(history, 0, success={env: {2} for env in range(n_success)})
     for _ in range(5):
-        sources = sources_of(history.sample(n, balance_success=True))
+        sources = sources_of(history.sample(n))
         assert sum(env < n_success for _, env in sources) == expected and len(sources) == n
-    # Without balancing, all are drawn alike
+    history.balance_success = False  # all are drawn alike
     counts = [sum(env < n_success for _, env in sources_of(history.sample(4))) for _ in range(50)]
     assert abs(np.mean(counts) - 4 * n_success / 8) < 0.6
 
 
 def test_new_and_old_trajectories_are_balanced_each() -> None:
     """The newest rollout has successes in environments 0-1, the old ones in 0-3."""
-    history = make_history(n_envs=6, history_size=3)
+    history = make_history(n_envs=6, history_size=3, new_fraction=1 / 3, balance_success=True)
     for number in range(3):
         add_rollout(history, number, success={env: {0} for env in range(2 if number == 2 else 4)})
     for _ in range(5):
-        sources = sources_of(history.sample(12, 1 / 3, True))
+        sources = sources_of(history.sample(12))
         new, old = [env for r, env in sources if r == 2], [env for r, env in sources if r < 2]
         assert len(new) == 4 and sum(env < 2 for env in new) == 2
         assert len(old) == 8 and sum(env < 4 for env in old) == 4

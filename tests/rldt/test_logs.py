@@ -55,7 +55,7 @@ def test_logged_numbers_are_means_over_the_iteration_and_extremes_of_targets(mon
 
 
 def test_buffer_fill_grows_to_one() -> None:
-    model = make_model(history_size=3)
+    model = make_model(rollout_buffer_kwargs=dict(history_size=3))
     fills = []
     for _ in range(4):
         iterate(model)

@@ -106,10 +106,9 @@ def test_no_critic_ever_sees_an_action_outside_the_bounds(kernel: str) -> None:
         critic_steps=8,
         n_refreshes=2,
         actor_steps=8,
-        kernel=kernel,  # type: ignore[arg-type]
+        transport=dict(kernel=kernel),
         critic_warmup_transitions=0,
-        exploration_scale=5.0,
-        policy_kwargs=dict(net_arch=[16, 16], prior_std=2.0),
+        policy_kwargs=dict(net_arch=[16, 16], prior_std=2.0, exploration_scale=5.0),
         seed=0,
         device="cpu",
     )

@@ -13,7 +13,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from sb3_scoreflow import RLDT
 
 CHEAP: dict[str, Any] = dict(
-    n_steps=8, critic_steps=2, n_refreshes=1, refresh_size=16, actor_steps=1, critic_warmup_transitions=0, history_size=3
+    n_steps=8,
+    critic_steps=2,
+    n_refreshes=1,
+    refresh_size=16,
+    actor_steps=1,
+    critic_warmup_transitions=0,
+    rollout_buffer_kwargs=dict(history_size=3),
 )
 
 

@@ -245,8 +245,9 @@ class EndlessSuccess(TinyEnv):
 
 def test_an_iteration_without_a_valid_transition_learns_nothing() -> None:
     """Only the first transition counts; in the second rollout everything comes after the success."""
-    sparse: dict[str, Any] = dict(balance_success=True, target_clip=(0.0, 1.0), reward_scale=1.0)
-    model = make_model(EndlessSuccess, n_envs=1, history_size=1, **sparse)
+    sparse: dict[str, Any] = dict(target_clip=(0.0, 1.0), reward_scale=1.0)
+    buffer: dict[str, Any] = dict(balance_success=True, history_size=1)
+    model = make_model(EndlessSuccess, n_envs=1, rollout_buffer_kwargs=buffer, **sparse)
     iterate(model)
     assert model.n_actor_updates == 4
     before = state_of(model.policy)

@@ -51,8 +51,8 @@ def _numpy_evaluation(model: ScoReFlowPPO, obs: np.ndarray, chain: np.ndarray) -
             v = linear("velocity_field.output_layer", mish(hidden)) + slope * x
             g = linear("score_coefficient_net.net.2", silu(linear("score_coefficient_net.net.0", np.array([t]))))
             g = linear("score_coefficient_net.net.4", silu(g))[0]
-            alpha = min((1 - t) * np.log1p(np.exp(g)) * model.score_scale, 2 * model.score_scale)
-            score = np.clip((t * v - x) / (1 - t), -model.score_clip, model.score_clip)
+            alpha = min((1 - t) * np.log1p(np.exp(g)) * model.policy.score_scale, 2 * model.policy.score_scale)
+            score = np.clip((t * v - x) / (1 - t), -model.policy.score_clip, model.policy.score_clip)
             mean = np.clip(x + (v + alpha * score) * dt, -1, 1)
             hidden = np.tanh(linear("noise_net.net.0", np.concatenate([s, embedding])))
             hidden = linear("noise_net.net.4", np.tanh(linear("noise_net.net.2", hidden)))
@@ -99,7 +99,7 @@ def _numpy_losses(model: ScoReFlowPPO, batch: RolloutBufferSamples, clip_range: 
 
 def _prepared(**kwargs: Any) -> ScoReFlowPPO:
     """A model after some training and a rollout, whose policy has since moved; its activations are smooth."""
-    policy_kwargs = dict(activation_fn=nn.Mish)
+    policy_kwargs = dict(activation_fn=nn.Mish) | kwargs.pop("policy_kwargs", {})
     model = make_model(clip_range=0.02, ent_coef=0.03, vf_coef=0.7, policy_kwargs=policy_kwargs, **kwargs)
     model.learn(2 * SIZE)
     collect(model)
@@ -107,7 +107,10 @@ def _prepared(**kwargs: Any) -> ScoReFlowPPO:
     return model
 
 
-@pytest.mark.parametrize("kwargs", [{}, dict(clip_range_vf=0.05), dict(normalize_advantage=False), dict(score_clip=0.5)])
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, dict(clip_range_vf=0.05), dict(normalize_advantage=False), dict(policy_kwargs=dict(score_clip=0.5))],
+)
 def test_loss_against_numpy(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every term of the loss, and their sum as ``train`` logs it; then the same in float64 to 1e-10."""
     model = _prepared(**kwargs)

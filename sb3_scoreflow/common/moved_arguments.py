@@ -1,0 +1,91 @@
+"""
+Constructor arguments of 0.1.0 that are entries of another argument now.
+
+They work, with a DeprecationWarning, until the release after 0.2.0; then this module goes, and every line that names it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sb3_scoreflow.common.utils import warn
+
+
+@dataclass
+class MovedArgument:
+    """
+    Stands in an algorithm's class under the argument's name: the value is read where it is now.
+
+    :param argument: the argument that has it as an entry
+    :param part: the model's attribute that has it as an attribute
+    :param default: its value where it is left out
+    """
+
+    argument: str
+    part: str
+    default: Any
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: Any, owner: type | None = None) -> Any:
+        if model is None:
+            return self
+        self.warn(f"read it as model.{self.part}.{self.name}")
+        return getattr(getattr(model, self.part), self.name)
+
+    def __set__(self, model: Any, value: Any) -> None:
+        self.warn(f"set model.{self.part}.{self.name}")
+        setattr(getattr(model, self.part), self.name, value)
+
+    def warn(self, instead: str) -> None:
+        """
+        :param instead: what to do
+        """
+        where = f"is an entry of {self.argument} since 0.2.0, and will be known there alone"
+        warn(f"{self.name} {where}: {instead}.", DeprecationWarning)
+
+
+def moved_arguments(cls: type) -> dict[str, MovedArgument]:
+    """
+    :param cls: an algorithm
+    :return: its moved arguments by their names
+    """
+    return {name: value for each in cls.__mro__ for name, value in vars(each).items() if isinstance(value, MovedArgument)}
+
+
+def take_moved(model: Any, arguments: Mapping[str, Any]) -> None:
+    """
+    Keep moved arguments as a file of 0.1.0 does, for :func:`adopt_moved`.
+
+    :param model: under construction
+    :param arguments: those that its constructor does not name
+    :raises TypeError: as Python does, if one was never an argument
+    """
+    moved = moved_arguments(type(model))
+    for name, value in arguments.items():
+        if name not in moved:
+            raise TypeError(f"{type(model).__name__}.__init__() got an unexpected keyword argument {name!r}")
+        moved[name].warn(f"pass {moved[name].argument}=dict({name}={value!r})")
+        vars(model)[name] = value
+
+
+def adopt_moved(model: Any) -> None:
+    """
+    Put moved arguments, of a constructor call, of a file of 0.1.0 or of ``load``, where they belong now.
+
+    :param model: about to be set up
+    """
+    for name, moved in moved_arguments(type(model)).items():
+        if name not in vars(model):
+            continue
+        value = vars(model).pop(name)
+        if name in vars(model).get("_given", ()):
+            moved.warn(f"pass {moved.argument}=dict({name}={value!r})")
+        if value == moved.default:
+            continue
+        entries: Any = getattr(model, moved.argument) or {}
+        if not isinstance(entries, Mapping):
+            entries = dataclasses.asdict(entries)
+        vars(model)[moved.argument] = {**entries, name: value}
