@@ -92,7 +92,7 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"`render_mode` must be 'rgb_array' or None, got {render_mode!r}.")
         if render_size < 1:
             raise ValueError(f"`render_size` must be at least 1, got {render_size}.")
-        self.tasks = _checked_tasks(task)
+        self.tasks = check_tasks(task)
         self.split = split
         self.render_mode = render_mode
         self.render_camera = render_camera
@@ -165,7 +165,7 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
     def _make(self, task: str) -> Any:
         """:return: Meta-World's env of a task, made when it is first needed: each takes some tens of megabytes"""
         if task not in self._envs:
-            env = _import_metaworld().ALL_V3_ENVIRONMENTS[task](**self._kwargs)
+            env = import_metaworld().ALL_V3_ENVIRONMENTS[task](**self._kwargs)
             env.max_path_length = sys.maxsize  # TimeLimit has it
             self._envs[task] = env
         return self._envs[task]
@@ -178,7 +178,7 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         env.np_random = self._draws
         env.reset_model()  # it draws, and draws again where objects are too close to each other
         task = dict(env_cls=type(env), rand_vec=env._last_rand_vec, partially_observable=False)
-        env.set_task(_import_metaworld().Task(env_name=self.task, data=pickle.dumps(task)))
+        env.set_task(import_metaworld().Task(env_name=self.task, data=pickle.dumps(task)))
 
     def _view(self, observation: np.ndarray) -> np.ndarray:
         """:return: The observation of this episode's task, a new array"""
@@ -189,13 +189,13 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         return view
 
 
-def _checked_tasks(task: str | Sequence[str]) -> tuple[str, ...]:
+def check_tasks(task: str | Sequence[str]) -> tuple[str, ...]:
     """
     :param task: As given by the user
     :return: The tasks, each once
     :raises ValueError: if there is none, or one is unknown
     """
-    known = sorted(_import_metaworld().ALL_V3_ENVIRONMENTS)
+    known = sorted(import_metaworld().ALL_V3_ENVIRONMENTS)
     tasks = (task,) if isinstance(task, str) else tuple(dict.fromkeys(task))
     if not tasks:
         raise ValueError(f"`task` has no names in it; the tasks are {known}.")
@@ -207,14 +207,14 @@ def _checked_tasks(task: str | Sequence[str]) -> tuple[str, ...]:
     return tasks
 
 
-def _import_metaworld() -> ModuleType:
+def import_metaworld() -> ModuleType:
     """:return: The package, with its tasks"""
     try:
         import metaworld
     except ImportError as error:
         raise ImportError(
-            f'Meta-World\'s tasks need metaworld ({error}): pip install "sb3-scoreflow[metaworld]". It pins mujoco to 3.3.0; to '
-            "keep a later one, install it without what it depends on: pip install scipy imageio, then "
-            "pip install --no-deps metaworld==3.1.1"
+            f'Meta-World\'s tasks need metaworld ({error}): pip install "sb3-scoreflow[metaworld]". It pins mujoco to 3.3.0; '
+            "to keep a later one, install it alone, and what else it needs: pip install --no-deps metaworld==3.1.1, then "
+            'pip install "gymnasium[mujoco]" scipy imageio "mujoco>=3.3,<3.9"'
         ) from error
     return metaworld
