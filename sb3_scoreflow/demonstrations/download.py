@@ -118,11 +118,7 @@ def download(
     """
     with contextlib.ExitStack() as stack:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.with_name(f"{path.name}.lock")
-            stack.enter_context(FileLock(lock))
-            # Before it is released: whoever waits for it notices that it is gone, and makes a new one
-            stack.callback(_delete, lock)
+            stack.enter_context(alone(path))
         except OSError as error:
             raise OSError(f"The folder {path.parent}, for {url}, cannot be written: {error}. {advice}") from error
         if path.exists():  # downloaded by the process that this one has waited for
@@ -144,9 +140,23 @@ def download(
         partial.move_to(path)
 
 
-def _delete(path: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows deletes no open files
-        path.unlink()
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """
+    Of several processes, let one make a file while the others wait.
+
+    :param path: Of the file; missing folders are made
+    :raises OSError: if the folder cannot be written
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f"{path.name}.lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            # Before it is released: whoever waits for it notices that it is gone, and makes a new one
+            with contextlib.suppress(OSError):  # Windows deletes no open files
+                lock.unlink()
 
 
 def _fetch(url: str, partial: _Partial, name: str, progress_bar: bool) -> None:

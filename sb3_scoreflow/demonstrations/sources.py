@@ -13,6 +13,7 @@ package are imported in its ``__init__``; those of other packages register when 
 """
 
 import difflib
+import inspect
 import os
 import re
 from collections.abc import Callable
@@ -33,7 +34,8 @@ def register_source(name: str, suggest: Callable[[str], str | None] | None = Non
     :param name: What stands before the colon: at least two letters, digits, ``-`` or ``_`` (one letter is a Windows drive)
     :param suggest: What is meant, if someone leaves out the name and the colon: from what is given, to what should follow the
         colon, or to None
-    :return: Decorator for a function ``(spec: str, **kwargs) -> Demonstrations``
+    :return: Decorator for a function ``(spec: str, **kwargs) -> Demonstrations``. If it has an argument ``n_episodes``, it
+        gets that of :func:`load_demonstrations`, so as not to make more episodes than are taken
     :raises ValueError: if the name has another form or belongs to another function
     """
     if not re.fullmatch(r"[\w-]{2,}", name):
@@ -62,7 +64,8 @@ def load_demonstrations(
 
     :param source: ``"builtin:hopper-medium"``, ``"d4rl:hopper-medium-v2"`` or another ``"name:..."`` of a registered source;
         or the path of an HDF5 file with D4RL's layout. Whatever exists as a file is taken for a path
-    :param n_episodes: At most this many episodes, the first ones; no limit if None
+    :param n_episodes: At most this many episodes, the first ones; no limit if None. Sources that make episodes rather than
+        have them (``metaworld:``) make so many
     :param n_transitions: At most this many transitions, in whole episodes; no limit if None
     :param kwargs: Passed on to the source, such as ``max_episode_steps`` to a file without ``timeouts``
     :return: The demonstrations; ``metadata`` holds their ``source``
@@ -70,8 +73,11 @@ def load_demonstrations(
     :raises FileNotFoundError: if the file does not exist
     """
     name, spec = _parse(source)
+    loader = _SOURCES[name]
+    if n_episodes is not None and "n_episodes" in inspect.signature(loader).parameters:
+        kwargs["n_episodes"] = n_episodes
     try:
-        demonstrations = _SOURCES[name](spec, **kwargs).take(n_episodes=n_episodes, n_transitions=n_transitions)
+        demonstrations = loader(spec, **kwargs).take(n_episodes=n_episodes, n_transitions=n_transitions)
     except FileNotFoundError as error:
         hint = _hint(spec) if name == "file" else None
         if hint is None:

@@ -3,6 +3,7 @@
 from sb3_scoreflow.envs.action_chunking import ActionChunking
 from sb3_scoreflow.envs.envpool import EnvPoolVecEnv
 from sb3_scoreflow.envs.kitchen import KITCHEN_TASK_SETS, FlatKitchen, completed_tasks, make_kitchen
+from sb3_scoreflow.envs.metaworld import MetaWorldEnv, make_metaworld
 from sb3_scoreflow.envs.robomimic import RobomimicEnv, make_robomimic
 from sb3_scoreflow.envs.select_observations import SelectObservations
 
@@ -11,9 +12,11 @@ __all__ = [
     "ActionChunking",
     "EnvPoolVecEnv",
     "FlatKitchen",
+    "MetaWorldEnv",
     "RobomimicEnv",
     "SelectObservations",
     "completed_tasks",
     "make_kitchen",
+    "make_metaworld",
     "make_robomimic",
 ]
