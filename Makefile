@@ -32,6 +32,8 @@ $(STAMP): pyproject.toml constraints.txt
 		$(PYTHON) -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+# Alone: it pins an older mujoco than the constraints have, with which it works as well.
+	$(BIN)/python -m pip install --no-deps -c constraints.txt metaworld
 	@touch $@
 
 install: $(STAMP)  ## Create .venv with the package and its development tools

@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,8 @@ def load_metaworld(
     Actions are those that the env executes: what the expert asks beyond [-1, 1] is clipped. Episodes end at success, and each
     begins with positions of its own; the first ones do not depend on ``n_episodes``.
 
-    :param spec: Name of the task; or several with commas between them, for an env of the same tasks in the same order
+    :param spec: Name of the task; or several with commas between them, for an env of the same tasks in the same order: their
+        episodes take turns
     :param n_episodes: How many episodes
     :param seed: For the positions
     :param only_successes: Whether to leave out the episodes in which the expert fails, and roll out others in their place
@@ -101,14 +101,16 @@ def _roll_out(tasks: tuple[str, ...], n_episodes: int, facts: dict[str, Any]) ->
     """
     from metaworld.policies import ENV_POLICY_MAP
 
-    experts = {task: ENV_POLICY_MAP[task]() for task in tasks}
+    classes: dict[str, Any] = ENV_POLICY_MAP
+    experts = {task: classes[task]() for task in tasks}
     n_attempts = n_episodes * (_ATTEMPTS_PER_SUCCESS if facts["only_successes"] else 1)
     episodes: list[dict[str, Any]] = []
     n_successes = n_rolled_out = 0
     env = make_metaworld(tasks, facts["split"], facts["max_episode_steps"])
     try:
         while len(episodes) < n_episodes and n_rolled_out < n_attempts:
-            episode = _episode(env, experts, seed=None if n_rolled_out else facts["seed"])
+            task = tasks[len(episodes) % len(tasks)]
+            episode = _episode(env, task, experts[task], seed=None if n_rolled_out else facts["seed"])
             n_rolled_out += 1
             n_successes += episode["terminal"]
             if episode["terminal"] or not facts["only_successes"]:
@@ -131,16 +133,15 @@ def _roll_out(tasks: tuple[str, ...], n_episodes: int, facts: dict[str, Any]) ->
     return Demonstrations.from_trajectories(episodes, metadata)
 
 
-def _episode(env: gym.Env, experts: dict[str, Any], seed: int | None) -> dict[str, Any]:
+def _episode(env: gym.Env, task: str, expert: Any, seed: int | None) -> dict[str, Any]:
     """:return: An episode, as :meth:`Demonstrations.from_trajectories` takes it"""
-    observation, info = env.reset(seed=seed)
-    expert: Callable[[np.ndarray], np.ndarray] = experts[info["task"]].get_action
+    observation, _ = env.reset(seed=seed, options={"task": task})
     observations, actions, rewards = [], [], []
     ended = terminated = False
     while not ended:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they say that the env clips
-            action = np.clip(expert(observation[:_OBSERVATION_SIZE]), -1.0, 1.0).astype(np.float32)
+            action = np.clip(expert.get_action(observation[:_OBSERVATION_SIZE]), -1.0, 1.0).astype(np.float32)
         observations.append(observation)
         actions.append(action)
         observation, reward, terminated, truncated, _ = env.step(action)

@@ -97,8 +97,8 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         self.render_mode = render_mode
         self.render_camera = render_camera
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
-        size = _OBSERVATION_SIZE + (len(self.tasks) if len(self.tasks) > 1 else 0)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self._size = _OBSERVATION_SIZE + (len(self.tasks) if len(self.tasks) > 1 else 0)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (self._size,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
         self._kwargs = dict(render_mode=render_mode, camera_name=render_camera, width=render_size, height=render_size)
         self._envs: dict[str, Any] = {}
@@ -122,10 +122,21 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         return np.array(self._env._last_rand_vec)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """
+        :param seed: Fixes the positions (and the task) of this episode and of those after it
+        :param options: May have ``task``, one of :attr:`tasks`, in place of one that is drawn
+        :return: Observation and info
+        :raises ValueError: if there is no such task
+        """
         super().reset(seed=seed)
         if seed is not None:
             self._draws = np.random.default_rng((_SPLITS.index(self.split), seed))
-        if len(self.tasks) > 1:
+        task = (options or {}).get("task")
+        if task is not None:
+            if task not in self.tasks:
+                raise ValueError(f"`options`: this env's tasks are {list(self.tasks)}, got {task!r}.")
+            self._index = self.tasks.index(task)
+        elif len(self.tasks) > 1:
             self._index = int(self._draws.integers(len(self.tasks)))
         self._env = self._make(self.task)
         self._set_positions()
@@ -182,7 +193,7 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def _view(self, observation: np.ndarray) -> np.ndarray:
         """:return: The observation of this episode's task, a new array"""
-        view = np.zeros(self.observation_space.shape, dtype=np.float32)
+        view = np.zeros(self._size, dtype=np.float32)
         view[:_OBSERVATION_SIZE] = observation
         if len(self.tasks) > 1:
             view[_OBSERVATION_SIZE + self._index] = 1.0
