@@ -66,7 +66,7 @@ def load_robomimic(
         least 256 MiB
     :return: The demonstrations; ``metadata`` holds the file's ``env_args``, as JSON text, the env's name,
         ``terminate_on_success``, whether successes end episodes, and ``n_transitions_cut``, the number of those left out
-    :raises ImportError: if h5py is not installed
+    :raises ImportError: if h5py or cachetools is not installed
     :raises FileNotFoundError: if there is no such file
     :raises OSError: if it cannot be read: empty, truncated, not HDF5
     :raises ValueError: if an argument does not fit the file, or the file is not complete, its arrays do not fit each other,
