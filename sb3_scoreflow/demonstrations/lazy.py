@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.demonstrations.hdf5_arrays import Array, UnusableFileError
-from sb3_scoreflow.demonstrations.safe_hdf5 import Group
+from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError
+from sb3_scoreflow.safe_hdf5.groups import Group
 
 _MIN_BLOCK_BYTES = 2**24
 """Blocks of this size are read whatever the cache has room for: images have to be decompressed somewhere."""

@@ -14,7 +14,7 @@ import pytest
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations, write_minari
 from sb3_scoreflow.demonstrations.arrays import describe_array
 from sb3_scoreflow.demonstrations.lazy import BlockCache, HDF5Images, LazyImages
-from sb3_scoreflow.demonstrations.safe_hdf5 import Group
+from sb3_scoreflow.safe_hdf5.groups import Group
 
 LENGTHS = (7, 1, 12, 5)
 SHAPE = (6, 5, 3)
