@@ -42,7 +42,7 @@ demo: $(STAMP)  ## Run the quickstart: demonstrations -> cloning -> fine-tuning
 	$(BIN)/python examples/quickstart.py
 
 test: $(STAMP)  ## Run the tests (without those marked slow), with branch coverage and its threshold
-	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist worksteal --cov $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist worksteal --cov=sb3_scoreflow $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## Run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -116,7 +116,7 @@ def cached_bytes(demonstrations: Demonstrations) -> int:
     """:return: What is in the cache, which all cameras share"""
     arrays = named_observations(demonstrations.observations).values()
     stores = [store for array in arrays if isinstance(array, LazyImages) for store in array._stores]
-    return max((store.cache.n_bytes for store in stores if isinstance(store, HDF5Images)), default=0)
+    return max((store.cache.blocks.currsize for store in stores if isinstance(store, HDF5Images)), default=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from sb3_scoreflow.registry import ALGORITHMS
 from sb3_scoreflow.rldt import RLDT
 from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 install()
 

@@ -35,11 +35,12 @@ class _MovedFinder(MetaPathFinder, Loader):
         new = MOVED[spec.name]
         warnings.warn(f"{spec.name} has moved to {new}: import it from there.", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(new)
-        self.spec = module.__spec__
+        spec.loader_state = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # it has been executed, under its new name
+        assert module.__spec__ is not None  # of the old name, by this import
+        module.__spec__ = module.__spec__.loader_state  # it has been executed, under its new name
 
 
 def install() -> None:

@@ -12,6 +12,7 @@ import sb3_scoreflow
 
 LEVELS = (
     ("common",),
+    ("safe_hdf5",),
     ("envs",),
     ("demonstrations",),
     ("bc",),

@@ -1,6 +1,7 @@
 """Modules under the names that they had in 0.1.0: the same modules, with a warning that says where they are now."""
 
 import importlib
+import importlib.util
 import pickle
 import sys
 from collections.abc import Callable
@@ -51,6 +52,19 @@ def test_old_name_is_the_new_module(old: str, way: Callable[[str], Any]) -> None
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 1 and old in messages[0].split() and MOVED[old] in messages[0].replace(":", "").split()
     assert caught[0].filename in (__file__, "<string>", importlib.__file__)  # who imported it, not this package
+
+
+@pytest.mark.filterwarnings("ignore:sb3_scoreflow:DeprecationWarning")
+def test_imports_at_the_same_time_keep_apart() -> None:
+    """As by two threads: each module is created before one of them is executed."""
+    olds = list(MOVED)
+    before = [importlib.import_module(MOVED[old]).__spec__ for old in olds]
+    specs = [importlib.util.find_spec(old) for old in olds]
+    modules = [importlib.util.module_from_spec(spec) for spec in specs if spec is not None]
+    for module, spec in zip(modules, specs, strict=True):
+        assert spec is not None and spec.loader is not None
+        spec.loader.exec_module(module)
+    assert [module.__spec__ for module in modules] == before
 
 
 def test_new_names_do_not_warn(recwarn: pytest.WarningsRecorder) -> None:

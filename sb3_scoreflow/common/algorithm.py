@@ -9,13 +9,11 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_scoreflow.common.action_space import check_action_space
-from sb3_scoreflow.common.arguments import ArgumentResolution
 from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.checks import SB3_RULES, check_argument
 from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_actor
@@ -23,21 +21,14 @@ from sb3_scoreflow.common.divergence import check_losses, check_parameters, chec
 from sb3_scoreflow.common.env_attributes import chunk_settings
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
-from sb3_scoreflow.common.saved_files import WrongPolicyError, foreign_file_error, written_by
-from sb3_scoreflow.common.utils import (
-    ArgumentError,
-    DivergenceError,
-    atomic_path,
-    non_finite_parameter,
-    usable_cores,
-    warn,
-    warn_of_threads,
-)
+from sb3_scoreflow.common.saved_algorithm import SavedAlgorithm
+from sb3_scoreflow.common.saved_files import WrongPolicyError
+from sb3_scoreflow.common.utils import ArgumentError, usable_cores, warn, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
 
-class FlowAlgorithm(ArgumentResolution):
+class FlowAlgorithm(SavedAlgorithm):
     """
     An on-policy algorithm that trains a :class:`~sb3_scoreflow.FlowMatchingPolicy`.
 
@@ -347,86 +338,3 @@ class FlowAlgorithm(ArgumentResolution):
 
     def _check_parameters(self) -> None:
         check_parameters(self.policy, self.n_iterations)
-
-    # ------------------------------------------------------------------ saving
-
-    @classmethod
-    def load(
-        cls: type[SelfFlowAlgorithm],
-        path: Any,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfFlowAlgorithm:
-        """
-        As in Stable-Baselines3. Arguments that were left at None get their values anew, for the environment given.
-
-        :param path: of the file, or a file object
-        :param env: environment, None to predict only
-        :param device: device of the networks
-        :param custom_objects: attribute -> value instead of that in the file
-        :param print_system_info: whether to print the versions of what the file was written with
-        :param force_reset: whether to reset the environment before training goes on
-        :param kwargs: arguments to be changed
-        :return: the model
-        :raises ValueError: if another algorithm wrote the file, or an argument is impossible
-        """
-        changed = {**(custom_objects or {}), **kwargs}
-        if "lr_schedule" in changed and "learning_rate" not in changed:
-            kwargs["learning_rate"] = changed["learning_rate"] = changed["lr_schedule"]
-        try:
-            return super().load(
-                path, env, device, custom_objects, print_system_info, force_reset, **kwargs, _given=list(changed)
-            )
-        except WrongPolicyError as error:
-            raise foreign_file_error(path, written_by(path), cls.__name__) from error
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
-        """
-        As in Stable-Baselines3. Arguments that were left at None follow what the weights are: a clone's or not.
-
-        :param load_path_or_dict: file, or parameters as ``get_parameters`` gives them
-        :param exact_match: whether all parameters have to be there
-        :param device: device to read the file to
-        :raises ValueError: if they do not fit
-        """
-        from_file = not isinstance(load_path_or_dict, dict)
-        given = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1] if from_file else load_path_or_dict
-        try:
-            super().set_parameters(self._own_parameters(dict(given)), exact_match, device)
-        except (KeyError, RuntimeError, ValueError) as error:
-            writer = written_by(load_path_or_dict) if from_file else None
-            if writer is None or writer == type(self).__name__:
-                raise
-            raise foreign_file_error(load_path_or_dict, writer, type(self).__name__) from error
-        self._resolve_defaults()
-
-    def _own_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """
-        :param parameters: given to :meth:`set_parameters`
-        :return: what the model makes of them
-        """
-        return parameters
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """
-        As in Stable-Baselines3, but atomic, and refused if a parameter is not finite: a bad checkpoint never replaces a good
-        one.
-
-        :param path: path (".zip" is added if it has no suffix) or file object
-        :param exclude: names of attributes not to save
-        :param include: names of attributes to save although they are excluded by default
-        :raises DivergenceError: if a parameter is NaN or infinite
-        """
-        culprit = non_finite_parameter(self.policy)
-        if culprit is not None:
-            raise DivergenceError(f"Not saved: parameter '{culprit}' is NaN or infinite. Load the last checkpoint instead.")
-        if not isinstance(path, (str, Path)):
-            super().save(path, exclude, include)
-            return
-        path = Path(path)
-        with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
-            super().save(temporary, exclude, include)

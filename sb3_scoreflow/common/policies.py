@@ -21,6 +21,7 @@ from sb3_scoreflow.common.encoders import ViTExtractor, random_shift
 from sb3_scoreflow.common.net_arch import resolve_net_arch
 from sb3_scoreflow.common.networks import ObservationNormalizer, VelocityField
 from sb3_scoreflow.common.observations import batch_size, blocks, image_keys, take
+from sb3_scoreflow.common.ppo_only import spread_arguments
 from sb3_scoreflow.common.utils import DivergenceError, check_choice, check_whole_numbers, non_finite_parameter
 
 ObservationNormalization = Literal["auto", "running", "fixed", "none"]
@@ -95,7 +96,8 @@ class FlowMatchingPolicy(BasePolicy):
     ) -> None:
         if use_sde:
             raise ValueError(
-                "use_sde=True is not supported: a flow policy explores along its denoising chain (see min_std and max_std)."
+                f"use_sde=True is not supported: leave it out. How far {type(self).__name__} explores is set by "
+                f"{spread_arguments(type(self))}."
             )
         check_action_space(action_space)
         check_choice("observation_normalization", observation_normalization, get_args(ObservationNormalization))

@@ -7,18 +7,27 @@ from typing import Any
 from stable_baselines3.common.policies import BasePolicy
 
 _NO_GAUSSIAN = "it belongs to PPO's Gaussian policy. Leave it out"
+_SPREAD = ("min_std", "max_std", "exploration_scale", "prior_std")
 
 #: argument of PPO's policy -> what to do instead
 INSTEAD = {
-    "log_std_init": f"{_NO_GAUSSIAN}; exploration is bounded by ScoReFlowPPO's min_std and max_std, scaled by RLDT's "
-    "exploration_scale",
+    "log_std_init": f"{_NO_GAUSSIAN}; how far the policy explores is set by {{spread}}",
     "full_std": f"{_NO_GAUSSIAN}; a flow policy has no gSDE",
     "use_expln": f"{_NO_GAUSSIAN}; a flow policy has no gSDE",
     "ortho_init": "initial weights are those of the flow. Leave it out",
     "squash_output": "a flow policy's actions are within the bounds always. Leave it out",
-    "share_features_extractor": "RLDT's critics keep an extractor of their own, which starts from the clone's. Leave it out; "
+    "share_features_extractor": "the critics keep an extractor of their own, which starts from the clone's. Leave it out; "
     "encoder_learning_rate=0 freezes it",
 }
+
+
+def spread_arguments(policy_class: type[BasePolicy]) -> str:
+    """
+    :param policy_class: of a flow policy
+    :return: those of its arguments that set how far it explores, for a message
+    """
+    taken = {name for base in policy_class.__mro__[:-1] for name in inspect.signature(base).parameters}
+    return " and ".join(name for name in _SPREAD if name in taken)
 
 
 def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> None:
@@ -33,4 +42,5 @@ def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: Mapping[s
     for name in [name for name in policy_kwargs if name not in parameters]:
         given = {"observation_space", "action_space", "lr_schedule", "use_sde"}
         taken = f"{policy_class.__name__} takes {', '.join(sorted(parameters.keys() - given))}"
-        raise TypeError(f"policy_kwargs has an unexpected keyword argument {name!r}: {INSTEAD.get(name, taken)}.")
+        instead = INSTEAD.get(name, taken).format(spread=spread_arguments(policy_class))
+        raise TypeError(f"policy_kwargs has an unexpected keyword argument {name!r}: {instead}.")

@@ -14,8 +14,9 @@ import numpy as np
 
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.download import download
-from sb3_scoreflow.demonstrations.hdf5 import import_h5py, read_hdf5
+from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
 from sb3_scoreflow.demonstrations.sources import register_source
+from sb3_scoreflow.safe_hdf5.groups import import_h5py
 
 DEFAULT_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 DEFAULT_DIRECTORY = "~/.d4rl/datasets"

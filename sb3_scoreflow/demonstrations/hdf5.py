@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,12 @@ import numpy as np
 from sb3_scoreflow.common.utils import atomic_path
 from sb3_scoreflow.demonstrations.arrays import Array, LoadedObservations
 from sb3_scoreflow.demonstrations.container import Demonstrations
-from sb3_scoreflow.demonstrations.hdf5_arrays import Array as HDF5Array
-from sb3_scoreflow.demonstrations.hdf5_arrays import UnusableFileError, check_size, reading
-from sb3_scoreflow.demonstrations.hdf5_heaps import check_heaps
 from sb3_scoreflow.demonstrations.lazy import READ_ERRORS, LazyImages
 from sb3_scoreflow.demonstrations.recognize import describe_file, describe_folder, describe_hdf5
-from sb3_scoreflow.demonstrations.safe_hdf5 import Group
 from sb3_scoreflow.demonstrations.sources import register_source
+from sb3_scoreflow.safe_hdf5.arrays import Array as HDF5Array
+from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError, check_size
+from sb3_scoreflow.safe_hdf5.groups import Group, import_h5py, open_root
 
 FORMAT_VERSION = 1
 _VERSION_ATTRIBUTE = "sb3_scoreflow_format"
@@ -167,16 +165,6 @@ def _is_text(text: str) -> bool:
     return "\0" not in text and text == text.encode("utf-8", "replace").decode()
 
 
-def import_h5py() -> ModuleType:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            'Demonstration files need h5py, which is not installed: pip install "sb3-scoreflow[demonstrations]"'
-        ) from error
-    return h5py
-
-
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[Group]:
     """
@@ -186,7 +174,7 @@ def open_hdf5(path: Path) -> Iterator[Group]:
     :raises FileNotFoundError: if there is no such file
     :raises OSError: if it cannot be opened, or read inside the block: empty, truncated, not HDF5
     """
-    h5py = import_h5py()
+    import_h5py()  # a missing package is told before a missing file
     if not path.exists():
         raise FileNotFoundError(
             f"There is no demonstration file {path} (seen from {Path.cwd()}). Check the path. "
@@ -201,11 +189,8 @@ def open_hdf5(path: Path) -> Iterator[Group]:
     if path.stat().st_size == 0:
         raise OSError(f"The demonstration file {path} is empty (0 bytes): its download or copy failed. Fetch it again.")
     try:
-        with contextlib.ExitStack() as stack:
-            with reading("/"):
-                check_heaps(path)
-                file = stack.enter_context(h5py.File(path, "r"))
-            yield Group(file)
+        with open_root(path) as file:
+            yield file
     except READ_ERRORS as error:
         kind = describe_file(path)
         if kind is not None:

@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.demonstrations.hdf5_arrays import Array, UnusableFileError
-from sb3_scoreflow.demonstrations.safe_hdf5 import Group
+from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError
+from sb3_scoreflow.safe_hdf5.groups import Group
 
 _MIN_BLOCK_BYTES = 2**24
 """Blocks of this size are read whatever the cache has room for: images have to be decompressed somewhere."""
@@ -25,6 +24,7 @@ class BlockCache:
     The decompressed blocks that were used last, up to a number of bytes. A copy in another process starts empty.
 
     :param max_bytes: Upper limit of what is kept; 0 keeps nothing
+    :raises ImportError: if cachetools is not installed
     :raises ValueError: if the limit is not an integer of at least 0
     """
 
@@ -34,33 +34,26 @@ class BlockCache:
                 f"`cache_bytes` must be an integer of at least 0, got {max_bytes!r}: how many bytes of decompressed images to "
                 "keep. Pass for instance 2**30."
             )
+        try:
+            from cachetools import LRUCache
+        except ImportError as error:
+            raise ImportError(
+                'Images in files need cachetools, which is not installed: pip install "sb3-scoreflow[demonstrations]"'
+            ) from error
         self.max_bytes = int(max_bytes)
-        self.n_bytes = 0
-        self._blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        #: (name of the dataset, number of the block) -> block
+        self.blocks: Any = LRUCache(self.max_bytes, getsizeof=lambda block: block.nbytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockCache, (self.max_bytes,)
 
-    def get(self, key: tuple[str, int]) -> np.ndarray | None:
-        """
-        :param key: Name of the dataset and number of the block
-        :return: The block, which is now the one used last; None if it is not kept
-        """
-        if key in self._blocks:
-            self._blocks.move_to_end(key)
-        return self._blocks.get(key)
-
     def put(self, key: tuple[str, int], block: np.ndarray) -> None:
         """
-        :param key: Of a block that is not kept
-        :param block: To keep, in place of those that were not used for the longest time
+        :param key: Name of the dataset and number of the block
+        :param block: To keep, unless it is larger than the cache, in place of those that were not used for the longest time
         """
-        if block.nbytes > self.max_bytes:
-            return
-        self._blocks[key] = block
-        self.n_bytes += block.nbytes
-        while self.n_bytes > self.max_bytes:
-            self.n_bytes -= self._blocks.popitem(last=False)[1].nbytes
+        if block.nbytes <= self.max_bytes:
+            self.blocks[key] = block
 
 
 class HDF5Images:
@@ -147,7 +140,7 @@ class HDF5Images:
         for members in np.split(order, firsts):
             dataset, n_rows = datasets[members[0]], int(block_rows[members[0]])
             key = (self._names[dataset], int(rows[members[0]] // n_rows))
-            block = self.cache.get(key)
+            block = self.cache.blocks.get(key)
             if block is None:
                 missing.append((key, members, n_rows, self._is_doubtful[dataset]))
             else:

@@ -14,7 +14,6 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_scoreflow.demonstrations.container import Demonstrations
-from sb3_scoreflow.demonstrations.hdf5_arrays import Array, UnusableFileError, check_size
 from sb3_scoreflow.demonstrations.minari_folder import (
     METADATA_KEY,
     SOURCE,
@@ -24,9 +23,10 @@ from sb3_scoreflow.demonstrations.minari_folder import (
     open_folder,
     open_leaf,
 )
-from sb3_scoreflow.demonstrations.safe_hdf5 import Group
 from sb3_scoreflow.demonstrations.sources import register_source
 from sb3_scoreflow.envs.select_observations import Selection, select
+from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError, check_size
+from sb3_scoreflow.safe_hdf5.groups import Group
 
 _EPISODES = "episodes"
 # The env's argument that tells whether a task is rewarded once, or in every step after it is complete

@@ -18,9 +18,9 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_scoreflow.demonstrations.hdf5 import open_hdf5
-from sb3_scoreflow.demonstrations.hdf5_arrays import Array, UnusableFileError, reading
 from sb3_scoreflow.demonstrations.minari_images import JPEGImages, is_jpeg_array, is_jpeg_space
-from sb3_scoreflow.demonstrations.safe_hdf5 import Group
+from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError, reading
+from sb3_scoreflow.safe_hdf5.groups import Group
 
 SOURCE = "minari"
 METADATA_KEY = "sb3_scoreflow_metadata"

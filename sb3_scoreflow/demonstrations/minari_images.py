@@ -6,7 +6,7 @@ import math
 import numpy as np
 from gymnasium import spaces
 
-from sb3_scoreflow.demonstrations.hdf5_arrays import Array, UnusableFileError, reading
+from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError, reading
 
 _MAGIC = b"\xff\xd8\xff"
 _MIN_SIZE = 32
@@ -30,7 +30,7 @@ def is_jpeg_array(array: Array) -> bool:
 
 class JPEGImages:
     """
-    Images of an episode, undecoded. Has what :func:`~sb3_scoreflow.demonstrations.hdf5_arrays.check_size` asks for.
+    Images of an episode, undecoded. Has what :func:`~sb3_scoreflow.safe_hdf5.arrays.check_size` asks for.
 
     :param array: Of the bytes of a JPEG file per row
     :param shape: Of an image; None if it is not recorded, then that of the first image

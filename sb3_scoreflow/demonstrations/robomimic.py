@@ -18,12 +18,12 @@ import numpy as np
 from sb3_scoreflow.demonstrations.arrays import Array, clean_array, clean_vector
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.hdf5 import open_hdf5
-from sb3_scoreflow.demonstrations.hdf5_arrays import Array as HDF5Array
-from sb3_scoreflow.demonstrations.hdf5_arrays import check_size
 from sb3_scoreflow.demonstrations.lazy import BlockCache, HDF5Images, LazyImages
-from sb3_scoreflow.demonstrations.safe_hdf5 import Group
 from sb3_scoreflow.demonstrations.sources import register_source
-from sb3_scoreflow.envs.robosuite_settings import parse_env_args
+from sb3_scoreflow.envs.robosuite_settings import read_env_args
+from sb3_scoreflow.safe_hdf5.arrays import Array as HDF5Array
+from sb3_scoreflow.safe_hdf5.arrays import check_size
+from sb3_scoreflow.safe_hdf5.groups import Group
 
 _SOURCE = "robomimic"
 _PROPRIOCEPTION = ("eef_pos", "eef_quat", "gripper_qpos")
@@ -66,7 +66,7 @@ def load_robomimic(
         least 256 MiB
     :return: The demonstrations; ``metadata`` holds the file's ``env_args``, as JSON text, the env's name,
         ``terminate_on_success``, whether successes end episodes, and ``n_transitions_cut``, the number of those left out
-    :raises ImportError: if h5py is not installed
+    :raises ImportError: if h5py or cachetools is not installed
     :raises FileNotFoundError: if there is no such file
     :raises OSError: if it cannot be read: empty, truncated, not HDF5
     :raises ValueError: if an argument does not fit the file, or the file is not complete, its arrays do not fit each other,
@@ -296,12 +296,8 @@ def _read_env(file: Group) -> dict[str, str]:
     :return: The env's arguments, if the file has them
     :raises ValueError: if they are not what robomimic writes
     """
-    text = file["data"].attrs.get("env_args")
-    if text is None:
+    env_args = read_env_args(file)
+    if env_args is None:
         return {}
-    try:
-        env_args = parse_env_args(text)
-    except ValueError as error:
-        raise ValueError(f"{error} Repair or delete it.") from error
     # In one line, without robomimic's indentation
     return {"env": env_args["env_name"], "env_args": json.dumps(env_args)}

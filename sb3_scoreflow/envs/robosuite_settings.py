@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from sb3_scoreflow.safe_hdf5.groups import Group, open_root
+
 ROBOSUITE_TYPE = 1
 """``env_args["type"]`` of robosuite's envs; robomimic also knows Gym's (2) and others."""
 
@@ -218,43 +220,45 @@ def _standard_args(env_name: str) -> dict[str, Any]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """:return: ``env_args`` of a file of demonstrations"""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(f'robomimic\'s files need h5py ({error}): pip install "sb3-scoreflow[robomimic]"') from error
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no file {path} (seen from {Path.cwd()}). Check the path; without a file, name the task: "
             f"{list(_SHORT_NAMES)}."
         )
     try:
-        with h5py.File(path, "r") as file:
-            text = file["data"].attrs.get("env_args") if "data" in file else None
-    except Exception as error:  # h5py raises nearly anything on damaged files
+        with open_root(path) as file:
+            env_args = read_env_args(file)
+        if env_args is None:
+            raise ValueError("its group `data` has no attribute `env_args`.")
+    except OSError as error:
         raise OSError(f"The file {path} cannot be read: {error}. It is truncated, damaged or not HDF5.") from error
-    try:
-        return parse_env_args(text)
     except ValueError as error:
         raise ValueError(
-            f"{path} does not say which env it is from: {error} Name the task instead of the file, as make_robomimic('lift')."
+            f"{path} does not say which env it is from: {error} To make an env without it, name the task, as "
+            "make_robomimic('lift')."
         ) from error
+    return env_args
 
 
-def parse_env_args(text: Any) -> dict[str, Any]:
+def read_env_args(file: Group) -> dict[str, Any] | None:
     """
-    :param text: what a robomimic file has as the attribute ``env_args`` of ``data``; None if it has none
-    :return: its content
-    :raises ValueError: if it is not what robomimic writes; callers add the name of the file, and what to do
+    :param file: the root of an open robomimic file
+    :return: what it says of its env: the attribute ``env_args`` of ``data``; None if it has none
+    :raises OSError: if it is damaged
+    :raises ValueError: if it is not what robomimic writes
     """
+    data = file.get("data")
+    text = data.attrs.get("env_args") if isinstance(data, Group) else None
     if text is None:
-        raise ValueError("its group `data` has no attribute `env_args`.")
+        return None
     try:
         env_args = json.loads(text)
     except (TypeError, ValueError, RecursionError):
         env_args = None
     if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str):
         raise ValueError(
-            f"the attribute `env_args` of `data` is {text!r:.999}; it must be a JSON object with `env_name`, a text."
+            f"the attribute `env_args` of `data` is {text!r:.999}; it must be a JSON object with `env_name`, a text. Repair "
+            "or delete it."
         )
     return env_args
 

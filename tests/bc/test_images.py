@@ -66,7 +66,7 @@ def test_same_clone_as_from_memory(tmp_path: Path, layout: str, monkeypatch: pyt
     def getitem(self: HDF5Images, rows: np.ndarray) -> np.ndarray:
         images = original(self, rows)
         read.append(len(rows))
-        held.append(self.cache.n_bytes)
+        held.append(self.cache.blocks.currsize)
         return images
 
     monkeypatch.setattr(HDF5Images, "__getitem__", getitem)

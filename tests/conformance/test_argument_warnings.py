@@ -15,16 +15,13 @@ from tests.conformance.saving import saved
 
 
 def test_batch_size_that_leaves_a_remainder_warns_and_works(ratio: Algorithm) -> None:
-    message = (
-        r"batch_size=5 does not divide the rollout of n_steps \* n_envs = 7 \* 3 = 21 transitions: in every epoch there will "
-        r"be a truncated mini-batch of size 1\. Choose a batch_size that is a factor of 21"
-    )
+    message = r"batch_size=5 .* 7 \* 3 = 21 .*size 1\b.*factor of 21"
     with pytest.warns(UserWarning, match=message) as caught:
         model = ratio.make("FlowPolicy", make_toy(n_envs=3), n_steps=7, batch_size=5)
     assert caught[0].filename == case_module.__file__, "it points at the call of the constructor"
     model.learn(2 * 21)  # advantages of a single chain cannot be normalized
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
-    with pytest.warns(UserWarning, match="batch_size=10 does not divide the rollout"):
+    with pytest.warns(UserWarning, match="batch_size=10"):
         ratio.cls.load(saved(ratio.make("FlowPolicy", make_toy())), make_toy(), batch_size=10)
 
 
@@ -40,9 +37,7 @@ def test_batch_size_that_leaves_a_remainder_warns_and_works(ratio: Algorithm) ->
     ],
 )
 def test_clip_range_of_ppo_warns(likelihoods: Algorithm, clip_range: Any, warned: bool) -> None:
-    message = (
-        r"clip_range=0\.[12] hardly clips: the ratio is a geometric mean over the chain's .* Leave clip_range out, or star"
-    )
+    message = r"clip_range=0\.[12] .*Leave clip_range out"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         file = saved(likelihoods.make("FlowPolicy", make_toy(), clip_range=clip_range))
@@ -53,14 +48,14 @@ def test_clip_range_of_ppo_warns(likelihoods: Algorithm, clip_range: Any, warned
 
 @pytest.mark.parametrize("score_drift", ["learned", "constant"])
 def test_score_drift_with_one_denoising_step_warns(likelihoods: Algorithm, score_drift: str) -> None:
-    message = f"score_drift='{score_drift}' with denoising_steps=1 only shrinks the initial noise .* set denoising_steps to 2"
+    message = f"score_drift='{score_drift}' with denoising_steps=1 .*denoising_steps to 2"
     with pytest.warns(UserWarning, match=message) as caught:
         likelihoods.make("FlowPolicy", make_toy(), score_drift=score_drift, denoising_steps=1)
     assert caught[0].filename == case_module.__file__
 
 
 def test_a_single_particle_warns(replay: Algorithm) -> None:
-    with pytest.warns(UserWarning, match="n_particles=1 leaves the kernel nothing to repel") as caught:
+    with pytest.warns(UserWarning, match="n_particles=1") as caught:
         model = replay.make("FlowPolicy", make_toy(), n_particles=1)
     assert caught[0].filename == case_module.__file__
     model.learn(replay.iteration())

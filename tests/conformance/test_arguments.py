@@ -347,14 +347,16 @@ def test_table_of_impossible_arguments_is_used(algorithm: Algorithm) -> None:
     assert all(any(has(each, arguments) for each in ALGORITHMS) for arguments in own)
 
 
+REMEDY = re.compile(r": pass (?:the number )?([^,]*?)(?:, an int|, not a string|, not a)?\.?$")
+
+
 @pytest.mark.filterwarnings("ignore:batch_size=")
-@pytest.mark.parametrize(("each", "arguments", "message"), ROWS)
+@pytest.mark.parametrize(("each", "arguments", "message"), [row for row in ROWS if REMEDY.search(str(row.values[2]))])
 def test_remedies_work(each: Algorithm, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         each.make("FlowPolicy", make_toy(), **arguments)
-    remedy = re.search(r": pass (?:the number )?([^,]*?)(?:, an int|, not a string)?\.$", str(caught.value))
-    if remedy is None:
-        return
+    remedy = REMEDY.search(str(caught.value))
+    assert remedy is not None
     value = ast.literal_eval(remedy[1])
     (name,) = arguments
     if isinstance(arguments[name], dict):  # of its only entry

@@ -17,7 +17,7 @@ from sb3_scoreflow import CosineSchedule, HoldCosineSchedule
 from sb3_scoreflow.common.encoders import ViTExtractor
 from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.arguments import arguments_of
-from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy
+from tests.conformance.envs import ACTION_SPACE, OBSERVATIONS, make_toy, observe
 
 EXTRACTORS = {
     "flat": FlattenExtractor,
@@ -329,8 +329,23 @@ def test_features_extractor_class_and_kwargs(algorithm: Algorithm) -> None:
 
 
 def test_use_sde_is_refused(algorithm: Algorithm) -> None:
-    with pytest.raises(ValueError, match="use_sde=True is not supported: a flow policy explores along its denoising chain"):
-        algorithm.cls.policy_aliases["FlowPolicy"](OBSERVATIONS["flat"][0], ACTION_SPACE, lambda _: 1e-3, use_sde=True)
+    """The message names what sets how far the policy explores instead: each of these arguments widens its actions."""
+    policy_class = algorithm.cls.policy_aliases["FlowPolicy"]
+    space = OBSERVATIONS["flat"][0]
+    observations = th.as_tensor(observe("flat", np.zeros((1000, 3))))
+
+    def spread(**arguments: Any) -> np.ndarray:
+        """:return: standard deviations of the actions in a rollout"""
+        policy = policy_class(space, ACTION_SPACE, lambda _: 1e-3, **arguments)
+        th.manual_seed(0)
+        return policy.unscale_action(policy(observations)[0].detach().numpy()).std(axis=0)
+
+    with pytest.raises(ValueError, match=r"use_sde=True .* leave it out") as error:
+        spread(use_sde=True)
+    named = str(error.value).removesuffix(".").rpartition(" is set by ")[2].split(" and ")
+    for name in named:
+        default = inspect.signature(policy_class).parameters[name].default
+        assert (spread(**{name: 2 * default}) > 1.01 * spread()).all(), name
 
 
 def test_arguments_of_the_algorithm_are_refused_in_policy_kwargs(algorithm: Algorithm) -> None:

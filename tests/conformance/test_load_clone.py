@@ -203,5 +203,5 @@ def test_critic_is_fitted_afterwards_as_by_cloning() -> None:
 @pytest.mark.parametrize("n_batches", [0, -1])
 def test_fitting_a_critic_needs_gradient_steps(n_batches: int) -> None:
     model = ALGORITHMS[0].make("FlowPolicy", "Pendulum-v1")
-    with pytest.raises(ValueError, match="n_batches must be at least 1"):
+    with pytest.raises(ValueError, match=rf"n_batches.*\b1\b.*{n_batches}"):
         model.pretrain_critic(demonstrations(), n_batches)

@@ -1,5 +1,7 @@
 """What a loaded model does, and what may be changed when it is loaded."""
 
+import copy
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch as th
 
 from sb3_scoreflow import FlowMatchingPolicy
 from tests.conformance.algorithm import SMALL_EXTRACTOR, Algorithm, Case
+from tests.conformance.algorithms import ALGORITHMS
 from tests.conformance.envs import ACTION_SPACE, make_toy, observe, some_states
 from tests.conformance.saving import assert_same, other_value, saved
 
@@ -142,6 +145,36 @@ def test_reference_is_restored(ratio: Algorithm) -> None:
     loaded.learn(ratio.iteration(), reset_num_timesteps=False)
     assert_same(dict(loaded.reference.state_dict()), dict(model.reference.state_dict()))
     assert not th.equal(loaded.policy.velocity_field.output_layer.weight, loaded.reference.velocity_field.output_layer.weight)
+
+
+def derived(algorithm: Algorithm, name: str, **attributes: Any) -> Any:
+    """:return: a small model of a class that a user has derived"""
+    cls = type(name, (algorithm.cls,), attributes)
+    return dataclasses.replace(algorithm, cls=cls).make("FlowPolicy", make_toy(), seed=1)
+
+
+@pytest.mark.parametrize("exact_match", [True, False])
+def test_parameters_of_another_algorithm_change_nothing(algorithm: Algorithm, exact_match: bool, tmp_path: Path) -> None:
+    """Although many of them, or all, have the same names and shapes."""
+    model = algorithm.make("FlowPolicy", make_toy())
+    before = copy.deepcopy(model.get_parameters())
+    others = {str(other): other.make("FlowPolicy", make_toy(), seed=1) for other in ALGORITHMS if other is not algorithm}
+    others["Other"] = derived(algorithm, "Other", capabilities=algorithm.capabilities)  # with another objective, say
+    for name, other in others.items():
+        other.save(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"was written by {name}, not by {algorithm}: .* call load_clone\(path\)"):
+            model.set_parameters(tmp_path / name, exact_match)
+    assert_same(model.get_parameters(), before)
+
+
+@pytest.mark.parametrize("name", ["Variant", "Elsewhere"])
+def test_parameters_of_a_subclass(algorithm: Algorithm, name: str, tmp_path: Path) -> None:
+    """It is no other algorithm, be it known here or not."""
+    model, variant = algorithm.make("FlowPolicy", make_toy()), derived(algorithm, "Variant")
+    variant.algorithm = name
+    variant.save(tmp_path / "variant")
+    model.set_parameters(tmp_path / "variant")
+    assert_same(dict(model.policy.state_dict()), dict(variant.policy.state_dict()))
 
 
 # ------------------------------------------------------------------ the policy by itself

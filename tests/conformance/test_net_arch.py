@@ -84,8 +84,8 @@ def test_missing_layers_are_linear_as_in_ppo(algorithm: Algorithm, net_arch: Any
 @pytest.mark.parametrize(
     ("net_arch", "message", "remedied"),
     [
-        (dict(pi=[8], qf=[9]), "net_arch has an entry 'qf', which is none of", dict(pi=[8], vf=[9])),
-        (dict(pi=[8], vf=[7], qf=[9]), "net_arch has an entry 'qf', which is none of", dict(pi=[8], vf=[7])),
+        (dict(pi=[8], qf=[9]), "net_arch .*'qf'", dict(pi=[8], vf=[9])),
+        (dict(pi=[8], vf=[7], qf=[9]), "net_arch .*'qf'", dict(pi=[8], vf=[7])),
         ([8, dict(pi=[7], vf=[6, 5])], "net_arch has layers that actor and critic share", dict(pi=[8, 7], vf=[8, 6, 5])),
         ([8, dict(vf=[6])], "net_arch has layers that actor and critic share", dict(pi=[8], vf=[8, 6])),
     ],
@@ -102,19 +102,19 @@ def test_unknown_and_shared_layers_are_refused(
 @pytest.mark.parametrize(
     ("net_arch", "message", "remedied"),
     [
-        ([64.0, 32], r"net_arch must be a list of positive whole numbers, got \[64.0, 32\]", [64, 32]),
-        ([64.5], "net_arch must be a list of positive whole numbers", [256, 256]),
-        ([float("inf")], "net_arch must be a list of positive whole numbers", [256, 256]),
-        (["64"], "net_arch must be a list of positive whole numbers", [256, 256]),
-        ([True, 8], "net_arch must be a list of positive whole numbers", [256, 256]),
-        ([16, 0], "net_arch must be a list of positive whole numbers", [256, 256]),
-        ("[64, 64]", "net_arch must be a list of widths, got '", [256, 256]),
-        (64, "net_arch must be a list of widths, got 64", [64]),
-        (dict(pi=64, vf=[8]), r"net_arch\['pi'\] must be a list of widths, got 64", [64]),
-        (dict(pi=[8], vf=[8.0]), r"net_arch\['vf'\] must be a list of positive whole numbers", [8]),
-        (dict(pi=[8], vf=[-1]), r"net_arch\['vf'\] must be a list of positive whole numbers", [256, 256]),
-        (dict(pi=[8], qf=[-1]), r"net_arch\['qf'\] must be a list of positive whole numbers", [256, 256]),
-        (dict(pi=[8.0], qf=[8]), r"net_arch\['pi'\] must be a list of positive whole numbers", [8]),
+        ([64.0, 32], r"net_arch .*\[64.0, 32\]", [64, 32]),
+        ([64.5], r"net_arch .*\[64\.5\]", [256, 256]),
+        ([float("inf")], r"net_arch .*\[inf\]", [256, 256]),
+        (["64"], r"net_arch .*\['64'\]", [256, 256]),
+        ([True, 8], r"net_arch .*\[True, 8\]", [256, 256]),
+        ([16, 0], r"net_arch .*\[16, 0\]", [256, 256]),
+        ("[64, 64]", r"net_arch .*'\[64, 64\]'", [256, 256]),
+        (64, r"net_arch .*\b64\b", [64]),
+        (dict(pi=64, vf=[8]), r"net_arch\['pi'\] .*\b64\b", [64]),
+        (dict(pi=[8], vf=[8.0]), r"net_arch\['vf'\] .*\[8\.0\]", [8]),
+        (dict(pi=[8], vf=[-1]), r"net_arch\['vf'\] .*\[-1\]", [256, 256]),
+        (dict(pi=[8], qf=[-1]), r"net_arch\['qf'\] .*\[-1\]", [256, 256]),
+        (dict(pi=[8.0], qf=[8]), r"net_arch\['pi'\] .*\[8\.0\]", [8]),
     ],
 )
 def test_net_arch_of_other_types_is_refused(algorithm: Algorithm, net_arch: Any, message: str, remedied: list[int]) -> None:

@@ -214,8 +214,13 @@ def test_arguments_of_ppos_policy_are_refused_with_a_remedy(algorithm: Algorithm
     missing = theirs.keys() - ours.keys()
     assert missing == INSTEAD.keys() - ({"share_features_extractor"} if algorithm.capabilities.ratio else set())
     for name in missing:
-        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}': .*Leave it out"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}': .*Leave it out") as error:
             algorithm.make("MlpPolicy", make_toy(), policy_kwargs={name: theirs[name].default})
+        # What the message names can be passed
+        for remedy, value in re.findall(r"\b([a-z]+_[a-z_]+)=?(\d*)", str(error.value).partition("Leave it out")[2]):
+            arguments = inspect.signature(algorithm.cls).parameters
+            given = {remedy: float(value) if value else {**ours, **arguments}[remedy].default}
+            algorithm.make("MlpPolicy", make_toy(), **(given if remedy in arguments else dict(policy_kwargs=given)))
     algorithm.make("MlpPolicy", make_toy())  # left out
 
 

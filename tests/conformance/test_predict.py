@@ -218,7 +218,7 @@ def test_inference_steps_can_be_changed_after_training(algorithm: Algorithm) -> 
     assert not np.array_equal(actions[1], actions[2])
     # The integration converges: halving a small step changes little.
     assert np.abs(actions[64] - actions[128]).max() < 0.1 * np.abs(actions[1] - actions[128]).max()
-    with pytest.raises(ValueError, match="inference_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"inference_steps.*\b1\b.*\b0\b"):
         model.policy.inference_steps = 0
     assert model.denoising_steps == 4  # what training uses
 

@@ -66,18 +66,18 @@ def test_nothing_is_materialised() -> None:
 
 @pytest.mark.parametrize("horizon", [0, -1, 1.5, True])
 def test_horizon_errors(horizon: Any) -> None:
-    with pytest.raises(ValueError, match=f"`horizon` must be an integer of at least 1, got {horizon}"):
+    with pytest.raises(ValueError, match=rf"`horizon`.*\b1\b.*got {horizon}"):
         make().chunks(horizon)
 
 
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
-        (np.array([0, 5]), r"must lie in \[0, 5\), got values in \[0, 5\]"),
-        (np.array([-1]), r"must lie in \[0, 5\), got values in \[-1, -1\]"),
-        (np.array([0.0]), r"vector of integers, got shape \(1,\), dtype float64\. Pass"),
-        (np.ones(5, bool), r"vector of integers, got shape \(5,\), dtype bool"),
-        (2, r"vector of integers, got shape \(\)"),
+        (np.array([0, 5]), r"\[0, 5\).*\[0, 5\]"),
+        (np.array([-1]), r"\[0, 5\).*\[-1, -1\]"),
+        (np.array([0.0]), r"\(1,\).*float64"),
+        (np.ones(5, bool), r"\(5,\).*bool"),
+        (2, r"\(\)"),
     ],
 )
 def test_index_errors(indices: Any, message: str) -> None:

@@ -121,8 +121,10 @@ def test_max_transitions_with_several_envs() -> None:
 
 
 def test_max_transitions_below_the_first_episode() -> None:
-    with pytest.raises(ValueError, match=r"`max_transitions`=4 is less than the length of the first episode\. Raise it"):
-        collect_demonstrations(constant([0, 0]), CounterEnv(1_000_000), n_episodes=2, max_transitions=4)
+    with pytest.raises(ValueError, match=r"`max_transitions`=4"):
+        collect_demonstrations(constant([0, 0]), CounterEnv(6), n_episodes=2, max_transitions=4)
+    # Raised, as the message says
+    assert collect_demonstrations(constant([0, 0]), CounterEnv(6), n_episodes=2, max_transitions=6).n_episodes == 1
 
 
 def test_dict_and_image_observations() -> None:
@@ -196,6 +198,8 @@ def test_vec_normalize_must_not_be_reshaped() -> None:
     env = VecFrameStack(VecNormalize(DummyVecEnv([lambda: CounterEnv(3)])), n_stack=2)
     with pytest.raises(ValueError, match=r"changes the shape of observations from .*Make VecNormalize the outermost wrapper"):
         collect_demonstrations(batch_of(1, [0, 0]), env, n_episodes=1)
+    outermost = VecNormalize(VecFrameStack(DummyVecEnv([lambda: CounterEnv(3)]), n_stack=2))
+    assert collect_demonstrations(batch_of(1, [0, 0]), outermost, n_episodes=1).n_episodes == 1
 
 
 def test_chunked_envs_are_refused() -> None:
@@ -207,17 +211,15 @@ def test_chunked_envs_are_refused() -> None:
 
 
 def test_argument_and_action_errors() -> None:
-    with pytest.raises(ValueError, match="`n_episodes` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`n_episodes`.*\b1\b.*\b0\b"):
         collect_demonstrations(constant([0, 0]), CounterEnv(1), n_episodes=0)
-    with pytest.raises(ValueError, match="`max_transitions` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`max_transitions`.*\b1\b.*\b0\b"):
         collect_demonstrations(constant([0, 0]), CounterEnv(1), n_episodes=1, max_transitions=0)
-    with pytest.raises(
-        ValueError, match=r"actions of shape \(1, 4, 2\), the env takes \(1, 2\)\. Was the policy trained with"
-    ):
+    with pytest.raises(ValueError, match=r"\(1, 4, 2\).*\(1, 2\).*ActionChunking"):
         collect_demonstrations(constant(np.zeros((4, 2))), CounterEnv(1), n_episodes=1)
     with pytest.raises(ValueError, match="The policy returned an action that is not finite"):
         collect_demonstrations(constant([0, np.nan]), CounterEnv(1), n_episodes=1)
-    with pytest.raises(ValueError, match="`model` must have a method `predict` or be a function"):
+    with pytest.raises(ValueError, match=r"`model`.*`predict`"):
         collect_demonstrations("ppo", CounterEnv(1), n_episodes=1)
 
 

@@ -1,3 +1,4 @@
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -104,32 +105,41 @@ GOOD = np.zeros((3, 2))
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((GOOD, GOOD), r"Neither `terminations` nor `truncations` was given.*Pass one: flags of shape \(N,\)"),
-        ((GOOD, GOOD, None, [0, 0, 0]), r"None of the 3 transitions ends an episode.*Set `truncations` to True on the last"),
-        ((GOOD[:2], GOOD, None, ENDS), r"`observations` has length 2 but `actions` has length 3"),
-        (({"a": GOOD, "b": GOOD[:1]}, GOOD, None, ENDS), r"`observations\['b'\]` has length 1 but `actions` has length 3"),
-        ((GOOD, GOOD, [0.0], ENDS), r"`rewards` has length 1 but `actions` has length 3"),
-        ((GOOD, GOOD, None, None, ENDS[:2]), r"`truncations` has length 2 but `actions` has length 3"),
-        ((GOOD[:0], GOOD[:0], None, []), r"empty: `actions` has length 0\. Pass at least one whole episode"),
-        ((nan_at((1, 0), (3, 2)), GOOD, None, ENDS), r"`observations` has 1 value\(s\).*the first at index \(1, 0\)\. Remove"),
-        (({"a": nan_at((2, 1), (3, 2))}, GOOD, None, ENDS), r"`observations\['a'\]` has 1 value\(s\).*index \(2, 1\)"),
-        ((GOOD, nan_at((0, 1), (3, 2), np.inf), None, ENDS), r"`actions` has 1 value\(s\).*index \(0, 1\)"),
-        ((GOOD, nan_at((0, 1), (3, 2), 1e300), None, ENDS), r"`actions` has 1 value\(s\) that are NaN or infinite as float32"),
-        ((GOOD, GOOD, [0, np.nan, np.nan], ENDS), r"`rewards` has 2 value\(s\).*index \(1,\)"),
-        ((GOOD, np.array(["a", "b", "c"]), None, ENDS), r"`actions` has dtype <U1; demonstrations hold numbers only"),
-        ((np.array([{}, {}, {}]), GOOD, None, ENDS), r"`observations` has dtype object"),
-        ((GOOD, GOOD * 1j, None, ENDS), r"`actions` has dtype complex128"),
-        (({}, GOOD, None, ENDS), r"`observations` is a dict with the keys \[\]; it needs at least one key"),
-        (({1: GOOD}, GOOD, None, ENDS), r"`observations` is a dict with the keys \[1\].*only str keys"),
-        ((GOOD, 1.0, None, ENDS), r"`actions` is a single scalar"),
-        ((GOOD, GOOD, GOOD, ENDS), r"`rewards` has shape \(3, 2\)"),
-        ((GOOD, GOOD, None, GOOD), r"`terminations` has shape \(3, 2\)"),
-        ((GOOD, GOOD, None, [0, 0, 2]), r"`terminations` holds values other than 0 and 1"),
+        ((GOOD, GOOD), r"`terminations`.*`truncations`.*\(N,\)"),
+        ((GOOD, GOOD, None, [0, 0, 0]), r"\b3\b.*`truncations` to True"),
+        ((GOOD[:2], GOOD, None, ENDS), r"`observations` .*\b2\b.*`actions` .*\b3\b"),
+        (({"a": GOOD, "b": GOOD[:1]}, GOOD, None, ENDS), r"`observations\['b'\]` .*\b1\b.*`actions` .*\b3\b"),
+        ((GOOD, GOOD, [0.0], ENDS), r"`rewards` .*\b1\b.*`actions` .*\b3\b"),
+        ((GOOD, GOOD, None, None, ENDS[:2]), r"`truncations` .*\b2\b.*`actions` .*\b3\b"),
+        ((GOOD[:0], GOOD[:0], None, []), r"`actions` .*\b0\b"),
+        ((nan_at((1, 0), (3, 2)), GOOD, None, ENDS), r"`observations` .*\b1\b.*\(1, 0\)"),
+        (({"a": nan_at((2, 1), (3, 2))}, GOOD, None, ENDS), r"`observations\['a'\]` .*\b1\b.*\(2, 1\)"),
+        ((GOOD, nan_at((0, 1), (3, 2), np.inf), None, ENDS), r"`actions` .*\b1\b.*\(0, 1\)"),
+        ((GOOD, nan_at((0, 1), (3, 2), 1e300), None, ENDS), r"`actions` .*\b1\b.*float32"),
+        ((GOOD, GOOD, [0, np.nan, np.nan], ENDS), r"`rewards` .*\b2\b.*\(1,\)"),
+        ((GOOD, np.array(["a", "b", "c"]), None, ENDS), r"`actions` .*<U1"),
+        ((np.array([{}, {}, {}]), GOOD, None, ENDS), r"`observations` .*object"),
+        ((GOOD, GOOD * 1j, None, ENDS), r"`actions` .*complex128"),
+        (({}, GOOD, None, ENDS), r"`observations` .*\[\]"),
+        (({1: GOOD}, GOOD, None, ENDS), r"`observations` .*\[1\].*\bstr\b"),
+        ((GOOD, 1.0, None, ENDS), r"`actions` .*scalar"),
+        ((GOOD, GOOD, GOOD, ENDS), r"`rewards` .*\(3, 2\)"),
+        ((GOOD, GOOD, None, GOOD), r"`terminations` .*\(3, 2\)"),
+        ((GOOD, GOOD, None, [0, 0, 2]), r"`terminations` .*\b2\b"),
     ],
 )
 def test_constructor_errors(args: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Demonstrations(*args)
+
+
+@pytest.mark.parametrize("flags", [(), (None, np.zeros(3))])
+def test_remedy_of_missing_ends(flags: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError) as error:
+        Demonstrations(GOOD, GOOD, None, *flags)
+    (name,) = set(re.findall(r"`(truncations)`", str(error.value)))
+    remedied: dict[str, Any] = {name: ENDS}
+    assert Demonstrations(GOOD, GOOD, None, **remedied).episode_lengths.tolist() == [3]
 
 
 def test_metadata_errors() -> None:
@@ -166,10 +176,10 @@ def test_split_is_by_episode_and_seeded(dicts: bool) -> None:
 def test_split_edges() -> None:
     assert [side.n_episodes for side in numbered(1, 1).split(0.01, seed=0)] == [1, 1]
     assert [side.n_episodes for side in numbered(1, 1).split(0.99, seed=0)] == [1, 1]
-    with pytest.raises(ValueError, match="A split needs at least 2 episodes, there is 1"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\b1\b"):
         numbered(5).split(0.5, seed=0)
     for fraction in (0.0, 1.0, -0.1, float("nan")):
-        with pytest.raises(ValueError, match=r"`validation_fraction` must lie in \(0, 1\), got"):
+        with pytest.raises(ValueError, match=rf"`validation_fraction`.*\(0, 1\).*{fraction}"):
             numbered(2, 2).split(fraction, seed=0)
 
 
@@ -184,11 +194,11 @@ def test_take() -> None:
     np.testing.assert_array_equal(d.take(n_transitions=4).rewards, np.arange(2))
     np.testing.assert_array_equal(d.take(n_episodes=1, n_transitions=8).rewards, np.arange(2))
     assert not np.shares_memory(d.take(n_episodes=1).actions, d.actions)
-    with pytest.raises(ValueError, match=r"`n_transitions`=1 is less than the first episode's 2 transitions"):
+    with pytest.raises(ValueError, match=r"`n_transitions`=1 .*\b2\b"):
         d.take(n_transitions=1)
-    with pytest.raises(ValueError, match="`n_episodes` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`n_episodes`.*\b1\b.*\b0\b"):
         d.take(n_episodes=0)
-    with pytest.raises(ValueError, match="`n_transitions` must be at least 1, got -1"):
+    with pytest.raises(ValueError, match=r"`n_transitions`.*\b1\b.*-1\b"):
         d.take(n_transitions=-1)
 
 
@@ -203,7 +213,7 @@ def test_concatenate() -> None:
     np.testing.assert_array_equal(dicts.observations["image"][:, 0, 0, 0], [0, 1, 2, 3, 4, 0])
     with pytest.raises(ValueError, match="no demonstrations to concatenate"):
         Demonstrations.concatenate([])
-    with pytest.raises(ValueError, match=r"differ in keys, shapes or types: number 0 .* number 1 has .*image"):
+    with pytest.raises(ValueError, match=r"number 0 .* number 1 .*image"):
         Demonstrations.concatenate([a, as_dict_observations(b)])
     integers = Demonstrations(np.zeros((1, 2)), np.zeros((1, 1), int), None, [True])
     with pytest.raises(ValueError, match=r"number 1 has .*int64"):

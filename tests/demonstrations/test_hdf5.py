@@ -110,9 +110,9 @@ def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_save_errors(tmp_path: Path) -> None:
     d = Demonstrations({"a/b": np.zeros((1, 1))}, np.zeros((1, 1)), None, [1])
-    with pytest.raises(ValueError, match=r"observation key 'a/b' cannot name an HDF5 dataset\. Rename it"):
+    with pytest.raises(ValueError, match="'a/b'"):
         d.save(tmp_path / "x.hdf5")
-    with pytest.raises(ValueError, match="metadata key 'sb3_scoreflow_format' is reserved"):
+    with pytest.raises(ValueError, match="'sb3_scoreflow_format'"):
         small(metadata={"sb3_scoreflow_format": 1}).save(tmp_path / "x.hdf5")
     assert os.listdir(tmp_path) == []
 
@@ -120,14 +120,14 @@ def test_save_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"": 1}, r"The metadata key '' cannot name an HDF5 attribute: .*Rename it\."),
-        ({"a\0b": 1}, r"The metadata key 'a\\x00b' cannot name an HDF5 attribute"),
-        ({"\ud800": 1}, r"The metadata key '\\ud800' cannot name an HDF5 attribute"),
-        ({"x" * 5000: 1}, r"The metadata key 'x{99}' cannot name an HDF5 attribute"),
-        ({"note": "a\0b"}, r"`metadata\['note'\]` has NUL or halves of characters in it.*Take them out\."),
-        ({"note": "\ud800"}, r"`metadata\['note'\]` has NUL or halves of characters"),
-        ({"seed": 2**64}, r"`metadata\['seed'\]` is an integer of more than 64 bits.*Make it a str\."),
-        ({"seed": -(2**63) - 1}, r"`metadata\['seed'\]` is an integer of more than 64 bits"),
+        ({"": 1}, "metadata key ''"),
+        ({"a\0b": 1}, r"metadata key 'a\\x00b'"),
+        ({"\ud800": 1}, r"metadata key '\\ud800'"),
+        ({"x" * 5000: 1}, r"metadata key 'x{99}'"),
+        ({"note": "a\0b"}, r"`metadata\['note'\]`"),
+        ({"note": "\ud800"}, r"`metadata\['note'\]`"),
+        ({"seed": 2**64}, r"`metadata\['seed'\]`.*\b64\b"),
+        ({"seed": -(2**63) - 1}, r"`metadata\['seed'\]`.*\b64\b"),
     ],
 )
 def test_metadata_that_a_file_cannot_hold(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
@@ -166,12 +166,12 @@ def test_step_limit_stands_in_for_timeouts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(d.episode_lengths, [2, 4])
     np.testing.assert_array_equal(d.truncations, [0, 0, 0, 0, 0, 1])
     np.testing.assert_array_equal(Demonstrations.load_hdf5(path, max_episode_steps=2).episode_lengths, [2, 2, 2])
-    with pytest.raises(ValueError, match="`max_episode_steps` must be at least 1, got -2"):
+    with pytest.raises(ValueError, match=r"`max_episode_steps`.*\b1\b.*-2\b"):
         Demonstrations.load_hdf5(path, max_episode_steps=-2)
     for limit in (0, 1.5, True, "4"):
-        with pytest.raises(ValueError, match=rf"`max_episode_steps` must be at least 1, got {limit!r}, .*a\.hdf5\. Pass an"):
+        with pytest.raises(ValueError, match=rf"`max_episode_steps`.*\b1\b.*{limit!r}.*a\.hdf5"):
             Demonstrations.load_hdf5(path, max_episode_steps=limit)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=rf"must be at least 1, got {limit!r}, for the demonstration file .*Pass an int"):
+        with pytest.raises(ValueError, match=rf"`max_episode_steps`.*\b1\b.*{limit!r}.*d\.hdf5"):
             Demonstrations.load_hdf5(write(tmp_path / "d.hdf5", arrays, max_episode_steps=limit))
     for value in (4.0, np.int64(4)):
         assert Demonstrations.load_hdf5(write(tmp_path / "d.hdf5", arrays, max_episode_steps=value)).n_episodes == 2
@@ -247,16 +247,16 @@ def test_foreign_attributes(tmp_path: Path) -> None:
     [
         ({"actions": None, "rewards": None}, r"lacks \['actions', 'rewards'\]; it has \['infos', 'metadata'"),
         ({"terminals": None}, r"lacks \['terminals'\]"),
-        ({"rewards": np.zeros(4)}, r"does not fit: `rewards` has length 4 but `actions` has length 6"),
-        ({"rewards": np.full(N, np.nan)}, r"does not fit: `rewards` has 6 value\(s\) that are NaN.*index \(0,\)"),
-        ({"actions": np.array([b"a"] * N)}, r"does not fit: `actions` has dtype .*; demonstrations hold numbers only"),
+        ({"rewards": np.zeros(4)}, r"`rewards` .*\b4\b.*`actions` .*\b6\b"),
+        ({"rewards": np.full(N, np.nan)}, r"`rewards` .*\b6\b.*\(0,\)"),
+        ({"actions": np.array([b"a"] * N)}, r"`actions` .*S1"),
         (
             {key: np.zeros((0, 1)) for key in ("observations", "actions", "rewards", "terminals", "timeouts")},
             "does not fit: The demonstrations are empty",
         ),
         ({"observations": None, "observations/a/b": np.zeros(N)}, "observations has groups inside groups.*Flatten"),
-        ({"rewards": None, "rewards/a": np.zeros(N)}, r"does not fit: `rewards` is a group with \['a'\], not an array"),
-        ({"terminals": np.zeros((N, 2)), "timeouts": None}, r"has `terminals` of shape \(6, 2\); they must be a vector"),
+        ({"rewards": None, "rewards/a": np.zeros(N)}, r"`rewards` .*\['a'\]"),
+        ({"terminals": np.zeros((N, 2)), "timeouts": None}, r"`terminals` .*\(6, 2\)"),
     ],
 )
 def test_content_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -267,7 +267,7 @@ def test_content_errors(tmp_path: Path, changes: dict[str, Any], message: str) -
 
 
 def test_file_errors(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no demonstration file .*absent\.hdf5 .*Check the path"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.hdf5"):
         Demonstrations.load_hdf5(tmp_path / "absent.hdf5")
     with pytest.raises(IsADirectoryError, match=r"is a folder\. Pass the path of an HDF5 file"):
         Demonstrations.load_hdf5(tmp_path)
@@ -299,7 +299,7 @@ def test_damaged_data(tmp_path: Path) -> None:
 
 def test_newer_format(tmp_path: Path) -> None:
     path = write(tmp_path / "x.hdf5", d4rl_arrays(), sb3_scoreflow_format=2)
-    with pytest.raises(ValueError, match=r"has format 2, this version of sb3_scoreflow reads 1\. Upgrade"):
+    with pytest.raises(ValueError, match=r"format 2\b.*\b1\b"):
         Demonstrations.load_hdf5(path)
 
 

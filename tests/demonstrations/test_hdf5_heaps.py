@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
-from sb3_scoreflow.demonstrations import hdf5_heaps as heaps
+from sb3_scoreflow.safe_hdf5 import heaps
 
 HEADER = 16
 

@@ -12,7 +12,7 @@ import pytest
 
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
 from sb3_scoreflow.demonstrations.hdf5 import open_hdf5
-from sb3_scoreflow.demonstrations.hdf5_arrays import UnusableFileError
+from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError
 from tests.demonstrations import hostile_files as hostile
 from tests.demonstrations.hostile_files import READERS, Change, N, Reader, peak, quoted_code, reset_peak
 from tests.demonstrations.robomimic_files import numbered_demo, write_file
@@ -117,9 +117,9 @@ def test_arrays_that_are_none(reader: Reader, tmp_path: Path, change: Change, me
 
 def test_limit_can_be_raised(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = reader.write(tmp_path)
-    monkeypatch.setattr("sb3_scoreflow.demonstrations.hdf5_arrays.MIN_LIMIT", 100)
+    monkeypatch.setattr("sb3_scoreflow.safe_hdf5.arrays.MIN_LIMIT", 100)
     reader.load(path)  # in proportion to the file
-    monkeypatch.setattr("sb3_scoreflow.demonstrations.hdf5_arrays.MAX_RATIO", 0)
+    monkeypatch.setattr("sb3_scoreflow.safe_hdf5.arrays.MAX_RATIO", 0)
     with pytest.raises(ValueError, match=r"takes \d+ bytes of memory .* the limit is 100\. .*pass `max_bytes=\d+`") as error:
         reader.load(path)
     (limit,) = re.findall(r"`max_bytes=(\d+)`", str(error.value))
@@ -198,7 +198,7 @@ def test_image_chunks_that_decompress_to_more(tmp_path: Path) -> None:
 
 def test_large_honest_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that are looked into, because they could be bombs: compressed, with a checksum, and stored as they are."""
-    monkeypatch.setattr("sb3_scoreflow.demonstrations.hdf5_arrays._SAFE_BYTES", 1000)
+    monkeypatch.setattr("sb3_scoreflow.safe_hdf5.arrays._SAFE_BYTES", 1000)
     rng = np.random.default_rng(0)
     values = rng.normal(size=(N, 50)).astype(np.float32)
     path = READERS["file"].write(tmp_path)
@@ -280,7 +280,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_hdf5(path) as root:
         assert root["fixed"].read_names() == {"a", "b"} and root["free"].read_names() == {"a", "ü"}
         assert root["bad"].read_names() == {"\\xff"}
-        monkeypatch.setattr("sb3_scoreflow.demonstrations.hdf5_arrays._MAX_NAMES_BYTES", 40)
+        monkeypatch.setattr("sb3_scoreflow.safe_hdf5.arrays._MAX_NAMES_BYTES", 40)
         with pytest.raises(UnusableFileError, match="`fixed` lists 3 names of 1 bytes: too many"):
             root["fixed"].read_names()
 

@@ -2,6 +2,7 @@ import inspect
 import multiprocessing
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations, write_minari
 from sb3_scoreflow.demonstrations.arrays import describe_array
 from sb3_scoreflow.demonstrations.lazy import BlockCache, HDF5Images, LazyImages
-from sb3_scoreflow.demonstrations.safe_hdf5 import Group
+from sb3_scoreflow.safe_hdf5.groups import Group
 
 LENGTHS = (7, 1, 12, 5)
 SHAPE = (6, 5, 3)
@@ -132,11 +133,11 @@ def test_cache_is_bounded(tmp_path: Path, capacity: int) -> None:
     for _ in range(50):
         rows = rng.integers(25, size=6)
         np.testing.assert_array_equal(images[rows], expected[rows])
-        blocks = images.cache._blocks.values()
-        assert images.cache.n_bytes == sum(block.nbytes for block in blocks) <= capacity * IMAGE_BYTES
+        blocks = images.cache.blocks.values()
+        assert images.cache.blocks.currsize == sum(block.nbytes for block in blocks) <= capacity * IMAGE_BYTES
         assert all(block.base is None for block in blocks)  # none keeps a larger array alive
-    assert images.cache.n_bytes == {0: 0, 100: 25 * IMAGE_BYTES}.get(capacity, images.cache.n_bytes)
-    assert (images.cache.n_bytes > 0) == (capacity > 0)
+    assert images.cache.blocks.currsize == {0: 0, 100: 25 * IMAGE_BYTES}.get(capacity, images.cache.blocks.currsize)
+    assert (images.cache.blocks.currsize > 0) == (capacity > 0)
 
 
 def test_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,10 +145,11 @@ def test_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.Monk
     images = open_images(tmp_path / "x.hdf5", 8 * IMAGE_BYTES)
     for row in (8, 12, 9, 16):  # the third dataset's blocks 0, 1, 0, 2: block 1 has to go
         images[np.array([row])]
-    assert list(images.cache._blocks) == [("2", 0), ("2", 2)]
+    kept = [("2", 0), ("2", 2)]
+    assert sorted(images.cache.blocks) == kept
     monkeypatch.setattr(h5py, "File", lambda *args: pytest.fail("opened"))
     images[np.array([17, 10])]
-    assert list(images.cache._blocks) == [("2", 0), ("2", 2)] or list(images.cache._blocks) == [("2", 2), ("2", 0)]
+    assert sorted(images.cache.blocks) == kept
 
 
 def test_each_block_is_read_once_per_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +169,7 @@ def test_contiguous_data_need_no_cache_and_no_hdf5(tmp_path: Path, monkeypatch: 
         with monkeypatch.context() as patch:
             patch.setattr(h5py, "File", lambda *args: pytest.fail("opened"))
             np.testing.assert_array_equal(images[np.arange(25)], expected)
-        assert images.cache.n_bytes == 0
+        assert images.cache.blocks.currsize == 0
 
 
 def test_unusual_storage(tmp_path: Path) -> None:
@@ -283,12 +285,18 @@ def test_pickled_without_what_is_cached(tmp_path: Path, monkeypatch: pytest.Monk
         cache = BlockCache(1000)
         lazy = LazyImages([HDF5Images(Group(file), [*names], cache) for names in ("0", "12")])
     expected = np.asarray(lazy)
-    assert cache.n_bytes > 0
+    assert cache.blocks.currsize > 0
     monkeypatch.chdir("/")
     copy = pickle.loads(pickle.dumps(lazy))
     first, second = copy._stores
-    assert first.cache is second.cache is not cache and (first.cache.n_bytes, first.cache.max_bytes) == (0, 1000)
+    assert first.cache is second.cache is not cache and (first.cache.blocks.currsize, first.cache.max_bytes) == (0, 1000)
     np.testing.assert_array_equal(copy, expected)
+
+
+def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cachetools", None)
+    with pytest.raises(ImportError, match=r'cachetools.*pip install "sb3-scoreflow\[demonstrations\]"'):
+        BlockCache(1000)
 
 
 def demonstrations(lazy: LazyImages | np.ndarray) -> Demonstrations:

@@ -101,7 +101,7 @@ def test_unknown_builtin_lists_what_exists() -> None:
 
 
 def test_unknown_source_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"Unknown source 'moon' .*'moon:rocks'\. Known sources: \['builtin', .*'file'"):
+    with pytest.raises(ValueError, match=r"'moon' .*'moon:rocks'.*\['builtin', .*'file'"):
         load_demonstrations("moon:rocks")
 
 
@@ -116,7 +116,7 @@ def test_files(tmp_path: Path) -> None:
     demonstrations.save(tmp_path / "copy.hdf5")
     assert load_demonstrations(tmp_path / "copy.hdf5").metadata == {"source": f"file:{path}"}
     assert load_demonstrations("builtin:hopper-medium", n_episodes=1).metadata["source"] == "builtin:hopper-medium"
-    with pytest.raises(FileNotFoundError, match=r"no demonstration file .*y\.hdf5"):
+    with pytest.raises(FileNotFoundError, match=r"y\.hdf5"):
         load_demonstrations(tmp_path / "y.hdf5")
     with pytest.raises(FileNotFoundError, match=r"no demonstration file hopper-medium.*'builtin:hopper-medium'"):
         load_demonstrations("hopper-medium")
@@ -130,7 +130,7 @@ def test_colons_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert load_demonstrations(name).n_episodes == 3
     # A drive letter is no source, whether or not the file exists
     for source in (r"D:\absent.hdf5", "D:/absent.hdf5"):
-        with pytest.raises(FileNotFoundError, match="no demonstration file D:"):
+        with pytest.raises(FileNotFoundError, match="D:"):
             load_demonstrations(source)
     # A path object is never a source
     with pytest.raises(FileNotFoundError, match="no demonstration file builtin:hopper-medium"):
@@ -148,7 +148,7 @@ def test_register_source() -> None:
     assert load_demonstrations("lab:pick:and-place", n=5).n_episodes == 5
     assert load_demonstrations("lab:pick:and-place", n=5, n_episodes=2).n_episodes == 2
     register_source("lab")(load_lab)  # as after a reload
-    with pytest.raises(ValueError, match=r"source 'lab' is already registered, by .*load_lab\. Choose another name"):
+    with pytest.raises(ValueError, match=r"'lab' .*load_lab"):
         register_source("lab")(lambda spec: small())
     for name in ("", "c", "a:b", "a b"):
         with pytest.raises(ValueError, match="`name` of a source must be at least two letters"):

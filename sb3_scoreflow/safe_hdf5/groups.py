@@ -1,20 +1,50 @@
 """
 HDF5 files from strangers: nothing outside of a file is read.
 
-:class:`Group` and :class:`~sb3_scoreflow.demonstrations.hdf5_arrays.Array` stand in for h5py's objects, with the part of their
+:class:`Group` and :class:`~sb3_scoreflow.safe_hdf5.arrays.Array` stand in for h5py's objects, with the part of their
 interface that readers need. h5py itself would follow links to other files, and raises nearly anything on damaged ones.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.demonstrations.hdf5_arrays import Array, UnusableFileError, reading
+from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError, reading
+from sb3_scoreflow.safe_hdf5.heaps import check_heaps
 
 _MAX_SOFT_LINKS = 16
 _MAX_NODES = 1000
 _MAX_DEPTH = 16
+
+
+def import_h5py() -> ModuleType:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(
+            'Demonstration files need h5py, which is not installed: pip install "sb3-scoreflow[demonstrations]"'
+        ) from error
+    return h5py
+
+
+@contextmanager
+def open_root(path: Path) -> "Iterator[Group]":
+    """
+    :param path: A file
+    :return: The root of the open file, to read inside a ``with`` block
+    :raises ImportError: if h5py is not installed
+    :raises OSError: if it cannot be opened: missing, truncated, not HDF5
+    """
+    h5py = import_h5py()
+    with ExitStack() as stack:
+        with reading("/"):
+            check_heaps(path)
+            file = stack.enter_context(h5py.File(path, "r"))
+        yield Group(file)
 
 
 class Group:
