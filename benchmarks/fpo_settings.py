@@ -1,5 +1,6 @@
 """
-A search over FPO's settings on Hopper and HalfCheetah, with a seed of its own: as large as ScoReFlowPPO's (``benchmarks.score``).
+A search over FPO's settings on Hopper and HalfCheetah, with a seed of its own: ScoReFlowPPO's was as large
+(``benchmarks.score``).
 
     python -m benchmarks.fpo_settings
 

@@ -5,7 +5,7 @@ Every algorithm at its defaults on tasks, experts and data that others made, fro
     python -m benchmarks.tasks --task soccer-v3
     python -m benchmarks.tasks --variants  # only summarize
 
-Meta-World: a few demonstrations of the package's scripted expert; the return is success, within 200 steps. Positions of
+Meta-World: a few successes of the package's scripted expert; the return is success, within 200 steps. Positions of
 evaluation are never those of training. For every seed one clone, made as ``pretrain_bc`` does by default, is the start of all
 flow variants; the Gaussian PPO clones the same demonstrations. At the end, 50 episodes each of the deterministic and of the
 exploring policy; deterministic ones on the way every 20,000 env steps.
@@ -85,8 +85,9 @@ VARIANTS = {
 
 @lru_cache(maxsize=1)
 def demonstrations_of(task: Task, seed: int) -> Demonstrations:
-    """Every seed has demonstrations of its own."""
-    return load_demonstrations(f"metaworld:{task.name}", n_episodes=task.n_demonstrations, seed=seed)
+    """Every seed has demonstrations of its own, which all succeed."""
+    arguments = dict(only_successes=True, max_episode_steps=MAX_STEPS)
+    return load_demonstrations(f"metaworld:{task.name}", n_episodes=task.n_demonstrations, seed=seed, **arguments)
 
 
 def make_env(task: Task, split: str, n_envs: int, seed: int) -> VecEnv:
