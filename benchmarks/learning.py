@@ -1,6 +1,6 @@
 """The statistics of the learning benchmarks: of curves, over seeds, and over several tasks at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,37 +61,43 @@ def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- several tasks at once (arXiv 2108.13264)
+# rliable is imported where it is used: it takes seconds.
 
-#: One array of scores, one per seed, for every task
-Scores = Sequence[np.ndarray]
-Statistic = Callable[..., float]
-
-
-def interquartile_mean(*tasks: np.ndarray) -> float:
-    """Mean of the middle half of all runs of all tasks."""
-    return float(stats.trim_mean(np.concatenate(tasks), 0.25))
+#: Scores, shape ``(n_seeds, n_tasks)``
+Scores = np.ndarray
+_N_RESAMPLES = 2000
 
 
-def probability_of_improvement(*tasks: np.ndarray) -> float:
+def interquartile_means(scores: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
+    """
+    Mean of the middle half of all runs of all tasks, with its 95% confidence interval by a bootstrap that draws seeds within
+    every task.
+
+    :param scores: of each algorithm
+    :return: "value" and "ci95" by algorithm
+    """
+    from rliable import metrics
+
+    return _with_intervals(scores, lambda runs: np.array([metrics.aggregate_iqm(runs)]))
+
+
+def probabilities_of_improvement(scores: Mapping[str, Scores], pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     """
     Probability that a run of the first beats a run of the second on the same task, ties counting half; mean over tasks.
 
-    :param tasks: the scores of the first on every task, then those of the second
+    :param scores: of each algorithm
+    :param pairs: of algorithms
+    :return: "value" and "ci95", 95% by a bootstrap as above, by "first over second"
     """
-    first, second = tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :]
-    wins = [np.sign(a[:, None] - b[None, :]) / 2 + 0.5 for a, b in zip(first, second, strict=True)]
-    return float(np.mean([w.mean() for w in wins]))
+    from rliable import metrics
+
+    both: dict[str, Any] = {f"{first} over {second}": (scores[first], scores[second]) for first, second in pairs}
+    return _with_intervals(both, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]))
 
 
-def with_bootstrap_interval(statistic: Statistic, tasks: Scores) -> dict[str, Any]:
-    """
-    A statistic of the scores with its 95% confidence interval, by a percentile bootstrap that draws seeds within every task.
+def _with_intervals(scores: Mapping[str, Any], statistic: Callable[..., np.ndarray]) -> dict[str, dict[str, Any]]:
+    from rliable import library
 
-    :param statistic: of one array per task
-    :param tasks: the arrays, at least two scores each
-    """
-    drawn = stats.bootstrap(tuple(tasks), statistic, n_resamples=2000, vectorized=False, method="percentile", rng=0)
-    return {
-        "value": statistic(*tasks),
-        "ci95": [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)],
-    }
+    generator = np.random.RandomState(0)  # what rliable takes
+    values, intervals = library.get_interval_estimates(scores, statistic, reps=_N_RESAMPLES, random_state=generator)
+    return {name: {"value": float(values[name][0]), "ci95": intervals[name][:, 0].tolist()} for name in scores}

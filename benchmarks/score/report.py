@@ -11,11 +11,10 @@ from benchmarks.curves import RETURNS, Curve, CurveTable, Run, complete
 from benchmarks.learning import (
     all_steps_to,
     final_return,
-    interquartile_mean,
+    interquartile_means,
     lowest_over_clone,
     mean_and_interval,
-    probability_of_improvement,
-    with_bootstrap_interval,
+    probabilities_of_improvement,
 )
 from benchmarks.score import arms
 
@@ -88,16 +87,11 @@ def summarize(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any
     for column in RETURNS:
         over_all: dict[str, Any] = {}
         for name, score in (("final", final_return), ("mean_over_training", mean_return)):
-            scores = normalized(curves, column, score)
+            scores = {arm: np.column_stack(tasks) for arm, tasks in normalized(curves, column, score).items()}
+            known = [pair for pair in pairs if scores.keys() >= set(pair)]
             over_all[name] = {
-                "interquartile_mean": {
-                    arm: with_bootstrap_interval(interquartile_mean, tasks) for arm, tasks in scores.items()
-                },
-                "probability_of_improvement": {
-                    f"{a} over {b}": with_bootstrap_interval(probability_of_improvement, [*scores[a], *scores[b]])
-                    for a, b in pairs
-                    if a in scores and b in scores
-                },
+                "interquartile_mean": interquartile_means(scores),
+                "probability_of_improvement": probabilities_of_improvement(scores, known),
             }
         tasks = {env: summarize_task(of_task, column) for env, of_task in curves.items()}
         summary[column] = {"tasks": tasks, "over_all_tasks": over_all}

@@ -6,12 +6,11 @@ import pytest
 from benchmarks.learning import (
     all_steps_to,
     final_return,
-    interquartile_mean,
+    interquartile_means,
     lowest_over_clone,
     mean_and_interval,
-    probability_of_improvement,
+    probabilities_of_improvement,
     steps_to,
-    with_bootstrap_interval,
 )
 
 NAN = float("nan")
@@ -23,26 +22,30 @@ CURVE = {
 
 
 def test_interquartile_mean_ignores_the_outer_quarters() -> None:
-    assert interquartile_mean(np.array([-1000.0, 1.0]), np.array([2.0, 1000.0])) == 1.5
+    found = interquartile_means({"ours": np.array([[-1000.0, 2.0], [1.0, 1000.0]])})
+    assert found["ours"]["value"] == 1.5
 
 
 def test_probability_of_improvement() -> None:
-    low, high = np.array([1.0, 2.0]), np.array([3.0, 4.0])
-    assert probability_of_improvement(high, low) == 1.0
-    assert probability_of_improvement(low, low) == 0.5
-    # Better on the first task, worse on the second: tasks count alike whatever their numbers of seeds
-    assert probability_of_improvement(high, np.array([0.0]), low, high) == 0.5
+    low, high = np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]])
+    # Better on the first task, worse on the second
+    scores = {"low": low, "high": high, "first": np.hstack([high, low]), "second": np.hstack([low, high])}
+    pairs = [("high", "low"), ("low", "low"), ("first", "second")]
+    found = probabilities_of_improvement(scores, pairs)
+    assert [each["value"] for each in found.values()] == [1.0, 0.5, 0.5]
+    assert list(found) == ["high over low", "low over low", "first over second"]
 
 
 def test_bootstrap_draws_within_tasks() -> None:
     # Tasks of different levels without spread: no uncertainty, unless seeds were drawn across tasks
-    constant = with_bootstrap_interval(interquartile_mean, [np.full(5, 1.0), np.full(5, 3.0)])
-    assert constant == {"value": 2.0, "ci95": [2.0, 2.0]}
+    constant = interquartile_means({"ours": np.tile([1.0, 3.0], (5, 1))})
+    assert constant == {"ours": {"value": 2.0, "ci95": [2.0, 2.0]}}
 
 
 def test_bootstrap_interval_covers_the_mean() -> None:
     rng = np.random.default_rng(0)
-    intervals = [with_bootstrap_interval(interquartile_mean, [rng.normal(size=20)])["ci95"] for _ in range(20)]
+    found = interquartile_means({str(i): rng.normal(size=(20, 1)) for i in range(12)})
+    intervals = [each["ci95"] for each in found.values()]
     assert 0.8 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 1.0
     assert 0.4 < np.mean([high - low for low, high in intervals]) < 1.6
 
