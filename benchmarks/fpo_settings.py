@@ -67,7 +67,7 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
         if len(entry) > 1:
             entries[variant] = entry
     sources = study.origins(study.read_summary(options.output), options.variants, origin)
-    study.write_summary(options.output, {"origins": sources, "settings": entries})
+    study.write_summary(options.output, {"origins": sources, "seeds": options.seeds, "settings": entries})
     rows = []
     for env_id in ENV_IDS:
         of_env = {v: [curve for run, curve in table.items() if run[:2] == (v, env_id)] for v in VARIANTS}

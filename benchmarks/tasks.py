@@ -25,13 +25,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks import gaussian_baseline, study
 from benchmarks.curves import CurveTable, Run, complete, locked
+from benchmarks.finetune import GAUSSIAN, GAUSSIAN_STD, ITERATION
 from benchmarks.learning import lowest_over_clone, mean_and_interval
 from benchmarks.study import Panel, Variant
 from sb3_scoreflow import (
     FPO,
     RLDT,
     ActionChunking,
-    CosineSchedule,
     Demonstrations,
     FlowMatchingPolicy,
     ScoReFlowPPO,
@@ -57,7 +57,7 @@ class Task(NamedTuple):
 TASKS = {
     task.name: task
     for task in (
-        Task("peg-insert-side-v3", 10),
+        Task("peg-insert-side-v3", 5),
         Task("soccer-v3", 10),
         Task("pick-place-v3", 5),
         Task("push-v3", 5),
@@ -67,12 +67,6 @@ TASKS = {
         Task("stick-push-v3", 5),
     )
 }
-#: The defaults, their iteration of 2048 chunks rounded to what 20 environments allow.
-ITERATION: dict[str, Any] = dict(n_steps=100, batch_size=250)
-GAUSSIAN: dict[str, Any] = dict(
-    n_steps=100, batch_size=500, n_epochs=8, learning_rate=CosineSchedule(2e-4, 2e-5), clip_range=0.2
-)
-GAUSSIAN_STD = 0.2
 VARIANTS = {
     "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, ITERATION),
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
@@ -154,6 +148,7 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
         section["origins"] = study.origins(section, options.variants, origin)
         section["settings"] = {name: repr(variant.settings) for name, variant in VARIANTS.items()}
         for task, entry in summary.items():
+            entry["seeds"] = sorted({run.seed for run in table if run.env == task})
             entry["mean"] = {
                 variant: {
                     when: {kind: mean_and_interval([run[when][kind] for run in runs.values()]) for kind in run_kinds(runs)}
