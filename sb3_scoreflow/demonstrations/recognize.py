@@ -80,10 +80,7 @@ def describe_folder(path: Path) -> str | None:
         main = str(path / "data" / "main_data.hdf5")
         return f"a Minari dataset: {_minari_source(path) or f'load_demonstrations({main!r}) says how to read it.'}"
     if (path / "meta" / "info.json").exists():
-        read = f"pd.concat(map(pd.read_parquet, sorted(Path({str(path)!r}).glob('data/**/*.parquet'))))"
-        return "a LeRobot data set:" + _table_code(
-            _LEROBOT, "from pathlib import Path", "import pandas as pd", f"table = {read}"
-        )
+        return f"a LeRobot data set: load_demonstrations({f'lerobot:{path}'!r})."
     if path.suffix == ".zarr" or any((path / name).exists() for name in (".zgroup", "zarr.json")):
         return _zarr(path)
     if any(path.glob("*.arrow")):
@@ -138,7 +135,7 @@ def describe_source(name: str) -> str | None:
     if name in ("lerobot", "huggingface"):
         return (
             "Data sets of LeRobot: fetch the folder (huggingface-cli download --repo-type dataset REPO --local-dir FOLDER), "
-            "and load_demonstrations(FOLDER) says how to read it."
+            "and load_demonstrations('lerobot:FOLDER')."
         )
     if name in ("mimicgen", "dexmimicgen", "robosuite", "robocasa", "libero"):
         return "Its files have robomimic's layout: load_demonstrations('robomimic:PATH')."
@@ -312,6 +309,9 @@ def _csv(path: Path) -> str:
 
 
 def _parquet(path: Path) -> str:
+    for folder in path.absolute().parents:
+        if (folder / "meta" / "info.json").exists():
+            return f"a table of a LeRobot data set: load_demonstrations({f'lerobot:{folder}'!r})."
     read = f"table = pd.read_parquet({str(path)!r})"
     return "a table of Parquet. If its columns are LeRobot's:" + _table_code(_LEROBOT, "import pandas as pd", read)
 

@@ -23,7 +23,7 @@ import scipy.io
 import torch as th
 from stable_baselines3 import PPO
 
-from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations, write_minari
+from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations, write_lerobot, write_minari
 from tests.demonstrations.robomimic_files import numbered_demo, write_file
 
 N = 40
@@ -321,17 +321,13 @@ def test_parquet_and_arrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         check(follow(message), rewards=False, terminated=False)
 
 
-def test_lerobot_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "meta").mkdir()
-    (tmp_path / "meta/info.json").write_text("{}")
-    (tmp_path / "data/chunk-000").mkdir(parents=True)
-    for i in range(2):
-        (tmp_path / f"data/chunk-000/episode_00000{i}.parquet").touch()
-    parts = {f"episode_00000{i}.parquet": lerobot_table()[part] for i, part in enumerate(PARTS)}
-    monkeypatch.setattr(pd, "read_parquet", lambda path: parts[path.name])
-    message = message_of(tmp_path)
-    assert f"{tmp_path} is a folder. It seems to be a LeRobot data set:" in message
-    check(follow(message), rewards=False, terminated=False)
+def test_lerobot_folder(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write_lerobot(Demonstrations(OBS, ACTS, REWS, ENDS), tmp_path / "x", fps=10)
+    message = message_of(tmp_path / "x")
+    assert f"{tmp_path / 'x'} is a folder. It seems to be a LeRobot data set: load_demonstrations('lerobot:" in message
+    check(follow(message))
+    check(follow(message_of(tmp_path / "x/data/chunk-000/file-000.parquet")))
 
 
 def test_hugging_face_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,7 +503,7 @@ def test_paths_are_no_names(source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "advice"),
     [
-        ("lerobot:pusht", "Data sets of LeRobot: fetch the folder"),
+        ("huggingface:lerobot/pusht", "Data sets of LeRobot: fetch the folder"),
         ("https://example.org/x.hdf5", "Addresses are not loaded from: fetch the file, and pass its path"),
         ("mimicgen:stack_d0", "Its files have robomimic's layout: load_demonstrations('robomimic:PATH')"),
         ("D4RL:hopper-medium-v2", "Did you mean 'd4rl:hopper-medium-v2'?"),
@@ -521,5 +517,6 @@ def test_unknown_sources(source: str, advice: str) -> None:
 
 
 def test_lerobot_by_its_repository() -> None:
-    with pytest.raises(FileNotFoundError, match="Data sets of LeRobot: fetch the folder"):
-        load_demonstrations("lerobot/pusht")
+    for source in ("lerobot/pusht", "lerobot:lerobot/pusht"):
+        with pytest.raises(FileNotFoundError, match=r"Data sets of LeRobot: fetch the folder .* --local-dir FOLDER\)"):
+            load_demonstrations(source)
