@@ -201,8 +201,8 @@ class VideoFrames(DecodedImages):
         for frame in container.decode(stream):
             found = round(float((frame.pts - start) * stream.time_base) * self._rate)
             if is_first and found > number > 0:
-                # What was sought refers to frames before those that can be decoded alone
-                yield from self._frames_from(container, stream, 0)
+                # The wanted frame refers to one that is further back
+                yield from self._frames_from(container, stream, max(0, 2 * number - found - self._spacing))
                 return
             is_first = False
             yield found, frame

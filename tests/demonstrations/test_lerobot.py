@@ -125,6 +125,29 @@ def test_kinds_of_columns(tmp_path: Path) -> None:
     assert d.observations["int"].dtype == np.int16 and d.observations["int"][3].tolist() == [3, 3]
 
 
+def test_columns_of_types_that_are_registered(tmp_path: Path) -> None:
+    # As Hugging Face's datasets does for matrices, where it is imported
+    class Matrix(pa.ExtensionType):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__(pa.list_(pa.list_(pa.float32())), "tests.matrix")
+
+        def __arrow_ext_serialize__(self) -> bytes:
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, storage_type: Any, serialized: bytes) -> "Matrix":
+            return cls()
+
+    pa.register_extension_type(Matrix())
+    try:
+        matrix = np.arange(N * 4, dtype=np.float32).reshape(N, 2, 2)
+        storage = pa.array(matrix.tolist(), pa.list_(pa.list_(pa.float32())))
+        write_v3(tmp_path, columns() | {"matrix": pa.ExtensionArray.from_storage(Matrix(), storage)})
+        np.testing.assert_array_equal(load(tmp_path, observation="matrix").observations, matrix)
+    finally:
+        pa.unregister_extension_type("tests.matrix")
+
+
 def test_episodes(tmp_path: Path, write: Write) -> None:
     write(tmp_path, columns())
     d = load(tmp_path, episodes=[2, 0])
