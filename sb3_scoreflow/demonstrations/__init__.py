@@ -1,7 +1,7 @@
 """Demonstrations: the container, its sources, and how to collect more."""
 
 # Importing a source registers it
-from sb3_scoreflow.demonstrations import builtin, d4rl, hdf5, lerobot, minari, robomimic  # noqa: F401
+from sb3_scoreflow.demonstrations import builtin, d4rl, files, hdf5, lerobot, minari, pickles, robomimic  # noqa: F401
 from sb3_scoreflow.demonstrations.chunks import ActionChunks, ChunkBatch
 from sb3_scoreflow.demonstrations.collect import collect_demonstrations
 from sb3_scoreflow.demonstrations.container import Demonstrations

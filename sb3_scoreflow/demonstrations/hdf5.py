@@ -25,7 +25,6 @@ from sb3_scoreflow.demonstrations.hdf5_heaps import check_heaps
 from sb3_scoreflow.demonstrations.lazy import READ_ERRORS, LazyImages
 from sb3_scoreflow.demonstrations.recognize import describe_file, describe_folder, describe_hdf5
 from sb3_scoreflow.demonstrations.safe_hdf5 import Group
-from sb3_scoreflow.demonstrations.sources import register_source
 
 FORMAT_VERSION = 1
 _VERSION_ATTRIBUTE = "sb3_scoreflow_format"
@@ -36,14 +35,6 @@ _MAX_NAME = 2**12
 _TIMEOUTS = "timeouts"
 _REQUIRED_KEYS = ("observations", "actions", "terminals")
 _KEYS = ("observations", "actions", "rewards", "terminals", _TIMEOUTS)
-
-
-@register_source("file")
-def load_file(
-    spec: str, max_episode_steps: int | None = None, ends: str | None = None, max_bytes: int | None = None
-) -> Demonstrations:
-    """The source ``file:PATH``; see :func:`read_hdf5`."""
-    return read_hdf5(spec.removeprefix("//"), max_episode_steps, ends, max_bytes)
 
 
 def read_hdf5(

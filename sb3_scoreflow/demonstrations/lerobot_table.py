@@ -67,7 +67,7 @@ class EpisodeRows:
                         "memory, raise `max_bytes`, or read some `episodes` only."
                     )
                 read = parquet.read(columns=[_EPISODE, *self._names], use_threads=False)
-                arrays = {name: _to_numpy(name, read.column(name)) for name in (_EPISODE, *self._names)}
+                arrays = {name: to_numpy(name, read.column(name)) for name in (_EPISODE, *self._names)}
             index = arrays.pop(_EPISODE)
             order = np.argsort(index, kind="stable")
             for position in positions:
@@ -168,7 +168,7 @@ class EpisodeRows:
             raise UnusableFileError(f"{error}{where}") from error
 
 
-def _to_numpy(name: str, column: Any) -> np.ndarray:
+def to_numpy(name: str, column: Any) -> np.ndarray:
     """
     :param name: Of a column
     :param column: ``pyarrow.ChunkedArray``: numbers, or lists of numbers of the same length, nested or not

@@ -43,7 +43,7 @@ _ARRAYS = (
 _EPISODES = (
     "Pass its episodes as dicts: Demonstrations.from_trajectories([{'obs': ..., 'acts': ..., 'rews': ..., 'terminal': True}])."
 )
-_TRUST = "Unpickling runs whatever code the file names: do it only if you trust where it is from."
+UNPICKLING = "Unpickling runs whatever code the file names: do it only if you trust where it is from."
 
 
 def describe_file(path: Path) -> str | None:
@@ -279,7 +279,7 @@ def _compressed(path: Path) -> str:
 
 
 def _pickle(path: Path) -> str:
-    return f"a pickle. {_TRUST}" + _object_code("import pickle", f"data = pickle.load(open({str(path)!r}, 'rb'))")
+    return f"a pickle. {UNPICKLING} Then load_demonstrations({f'pickle:{path}'!r}, allow_pickle=True)."
 
 
 def _npy(path: Path) -> str:
@@ -287,7 +287,7 @@ def _npy(path: Path) -> str:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError):  # of objects, or damaged
         lines = "import numpy as np", f"data = np.load({str(path)!r}, allow_pickle=True).tolist()"
-        return f"an array of Python objects, which is a pickle (or damaged). {_TRUST}" + _object_code(*lines)
+        return f"an array of Python objects, which is a pickle (or damaged). {UNPICKLING}" + _object_code(*lines)
     return f"one array of NumPy, of shape {array.shape}. Load it by np.load, and those that belong to it. {_ARRAYS}"
 
 

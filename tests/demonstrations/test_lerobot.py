@@ -127,7 +127,7 @@ def test_kinds_of_columns(tmp_path: Path) -> None:
 
 def test_columns_of_types_that_are_registered(tmp_path: Path) -> None:
     # As Hugging Face's datasets does for matrices, where it is imported
-    class Matrix(pa.ExtensionType):  # type: ignore[misc, name-defined]
+    class Matrix(pa.ExtensionType):
         def __init__(self) -> None:
             super().__init__(pa.list_(pa.list_(pa.float32())), "tests.matrix")
 
