@@ -22,7 +22,7 @@ CAMERA, WRIST = "observation.images.top", "observation.images.wrist"
 TASKS = ("push", "pull", "push")
 RNG = np.random.default_rng(0)
 STATE = RNG.normal(size=(N, 3)).astype(np.float32)
-ACTION = RNG.normal(size=(N, 2)).astype(np.float32)
+ACTION = RNG.uniform(-1, 1, (N, 2)).astype(np.float32)
 REWARD = RNG.random(N).astype(np.float32)
 ENDS = np.isin(np.arange(N), np.cumsum(LENGTHS) - 1)
 SUCCESS = np.isin(np.arange(N), [4, 14, 15])
