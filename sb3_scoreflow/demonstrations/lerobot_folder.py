@@ -194,7 +194,7 @@ class LeRobotFolder:
 
 
 _FETCH = (
-    "it is not complete. Fetch all of it: huggingface-cli download --repo-type dataset REPO --local-dir FOLDER (LeRobot "
+    "it is not complete. Fetch all of it: hf download REPO --repo-type dataset --local-dir FOLDER (LeRobot "
     "completes a recording by LeRobotDataset.finalize())."
 )
 

@@ -134,7 +134,7 @@ def describe_source(name: str) -> str | None:
         return "Addresses are not loaded from: fetch the file, and pass its path."
     if name in ("lerobot", "huggingface"):
         return (
-            "Data sets of LeRobot: fetch the folder (huggingface-cli download --repo-type dataset REPO --local-dir FOLDER), "
+            "Data sets of LeRobot: fetch the folder (hf download REPO --repo-type dataset --local-dir FOLDER), "
             "and load_demonstrations('lerobot:FOLDER')."
         )
     if name in ("mimicgen", "dexmimicgen", "robosuite", "robocasa", "libero"):

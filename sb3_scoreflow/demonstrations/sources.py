@@ -61,7 +61,8 @@ def load_demonstrations(
     Load demonstrations from a file or another source.
 
     :param source: ``"builtin:hopper-medium"``, ``"d4rl:hopper-medium-v2"`` or another ``"name:..."`` of a registered source;
-        or the path of an HDF5 file with D4RL's layout. Whatever exists as a file is taken for a path
+        or the path of an HDF5 file with D4RL's layout, or of another file that
+        :func:`~sb3_scoreflow.demonstrations.files.load_file` reads. Whatever exists as a file is taken for a path
     :param n_episodes: At most this many episodes, the first ones; no limit if None
     :param n_transitions: At most this many transitions, in whole episodes; no limit if None
     :param kwargs: Passed on to the source, such as ``max_episode_steps`` to a file without ``timeouts``

@@ -107,7 +107,8 @@ def test_same_clone_from_videos(tmp_path: Path) -> None:
     """Frames of LeRobot's videos are decoded by batches, and are what they would be in memory."""
     files = pytest.importorskip("tests.demonstrations.lerobot_files")
     files.write_v3(tmp_path, files.columns(), {files.CAMERA: files.GRAY})
-    space = {"state": spaces.Box(-np.inf, np.inf, (3,)), "top": spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8)}
+    space: dict[str, spaces.Space] = {"state": spaces.Box(-np.inf, np.inf, (3,))}
+    space["top"] = spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8)
     losses = []
     for copy in (lambda d: d, d_in_memory):
         d = copy(load_demonstrations(f"lerobot:{tmp_path}", images="all", image_size=(SIZE, SIZE)))
