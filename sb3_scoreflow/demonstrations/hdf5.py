@@ -20,7 +20,6 @@ from sb3_scoreflow.demonstrations.arrays import Array, LoadedObservations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.lazy import READ_ERRORS, LazyImages
 from sb3_scoreflow.demonstrations.recognize import describe_file, describe_folder, describe_hdf5
-from sb3_scoreflow.demonstrations.sources import register_source
 from sb3_scoreflow.safe_hdf5.arrays import Array as HDF5Array
 from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError, check_size
 from sb3_scoreflow.safe_hdf5.groups import Group, import_h5py, open_root
@@ -34,14 +33,6 @@ _MAX_NAME = 2**12
 _TIMEOUTS = "timeouts"
 _REQUIRED_KEYS = ("observations", "actions", "terminals")
 _KEYS = ("observations", "actions", "rewards", "terminals", _TIMEOUTS)
-
-
-@register_source("file")
-def load_file(
-    spec: str, max_episode_steps: int | None = None, ends: str | None = None, max_bytes: int | None = None
-) -> Demonstrations:
-    """The source ``file:PATH``; see :func:`read_hdf5`."""
-    return read_hdf5(spec.removeprefix("//"), max_episode_steps, ends, max_bytes)
 
 
 def read_hdf5(

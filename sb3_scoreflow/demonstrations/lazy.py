@@ -1,11 +1,11 @@
-"""Images that stay in their HDF5 file and are read when they are indexed."""
+"""Images that stay in their files and are read when they are indexed."""
 
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class HDF5Images:
         self.path = os.path.abspath(file.filename)
         self.image_shape: tuple[int, ...] = datasets[0].shape[1:]
         self.cache = cache
-        self._state = _state(os.stat(self.path))
+        self._state = file_state(self.path)
         self._names = list(names)
         self._starts = np.cumsum([0, *map(len, datasets)])
         offsets = [dataset.offset for dataset in datasets]
@@ -106,7 +106,7 @@ class HDF5Images:
         images = np.empty((len(rows), *self.image_shape), np.uint8)
         datasets = np.searchsorted(self._starts, rows, side="right") - 1
         local_rows = rows - self._starts[datasets]
-        with self._readable():
+        with readable(self.path, self._state):
             if self._offsets is not None:
                 self._read_directly((self._offsets[datasets] + local_rows * math.prod(self.image_shape)).tolist(), images)
             else:
@@ -156,18 +156,14 @@ class HDF5Images:
                     self.cache.put(key, block)
                     images[members] = block[rows[members] % n_rows]
 
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        """:raises OSError: for what goes wrong inside, with the file's name and a remedy; and if the file has changed"""
-        try:
-            if _state(os.stat(self.path)) != self._state:
-                raise OSError("it has changed since the demonstrations were loaded from it")
-            yield
-        except Exception as error:  # h5py raises nearly anything on damaged files
-            raise OSError(
-                f"Images cannot be read from the demonstration file {self.path}: {error}. It must stay in place and unchanged "
-                "while the demonstrations are used. Load them again; if that does not help, fetch the file again."
-            ) from error
+
+class ImageStore(Protocol):
+    """Where images are."""
+
+    image_shape: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
 
 
 class LazyImages:
@@ -183,7 +179,7 @@ class LazyImages:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, stores: Sequence[HDF5Images | np.ndarray], picked: np.ndarray | None = None) -> None:
+    def __init__(self, stores: Sequence[ImageStore | np.ndarray], picked: np.ndarray | None = None) -> None:
         if picked is None:
             picked = np.concatenate(
                 [np.stack([np.full(len(store), i), np.arange(len(store))], axis=1) for i, store in enumerate(stores)]
@@ -257,9 +253,30 @@ class LazyImages:
         return LazyImages(list(stores.values()), np.concatenate(picked))
 
 
-def _state(stat: os.stat_result) -> tuple[int, ...]:
+def file_state(path: str) -> tuple[int, ...]:
     """:return: What tells whether a file has been changed or replaced"""
+    stat = os.stat(path)
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@contextmanager
+def readable(path: str, state: tuple[int, ...]) -> Iterator[None]:
+    """
+    Around code that reads images.
+
+    :param path: Of the file
+    :param state: What it was when the demonstrations were loaded
+    :raises OSError: for what goes wrong inside, with the file's name and a remedy; and if the file has changed
+    """
+    try:
+        if file_state(path) != state:
+            raise OSError("it has changed since the demonstrations were loaded from it")
+        yield
+    except Exception as error:  # libraries raise nearly anything on damaged files
+        raise OSError(
+            f"Images cannot be read from the demonstration file {path}: {error}. It must stay in place and unchanged "
+            "while the demonstrations are used. Load them again; if that does not help, fetch the file again."
+        ) from error
 
 
 def _block_rows(dataset: Array, cache_bytes: int) -> int:

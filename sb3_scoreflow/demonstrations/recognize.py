@@ -43,7 +43,7 @@ _ARRAYS = (
 _EPISODES = (
     "Pass its episodes as dicts: Demonstrations.from_trajectories([{'obs': ..., 'acts': ..., 'rews': ..., 'terminal': True}])."
 )
-_TRUST = "Unpickling runs whatever code the file names: do it only if you trust where it is from."
+UNPICKLING = "Unpickling runs whatever code the file names: do it only if you trust where it is from."
 
 
 def describe_file(path: Path) -> str | None:
@@ -80,10 +80,7 @@ def describe_folder(path: Path) -> str | None:
         main = str(path / "data" / "main_data.hdf5")
         return f"a Minari dataset: {_minari_source(path) or f'load_demonstrations({main!r}) says how to read it.'}"
     if (path / "meta" / "info.json").exists():
-        read = f"pd.concat(map(pd.read_parquet, sorted(Path({str(path)!r}).glob('data/**/*.parquet'))))"
-        return "a LeRobot data set:" + _table_code(
-            _LEROBOT, "from pathlib import Path", "import pandas as pd", f"table = {read}"
-        )
+        return f"a LeRobot data set: load_demonstrations({f'lerobot:{path}'!r})."
     if path.suffix == ".zarr" or any((path / name).exists() for name in (".zgroup", "zarr.json")):
         return _zarr(path)
     if any(path.glob("*.arrow")):
@@ -137,8 +134,8 @@ def describe_source(name: str) -> str | None:
         return "Addresses are not loaded from: fetch the file, and pass its path."
     if name in ("lerobot", "huggingface"):
         return (
-            "Data sets of LeRobot: fetch the folder (huggingface-cli download --repo-type dataset REPO --local-dir FOLDER), "
-            "and load_demonstrations(FOLDER) says how to read it."
+            "Data sets of LeRobot: fetch the folder (hf download REPO --repo-type dataset --local-dir FOLDER), "
+            "and load_demonstrations('lerobot:FOLDER')."
         )
     if name in ("mimicgen", "dexmimicgen", "robosuite", "robocasa", "libero"):
         return "Its files have robomimic's layout: load_demonstrations('robomimic:PATH')."
@@ -282,7 +279,7 @@ def _compressed(path: Path) -> str:
 
 
 def _pickle(path: Path) -> str:
-    return f"a pickle. {_TRUST}" + _object_code("import pickle", f"data = pickle.load(open({str(path)!r}, 'rb'))")
+    return f"a pickle. {UNPICKLING} Then load_demonstrations({f'pickle:{path}'!r}, allow_pickle=True)."
 
 
 def _npy(path: Path) -> str:
@@ -290,7 +287,7 @@ def _npy(path: Path) -> str:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError):  # of objects, or damaged
         lines = "import numpy as np", f"data = np.load({str(path)!r}, allow_pickle=True).tolist()"
-        return f"an array of Python objects, which is a pickle (or damaged). {_TRUST}" + _object_code(*lines)
+        return f"an array of Python objects, which is a pickle (or damaged). {UNPICKLING}" + _object_code(*lines)
     return f"one array of NumPy, of shape {array.shape}. Load it by np.load, and those that belong to it. {_ARRAYS}"
 
 
@@ -312,6 +309,9 @@ def _csv(path: Path) -> str:
 
 
 def _parquet(path: Path) -> str:
+    for folder in path.absolute().parents:
+        if (folder / "meta" / "info.json").exists():
+            return f"a table of a LeRobot data set: load_demonstrations({f'lerobot:{folder}'!r})."
     read = f"table = pd.read_parquet({str(path)!r})"
     return "a table of Parquet. If its columns are LeRobot's:" + _table_code(_LEROBOT, "import pandas as pd", read)
 

@@ -63,7 +63,8 @@ def load_demonstrations(
     Load demonstrations from a file or another source.
 
     :param source: ``"builtin:hopper-medium"``, ``"d4rl:hopper-medium-v2"`` or another ``"name:..."`` of a registered source;
-        or the path of an HDF5 file with D4RL's layout. Whatever exists as a file is taken for a path
+        or the path of an HDF5 file with D4RL's layout, or of another file that
+        :func:`~sb3_scoreflow.demonstrations.files.load_file` reads. Whatever exists as a file is taken for a path
     :param n_episodes: At most this many episodes, the first ones; no limit if None. Sources that make episodes rather than
         have them (``metaworld:``) make so many
     :param n_transitions: At most this many transitions, in whole episodes; no limit if None

@@ -103,6 +103,21 @@ def test_single_image_and_critic(tmp_path: Path, layout: str) -> None:
     assert results[0]["bc/critic_loss"] == results[1]["bc/critic_loss"]
 
 
+def test_same_clone_from_videos(tmp_path: Path) -> None:
+    """Frames of LeRobot's videos are decoded by batches, and are what they would be in memory."""
+    files = pytest.importorskip("tests.demonstrations.lerobot_files")
+    files.write_v3(tmp_path, files.columns(), {files.CAMERA: files.GRAY})
+    space: dict[str, spaces.Space] = {"state": spaces.Box(-np.inf, np.inf, (3,))}
+    space["top"] = spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8)
+    losses = []
+    for copy in (lambda d: d, d_in_memory):
+        d = copy(load_demonstrations(f"lerobot:{tmp_path}", images="all", image_size=(SIZE, SIZE)))
+        th.manual_seed(0)
+        policy = FlowMatchingPolicy(spaces.Dict(space), BOX, net_arch=[16])
+        losses.append(pretrain_bc(policy, d, n_batches=3, batch_size=8, validation_fraction=0.4, seed=0)["bc/loss"])
+    assert losses[0] == losses[1] and np.isfinite(losses[0]).all()
+
+
 def test_images_of_another_size(tmp_path: Path) -> None:
     lazy, _ = demonstrations(tmp_path / "x.hdf5", "contiguous")
     space = spaces.Dict({IMAGE: spaces.Box(0, 255, (3, 84, 84), np.uint8)})

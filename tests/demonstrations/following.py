@@ -33,7 +33,7 @@ def follow(message: str) -> Demonstrations:
         assert all(line.startswith("    ") for line in lines)
         exec(textwrap.dedent("\n".join(lines)), variables)
         return variables["demonstrations"]
-    call = re.search(r"load_demonstrations\('[^']*'\)", head)
+    call = re.search(r"load_demonstrations\('[^']*'(, allow_pickle=True)?\)", head)
     assert call is not None, head
     return eval(call.group(), {"load_demonstrations": load_demonstrations})
 

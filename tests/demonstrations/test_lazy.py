@@ -250,7 +250,7 @@ def test_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path)
     lazy = LazyImages([open_images(path)])
     os.truncate(path, 1000)
-    monkeypatch.setattr("sb3_scoreflow.demonstrations.lazy._state", lambda stat: lazy._stores[0]._state)  # type: ignore[union-attr]
+    monkeypatch.setattr("sb3_scoreflow.demonstrations.lazy.file_state", lambda path: lazy._stores[0]._state)  # type: ignore[union-attr]
     with pytest.raises(OSError, match=r"x\.hdf5: it ends before byte \d+\. .* fetch the file again"):
         lazy[24]
 

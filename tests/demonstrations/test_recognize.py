@@ -7,7 +7,6 @@ import re
 import sys
 import tarfile
 import types
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,8 @@ import scipy.io
 import torch as th
 from stable_baselines3 import PPO
 
-from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
-from tests.demonstrations.following import ACTS, ENDS, OBS, PARTS, REWS, N, check, episodes, follow, message_of
+from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations, write_lerobot
+from tests.demonstrations.following import ACTS, ENDS, OBS, REWS, N, check, episodes, follow, message_of
 
 # NumPy, pickles, PyTorch, JSON
 
@@ -52,13 +51,23 @@ def npz(path: Path, **arrays: Any) -> Path:
         (dict(obs=OBS, acts=ACTS, episode_index=np.repeat([3, 4], 20)), False, False),
     ],
 )
-@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
-def test_npz(tmp_path: Path, suffix: str, arrays: dict[str, Any], rewards: bool, terminated: bool) -> None:
-    path = npz(tmp_path / "x.npz", **arrays).rename(tmp_path / f"x{suffix}")
+def test_npz(tmp_path: Path, arrays: dict[str, Any], rewards: bool, terminated: bool) -> None:
+    path = npz(tmp_path / "x.npz", **arrays).rename(tmp_path / "x.hdf5")
     message = message_of(path)
     assert f"{path} cannot be read: it is not HDF5. It seems to be an archive of NumPy's arrays." in message
     assert ("normalization.npz" in message) == ("traj_lengths" in arrays)
     check(follow(message), rewards, terminated)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [dict(obs=OBS, acts=ACTS, rews=REWS, is_last=ENDS), dict(observations=OBS, actions=ACTS, rewards=REWS, dones=ENDS)],
+)
+def test_npz_in_no_known_layout(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    message = message_of(npz(tmp_path / "x.npz", **arrays))
+    assert "its arrays are in no known layout (imitation: `obs`, `acts`, `indices`, `terminal`; DPPO: `states`, " in message
+    assert "It seems to be an archive of NumPy's arrays." in message
+    check(follow(message))
 
 
 def test_npy(tmp_path: Path) -> None:
@@ -79,15 +88,15 @@ class Evil:
 def test_pickles(tmp_path: Path, protocol: int) -> None:
     whole = dict(observations=OBS, actions=ACTS, rewards=REWS, terminals=ENDS, timeouts=ENDS * 0)
     for number, data in enumerate((episodes(), episodes(last=False), whole)):
-        path = tmp_path / f"{number}.pkl"
+        path = tmp_path / f"{number}.{'pkl' if protocol == 0 else 'data'}"
         path.write_bytes(pickle.dumps(data, protocol))
+        # Of protocol 0 nothing tells but the suffix; what has that is read, where the user says so
         message = message_of(path)
-        assert "It seems to be a pickle. Unpickling runs whatever code the file names: do it only if you trust" in message
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            check(follow(message))
-    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil(), protocol))
-    assert "It seems to be a pickle" in message_of(tmp_path / "evil.pkl")
+        assert "Unpickling runs whatever code the file names: do it only if you trust where it is from. Then " in message
+        assert ("It seems to be a pickle" in message) == (protocol > 0)
+        check(load_demonstrations(path, allow_pickle=True) if protocol == 0 else follow(message))
+    (tmp_path / "evil.data").write_bytes(pickle.dumps(Evil(), 2))
+    assert "It seems to be a pickle" in message_of(tmp_path / "evil.data")
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
@@ -145,17 +154,13 @@ def test_parquet_and_arrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         check(follow(message), rewards=False, terminated=False)
 
 
-def test_lerobot_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "meta").mkdir()
-    (tmp_path / "meta/info.json").write_text("{}")
-    (tmp_path / "data/chunk-000").mkdir(parents=True)
-    for i in range(2):
-        (tmp_path / f"data/chunk-000/episode_00000{i}.parquet").touch()
-    parts = {f"episode_00000{i}.parquet": lerobot_table()[part] for i, part in enumerate(PARTS)}
-    monkeypatch.setattr(pd, "read_parquet", lambda path: parts[path.name])
-    message = message_of(tmp_path)
-    assert f"{tmp_path} is a folder. It seems to be a LeRobot data set:" in message
-    check(follow(message), rewards=False, terminated=False)
+def test_lerobot_folder(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write_lerobot(Demonstrations(OBS, ACTS, REWS, ENDS), tmp_path / "x", fps=10)
+    message = message_of(tmp_path / "x")
+    assert f"{tmp_path / 'x'} is a folder. It seems to be a LeRobot data set: load_demonstrations('lerobot:" in message
+    check(follow(message))
+    check(follow(message_of(tmp_path / "x/data/chunk-000/file-000.parquet")))
 
 
 def test_hugging_face_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +239,8 @@ def zipped(path: Path) -> None:
 
 
 def half_npz(path: Path) -> None:
-    np.savez(path, a=OBS)
-    path.write_bytes(path.read_bytes()[:200])
+    np.savez(path.with_suffix(".npz"), a=OBS)
+    path.write_bytes(path.with_suffix(".npz").read_bytes()[:200])
 
 
 @pytest.mark.parametrize(
@@ -243,7 +248,7 @@ def half_npz(path: Path) -> None:
     [
         ("x.zip", zipped, "an archive. Unpack it, by shutil.unpack_archive("),
         ("x.tar", tar, "an archive. Unpack it, by shutil.unpack_archive("),
-        ("x.npz", half_npz, "a zip archive (npz files are) that is damaged: File is not a zip file. Fetch it again."),
+        ("x.zip", half_npz, "a zip archive (npz files are) that is damaged: File is not a zip file. Fetch it again."),
         ("x.hdf5.gz", b"\x1f\x8b\x08" + bytes(30), "a compressed file. Unpack it (gunzip, "),
         ("x.zst", b"\x28\xb5\x2f\xfd" + bytes(30), "a compressed file"),
         ("x.7z", b"7z\xbc\xaf\x27\x1c" + bytes(30), "an archive"),
@@ -331,7 +336,7 @@ def test_paths_are_no_names(source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "advice"),
     [
-        ("lerobot:pusht", "Data sets of LeRobot: fetch the folder"),
+        ("huggingface:lerobot/pusht", "Data sets of LeRobot: fetch the folder"),
         ("https://example.org/x.hdf5", "Addresses are not loaded from: fetch the file, and pass its path"),
         ("mimicgen:stack_d0", "Its files have robomimic's layout: load_demonstrations('robomimic:PATH')"),
         ("D4RL:hopper-medium-v2", "Did you mean 'd4rl:hopper-medium-v2'?"),
@@ -345,5 +350,6 @@ def test_unknown_sources(source: str, advice: str) -> None:
 
 
 def test_lerobot_by_its_repository() -> None:
-    with pytest.raises(FileNotFoundError, match="Data sets of LeRobot: fetch the folder"):
-        load_demonstrations("lerobot/pusht")
+    for source in ("lerobot/pusht", "lerobot:lerobot/pusht"):
+        with pytest.raises(FileNotFoundError, match=r"Data sets of LeRobot: fetch the folder .* --local-dir FOLDER\)"):
+            load_demonstrations(source)

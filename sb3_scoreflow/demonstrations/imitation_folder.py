@@ -1,0 +1,74 @@
+"""The folders in which imitation saves trajectories since version 1.0: data sets of Hugging Face, read without it."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.lerobot_folder import INSTALL
+from sb3_scoreflow.demonstrations.lerobot_table import to_numpy
+from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError, resolve_limit
+
+_INFO = "dataset_info.json"
+_NEEDED = ("obs", "acts", "terminal")
+
+
+def is_imitation_folder(path: Path) -> bool:
+    """:return: Whether the columns of a data set of Hugging Face in this folder are imitation's"""
+    try:
+        features = json.loads((path / _INFO).read_text(encoding="utf-8"))["features"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(features, dict) and set(_NEEDED) <= set(features)
+
+
+def read_imitation_folder(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Demonstrations:
+    """
+    Read what ``imitation.data.serialize.save`` has written. Its ``infos`` are not read: decoding them would run code.
+
+    :param path: The folder; ``~`` is expanded
+    :param max_bytes: How many bytes the data may take in memory. Default: 64 times the size of the files, but at least 256 MiB
+    :return: The demonstrations
+    :raises ImportError: if pyarrow is not installed
+    :raises OSError: if a file is missing or damaged
+    :raises ValueError: if the trajectories do not fit each other
+    """
+    try:
+        import pyarrow.ipc
+    except ImportError as error:
+        raise ImportError(f"The folders of imitation need pyarrow, which is not installed: {INSTALL}") from error
+    folder = Path(path).expanduser()
+    files = sorted(folder.glob("*.arrow"))
+    if not files:
+        raise FileNotFoundError(f"There is no file data-*.arrow in {folder}: it is not complete. Copy all of it.")
+    limit = resolve_limit(max_bytes, sum(file.stat().st_size for file in files))
+    trajectories: list[dict[str, Any]] = []
+    n_bytes = 0
+    try:
+        for file in files:
+            with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as batches:
+                for batch in batches:
+                    n_bytes += batch.nbytes
+                    if n_bytes > limit:
+                        raise UnusableFileError(
+                            f"its data take more than {limit} bytes of memory. If you trust it and have the memory, raise "
+                            "`max_bytes`."
+                        )
+                    trajectories += _trajectories(batch)
+        return Demonstrations.from_trajectories(trajectories)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise OSError(f"The folder {folder} cannot be read: {error}. It is damaged. Copy or save it again.") from error
+    except ValueError as error:
+        raise ValueError(f"The folder {folder} does not fit: {error}") from error
+
+
+def _trajectories(batch: Any) -> Iterator[dict[str, Any]]:
+    """:return: The trajectories in the rows of ``pyarrow.RecordBatch``"""
+    import pyarrow as pa
+
+    names = [name for name in ("obs", "acts", "rews") if name in batch.schema.names]
+    for row in range(batch.num_rows):
+        arrays = {name: to_numpy(name, pa.chunked_array([batch.column(name)[row].values])) for name in names}
+        yield {**arrays, "terminal": bool(batch.column("terminal")[row].as_py())}
