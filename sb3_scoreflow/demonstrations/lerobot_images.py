@@ -1,6 +1,7 @@
 """Images of LeRobot's data sets, in videos or encoded in tables, which are decoded when they are indexed."""
 
 import io
+import itertools
 import math
 import os
 from abc import ABC, abstractmethod
@@ -195,17 +196,18 @@ class VideoFrames(DecodedImages):
         :return: The frames from the last one at or before it that can be decoded alone, with their numbers
         """
         start = stream.start_time or 0
-        time = 0.0 if number == 0 else (number + 0.25) / self._rate  # a little later, as times are rounded
-        container.seek(start + int(time / stream.time_base), stream=stream)
-        is_first = True
-        for frame in container.decode(stream):
-            found = round(float((frame.pts - start) * stream.time_base) * self._rate)
-            if is_first and found > number > 0:
-                # The wanted frame refers to one that is further back
-                yield from self._frames_from(container, stream, max(0, 2 * number - found - self._spacing))
-                return
-            is_first = False
-            yield found, frame
+        aim = number
+        while True:
+            time = 0.0 if aim == 0 else (aim + 0.25) / self._rate  # a little later, as times are rounded
+            container.seek(start + int(time / stream.time_base), stream=stream)
+            frames = ((round(float((f.pts - start) * stream.time_base) * self._rate), f) for f in container.decode(stream))
+            first = list(itertools.islice(frames, 1))
+            if not first or first[0][0] <= number or aim == 0:
+                break
+            # The wanted frame refers to one that is further back
+            aim = max(0, 2 * aim - first[0][0] - self._spacing)
+        yield from first
+        yield from frames
 
     def _to_array(self, image: Any) -> np.ndarray:
         self._check_size(image.height, image.width)

@@ -1,5 +1,6 @@
 """Write demonstrations as data sets of LeRobot, version 3.0."""
 
+import contextlib
 import io
 import json
 import os
@@ -147,27 +148,23 @@ class _Writer:
         :return: Of each episode where it is, and the statistics of its columns
         """
         places, statistics = [], []
-        writer, n_bytes, number = None, 0, 0
-        try:
+        writer, n_bytes, number = None, 0, -1
+        with contextlib.ExitStack() as files:
             for index, rows in enumerate(self._demonstrations.episode_slices):
                 # Images in a file are read as they are written
                 arrays = {name: np.asarray(array[rows]) for name, array in self._arrays.items()}
                 arrays.update(self._indices(index, rows, tasks[index]))
                 statistics.append({name: _statistics(array) for name, array in arrays.items()})
                 table = _table(arrays)
-                if writer is not None and n_bytes + table.nbytes > _FILE_MEGABYTES * 2**20:
-                    writer.close()
-                    writer, n_bytes, number = None, 0, number + 1
-                place = {"chunk_index": number // _CHUNK_FILES, "file_index": number % _CHUNK_FILES}
-                if writer is None:
+                if writer is None or n_bytes + table.nbytes > _FILE_MEGABYTES * 2**20:
+                    files.close()  # the one before
+                    n_bytes, number = 0, number + 1
+                    place = {"chunk_index": number // _CHUNK_FILES, "file_index": number % _CHUNK_FILES}
                     file = self._file(DATA_PATH.format(**place))
-                    writer = import_parquet().ParquetWriter(file, table.schema)
+                    writer = files.enter_context(import_parquet().ParquetWriter(file, table.schema))
                 writer.write_table(table)
                 n_bytes += table.nbytes
                 places.append({f"data/{entry}": value for entry, value in place.items()})
-        finally:
-            if writer is not None:
-                writer.close()
         return places, statistics
 
     def _indices(self, index: int, rows: slice, task: int) -> dict[str, np.ndarray]:

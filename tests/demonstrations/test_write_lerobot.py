@@ -184,11 +184,12 @@ def test_a_place_that_is_taken_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.rglob("*")] == ["x", "other"]
 
 
-def test_failures_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(tasks: list[str]) -> Any:
+@pytest.mark.parametrize("function", ["_table", "_task_table"])  # before there is a file, and after
+def test_failures_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    def fail(*args: Any) -> Any:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(lerobot_writer, "_task_table", fail)
+    monkeypatch.setattr(lerobot_writer, function, fail)
     with pytest.raises(OSError, match="No space left"):
         write_lerobot(demonstrations(), tmp_path / "x", fps=10)
     assert not list(tmp_path.iterdir())
