@@ -2,11 +2,13 @@
 Lift, from demonstrations that fail half of the time: cloning, then ScoReFlowPPO and RLDT, with success as the only reward.
 
     python -m benchmarks.lift
+    python -m benchmarks.lift --task can
     python -m benchmarks.lift --camera agentview --seeds 0 --timesteps 5000 --n-envs 4 --eval-every 8000 --n-eval-episodes 20
 
-Demonstrations are made by ``benchmarks.make_lift_demonstrations`` where the file is missing. With a camera, the policy sees
-its image and the arm, not where the cube is. For every seed the same clone is the start of all variants. The returns are
-success rates; what the policy sees is the environment in the table of curves. By default 30,000 chunks of 4 actions.
+``--task`` takes another task that there is a script for; its results have a folder of their own. Demonstrations are made by
+``benchmarks.make_robosuite_demonstrations`` where the file is missing. With a camera, the policy sees its image and the arm,
+not where the object is. For every seed the same clone is the start of all variants. The returns are success rates; what the
+policy sees is the environment in the table of curves. By default 30,000 chunks of 4 actions.
 """
 
 import argparse
@@ -21,10 +23,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecTransposeImage
 
-from benchmarks import make_lift_demonstrations, study
+from benchmarks import make_robosuite_demonstrations, study
 from benchmarks.curves import RETURNS, CurveTable, Run, complete
 from benchmarks.learning import final_return, mean_and_interval
-from benchmarks.lift_script import HORIZON
+from benchmarks.scripts import SCRIPTS
 from benchmarks.study import Variant
 from sb3_scoreflow import (
     RLDT,
@@ -71,9 +73,10 @@ class PeakMemory(BaseCallback):
         self.megabytes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def make_env(camera: str | None, n_envs: int, seed: int) -> VecEnv:
-    """:return: Chunked Lift; rendering takes most of the time, so environments with a camera have processes of their own"""
-    arguments = dict(dataset_or_task="lift", cameras=[camera] if camera else [], horizon=HORIZON, reflections=False)
+def make_env(task: str, camera: str | None, n_envs: int, seed: int) -> VecEnv:
+    """:return: The task in chunks; rendering takes most of the time, so that with a camera environments have processes"""
+    cameras = [camera] if camera else []
+    arguments = dict(dataset_or_task=task, cameras=cameras, horizon=SCRIPTS[task].horizon, reflections=False)
     env = make_vec_env(
         make_robomimic,
         n_envs,
@@ -96,10 +99,11 @@ def settings(options: argparse.Namespace, variant: str) -> dict[str, Any]:
 
 
 def demonstrations_of(options: argparse.Namespace) -> Demonstrations:
-    path = options.output / "data" / f"lift_{observed(options)}_{options.episodes}.hdf5"
+    path = options.output / "data" / f"{options.task}_{observed(options)}_{options.episodes}.hdf5"
     if not path.exists():
         camera = ["--camera", options.camera, "--no-reflections"] if options.camera else []
-        make_lift_demonstrations.main(["--output", str(path), "--episodes", str(options.episodes), *camera])
+        episodes = ["--task", options.task, "--episodes", str(options.episodes)]
+        make_robosuite_demonstrations.main(["--output", str(path), *episodes, *camera])
     return load_demonstrations(f"robomimic:{path}")
 
 
@@ -121,7 +125,8 @@ class Runs:
 
     def run(self, options: argparse.Namespace, variant: str, seed: int) -> None:
         demonstrations = demonstrations_of(options)
-        env, eval_env = make_env(options.camera, options.n_envs, 1000 * seed), make_env(options.camera, 1, 1000 * seed + 500)
+        env = make_env(options.task, options.camera, options.n_envs, 1000 * seed)
+        eval_env = make_env(options.task, options.camera, 1, 1000 * seed + 500)
         if self.clone is None or self.clone_seed != seed:
             self.clone, self.clone_seed = clone(options, env, demonstrations, seed), seed
         arguments = dict(settings(options, variant))
@@ -168,8 +173,10 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any], runs: Runs) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = study.parser(__doc__, "lift", seeds=(0, 1, 2), variants=VARIANTS, timesteps=30_000)
-    parser.add_argument("--camera", help="train from this camera's image instead of the cube's state")
+    parser = study.parser(__doc__, "TASK", seeds=(0, 1, 2), variants=VARIANTS, timesteps=30_000)
+    parser.set_defaults(output=None)  # it depends on the task
+    parser.add_argument("--task", default="lift", choices=SCRIPTS, help="default lift")
+    parser.add_argument("--camera", help="train from this camera's image instead of the object's state")
     parser.add_argument("--n-envs", type=int, default=20)
     parser.add_argument("--episodes", type=int, default=200, help="demonstrations")
     parser.add_argument("--clone-batches", type=int, default=5000)
@@ -177,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--eval-every", type=int, default=16_000, help="env steps between evaluations")
     parser.add_argument("--n-eval-episodes", type=int, default=50)
     options = parser.parse_args(arguments)
+    options.output = options.output or study.RESULTS / options.task
     runs = Runs()
     origin = study.make_runs(options, runs.run)
     origin["versions"]["robosuite"] = version("robosuite")

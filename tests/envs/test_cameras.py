@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from benchmarks.make_lift_demonstrations import main as make_demonstrations
+from benchmarks.make_robosuite_demonstrations import main as make_demonstrations
 from sb3_scoreflow import RLDT, ActionChunking, Demonstrations, ScoReFlowPPO, ViTExtractor, load_demonstrations, pretrain_bc
 from sb3_scoreflow.demonstrations.lazy import LazyImages
 from sb3_scoreflow.envs import make_robomimic

@@ -14,9 +14,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from benchmarks.lift_script import LiftScript
-from benchmarks.make_lift_demonstrations import record
+from benchmarks.make_robosuite_demonstrations import record
 from benchmarks.robomimic_file import write_robomimic
+from benchmarks.scripts import LiftScript
 from sb3_scoreflow import ActionChunking, ScoReFlowPPO
 from sb3_scoreflow.envs import RobomimicEnv, make_robomimic, robomimic
 from tests.envs.test_robosuite_settings import FLAT, env_args

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.make_lift_demonstrations import main as make_demonstrations
+from benchmarks.make_robosuite_demonstrations import main as make_demonstrations
 from sb3_scoreflow import ALGORITHMS, ViTExtractor
 from tests.examples.newcomer import register
 

@@ -1,10 +1,12 @@
 """
-Make demonstrations of Lift with the scripted policy, as a file of robomimic's layout.
+Make demonstrations of Lift, PickPlaceCan or NutAssemblySquare with a scripted policy, as a file of robomimic's layout.
 
-    python -m benchmarks.make_lift_demonstrations --output lift.hdf5                       # 200 mediocre ones
-    python -m benchmarks.make_lift_demonstrations --camera agentview --output image.hdf5   # with images
+    python -m benchmarks.make_robosuite_demonstrations --output lift.hdf5                       # 200 mediocre ones
+    python -m benchmarks.make_robosuite_demonstrations --task can --output can.hdf5             # or square
+    python -m benchmarks.make_robosuite_demonstrations --camera agentview --output image.hdf5   # with images
 
-About half of them succeed. A tenth of the episodes, at the end, is the mask ``valid``.
+More than half of them succeed; how many, ``python -m benchmarks.scripts`` measures. A tenth of the episodes, at the end, is
+the mask ``valid``.
 """
 
 import argparse
@@ -13,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.lift_script import HORIZON, MEDIOCRE, LiftScript
 from benchmarks.robomimic_file import Episode, write_robomimic
+from benchmarks.scripts import MEDIOCRE, SCRIPTS, Script
 from sb3_scoreflow.envs import RobomimicEnv, make_robomimic
 
 
-def record(env: RobomimicEnv, script: LiftScript, n_episodes: int, seed: int = 0) -> list[Episode]:
+def record(env: RobomimicEnv, script: Script, n_episodes: int, seed: int = 0) -> list[Episode]:
     """
-    :param env: Lift, with ``"object"`` among its observations
+    :param env: Of the script's task, with ``"object"`` among its observations
     :param script: Who acts
     :param n_episodes: Number of episodes, failures included
     :param seed: Of the env
@@ -57,23 +59,25 @@ def record(env: RobomimicEnv, script: LiftScript, n_episodes: int, seed: int = 0
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the file")
+    parser.add_argument("--task", default="lift", choices=SCRIPTS, help="default lift")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--skill", type=float, default=MEDIOCRE, help="of the script, from 0 to 1")
-    parser.add_argument("--horizon", type=int, default=HORIZON, help="steps after which an episode has failed")
+    parser.add_argument("--horizon", type=int, help="steps after which an episode has failed (default the script's)")
     parser.add_argument("--camera", nargs="*", default=[], help="cameras to record, such as agentview")
     parser.add_argument("--no-reflections", action="store_true", help="render twice as fast, see make_robomimic")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    script = SCRIPTS[options.task](options.skill, options.seed)
     keys = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"]
     env = make_robomimic(
-        "lift",
+        options.task,
         cameras=options.camera,
-        # The script needs to know where the cube is, even if the policy is to see it
+        # The script needs to know where the object is, even if the policy is to see it
         observation_keys=[*keys, *(f"{camera}_image" for camera in options.camera)],
-        horizon=options.horizon,
+        horizon=script.horizon if options.horizon is None else options.horizon,
         reflections=not options.no_reflections,
     )
-    episodes = record(env, LiftScript(options.skill, options.seed), options.episodes, options.seed)
+    episodes = record(env, script, options.episodes, options.seed)
     n_train = len(episodes) - len(episodes) // 10
     masks = {"train": range(n_train), "valid": range(n_train, len(episodes))}
     write_robomimic(options.output, episodes, env.env_args, masks)
