@@ -20,11 +20,13 @@ class MovedArgument:
     :param argument: the argument that has it as an entry
     :param part: the model's attribute that has it as an attribute
     :param default: its value where it is left out
+    :param fixed: whether the part is built with it, so that it cannot be set any more
     """
 
     argument: str
     part: str
     default: Any
+    fixed: bool = False
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -36,6 +38,11 @@ class MovedArgument:
         return getattr(getattr(model, self.part), self.name)
 
     def __set__(self, model: Any, value: Any) -> None:
+        if self.fixed:
+            raise AttributeError(
+                f"{self.name} cannot be set to {value!r}: the model was built with it. Pass {self.argument}=dict({self.name}="
+                f"{value!r}) to {type(model).__name__}()."
+            )
         self.warn(f"set model.{self.part}.{self.name}")
         setattr(getattr(model, self.part), self.name, value)
 

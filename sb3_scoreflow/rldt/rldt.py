@@ -103,11 +103,11 @@ class RLDT(FlowAlgorithm):
     capabilities = Capabilities(q_function=True, replay=True)
     rules = RULES
     defaults = DEFAULTS
-    n_critics = MovedArgument("policy_kwargs", "policy", 2)
+    n_critics = MovedArgument("policy_kwargs", "policy", 2, fixed=True)
     n_bootstrap_actions = MovedArgument("policy_kwargs", "policy", 2)
     exploration_scale = MovedArgument("policy_kwargs", "policy", 1.0)
     exploration_steps = MovedArgument("policy_kwargs", "policy", 2)
-    history_size = MovedArgument("rollout_buffer_kwargs", "rollout_buffer", 20)
+    history_size = MovedArgument("rollout_buffer_kwargs", "rollout_buffer", 20, fixed=True)
     new_fraction = MovedArgument("rollout_buffer_kwargs", "rollout_buffer", 1 / 3)
     balance_success = MovedArgument("rollout_buffer_kwargs", "rollout_buffer", False)
     kernel = MovedArgument("transport", "transport", "rbf")

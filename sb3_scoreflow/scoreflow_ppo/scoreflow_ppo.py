@@ -99,7 +99,7 @@ class ScoReFlowPPO(FlowPPO):
     rules = RULES
     defaults = DEFAULTS
     learning_rates: ClassVar[dict[str, str]] = {**FlowPPO.learning_rates, "noise": "noise_learning_rate"}
-    score_scale = MovedArgument("policy_kwargs", "policy", 1.0)
+    score_scale = MovedArgument("policy_kwargs", "policy", 1.0, fixed=True)
     score_clip = MovedArgument("policy_kwargs", "policy", 10.0)
     policy: ScoReFlowPolicy
 

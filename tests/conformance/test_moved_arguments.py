@@ -98,6 +98,18 @@ def test_callbacks_can_set_them() -> None:
         model.transport.temprature = 1.0
 
 
+@pytest.mark.parametrize(
+    ("cls", "name", "value"), [(ScoReFlowPPO, "score_scale", 2.0), (RLDT, "n_critics", 3), (RLDT, "history_size", 5)]
+)
+def test_what_the_model_was_built_with_is_not_set(cls: Any, name: str, value: Any) -> None:
+    model = make(cls)
+    with pytest.raises(AttributeError, match=rf"{name}={value}\) to {cls.__name__}\(\)") as caught:
+        setattr(model, name, value)
+    argument = str(caught.value).split("Pass ")[1].split("=")[0]
+    with pytest.warns(DeprecationWarning, match=name):
+        assert getattr(make(cls, **{argument: {name: value}}), name) == value
+
+
 def test_models_do_not_share_a_transport(replay: Algorithm) -> None:
     transport = replay.make("FlowPolicy", make_toy()).transport
     first, second = (replay.make("FlowPolicy", make_toy(), transport=transport) for _ in range(2))

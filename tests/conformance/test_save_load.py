@@ -15,6 +15,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_scoreflow import HoldCosineSchedule
 from tests.conformance.algorithm import Algorithm, Case
+from tests.conformance.arguments import arguments_of
 from tests.conformance.envs import make_toy
 from tests.conformance.saving import assert_same, other_value, saved, saved_names
 
@@ -65,9 +66,8 @@ def test_optimizer_state_is_restored(algorithm: Algorithm) -> None:
 def test_every_constructor_argument_is_kept(algorithm: Algorithm) -> None:
     parameters = inspect.signature(algorithm.cls).parameters
     values = {
-        name: other_value(parameter)
-        for name, parameter in parameters.items()
-        if name not in ("policy", "env", "device", "_init_setup_model")
+        name: other_value(parameters[name])
+        for name in sorted(arguments_of(algorithm.cls) - {"policy", "env", "device", "_init_setup_model"})
     }
     if "max_std" in values:
         values["max_std"] = HoldCosineSchedule(0.4, 0.2)  # the policies take a number only
