@@ -13,12 +13,7 @@ from benchmarks.curves import CurveTable
 from benchmarks.study import RESULTS
 
 FILES = sorted(RESULTS.rglob("*.json"))
-#: Results whose commit is in no history any more: they are to be made again. Nothing is to be added here.
-LOST = {"robomimic_memory/summary.json"}
-NAMES = [
-    pytest.param(name, marks=[pytest.mark.xfail(reason="made at a commit that was lost")] if name in LOST else [])
-    for name in (str(path.relative_to(RESULTS)) for path in FILES)
-]
+NAMES = [str(path.relative_to(RESULTS)) for path in FILES]
 
 
 def load(name: str) -> dict[str, Any]:
