@@ -5,8 +5,8 @@ Make demonstrations of Lift, PickPlaceCan or NutAssemblySquare with a scripted p
     python -m benchmarks.make_robosuite_demonstrations --task can --output can.hdf5             # or square
     python -m benchmarks.make_robosuite_demonstrations --camera agentview --output image.hdf5   # with images
 
-More than half of them succeed; how many, ``python -m benchmarks.scripts`` measures. A tenth of the episodes, at the end, is
-the mask ``valid``.
+How many of them succeed, ``python -m benchmarks.scripts`` measures. A tenth of the episodes, at the end, is the mask
+``valid``.
 """
 
 import argparse

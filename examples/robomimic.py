@@ -2,7 +2,7 @@
 Behavior cloning on a robomimic file, then fine-tuning in robosuite with ScoReFlowPPO (or RLDT), from state or from cameras.
 
     pip install -e ".[examples,robomimic]"
-    python -m benchmarks.make_robosuite_demonstrations --output lift.hdf5          # or any file of robomimic's
+    python -m benchmarks.make_robosuite_demonstrations --output lift.hdf5     # or any file of robomimic's
     python examples/robomimic.py lift.hdf5 --horizon 100
     python examples/robomimic.py can/ph/image_v15.hdf5 --cameras agentview robot0_eye_in_hand --encoder vit --algorithm rldt
 

@@ -53,7 +53,7 @@ def test_errors_are_systematic(task: str, axis: int, fails: tuple[float, float],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "unskilled", "mediocre"), [("lift", 0.125, 0.6), ("can", 0.4, 0.6), ("square", 0.4, 0.7)])
+@pytest.mark.parametrize(("task", "unskilled", "mediocre"), [("lift", 0.125, 0.6), ("can", 0.4, 0.6), ("square", 0.4, 0.8)])
 def test_success_rates_by_skill(task: str, unskilled: float, mediocre: float) -> None:
     """Within three standard errors of what it is to be."""
     horizon = LENGTHS[task][-1]
