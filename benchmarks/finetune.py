@@ -1,6 +1,6 @@
 """
 Fine-tuning from one clone: RLDT, FPO and ScoReFlowPPO at their defaults, the last without score (ReinFlow) too, and a Gaussian
-PPO cloned from the same data.
+PPO cloned from the same data; FPO also at what ``benchmarks.fpo_settings`` found best.
 
     python -m benchmarks.finetune --env Hopper-v5
     python -m benchmarks.finetune --env HalfCheetah-v5
@@ -34,6 +34,7 @@ VARIANTS = {
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
     "rldt": Variant("RLDT", RLDT, {}),
     "fpo": Variant("FPO", FPO, ITERATION),
+    "fpo_searched": Variant("FPO, searched", FPO, dict(n_steps=50, batch_size=250, n_epochs=8)),
 }
 GAUSSIAN_STD = 0.2
 
