@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from benchmarks import gaussian_baseline, study
 from benchmarks.curves import CurveTable, Run, complete, locked
 from benchmarks.finetune import GAUSSIAN, GAUSSIAN_STD, ITERATION
-from benchmarks.learning import lowest_over_clone, mean_and_interval
+from benchmarks.learning import mean_and_interval
 from benchmarks.study import Panel, Variant
 from sb3_scoreflow import (
     FPO,
@@ -156,10 +156,18 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
                 }
                 for variant, runs in entry["success"].items()
             }
-            curves = {variant: [table[each] for each in sorted(table) if each[:2] == (variant, task)] for variant in VARIANTS}
-            entry["lowest_deterministic_over_clone"] = {
-                v: [lowest_over_clone(c) for c in of] for v, of in curves.items() if of
+            # Over the clone of the same seed: clones differ, as every seed has other demonstrations
+            entry["gain"] = {
+                variant: {
+                    kind: mean_and_interval([run["end"][kind] - run["start"][kind] for run in runs.values()])
+                    for kind in run_kinds(runs)
+                }
+                for variant, runs in entry["success"].items()
             }
+            curves = {variant: [table[each] for each in sorted(table) if each[:2] == (variant, task)] for variant in VARIANTS}
+            # Not over the clone's, which may be 0
+            deterministic = {v: [c["return_deterministic"] for c in of] for v, of in curves.items() if of}
+            entry["lowest_deterministic"] = {v: [float(d[1:].min()) for d in of] for v, of in deterministic.items()}
             entry["cpu_seconds"] = {
                 v: mean_and_interval([float(c["cpu_seconds"][-1]) for c in of]) for v, of in curves.items() if of
             }
