@@ -14,7 +14,7 @@ Motion = tuple[np.ndarray, float]
 """Where the hand is to be, and what the gripper is to do."""
 
 # A full action asks for 5 cm and half a radian
-_METRES_PER_ACTION, _RADIANS_PER_ACTION = 0.05, 0.5
+_METERS_PER_ACTION, _RADIANS_PER_ACTION = 0.05, 0.5
 _TREMBLE = 0.4
 _HOVER = 0.08
 _TURNED = 0.1
@@ -62,7 +62,7 @@ class Script(ABC):
         self._object = observation["object"].astype(np.float64)
         target, gripper = next(self._motions)
         action = np.zeros(7)
-        action[:3] = np.clip((target - self._hand) / _METRES_PER_ACTION, -1.0, 1.0)
+        action[:3] = np.clip((target - self._hand) / _METERS_PER_ACTION, -1.0, 1.0)
         action[3:6] = np.clip(self._turn() / _RADIANS_PER_ACTION, -1.0, 1.0)
         tremble = (1.0 - self.skill) * _TREMBLE
         action[:6] += tremble * self._generator.standard_normal(6) * np.repeat([1.0, 0.3], 3)

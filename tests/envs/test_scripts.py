@@ -18,7 +18,7 @@ from sb3_scoreflow.envs import make_robomimic
 #: Between which lengths a success lies, and as many steps as are enough for one
 LENGTHS = {"lift": (15, 60, 100), "can": (80, 160, 200), "square": (80, 160, 200)}
 #: Per step of a full action
-METRES, RADIANS = 0.05, 0.5
+METERS, RADIANS = 0.05, 0.5
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
@@ -98,11 +98,11 @@ def observe(hand: np.ndarray, position: np.ndarray, yaw: float = 0.0) -> dict[st
 def test_actions_in_can() -> None:
     can = np.array([0.2, -0.3, 0.86])
     hand = np.array([0.21, -0.32, 0.955])
-    np.testing.assert_allclose(CanScript().act(observe(hand, can)), [-0.01 / METRES, 0.02 / METRES, 0, 0, 0, 0, -1], atol=1e-6)
+    np.testing.assert_allclose(CanScript().act(observe(hand, can)), [-0.01 / METERS, 0.02 / METRES, 0, 0, 0, 0, -1], atol=1e-6)
     # Over the can: down, then six steps of closing, then up
     script, heights = CanScript(), [0.1, 0.06] + [0.02] * 6 + [0.03]
     actions = [script.act(observe(can + up(height), can)) for height in heights]
-    np.testing.assert_allclose([action[2] for action in actions], [-1, -0.045 / METRES, 0, 0, 0, 0, 0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose([action[2] for action in actions], [-1, -0.045 / METERS, 0, 0, 0, 0, 0, 0, 1], atol=1e-6)
     np.testing.assert_array_equal([action[6] for action in actions], [-1, -1, 1, 1, 1, 1, 1, 1, 1])
 
 
@@ -112,7 +112,7 @@ def test_actions_in_square(yaw: float, turn: float) -> None:
     nut, hand = np.array([-0.11, 0.17, 0.83]), np.array([-0.11, 0.17, 0.9])
     action = SquareScript().act(observe(hand, nut, yaw))
     towards = 0.06 * np.array([np.cos(yaw), np.sin(yaw)])
-    np.testing.assert_allclose(action[:2], np.clip(towards / METRES, -1, 1), atol=1e-6)
+    np.testing.assert_allclose(action[:2], np.clip(towards / METERS, -1, 1), atol=1e-6)
     np.testing.assert_allclose(action[3:], [0, 0, turn / RADIANS, -1], atol=1e-6)
 
 
