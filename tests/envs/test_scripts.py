@@ -98,7 +98,7 @@ def observe(hand: np.ndarray, position: np.ndarray, yaw: float = 0.0) -> dict[st
 def test_actions_in_can() -> None:
     can = np.array([0.2, -0.3, 0.86])
     hand = np.array([0.21, -0.32, 0.955])
-    np.testing.assert_allclose(CanScript().act(observe(hand, can)), [-0.01 / METERS, 0.02 / METRES, 0, 0, 0, 0, -1], atol=1e-6)
+    np.testing.assert_allclose(CanScript().act(observe(hand, can)), [-0.01 / METERS, 0.02 / METERS, 0, 0, 0, 0, -1], atol=1e-6)
     # Over the can: down, then six steps of closing, then up
     script, heights = CanScript(), [0.1, 0.06] + [0.02] * 6 + [0.03]
     actions = [script.act(observe(can + up(height), can)) for height in heights]
