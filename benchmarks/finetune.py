@@ -10,18 +10,19 @@ those of 75,000 chunks of 4 actions. The summary has returns and env steps to th
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks import gaussian_baseline, study
 from benchmarks.curves import RETURNS, Curve, CurveTable, Run, complete
 from benchmarks.learning import all_steps_to, final_return, lowest_over_clone, mean_and_interval
 from benchmarks.locomotion import CLONE_BATCHES, DEMONSTRATIONS, HORIZON, clone, demonstrations_of, make_envs
 from benchmarks.study import Variant
-from sb3_scoreflow import FPO, RLDT, CosineSchedule, ScoReFlowPPO
+from sb3_scoreflow import FPO, RLDT, CosineSchedule, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO
 
 #: The defaults, their iteration of 2048 chunks rounded to what 20 environments allow.
 ITERATION: dict[str, Any] = dict(n_steps=100, batch_size=250)
@@ -39,20 +40,39 @@ VARIANTS = {
 GAUSSIAN_STD = 0.2
 
 
+def start(
+    variant: Variant,
+    env: VecEnv,
+    eval_env: VecEnv,
+    demonstrations: Demonstrations,
+    flow_clone: Callable[[], FlowMatchingPolicy],
+    seed: int,
+) -> tuple[Any, VecEnv]:
+    """
+    :param variant: what is to be fine-tuned
+    :param env: of training
+    :param eval_env: of evaluation
+    :param demonstrations: what has been cloned
+    :param flow_clone: gives the clone that the flow variants start from; the Gaussian policy clones for itself
+    :param seed: of model and clone
+    :return: the model at its start, and the environment of evaluation as it needs it
+    """
+    _, algorithm, settings = variant
+    if algorithm is PPO:
+        gaussian = gaussian_baseline.make(env, demonstrations, GAUSSIAN_STD, seed, **settings)
+        gaussian_baseline.clone(gaussian, demonstrations, HORIZON, CLONE_BATCHES, 256, seed)
+        return gaussian, gaussian_baseline.normalized(eval_env, demonstrations, training=False)
+    policy = flow_clone()
+    model: Any = algorithm("FlowPolicy", env, seed=seed, device="cpu", **settings)
+    model.load_clone(policy)
+    if model.capabilities.value_function:  # the part of pretrain_bc that is the algorithm's own
+        model.pretrain_critic(demonstrations, CLONE_BATCHES // 5, seed=seed)
+    return model, eval_env
+
+
 def run(options: argparse.Namespace, variant: str, seed: int) -> None:
     demonstrations, (env, eval_env) = demonstrations_of(options.env), make_envs(options.env, seed)
-    _, algorithm, settings = VARIANTS[variant]
-    model: Any
-    if algorithm is PPO:
-        eval_env = gaussian_baseline.normalized(eval_env, demonstrations, training=False)
-        model = gaussian_baseline.make(env, demonstrations, GAUSSIAN_STD, seed, **settings)
-        gaussian_baseline.clone(model, demonstrations, HORIZON, CLONE_BATCHES, 256, seed)
-    else:
-        policy = clone(options.env, seed)
-        model = algorithm("FlowPolicy", env, seed=seed, device="cpu", **settings)
-        model.load_clone(policy)
-        if algorithm.capabilities.value_function:  # type: ignore[attr-defined]  # the part of pretrain_bc that is the algorithm's own
-            model.pretrain_critic(demonstrations, CLONE_BATCHES // 5, seed=seed)
+    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, lambda: clone(options.env, seed), seed)
     curve = CurveTable(options.output).learn(Run(variant, options.env, seed), model, options.timesteps, eval_env)
     last = {name: f"{final_return(curve, name):.0f}" for name in RETURNS}
     print(options.env, variant, seed, "last evaluations:", last, flush=True)

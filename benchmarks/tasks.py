@@ -23,10 +23,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks import gaussian_baseline, study
+from benchmarks import study
 from benchmarks.curves import CurveTable, Run, complete, locked
-from benchmarks.finetune import GAUSSIAN, GAUSSIAN_STD, ITERATION
+from benchmarks.finetune import GAUSSIAN, ITERATION, start
 from benchmarks.learning import mean_and_interval
+from benchmarks.locomotion import CLONE_BATCHES, HORIZON, N_ENVS
 from benchmarks.study import Panel, Variant
 from sb3_scoreflow import (
     FPO,
@@ -40,8 +41,7 @@ from sb3_scoreflow import (
 )
 from sb3_scoreflow.envs import make_metaworld
 
-HORIZON, N_ENVS, N_EVAL_ENVS, MAX_STEPS = 4, 20, 10, 200
-CLONE_BATCHES = 10_000
+N_EVAL_ENVS, MAX_STEPS = 10, 200
 ENV_STEPS = 120_000
 N_FINAL_EPISODES = 50
 
@@ -102,8 +102,8 @@ def clone(task: Task, seed: int) -> FlowMatchingPolicy:
     return policy
 
 
-def final_success(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
-    """Successes of the last policy in episodes that begin alike for every variant."""
+def success(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
+    """Successes in episodes that begin alike for every variant; RLDT explores here by ``x_0`` alone, without added noise."""
     result = {}
     for name, deterministic in (("deterministic", True), ("exploring", False)):
         eval_env.seed(1000 * seed + 700)
@@ -113,28 +113,18 @@ def final_success(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> None:
-    task, (_, algorithm, settings) = TASKS[options.task], VARIANTS[variant]
+    task = TASKS[options.task]
     demonstrations, env = demonstrations_of(task, seed), make_env(task, "train", N_ENVS, 1000 * seed)
     eval_env = make_env(task, "test", N_EVAL_ENVS, 1000 * seed + 500)
-    model: Any
-    if algorithm is PPO:
-        eval_env = gaussian_baseline.normalized(eval_env, demonstrations, training=False)
-        model = gaussian_baseline.make(env, demonstrations, GAUSSIAN_STD, seed, **settings)
-        gaussian_baseline.clone(model, demonstrations, HORIZON, CLONE_BATCHES, 256, seed)
-    else:
-        policy = clone(task, seed)
-        model = algorithm("FlowPolicy", env, seed=seed, device="cpu", **settings)
-        model.load_clone(policy)
-        if algorithm.capabilities.value_function:  # type: ignore[attr-defined]  # the part of pretrain_bc that is the algorithm's own
-            model.pretrain_critic(demonstrations, CLONE_BATCHES // 5, seed=seed)
-    start = final_success(model, eval_env, seed)
+    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, lambda: clone(task, seed), seed)
+    before = success(model, eval_env, seed)
     curve = CurveTable(options.output).learn(Run(variant, task.name, seed), model, options.timesteps, eval_env)
-    final = final_success(model, eval_env, seed)
-    print(task.name, variant, seed, "start", start, "end", final, f"{curve['cpu_seconds'][-1]:.0f} CPU s", flush=True)
+    after = success(model, eval_env, seed)
+    print(task.name, variant, seed, "start", before, "end", after, f"{curve['cpu_seconds'][-1]:.0f} CPU s", flush=True)
     with locked(options.output):
         summary = study.read_summary(options.output)
         section = summary.setdefault(task.name, {"demonstrations": task.n_demonstrations})
-        section.setdefault("success", {}).setdefault(variant, {})[str(seed)] = {"start": start, "end": final}
+        section.setdefault("success", {}).setdefault(variant, {})[str(seed)] = {"start": before, "end": after}
         study.write_summary(options.output, summary)
     env.close()
     eval_env.close()

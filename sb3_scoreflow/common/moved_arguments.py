@@ -90,7 +90,7 @@ def adopt_moved(model: Any) -> None:
         value = vars(model).pop(name)
         if name in vars(model).get("_given", ()):
             moved.warn(f"pass {moved.argument}=dict({name}={value!r})")
-        if value == moved.default:
+        elif value == moved.default:  # as files of 0.1.0 have it of every argument
             continue
         entries: Any = getattr(model, moved.argument) or {}
         if not isinstance(entries, Mapping):

@@ -111,13 +111,15 @@ def _is_foreign(path: Any, writer: str, own: type[SavedAlgorithm]) -> bool:
     :param own: an algorithm
     :return: whether the file is another algorithm's; subclasses of one algorithm are the same
     """
-    found, writers = [SavedAlgorithm], []
-    while found:
-        found += found[0].__subclasses__()
-        writers += [cls] if (cls := found.pop(0)).__name__ == writer else []
+    writers = [cls for cls in _subclasses(SavedAlgorithm) if cls.__name__ == writer]
     if not writers:  # Stable-Baselines3's, or a subclass that is not imported here
         return "algorithm" not in saved_data(path)
     return all(_algorithm(cls) is not _algorithm(own) for cls in writers)
+
+
+def _subclasses(cls: type[SavedAlgorithm]) -> list[type[SavedAlgorithm]]:
+    """:return: a class and all that are derived from it"""
+    return [cls, *(each for derived in cls.__subclasses__() for each in _subclasses(derived))]
 
 
 def _algorithm(cls: type[SavedAlgorithm]) -> type:

@@ -290,6 +290,13 @@ def test_history_that_does_not_fit_is_left_out(
     assert buffer.n_rollouts == 1
 
 
+def test_restored_history_is_drawn_from_as_the_model_says_now(replay: Algorithm) -> None:
+    file = saved(replay.make("FlowPolicy", make_toy()).learn(replay.iteration()), include=["rollout_buffer"])
+    settings = dict(history_size=3, new_fraction=0.9, balance_success=True)
+    buffer = replay.cls.load(file, make_toy(), rollout_buffer_kwargs=settings).rollout_buffer
+    assert buffer.n_rollouts == 1 and {name: getattr(buffer, name) for name in settings} == settings
+
+
 def test_history_of_another_class_is_left_out(replay: Algorithm) -> None:
     file = saved(replay.make("FlowPolicy", make_toy()).learn(replay.iteration()), include=["rollout_buffer"])
 

@@ -87,6 +87,14 @@ def test_they_can_be_given_to_load(name: str, value: Any, today: dict[str, Any])
     assert saved_arguments(old) == saved_arguments(RLDT.load(file, make_toy(), **today))
 
 
+def test_the_default_can_be_given_to_load() -> None:
+    """It is not what the file has."""
+    file = saved(make(RLDT, transport=dict(kernel="delta"), rollout_buffer_kwargs=dict(new_fraction=0.9)))
+    with pytest.warns(DeprecationWarning, match="kernel"):
+        loaded = RLDT.load(file, make_toy(), kernel="rbf", new_fraction=1 / 3)
+    assert (loaded.transport.kernel, loaded.rollout_buffer.new_fraction) == ("rbf", 1 / 3)
+
+
 def test_callbacks_can_set_them() -> None:
     model = make(RLDT)
     with pytest.warns(DeprecationWarning, match=r"set model\.transport\.temperature"):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sb3_scoreflow.demonstrations import load_demonstrations
+
 pa = pytest.importorskip("pyarrow")
 av = pytest.importorskip("av")
 Image = pytest.importorskip("PIL.Image")
@@ -174,3 +176,8 @@ def write_v3(
 
 
 WRITERS = {"v2.1": write_v2, "v3.0": write_v3}
+Write = Callable[..., Path]
+
+
+def load(folder: Path, **kwargs: Any) -> Any:
+    return load_demonstrations(f"lerobot:{folder}", **kwargs)

@@ -2,7 +2,6 @@
 
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,20 @@ from tests.demonstrations.lerobot_files import (
     SUCCESS,
     WRITERS,
     N,
+    Write,
     columns,
     encoded,
+    load,
     pa,
     pq,
     write_v2,
     write_v3,
 )
 
-Write = Callable[..., Path]
-
 
 @pytest.fixture(params=list(WRITERS))
 def write(request: pytest.FixtureRequest) -> Write:
     return WRITERS[request.param]
-
-
-def load(folder: Path, **kwargs: Any) -> Any:
-    return load_demonstrations(f"lerobot:{folder}", **kwargs)
 
 
 def test_vectors(tmp_path: Path, write: Write) -> None:

@@ -2,14 +2,12 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sb3_scoreflow.demonstrations import load_demonstrations
 from tests.demonstrations.lerobot_files import (
     ACTION,
     LENGTHS,
@@ -17,9 +15,11 @@ from tests.demonstrations.lerobot_files import (
     WRITERS,
     Columns,
     N,
+    Write,
     columns,
     encoded,
     episode_rows,
+    load,
     pa,
     pq,
     write_json,
@@ -27,16 +27,10 @@ from tests.demonstrations.lerobot_files import (
     write_v3,
 )
 
-Write = Callable[..., Path]
-
 
 @pytest.fixture(params=list(WRITERS))
 def write(request: pytest.FixtureRequest) -> Write:
     return WRITERS[request.param]
-
-
-def load(folder: Path, **kwargs: Any) -> Any:
-    return load_demonstrations(f"lerobot:{folder}", **kwargs)
 
 
 def test_missing_folders(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_scoreflow.demonstrations import Demonstrations, lerobot_images, load_demonstrations
+from sb3_scoreflow.demonstrations import Demonstrations, lerobot_images
 from sb3_scoreflow.demonstrations.lazy import BlockCache, LazyImages
 from sb3_scoreflow.demonstrations.lerobot_images import EncodedImages, VideoFrames
 from tests.demonstrations.lerobot_files import (
@@ -29,6 +29,7 @@ from tests.demonstrations.lerobot_files import (
     columns,
     encoded,
     episode_rows,
+    load,
     png,
     pq,
     write_v2,
@@ -38,10 +39,6 @@ from tests.demonstrations.lerobot_files import (
 
 SIZE = (32, 48)
 FRAME_BYTES = 3 * SIZE[0] * SIZE[1]
-
-
-def load(folder: Path, **kwargs: Any) -> Demonstrations:
-    return load_demonstrations(f"lerobot:{folder}", **kwargs)
 
 
 def top_of(demonstrations: Demonstrations) -> LazyImages:
@@ -393,7 +390,7 @@ def test_column_of_images_that_one_file_lacks(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(path).drop([WRIST]), path)
     images = load(tmp_path, observation=[], images=WRIST).observations
     with pytest.raises(OSError, match=rf"file-001\.parquet: it has no column `{WRIST}`"):
-        images[:]  # type: ignore[index]
+        images[:]
 
 
 @pytest.mark.parametrize(
