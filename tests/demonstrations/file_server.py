@@ -71,6 +71,8 @@ class FileServer:
         body = self.files.get(handler.path)
         if body is None:
             return handler.send_error(404)
+        # Before anything is sent: a client that hangs up at the headers may be back while this thread is still here
+        n_bytes = self.cut.pop(0) if self.cut else None
         match = re.fullmatch(r"bytes=(\d+)-", range_ or "")
         current = if_range is None or if_range in self.headers.values()
         if self.ranges and match and current:
@@ -90,6 +92,6 @@ class FileServer:
         if self.content_length:
             handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
-        handler.wfile.write(body[: self.cut.pop(0) if self.cut else None])
+        handler.wfile.write(body[:n_bytes])
         handler.close_connection = True
         return None
