@@ -42,6 +42,8 @@ class FlowAlgorithm(SavedAlgorithm):
 
     #: What the algorithm can do
     capabilities: ClassVar[Capabilities]
+    #: Arguments that the policy is built with, but follows when they change
+    followed: ClassVar[tuple[str, ...]] = ()
     policy: FlowMatchingPolicy
 
     def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, **kwargs: Any) -> None:
@@ -226,7 +228,7 @@ class FlowAlgorithm(SavedAlgorithm):
     ) -> tuple[int, BaseCallback]:
         self._check_arguments()
         for name, built in self._built_with.items():
-            if name not in ("min_std", "max_std") and getattr(self, name) != built:
+            if name not in self.followed and getattr(self, name) != built:
                 raise ValueError(
                     f"{name} was set to {getattr(self, name)!r}, but the policy was built with {built!r}: pass it to "
                     f"{type(self).__name__}() or to load()."

@@ -249,6 +249,8 @@ class FlowPPO(FlowAlgorithm):
 
     def _prepare_rollout(self) -> None:
         super()._prepare_rollout()
+        if self.rollout_buffer.action_dim != self._record_width():
+            self._make_buffer()
         self.return_statistics.gamma = self.gamma
         self._keep_reference()
 

@@ -17,38 +17,59 @@ _HALF_LIFE = 25_000
 
 #: argument -> value, for a policy trained from scratch and for a pretrained one
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "scratch": dict(learning_rate=3e-4, noise_learning_rate=3e-4, critic_learning_rate=1e-3, clip_range=0.2, max_std=0.4),
+    "scratch": dict(
+        learning_rate=3e-4,
+        noise_learning_rate=3e-4,
+        critic_learning_rate=1e-3,
+        clip_range=0.2,
+        max_std=0.4,
+        stochastic_steps="all",
+    ),
     "pretrained": dict(
-        learning_rate=HalfLifeSchedule(2e-4, 2e-5, _HALF_LIFE),
+        learning_rate=HalfLifeSchedule(5e-4, 5e-5, _HALF_LIFE),
         noise_learning_rate=HalfLifeSchedule(1e-3, 1e-4, _HALF_LIFE),
         critic_learning_rate=1e-3,
-        clip_range=0.02,
+        clip_range=0.03,
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
+        stochastic_steps="one",
     ),
 }
 
+#: What a pretrained policy has instead where all steps are stochastic: the ratio then is a mean over K + 1 times as many
+#: numbers
+_ALL_STEPS = dict(learning_rate=HalfLifeSchedule(2e-4, 2e-5, _HALF_LIFE), clip_range=0.02)
 
 #: From scratch, what these tend to, and the transitions per action dimension in which they come half the way: 200 rollouts
 _SCRATCH_FINAL = dict(learning_rate=1e-4, noise_learning_rate=1e-4, clip_range=0.02)
 _SCRATCH_HALF_LIFE = 50_000
 
 
-def from_scratch(name: str, denoising_steps: int, action_dim: int) -> float | HalfLifeSchedule:
+def pretrained(name: str, stochastic_steps: str) -> Any:
+    """
+    :param name: of an argument in ``DEFAULTS``
+    :param stochastic_steps: "all" or "one"
+    :return: its default for a pretrained policy
+    """
+    return {**DEFAULTS["pretrained"], **(_ALL_STEPS if stochastic_steps == "all" else {})}[name]
+
+
+def from_scratch(name: str, action_dim: int, points: int) -> float | HalfLifeSchedule:
     """
     The first value of the clip range is PPO's 0.2 for the ratio of a whole chain; the ratio here is the geometric mean over
-    the chain's ``(K + 1) action_dim`` numbers, whose logarithm spreads over about the square root of their number less. Small
-    rollouts make noisy steps, which are to become smaller (both ours; docs/implementation.md).
+    the chain's ``(K + 1) action_dim`` numbers (with one stochastic step, over its ``action_dim``), whose logarithm spreads
+    over about the square root of their number less. Small rollouts make noisy steps, which are to become smaller (both ours;
+    docs/implementation.md).
 
     :param name: of an argument in ``DEFAULTS``
-    :param denoising_steps: ``K``
     :param action_dim: dimensions of an action (of a chunk, with ActionChunking)
+    :param points: points of the chain that count in its ratio, ``K + 1`` or 1
     :return: its default for a policy that is trained from scratch
     """
     value: float = DEFAULTS["scratch"][name]
     if name not in _SCRATCH_FINAL:
         return value
     if name == "clip_range":
-        value /= math.sqrt((denoising_steps + 1) * action_dim)
+        value /= math.sqrt(points * action_dim)
     return HalfLifeSchedule(value, min(value, _SCRATCH_FINAL[name]), _SCRATCH_HALF_LIFE * action_dim)
 
 

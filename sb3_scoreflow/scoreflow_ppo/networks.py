@@ -39,11 +39,12 @@ class NoiseNet(nn.Module):
     def forward(self, features: th.Tensor, time_embedding: th.Tensor, log_std_bounds: th.Tensor) -> th.Tensor:
         """
         :param features: shape ``(batch, features_dim)``
-        :param time_embedding: of the whole grid, shape ``(K, time_embedding_dim)``; it gets no gradient from here
+        :param time_embedding: of ``n`` steps, shape ``(n, time_embedding_dim)`` for all or ``(batch, n, time_embedding_dim)``
+            for each; it gets no gradient from here
         :param log_std_bounds: ``log [min_std, max_std]``, shape ``(2,)``
-        :return: standard deviations, shape ``(batch, K, action_dim)``
+        :return: standard deviations, shape ``(batch, n, action_dim)``
         """
-        batch, steps = len(features), len(time_embedding)
+        batch, steps = len(features), time_embedding.shape[-2]
         inputs = th.cat(
             [
                 features.unsqueeze(1).expand(batch, steps, features.shape[-1]),

@@ -20,20 +20,29 @@ from sb3_scoreflow.common.policies import ObservationNormalization
 from sb3_scoreflow.common.utils import ArgumentError, check_choice
 from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
 from sb3_scoreflow.scoreflow_ppo.networks import NoiseNet, ScoreCoefficient, initial_score_gate
-from sb3_scoreflow.scoreflow_ppo.transition import chain_entropy, chain_log_prob, transition_mean, truncated_normal
+from sb3_scoreflow.scoreflow_ppo.transition import (
+    chain_entropy,
+    chain_log_prob,
+    step_entropy,
+    step_log_prob,
+    transition_mean,
+    truncated_normal,
+)
 
 ScoreDrift = Literal["learned", "constant", "none"]
 Noise = Literal["learned", "constant", "score_matched"]
+StochasticSteps = Literal["all", "one"]
 
 
 class ChainEvaluation(NamedTuple):
-    """What one pass over stored chains gives; ``batch`` chains of ``K`` transitions."""
+    """What one pass over stored chains gives: ``batch`` chains of ``n`` scored transitions, all ``K`` or a single one."""
 
     values: th.Tensor  #: in reward units, shape ``(batch,)``
     log_prob: th.Tensor  #: normalized, shape ``(batch,)``
     entropy: th.Tensor  #: normalized, shape ``(batch,)``
-    mean: th.Tensor  #: shape ``(batch, K, action_dim)``
-    std: th.Tensor  #: shape ``(batch, K, action_dim)``
+    mean: th.Tensor  #: shape ``(batch, n, action_dim)``
+    std: th.Tensor  #: shape ``(batch, n, action_dim)``
+    step: th.Tensor | None = None  #: which transition is scored, shape ``(batch,)``; None: all of them
 
 
 class ScoReFlowPolicy(ActorCriticFlowPolicy):
@@ -51,6 +60,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         ``min_std``
     :param min_std: lower bound of a step's standard deviation, positive
     :param max_std: upper bound, at least ``min_std``
+    :param stochastic_steps: "all" denoising steps of a chain are noisy (published), or "one", drawn anew for every chain,
+        while the others take their means (the hybrid sampling of arXiv 2510.25889)
     """
 
     net_arch_parts = ("pi", "vf", "noise")
@@ -59,7 +70,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         noise=("noise_net", "score_coefficient_net"),
         critic=("vf_features_extractor", "value_net"),
     )
-    _instead_of_likelihoods = "; evaluate_actions(obs, chains), chains = policy(obs)[0], gives log-probabilities of chains"
+    _instead_of_likelihoods = "; evaluate_actions(obs, records), records = policy(obs)[0], gives log-probabilities of chains"
     log_std_bounds: th.Tensor
 
     def __init__(
@@ -80,6 +91,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         noise: Noise = "learned",
         min_std: float = 0.1,
         max_std: float = 0.24,
+        stochastic_steps: StochasticSteps = "all",
         observation_normalization: ObservationNormalization = "auto",
         use_sde: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
@@ -91,6 +103,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     ) -> None:
         check_choice("score_drift", score_drift, get_args(ScoreDrift))
         check_choice("noise", noise, get_args(Noise))
+        check_choice("stochastic_steps", stochastic_steps, get_args(StochasticSteps))
         score_scale = check_argument(Number(open_low=True), "score_scale", score_scale, 1.0)
         score_clip = check_argument(Number(open_low=True, bound=True), "score_clip", score_clip, 10.0)
         min_std = check_argument(Number(open_low=True), "min_std", min_std, 0.1)
@@ -122,6 +135,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         self.noise = noise
         self.min_std = min_std
         self.max_std = max_std
+        self.stochastic_steps = stochastic_steps
 
         if score_drift == "learned":
             self.score_coefficient_net = ScoreCoefficient(score_scale)
@@ -141,6 +155,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             noise=self.noise,
             min_std=self.min_std,
             max_std=self.max_std,
+            stochastic_steps=self.stochastic_steps,
         )
         return data
 
@@ -170,29 +185,42 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         return th.clamp((1 - t) * initial_score_gate() * self.score_scale, max=2 * self.score_scale)
 
     def _step_std(self, features: th.Tensor, time_embedding: th.Tensor, alpha: th.Tensor | None) -> th.Tensor:
-        """Standard deviations of all steps at once, shape ``(batch, K, action_dim)``: they do not depend on ``x``."""
-        steps = len(time_embedding)
+        """
+        Standard deviations of ``n`` steps at once, shape ``(batch, n, action_dim)``: they do not depend on ``x``. The steps
+        are the same for all, embeddings ``(n, time_embedding_dim)``, or one for each, ``(batch, 1, time_embedding_dim)``;
+        ``alpha`` has the same leading dimensions.
+        """
         if self.noise == "learned":
             return self.noise_net(features, time_embedding, self.log_std_bounds)
         low, high = self.log_std_bounds.exp()
         if self.noise == "constant":
-            std = high.expand(steps)
+            std = high.expand(time_embedding.shape[:-1])
         else:
             assert alpha is not None  # checked by the constructor
-            std = th.sqrt(2 * alpha / steps).clamp(min=low)
-        return std.view(1, steps, 1).expand(len(features), steps, self.action_dim)
+            std = th.sqrt(2 * alpha / self.denoising_steps).clamp(min=low)
+        return std.unsqueeze(-1).expand(len(features), -1, self.action_dim)
 
     def _sample_chain(
         self, features: th.Tensor, noise: th.Tensor, stochastic: bool, denoising_steps: int
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, th.Tensor | None]:
         """
-        :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)`` and, if stochastic, standard deviations
+        :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)``, the standard deviations of the
+            stochastic steps, ``(batch, K, action_dim)`` or ``(batch, 1, action_dim)``, if there are any, and the stochastic
+            step ``(batch,)``, if it is a single one
         """
         field = self.velocity_field
         t = flow.time_grid(denoising_steps, dtype=noise.dtype, device=noise.device)
         time, condition, alpha = field.time_features(t), field.condition(features), self.score_coefficient(t)
-        std = self._step_std(features, time.embedding, alpha) if stochastic else None
-        deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std if std is not None else None
+        std = stochastic_step = deviates = None
+        if stochastic:
+            if self.stochastic_steps == "one":
+                stochastic_step = th.randint(denoising_steps, (len(noise),), device=noise.device)
+            of = slice(None) if stochastic_step is None else stochastic_step.unsqueeze(-1)
+            std = self._step_std(features, time.embedding[of], None if alpha is None else alpha[of])
+            deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std
+            if stochastic_step is not None:
+                one_hot = stochastic_step.unsqueeze(-1) == th.arange(denoising_steps, device=noise.device)
+                deviates = deviates * one_hot.unsqueeze(-1)
         means = []
 
         def step(x: th.Tensor, at: tuple[int, TimeFeatures]) -> th.Tensor:
@@ -203,7 +231,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             return means[-1] if deviates is None else means[-1] + deviates[:, k]
 
         points = flow.chain(step, noise, enumerate(time.steps()))
-        return th.stack(points, dim=1), th.stack(means, dim=1), std
+        return th.stack(points, dim=1), th.stack(means, dim=1), std, stochastic_step
 
     def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
         return self._sample_chain(features, noise, False, denoising_steps)[0][:, -1]
@@ -220,26 +248,57 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to take the means, from ``x_0 = 0``
-        :return: flattened chains ``(batch, (K + 1) * action_dim)``, values ``(batch, 1)``, normalized log-probabilities
+        :return: records of the chains ``(batch, record_width)``, values ``(batch, 1)``, normalized log-probabilities
             ``(batch,)``
         """
         preprocessed = self.preprocess(obs)
         features = self.features_extractor(preprocessed)
         shape = (len(features), self.action_dim)
         noise = th.zeros(shape, device=features.device) if deterministic else th.randn(shape, device=features.device)
-        chain, mean, std = self._sample_chain(features, noise, not deterministic, self.denoising_steps)
-        if std is None:
-            log_prob = self.evaluate_chain(obs, chain).log_prob
-        else:
+        chain, mean, std, step = self._sample_chain(features, noise, not deterministic, self.denoising_steps)
+        if std is None:  # no step is stochastic; of one, it is the first that counts
+            step = None if self.stochastic_steps == "all" else th.zeros(len(chain), dtype=th.long, device=chain.device)
+            log_prob = self.evaluate_chain(obs, chain, step).log_prob
+        elif step is None:
             log_prob = chain_log_prob(chain, mean, std)
-        return chain.flatten(1), self._values(preprocessed, features), log_prob
+        else:
+            rows = th.arange(len(chain), device=chain.device)
+            log_prob = step_log_prob(chain[rows, step + 1], mean[rows, step], std[:, 0])
+        records = chain.flatten(1) if step is None else th.cat([step.unsqueeze(-1).to(chain.dtype), chain.flatten(1)], dim=1)
+        return records, self._values(preprocessed, features), log_prob
 
-    def evaluate_chain(self, obs: PyTorchObs, chain: th.Tensor) -> ChainEvaluation:
+    @property
+    def record_width(self) -> int:
         """
-        Score stored chains: all their transitions in one call of each network, the observation's features once.
+        Numbers that :meth:`forward` returns of an action: the chain's ``(K + 1) * action_dim``, behind the stochastic step's
+        index if it is a single one. The width tells which it is.
+        """
+        return (self.denoising_steps + 1) * self.action_dim + (self.stochastic_steps == "one")
+
+    def split_record(self, records: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param records: from :meth:`forward`, shape ``(batch, record_width)``
+        :return: chains ``(batch, K + 1, action_dim)`` and the stochastic step of each ``(batch,)``, None if all are
+        :raises ValueError: if they are no records: an action by itself has no likelihood in closed form
+        """
+        width = (self.denoising_steps + 1) * self.action_dim
+        records = records.flatten(1)
+        if records.shape[1] not in (width, width + 1):
+            raise ArgumentError(
+                f"actions must be records of denoising chains, shape (batch, (denoising_steps + 1) * action_dim) = (batch, "
+                f"{width}), or one wider with stochastic_steps='one', got {tuple(records.shape)}: a flow policy gives no "
+                "probability of an action. Pass records = policy(obs)[0], or those of the rollout buffer."
+            )
+        step = records[:, 0].long() if records.shape[1] > width else None
+        return records[:, -width:].view(len(records), self.denoising_steps + 1, self.action_dim), step
+
+    def evaluate_chain(self, obs: PyTorchObs, chain: th.Tensor, step: th.Tensor | None = None) -> ChainEvaluation:
+        """
+        Score stored chains: all transitions that count in one call of each network, the observation's features once.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param chain: shape ``(batch, K + 1, action_dim)``
+        :param step: the transition of each chain that counts, shape ``(batch,)``; None: all of them
         :return: values, log-probability, entropy, means and standard deviations
         """
         preprocessed = self.preprocess(obs)
@@ -247,31 +306,31 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         field = self.velocity_field
         t = flow.time_grid(self.denoising_steps, dtype=chain.dtype, device=chain.device)
         time, alpha = field.time_features(t), self.score_coefficient(t)
+        x, after = chain[:, :-1], chain[:, 1:]
+        if step is not None:
+            of, rows = step.unsqueeze(-1), th.arange(len(chain), device=chain.device).unsqueeze(-1)
+            x, after, t, time = x[rows, of], after[rows, of], t[of], time.at(of)
+            alpha = None if alpha is None else alpha[of]
         std = self._step_std(features, time.embedding, alpha)
-        x = chain[:, :-1]
         velocity = field(x, time, field.condition(features).unsqueeze(1))
         coefficient = None if alpha is None else alpha.unsqueeze(-1)
         mean = transition_mean(x, velocity, t.unsqueeze(-1), coefficient, self.denoising_steps, self.score_clip)
         values = self._values(preprocessed, features).flatten()
-        return ChainEvaluation(values, chain_log_prob(chain, mean, std), chain_entropy(std), mean, std)
+        if step is None:
+            return ChainEvaluation(values, chain_log_prob(chain, mean, std), chain_entropy(std), mean, std)
+        log_prob, entropy = step_log_prob(after[:, 0], mean[:, 0], std[:, 0]), step_entropy(std[:, 0])
+        return ChainEvaluation(values, log_prob, entropy, mean, std, step)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         Stable-Baselines3's interface to :meth:`evaluate_chain`.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param actions: flattened chains, shape ``(batch, (K + 1) * action_dim)``
+        :param actions: records of chains from :meth:`forward`, shape ``(batch, record_width)``
         :return: values ``(batch, 1)``, normalized log-probabilities ``(batch,)``, normalized entropies ``(batch,)``
-        :raises ValueError: if they are no chains: an action by itself has no likelihood in closed form
+        :raises ValueError: if they are no records: an action by itself has no likelihood in closed form
         """
-        width = (self.denoising_steps + 1) * self.action_dim
-        if actions[0].numel() != width:
-            raise ArgumentError(
-                f"actions must be denoising chains, shape (batch, (denoising_steps + 1) * action_dim) = (batch, {width}), got "
-                f"{tuple(actions.shape)}: a flow policy gives no probability of an action. Pass chains = policy(obs)[0], or "
-                "those of the rollout buffer."
-            )
-        evaluation = self.evaluate_chain(obs, actions.view(len(actions), self.denoising_steps + 1, self.action_dim))
+        evaluation = self.evaluate_chain(obs, *self.split_record(actions))
         return evaluation.values.unsqueeze(-1), evaluation.log_prob, evaluation.entropy
 
 

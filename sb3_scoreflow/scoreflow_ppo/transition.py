@@ -87,3 +87,26 @@ def chain_entropy(std: th.Tensor) -> th.Tensor:
     """
     points = std.shape[1] + 1
     return 0.5 * (1 + _LOG_2PI) + th.log(std).sum((1, 2)) / (points * std.shape[2])
+
+
+def step_log_prob(after: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+    """
+    Log-density of a single transition per dimension, ``log N(x_{k+1}; mean_k, std_k) / action_dim``, normalized as
+    :func:`chain_log_prob` is (ours).
+
+    :param after: ``x_{k+1}``, shape ``(batch, action_dim)``
+    :param mean: same shape
+    :param std: same shape
+    :return: shape ``(batch,)``
+    """
+    return (-0.5 * (((after - mean) / std).pow(2) + _LOG_2PI) - th.log(std)).mean(-1)
+
+
+def step_entropy(std: th.Tensor) -> th.Tensor:
+    """
+    Entropy of a single transition per dimension.
+
+    :param std: shape ``(batch, action_dim)``
+    :return: shape ``(batch,)``
+    """
+    return 0.5 * (1 + _LOG_2PI) + th.log(std).mean(-1)

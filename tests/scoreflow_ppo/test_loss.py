@@ -14,8 +14,13 @@ from sb3_scoreflow.common.update_log import UpdateLog
 from tests.ppo.helpers import ACTION, SIZE, STEPS, collect, logs_of, make_model, perturb
 
 
-def _numpy_evaluation(model: ScoReFlowPPO, obs: np.ndarray, chain: np.ndarray) -> dict[str, np.ndarray]:
-    """Values, log-probabilities and entropies from the weights alone (method, section 1), one row and step at a time."""
+def _numpy_evaluation(model: ScoReFlowPPO, obs: np.ndarray, records: np.ndarray) -> dict[str, np.ndarray]:
+    """
+    Values, log-probabilities and entropies from the weights alone (method, section 1), one row and step at a time; of records
+    with a stochastic step, that step's alone.
+    """
+    chain = records[:, -(STEPS + 1) * ACTION :].reshape(len(records), STEPS + 1, ACTION)
+    single = records.shape[1] > (STEPS + 1) * ACTION
     policy = model.policy
     w = {name: value.double().numpy() for name, value in policy.state_dict().items()}
 
@@ -34,12 +39,12 @@ def _numpy_evaluation(model: ScoReFlowPPO, obs: np.ndarray, chain: np.ndarray) -
     features = np.clip((obs - w["normalizer.mean_0"]) / np.sqrt(variance), -10, 10)
     log_bounds = w["log_std_bounds"]
     values, log_probs, entropies = [], [], []
-    for s, points in zip(features, chain, strict=True):
+    for s, points, record in zip(features, chain, records, strict=True):
         hidden = mish(linear("value_net.2", mish(linear("value_net.0", s))))
         values.append((linear("value_net.4", hidden) * w["value_scale"])[0])
-        log_prob = np.sum(-0.5 * points[0] ** 2 - 0.5 * np.log(2 * np.pi))
-        entropy = ACTION * 0.5 * np.log(2 * np.pi * np.e)
-        for k in range(STEPS):
+        log_prob = 0.0 if single else np.sum(-0.5 * points[0] ** 2 - 0.5 * np.log(2 * np.pi))
+        entropy = 0.0 if single else ACTION * 0.5 * np.log(2 * np.pi * np.e)
+        for k in [int(record[0])] if single else range(STEPS):
             t, x, dt = k / STEPS, points[k], 1 / STEPS
             embedding = np.concatenate([np.sin(t * frequencies), np.cos(t * frequencies)])
             embedding = linear("velocity_field.time_embedding.3", mish(linear("velocity_field.time_embedding.1", embedding)))
@@ -59,8 +64,8 @@ def _numpy_evaluation(model: ScoReFlowPPO, obs: np.ndarray, chain: np.ndarray) -
             std = np.exp(0.5 * np.interp(np.tanh(hidden), [-1, 1], 2 * log_bounds))
             log_prob += np.sum(-0.5 * ((points[k + 1] - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi))
             entropy += np.sum(0.5 * np.log(2 * np.pi * np.e * std**2))
-        log_probs.append(log_prob / ((STEPS + 1) * ACTION))
-        entropies.append(entropy / ((STEPS + 1) * ACTION))
+        log_probs.append(log_prob / (ACTION if single else (STEPS + 1) * ACTION))
+        entropies.append(entropy / (ACTION if single else (STEPS + 1) * ACTION))
     return dict(values=np.array(values), log_prob=np.array(log_probs), entropy=np.array(entropies))
 
 
@@ -73,8 +78,7 @@ def _double_batch(model: ScoReFlowPPO) -> RolloutBufferSamples:
 def _numpy_losses(model: ScoReFlowPPO, batch: RolloutBufferSamples, clip_range: float) -> dict[str, float]:
     """The terms of the loss, before their coefficients."""
     parts = {name: part.numpy() for name, part in batch._asdict().items()}
-    chain = parts["actions"].reshape(SIZE, STEPS + 1, ACTION)
-    evaluation = _numpy_evaluation(model, parts["observations"], chain)
+    evaluation = _numpy_evaluation(model, parts["observations"], parts["actions"].reshape(SIZE, -1))
     advantages = parts["advantages"]
     if model.normalize_advantage:
         advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8 * np.abs(advantages).max())
@@ -109,7 +113,13 @@ def _prepared(**kwargs: Any) -> ScoReFlowPPO:
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, dict(clip_range_vf=0.05), dict(normalize_advantage=False), dict(policy_kwargs=dict(score_clip=0.5))],
+    [
+        {},
+        dict(stochastic_steps="one"),
+        dict(clip_range_vf=0.05),
+        dict(normalize_advantage=False),
+        dict(policy_kwargs=dict(score_clip=0.5)),
+    ],
 )
 def test_loss_against_numpy(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every term of the loss, and their sum as ``train`` logs it; then the same in float64 to 1e-10."""
@@ -121,7 +131,7 @@ def test_loss_against_numpy(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPa
     total = expected["policy_gradient_loss"] + 0.03 * expected["entropy_loss"] + 0.7 * expected["value_loss"]
 
     double = copy.deepcopy(model.policy).double()
-    evaluation = double.evaluate_chain(batch.observations, batch.actions.view(SIZE, STEPS + 1, ACTION))
+    evaluation = double.evaluate_chain(batch.observations, *double.split_record(batch.actions))
     log = UpdateLog()
     with monkeypatch.context() as patch:
         patch.setattr(model, "policy", double)
@@ -139,14 +149,15 @@ def test_loss_against_numpy(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPa
     assert logs_of(model)["loss"] == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize("steps", ["all", "one"])
 @pytest.mark.parametrize("noise", ["learned", "constant"])
-def test_gradient_of_the_loss_by_finite_differences(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_of_the_loss_by_finite_differences(noise: str, steps: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The whole objective as ``_train_epoch`` assembles it, in float64, one entry of every parameter, with the BC term.
 
     The learned noise passes no gradient to the time embedding, on purpose; that one is checked with constant noise.
     """
-    model = _prepared(bc_coef=2.0, clip_range_vf=0.05, noise=noise)
+    model = _prepared(bc_coef=2.0, clip_range_vf=0.05, noise=noise, stochastic_steps=steps)
     model.policy.double()
     model.reference.double()
     batch, losses = _double_batch(model), []

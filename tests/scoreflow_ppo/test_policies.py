@@ -44,7 +44,7 @@ def test_chain_is_reproduced_by_its_means_and_deviations() -> None:
     policy, n = make_policy(), 5000
     with th.no_grad():
         features = policy.extract_features(make_obs(n))
-        chain, mean, std = policy._sample_chain(features, th.randn(n, ACTION), True, STEPS)
+        chain, mean, std, _ = policy._sample_chain(features, th.randn(n, ACTION), True, STEPS)
     assert std is not None
     z = ((chain[:, 1:] - mean) / std).double().numpy()
     assert np.abs(z).max() <= 3 + 1e-4
