@@ -62,6 +62,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     :param max_std: upper bound, at least ``min_std``
     :param stochastic_steps: "all" denoising steps of a chain are noisy (published), or "one", drawn anew for every chain,
         while the others take their means (the hybrid sampling of arXiv 2510.25889)
+    :param zero_start_fraction: share of the chains of rollouts, in [0, 1], that start from ``x_0 = 0`` as deterministic actions
+        do, if one step is stochastic: their return is what is optimized then, too (ours)
     """
 
     net_arch_parts = ("pi", "vf", "noise")
@@ -92,6 +94,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         min_std: float = 0.1,
         max_std: float = 0.24,
         stochastic_steps: StochasticSteps = "all",
+        zero_start_fraction: float = 0.25,
         observation_normalization: ObservationNormalization = "auto",
         use_sde: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
@@ -106,6 +109,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         check_choice("stochastic_steps", stochastic_steps, get_args(StochasticSteps))
         score_scale = check_argument(Number(open_low=True), "score_scale", score_scale, 1.0)
         score_clip = check_argument(Number(open_low=True, bound=True), "score_clip", score_clip, 10.0)
+        zero_start_fraction = check_argument(Number(high=1), "zero_start_fraction", zero_start_fraction, 0.25)
         min_std = check_argument(Number(open_low=True), "min_std", min_std, 0.1)
         if noise == "score_matched" and score_drift == "none":
             raise ValueError("noise='score_matched' needs a score: set score_drift to 'learned' or 'constant'.")
@@ -136,6 +140,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         self.min_std = min_std
         self.max_std = max_std
         self.stochastic_steps = stochastic_steps
+        self.zero_start_fraction = zero_start_fraction
 
         if score_drift == "learned":
             self.score_coefficient_net = ScoreCoefficient(score_scale)
@@ -156,6 +161,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             min_std=self.min_std,
             max_std=self.max_std,
             stochastic_steps=self.stochastic_steps,
+            zero_start_fraction=self.zero_start_fraction,
         )
         return data
 
@@ -236,6 +242,13 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
         return self._sample_chain(features, noise, False, denoising_steps)[0][:, -1]
 
+    def _start(self, shape: tuple[int, int]) -> th.Tensor:
+        """``x_0`` of chains that explore."""
+        noise = th.randn(shape, device=self.device)
+        if self.stochastic_steps == "one" and self.zero_start_fraction > 0:
+            noise *= th.rand(shape[0], 1, device=self.device) >= self.zero_start_fraction
+        return noise
+
     def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         return self._sample_chain(self.extract_features(obs), noise, True, self.denoising_steps)[0][:, -1]
 
@@ -254,7 +267,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         preprocessed = self.preprocess(obs)
         features = self.features_extractor(preprocessed)
         shape = (len(features), self.action_dim)
-        noise = th.zeros(shape, device=features.device) if deterministic else th.randn(shape, device=features.device)
+        noise = th.zeros(shape, device=features.device) if deterministic else self._start(shape)
         chain, mean, std, step = self._sample_chain(features, noise, not deterministic, self.denoising_steps)
         if std is None:  # no step is stochastic; of one, it is the first that counts
             step = None if self.stochastic_steps == "all" else th.zeros(len(chain), dtype=th.long, device=chain.device)
