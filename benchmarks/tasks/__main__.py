@@ -1,0 +1,28 @@
+"""Run a task; see the package's docstring."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks import study, tasks
+from benchmarks.tasks.families import TASKS
+from benchmarks.tasks.report import summarize
+from benchmarks.tasks.runs import VARIANTS, run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study.parser(tasks.__doc__, "tasks", seeds=(0, 1, 2), variants=VARIANTS)
+    parser.prog = "python -m benchmarks.tasks"
+    parser.add_argument("--task", default="peg-insert-side-v3", choices=list(TASKS))
+    parser.add_argument("--timesteps", type=int, help="calls of env.step (default 75,000 for locomotion, else 30,000)")
+    parser.add_argument("--data", type=Path, help="folder of demonstrations in files (default data/ in that of the results)")
+    options = parser.parse_args(arguments)
+    options.data = options.data or options.output / "data"
+    origin, package = study.make_runs(options, run), TASKS[options.task].package
+    if package and options.variants:
+        origin["versions"][package] = version(package)
+    summarize(options, origin)
+
+
+if __name__ == "__main__":
+    main()
