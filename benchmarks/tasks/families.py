@@ -6,13 +6,17 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar
 
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import FlattenObservation
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks import locomotion
+from benchmarks import locomotion, make_robosuite_demonstrations
+from benchmarks.curves import locked
 from benchmarks.locomotion import HORIZON
 from sb3_scoreflow import ActionChunking, Demonstrations, load_demonstrations
-from sb3_scoreflow.envs import make_metaworld
+from sb3_scoreflow.envs import make_metaworld, make_robomimic
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,36 @@ class Locomotion(Task):
         return locomotion.make_env(self.env_id, n_envs, seed)
 
 
+@dataclass(frozen=True)
+class Robosuite(Task):
+    """Episodes of a mediocre script, failures included, which are written once and are the same for all seeds."""
+
+    n_demonstrations: int
+    max_steps: int
+    package = "robosuite"
+
+    def demonstrations(self, data: Path, seed: int) -> Demonstrations:
+        path = data / f"{self.name}_{self.n_demonstrations}_{self.max_steps}.hdf5"
+        with locked(data):  # another command may be about to write it too
+            if not path.exists():
+                numbers = ["--episodes", str(self.n_demonstrations), "--horizon", str(self.max_steps)]
+                make_robosuite_demonstrations.main(["--output", str(path), "--task", self.name, *numbers])
+        recorded = load_demonstrations(f"robomimic:{path}")
+        assert isinstance(recorded.observations, dict)
+        # One array, which the Gaussian PPO needs, as FlattenObservation makes it: spaces sort their keys
+        observations = np.concatenate([recorded.observations[key] for key in sorted(recorded.observations)], axis=1)
+        flags = recorded.terminations, recorded.truncations
+        return Demonstrations(observations, recorded.actions, recorded.rewards, *flags, metadata=recorded.metadata)
+
+    def make_env(self, split: str, n_envs: int, seed: int) -> VecEnv:
+        arguments = dict(dataset_or_task=self.name, horizon=self.max_steps)
+        return make_vec_env(make_robomimic, n_envs, seed=seed, env_kwargs=arguments, wrapper_class=_flat_and_chunked)
+
+
+def _flat_and_chunked(env: gym.Env) -> gym.Env:
+    return ActionChunking(FlattenObservation(env), horizon=HORIZON)
+
+
 #: Of Meta-World, as few demonstrations as leave room above the clone. From noisy ones, ``benchmarks.finetune``
 TASKS: dict[str, Task] = {
     task.name: task
@@ -97,6 +131,9 @@ TASKS: dict[str, Task] = {
         Locomotion("hopper-precise", "Hopper-v5"),
         Locomotion("walker2d-precise", "Walker2d-v5"),
         Locomotion("halfcheetah-precise", "HalfCheetah-v5"),
+        Robosuite("lift", 200, max_steps=100),
+        Robosuite("can", 100, max_steps=200),
+        Robosuite("square", 100, max_steps=200),
     )
 }
 
