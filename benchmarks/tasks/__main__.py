@@ -8,6 +8,7 @@ from benchmarks import study, tasks
 from benchmarks.tasks.families import TASKS
 from benchmarks.tasks.report import summarize
 from benchmarks.tasks.runs import VARIANTS, run
+from benchmarks.tasks.tables import tables
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,7 +17,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", default="peg-insert-side-v3", choices=list(TASKS))
     parser.add_argument("--timesteps", type=int, help="calls of env.step (default 75,000 for locomotion, else 30,000)")
     parser.add_argument("--data", type=Path, help="folder of demonstrations in files (default data/ in that of the results)")
+    parser.add_argument(
+        "--tables", action="store_true", help="print the documentation's tables from the summary, do nothing else"
+    )
     options = parser.parse_args(arguments)
+    if options.tables:
+        print("\n\n".join(f"{name}\n\n{table}" for name, table in tables(study.read_summary(options.output)).items()))
+        return
     options.data = options.data or options.output / "data"
     origin, package = study.make_runs(options, run), TASKS[options.task].package
     if package and options.variants:
