@@ -115,7 +115,7 @@ def _count(gains: Scores) -> dict[str, int]:
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """
-    Interquartile means, hollow those of the clones, and performance profiles.
+    Interquartile means, hollow those of the clones, and performance profiles in the same colors.
 
     :param result: of :func:`aggregate`
     :param path: of the picture
@@ -129,13 +129,12 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
             means.plot(entry["value"], row, "o", color=line.get_color())
             means.plot(start["value"], row, "o", color=line.get_color(), markerfacecolor="white")
             profile, x = of_kind["performance_profile"][variant], of_kind["thresholds"]
-            profiles.plot(x, profile["value"], color=line.get_color(), label=VARIANTS[variant].label)
+            profiles.plot(x, profile["value"], color=line.get_color())
             profiles.fill_between(x, *profile["ci95"], color=line.get_color(), alpha=0.13)
         means.set(title=f"{kind}, interquartile mean over {len(result['tasks'])} tasks", xlabel="score (hollow: clone)")
         means.set_yticks(range(len(variants)), [VARIANTS[variant].label for variant in variants])
         means.invert_yaxis()
         profiles.set(title=f"{kind}, performance profile", xlabel="score", ylabel="share of runs above it")
-        profiles.legend(fontsize="small")
         for axes in (means, profiles):
             axes.grid(alpha=0.3)
     figure.savefig(path, dpi=75)
