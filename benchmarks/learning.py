@@ -89,15 +89,44 @@ def probabilities_of_improvement(scores: Mapping[str, Scores], pairs: Iterable[t
     :param pairs: of algorithms
     :return: "value" and "ci95", 95% by a bootstrap as above, by "first over second"
     """
-    from rliable import metrics
-
     both: dict[str, Any] = {f"{first} over {second}": (scores[first], scores[second]) for first, second in pairs}
-    return _with_intervals(both, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]))
+    # rliable's own computes p-values on the way, which takes a hundred times as long
+    return _with_intervals(both, lambda x, y: np.array([_wins(x[:, None] - y[None]).mean()]))
+
+
+def probabilities_of_gain(gains: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
+    """
+    Probability that a run ends above where it began, no change counting half; mean over tasks.
+
+    :param gains: of each algorithm's runs, each over its own beginning
+    :return: "value" and "ci95", 95% by a bootstrap as above, by algorithm
+    """
+    return _with_intervals(gains, lambda runs: np.array([_wins(runs).mean()]))
+
+
+def performance_profiles(scores: Mapping[str, Scores], thresholds: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """
+    Share of all runs of all tasks that are above each threshold.
+
+    :param scores: of each algorithm
+    :param thresholds: of them, several
+    :return: "value", one per threshold, and "ci95", all lower and all upper ends, 95% by a bootstrap as above, by algorithm
+    """
+    return _with_intervals(scores, lambda runs: (runs[..., None] > np.asarray(thresholds)).mean((0, 1)))
+
+
+def _wins(differences: np.ndarray) -> np.ndarray:
+    return (np.sign(differences) + 1) / 2
 
 
 def _with_intervals(scores: Mapping[str, Any], statistic: Callable[..., np.ndarray]) -> dict[str, dict[str, Any]]:
     from rliable import library
 
-    generator = np.random.RandomState(0)  # what rliable takes
-    values, intervals = library.get_interval_estimates(scores, statistic, reps=_N_RESAMPLES, random_state=generator)
-    return {name: {"value": float(values[name][0]), "ci95": intervals[name][:, 0].tolist()} for name in scores}
+    # rliable draws from NumPy's global generator, whatever `random_state` it is given
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        values, intervals = library.get_interval_estimates(scores, statistic, reps=_N_RESAMPLES)
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+    return {name: {"value": values[name].squeeze().tolist(), "ci95": intervals[name].squeeze().tolist()} for name in scores}

@@ -165,6 +165,8 @@ def plot(rows: Sequence[Sequence[Panel]], path: Path, dpi: int = 75, sharey: boo
             for name, runs in panel.curves.items():
                 x = np.linspace(0, min(curve[panel.x][-1] for curve in runs), 50)
                 known = [(curve[panel.x], curve[panel.column], ~np.isnan(curve[panel.column])) for curve in runs]
+                if not all(ok.any() for _, _, ok in known):  # a run so short that no episode ended
+                    continue
                 values = np.array([np.interp(x, xs[ok], ys[ok]) for xs, ys, ok in known])
                 (line,) = axes.plot(x / unit, values.mean(0), "--" if "published" in name else "-", label=name)
                 axes.fill_between(x / unit, values.min(0), values.max(0), color=line.get_color(), alpha=0.13)

@@ -9,6 +9,8 @@ from benchmarks.learning import (
     interquartile_means,
     lowest_over_clone,
     mean_and_interval,
+    performance_profiles,
+    probabilities_of_gain,
     probabilities_of_improvement,
     steps_to,
 )
@@ -34,6 +36,37 @@ def test_probability_of_improvement() -> None:
     found = probabilities_of_improvement(scores, pairs)
     assert [each["value"] for each in found.values()] == [1.0, 0.5, 0.5]
     assert list(found) == ["high over low", "low over low", "first over second"]
+
+
+def test_probability_of_improvement_is_that_of_rliable() -> None:
+    from rliable import metrics
+
+    rng = np.random.default_rng(0)
+    scores = {name: rng.integers(4, size=(3, 5)).astype(float) for name in "ab"}  # with ties
+    found = probabilities_of_improvement(scores, [("a", "b")])["a over b"]["value"]
+    assert found == pytest.approx(metrics.probability_of_improvement(scores["a"], scores["b"]))
+    assert found not in (0.0, 0.5, 1.0)
+
+
+def test_probability_of_gain_counts_no_change_half() -> None:
+    found = probabilities_of_gain({"ours": np.array([[0.1, 0.0], [0.2, -0.1]]), "worse": np.full((2, 2), -1.0)})
+    assert found["ours"]["value"] == (1 + 1 + 0.5 + 0) / 4
+    assert found["worse"] == {"value": 0.0, "ci95": [0.0, 0.0]}
+
+
+def test_performance_profile_is_the_share_above_each_threshold() -> None:
+    found = performance_profiles({"ours": np.array([[0.1, 0.4], [0.6, 0.4]])}, [0.0, 0.4, 0.5, 1.0])
+    assert found["ours"]["value"] == [1.0, 0.25, 0.25, 0.0]
+    low, high = found["ours"]["ci95"]
+    # Of each task two seeds are drawn: those of the first may all be the better one
+    assert (low, high) == ([1.0, 0.0, 0.0, 0.0], [1.0, 0.5, 0.5, 0.0])
+
+
+def test_bootstrap_draws_the_same_each_time_and_leaves_the_global_generator_alone() -> None:
+    scores = {"ours": np.random.default_rng(0).normal(size=(5, 3))}
+    before = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    assert interquartile_means(scores) == interquartile_means(scores)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # type: ignore[index]  # noqa: NPY002
 
 
 def test_bootstrap_draws_within_tasks() -> None:

@@ -1,0 +1,35 @@
+"""Run a task; see the package's docstring."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks import study, tasks
+from benchmarks.tasks.families import TASKS
+from benchmarks.tasks.report import summarize
+from benchmarks.tasks.runs import VARIANTS, run
+from benchmarks.tasks.tables import tables
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study.parser(tasks.__doc__, "tasks", seeds=(0, 1, 2), variants=VARIANTS)
+    parser.prog = "python -m benchmarks.tasks"
+    parser.add_argument("--task", default="peg-insert-side-v3", choices=list(TASKS))
+    parser.add_argument("--timesteps", type=int, help="calls of env.step (default 75,000 for locomotion, else 30,000)")
+    parser.add_argument("--data", type=Path, help="folder of demonstrations in files (default data/ in that of the results)")
+    parser.add_argument(
+        "--tables", action="store_true", help="print the documentation's tables from the summary, do nothing else"
+    )
+    options = parser.parse_args(arguments)
+    if options.tables:
+        print("\n\n".join(f"{name}\n\n{table}" for name, table in tables(study.read_summary(options.output)).items()))
+        return
+    options.data = options.data or options.output / "data"
+    origin, package = study.make_runs(options, run), TASKS[options.task].package
+    if package and options.variants:
+        origin["versions"][package] = version(package)
+    summarize(options, origin)
+
+
+if __name__ == "__main__":
+    main()

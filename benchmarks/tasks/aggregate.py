@@ -1,0 +1,140 @@
+"""All tasks at once (arXiv 2108.13264), and the figure of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.learning import (
+    Scores,
+    interquartile_means,
+    mean_and_interval,
+    performance_profiles,
+    probabilities_of_gain,
+    probabilities_of_improvement,
+)
+from benchmarks.tasks.runs import VARIANTS
+
+#: The section of the summary that is no task
+AGGREGATE = "aggregate"
+#: What the others are compared with
+REFERENCE = "no_score"
+SEEDS = (0, 1, 2)
+KINDS = ("deterministic", "exploring")
+_N_THRESHOLDS = 61
+
+
+def tasks_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param summary: of the study
+    :return: its sections of tasks
+    """
+    return {name: section for name, section in summary.items() if name != AGGREGATE}
+
+
+def complete_tasks(summary: Mapping[str, Any], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """
+    :param summary: of the study
+    :param variants: those that are compared
+    :param seeds: of the runs
+    :return: tasks of which every variant has a run of every seed
+    """
+    wanted = {(variant, str(seed)) for variant in variants for seed in seeds}
+    runs = {task: {(v, s) for v, of in section["success"].items() for s in of} for task, section in tasks_of(summary).items()}
+    return [task for task in runs if wanted <= runs[task]]
+
+
+def scores_of(
+    summary: Mapping[str, Any], tasks: Sequence[str], variant: str, seeds: Sequence[int], when: str, kind: str
+) -> Scores:
+    """
+    :param summary: of the study
+    :param tasks: complete ones
+    :param variant: what ran
+    :param seeds: of the runs
+    :param when: ``"start"``, which is the clone, or ``"end"``
+    :param kind: of policy, ``"deterministic"`` or ``"exploring"``
+    :return: successes, and returns as shares of the demonstrations' mean return, shape ``(n_seeds, n_tasks)``
+    """
+    columns = []
+    for task in tasks:
+        section = summary[task]
+        unit = section["demonstrations_return"] if section.get("measure") == "return" else 1.0
+        columns.append([section["success"][variant][str(seed)][when][kind] / unit for seed in seeds])
+    return np.array(columns).T
+
+
+def aggregate(
+    summary: Mapping[str, Any], variants: Sequence[str] = tuple(VARIANTS), seeds: Sequence[int] = SEEDS
+) -> dict[str, Any]:
+    """
+    :param summary: of the study
+    :param variants: to compare, the reference among them
+    :param seeds: of the runs
+    :return: statistics over all complete tasks, empty if there is none
+    """
+    tasks = complete_tasks(summary, variants, seeds)
+    if not tasks:
+        return {}
+    result: dict[str, Any] = {"seeds": list(seeds), "tasks": tasks}
+    for kind in KINDS:
+        starts, ends = (
+            {variant: scores_of(summary, tasks, variant, seeds, when, kind) for variant in variants}
+            for when in ("start", "end")
+        )
+        # Of each run over its own clone: those of other seeds may have cloned other demonstrations
+        gains = {variant: ends[variant] - starts[variant] for variant in variants}
+        thresholds = np.linspace(0, max(1.0, *(float(scores.max()) for scores in ends.values())), _N_THRESHOLDS)
+        result[kind] = {
+            "interquartile_mean": interquartile_means(ends),
+            "interquartile_mean_of_clone": interquartile_means(starts),
+            "improvement": probabilities_of_improvement(ends, [(v, REFERENCE) for v in variants if v != REFERENCE]),
+            "improvement_over_clone": probabilities_of_gain(gains),
+            "tasks_over_clone": {variant: _count(gains[variant]) for variant in variants},
+            "thresholds": thresholds.tolist(),
+            "performance_profile": performance_profiles(ends, thresholds.tolist()),
+        }
+    return result
+
+
+def _count(gains: Scores) -> dict[str, int]:
+    """In how many tasks the mean gain lies above or below 0, and in how many of these its interval does, too."""
+    intervals = [mean_and_interval(of_task) for of_task in gains.T]
+    ends = np.array([[interval["mean"], *interval["ci95"]] for interval in intervals]).round(
+        9
+    )  # 0.02 and -0.02 may not cancel
+    return {
+        "above": int((ends[:, 0] > 0).sum()),
+        "surely_above": int((ends[:, 1] > 0).sum()),
+        "below": int((ends[:, 0] < 0).sum()),
+        "surely_below": int((ends[:, 2] < 0).sum()),
+    }
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """
+    Interquartile means, hollow those of the clones, and performance profiles in the same colors.
+
+    :param result: of :func:`aggregate`
+    :param path: of the picture
+    """
+    figure = Figure(figsize=(12, 3.9 * len(KINDS)), layout="constrained")
+    for kind, (means, profiles) in zip(KINDS, figure.subplots(len(KINDS), 2), strict=True):
+        of_kind, variants = result[kind], list(result[kind]["interquartile_mean"])
+        for row, variant in enumerate(variants):
+            entry, start = of_kind["interquartile_mean"][variant], of_kind["interquartile_mean_of_clone"][variant]
+            (line,) = means.plot(entry["ci95"], [row, row], linewidth=6, alpha=0.4, solid_capstyle="butt")
+            means.plot(entry["value"], row, "o", color=line.get_color())
+            means.plot(start["value"], row, "o", color=line.get_color(), markerfacecolor="white")
+            profile, x = of_kind["performance_profile"][variant], of_kind["thresholds"]
+            profiles.plot(x, profile["value"], color=line.get_color())
+            profiles.fill_between(x, *profile["ci95"], color=line.get_color(), alpha=0.13)
+        means.set(title=f"{kind}, interquartile mean over {len(result['tasks'])} tasks", xlabel="score (hollow: clone)")
+        means.set_yticks(range(len(variants)), [VARIANTS[variant].label for variant in variants])
+        means.invert_yaxis()
+        profiles.set(title=f"{kind}, performance profile", xlabel="score", ylabel="share of runs above it")
+        for axes in (means, profiles):
+            axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=75)

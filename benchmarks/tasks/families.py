@@ -1,0 +1,144 @@
+"""The tasks: their demonstrations, environments, and what is measured."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import FlattenObservation
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+from benchmarks import locomotion, make_robosuite_demonstrations
+from benchmarks.curves import locked
+from benchmarks.locomotion import HORIZON
+from sb3_scoreflow import ActionChunking, Demonstrations, load_demonstrations
+from sb3_scoreflow.envs import make_metaworld, make_robomimic
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task of one family."""
+
+    name: str
+    env_steps: ClassVar[int] = 120_000
+    """Of fine-tuning"""
+    measure: ClassVar[str] = "success"
+    """What an episode's return is: ``"success"``, a share, or ``"return"``, which that of the demonstrations normalizes"""
+    package: ClassVar[str | None] = None
+    """What simulates it, whose version is part of a result's origin"""
+
+    @abstractmethod
+    def demonstrations(self, data: Path, seed: int) -> Demonstrations:
+        """
+        :param data: folder of demonstrations that lie in files
+        :param seed: of the run
+        :return: what is cloned
+        """
+
+    @abstractmethod
+    def make_env(self, split: str, n_envs: int, seed: int) -> VecEnv:
+        """
+        :param split: ``"train"`` or ``"test"``
+        :param n_envs: how many
+        :param seed: of the first; split and seed together make episodes of evaluation others than those of training
+        :return: environments that execute chunks of actions
+        """
+
+
+@dataclass(frozen=True)
+class MetaWorld(Task):
+    """Every seed has demonstrations of its own, which all succeed."""
+
+    n_demonstrations: int
+    package = "metaworld"
+    max_steps: ClassVar[int] = 200
+
+    def demonstrations(self, data: Path, seed: int) -> Demonstrations:
+        arguments = dict(only_successes=True, max_episode_steps=self.max_steps)
+        return load_demonstrations(f"metaworld:{self.name}", n_episodes=self.n_demonstrations, seed=seed, **arguments)
+
+    def make_env(self, split: str, n_envs: int, seed: int) -> VecEnv:
+        arguments = dict(task=self.name, split=split, max_episode_steps=self.max_steps)
+        chunked = partial(ActionChunking, horizon=HORIZON)
+        return make_vec_env(make_metaworld, n_envs=n_envs, seed=seed, env_kwargs=arguments, wrapper_class=chunked)
+
+
+@dataclass(frozen=True)
+class Locomotion(Task):
+    """An expert's episodes, the same for all seeds."""
+
+    env_id: str
+    env_steps = 300_000
+    measure = "return"
+
+    def demonstrations(self, data: Path, seed: int) -> Demonstrations:
+        path = data / f"{self.name}.hdf5"
+        if not path.exists():
+            command = f"python -m benchmarks.make_expert_demonstrations --env {self.env_id} --folder {data}"
+            raise FileNotFoundError(f"There is no {path}. Make it by `{command}`, or pass the folder that has it as --data.")
+        return load_demonstrations(str(path))
+
+    def make_env(self, split: str, n_envs: int, seed: int) -> VecEnv:
+        return locomotion.make_env(self.env_id, n_envs, seed)
+
+
+@dataclass(frozen=True)
+class Robosuite(Task):
+    """Episodes of a mediocre script, failures included, which are written once and are the same for all seeds."""
+
+    n_demonstrations: int
+    max_steps: int
+    package = "robosuite"
+
+    def demonstrations(self, data: Path, seed: int) -> Demonstrations:
+        path = data / f"{self.name}_{self.n_demonstrations}_{self.max_steps}.hdf5"
+        with locked(data):  # another command may be about to write it too
+            if not path.exists():
+                numbers = ["--episodes", str(self.n_demonstrations), "--horizon", str(self.max_steps)]
+                make_robosuite_demonstrations.main(["--output", str(path), "--task", self.name, *numbers])
+        recorded = load_demonstrations(f"robomimic:{path}")
+        assert isinstance(recorded.observations, dict)
+        # One array, which the Gaussian PPO needs, as FlattenObservation makes it: spaces sort their keys
+        observations = np.concatenate([recorded.observations[key] for key in sorted(recorded.observations)], axis=1)
+        flags = recorded.terminations, recorded.truncations
+        return Demonstrations(observations, recorded.actions, recorded.rewards, *flags, metadata=recorded.metadata)
+
+    def make_env(self, split: str, n_envs: int, seed: int) -> VecEnv:
+        arguments = dict(dataset_or_task=self.name, horizon=self.max_steps)
+        return make_vec_env(make_robomimic, n_envs, seed=seed, env_kwargs=arguments, wrapper_class=_flat_and_chunked)
+
+
+def _flat_and_chunked(env: gym.Env) -> gym.Env:
+    return ActionChunking(FlattenObservation(env), horizon=HORIZON)
+
+
+#: Of Meta-World, as few demonstrations as leave room above the clone. From noisy ones, ``benchmarks.finetune``
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        MetaWorld("peg-insert-side-v3", 5),
+        MetaWorld("soccer-v3", 10),
+        MetaWorld("pick-place-v3", 5),
+        MetaWorld("push-v3", 5),
+        MetaWorld("hammer-v3", 5),
+        MetaWorld("assembly-v3", 5),
+        MetaWorld("disassemble-v3", 5),
+        MetaWorld("stick-push-v3", 5),
+        Locomotion("hopper-precise", "Hopper-v5"),
+        Locomotion("walker2d-precise", "Walker2d-v5"),
+        Locomotion("halfcheetah-precise", "HalfCheetah-v5"),
+        Robosuite("lift", 200, max_steps=100),
+        Robosuite("can", 100, max_steps=200),
+        Robosuite("square", 100, max_steps=200),
+    )
+}
+
+
+@lru_cache(maxsize=1)
+def demonstrations_of(task: Task, data: Path, seed: int) -> Demonstrations:
+    """The demonstrations of a run: see :meth:`Task.demonstrations`."""
+    return task.demonstrations(data, seed)

@@ -1,0 +1,77 @@
+"""The summary and the figures, from the table of curves and what the runs have written."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import study
+from benchmarks.curves import Curve, CurveTable, Run, complete, locked
+from benchmarks.learning import mean_and_interval
+from benchmarks.study import Panel
+from benchmarks.tasks.aggregate import AGGREGATE, KINDS, aggregate, plot, tasks_of
+from benchmarks.tasks.runs import VARIANTS
+
+
+def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+    """
+    :param options: of the command line
+    :param origin: of the runs that were made just now, and of the statistics
+    """
+    folder = options.output
+    with locked(folder):
+        summary = study.read_summary(folder)
+        table = CurveTable(folder).read()
+        if options.task in summary:
+            section = summary[options.task]
+            section["origins"] = study.origins(section, options.variants, origin)
+            made = {name: repr(VARIANTS[name].settings) for name in options.variants}
+            section["settings"] = {**section.get("settings", {}), **made}
+        for task, entry in tasks_of(summary).items():
+            entry.update(statistics(task, entry["success"], table))
+        over_all = aggregate(summary)
+        summary.pop(AGGREGATE, None)
+        if over_all:
+            summary[AGGREGATE] = {**origin, **over_all}
+        study.write_summary(folder, summary)
+    rows = []
+    for task in tasks_of(summary):
+        curves = complete(table, task, VARIANTS, options.seeds)
+        labelled = {VARIANTS[name].label: runs for name, runs in curves.items()}
+        columns = ("return_exploring", "return_deterministic")
+        if labelled:
+            rows.append([Panel(f"{task}, {column.removeprefix('return_')}", labelled, column) for column in columns])
+    if rows:
+        study.plot(rows, folder / "figure.png")
+    if over_all:
+        plot(over_all, folder / "aggregate.png")
+
+
+def statistics(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve]) -> dict[str, Any]:
+    """
+    :param task: name
+    :param success: what the runs of the task have written: ``success[variant][seed]["start" or "end"][kind]``
+    :param table: of curves
+    :return: statistics over seeds, by variant
+    """
+    curves = {variant: [table[each] for each in sorted(table) if each[:2] == (variant, task)] for variant in VARIANTS}
+    curves = {variant: of for variant, of in curves.items() if of}
+    return {
+        "seeds": sorted({run.seed for run in table if run.env == task}),
+        "mean": {
+            variant: {
+                when: {kind: mean_and_interval([run[when][kind] for run in runs.values()]) for kind in KINDS}
+                for when in ("start", "end")
+            }
+            for variant, runs in success.items()
+        },
+        # Over the clone of the same seed: clones differ, as every seed may have other demonstrations
+        "gain": {
+            variant: {
+                kind: mean_and_interval([run["end"][kind] - run["start"][kind] for run in runs.values()]) for kind in KINDS
+            }
+            for variant, runs in success.items()
+        },
+        # Not over the clone's, which may be 0
+        "lowest_deterministic": {v: [float(c["return_deterministic"][1:].min()) for c in of] for v, of in curves.items()},
+        "cpu_seconds": {v: mean_and_interval([float(c["cpu_seconds"][-1]) for c in of]) for v, of in curves.items()},
+    }

@@ -1,0 +1,75 @@
+"""What is compared, and how one run is made."""
+
+import argparse
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from benchmarks import study
+from benchmarks.curves import CurveTable, Run, locked
+from benchmarks.finetune import GAUSSIAN, ITERATION, start
+from benchmarks.locomotion import CLONE_BATCHES, HORIZON, N_ENVS
+from benchmarks.study import Variant
+from benchmarks.tasks.families import TASKS, Task, demonstrations_of
+from sb3_scoreflow import FPO, RLDT, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
+
+VARIANTS = {
+    "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, ITERATION),
+    "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
+    "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
+    "rldt": Variant("RLDT", RLDT, {}),
+    "fpo": Variant("FPO", FPO, ITERATION),
+    "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
+}
+N_EVAL_ENVS, N_FINAL_EPISODES = 10, 50
+
+
+@lru_cache(maxsize=1)
+def clone(task: Task, data: Path, seed: int) -> FlowMatchingPolicy:
+    """The clone that all flow variants of a seed start from."""
+    th.manual_seed(seed)
+    env = task.make_env("train", 1, 1000 * seed)
+    policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
+    pretrain_bc(policy, demonstrations_of(task, data, seed), n_batches=CLONE_BATCHES, seed=seed)
+    env.close()
+    return policy
+
+
+def mean_returns(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
+    """Of episodes that begin alike for every variant; RLDT explores here by ``x_0`` alone, without added noise."""
+    result = {}
+    for name, deterministic in (("deterministic", True), ("exploring", False)):
+        eval_env.seed(1000 * seed + 700)
+        returns = evaluate_policy(model, eval_env, N_FINAL_EPISODES, deterministic=deterministic)[0]
+        result[name] = float(np.mean(returns))
+    return result
+
+
+def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+    task = TASKS[options.task]
+    demonstrations = demonstrations_of(task, options.data, seed)
+    env = task.make_env("train", N_ENVS, 1000 * seed)
+    eval_env = task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500)
+    flow_clone = partial(clone, task, options.data, seed)
+    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, flow_clone, seed)
+    before = mean_returns(model, eval_env, seed)
+    timesteps = options.timesteps or task.env_steps // HORIZON
+    curve = CurveTable(options.output).learn(Run(variant, task.name, seed), model, timesteps, eval_env)
+    after = mean_returns(model, eval_env, seed)
+    print(task.name, variant, seed, "start", before, "end", after, f"{curve['cpu_seconds'][-1]:.0f} CPU s", flush=True)
+    with locked(options.output):
+        summary = study.read_summary(options.output)
+        section = summary.setdefault(task.name, {})
+        section["measure"], section["demonstrations"] = task.measure, demonstrations.n_episodes
+        section["demonstrations_return"] = float(demonstrations.episode_returns.mean())
+        # Under this name whatever the measure is
+        section.setdefault("success", {}).setdefault(variant, {})[str(seed)] = {"start": before, "end": after}
+        study.write_summary(options.output, summary)
+    env.close()
+    eval_env.close()

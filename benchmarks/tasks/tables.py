@@ -1,0 +1,96 @@
+"""The tables of the documentation, in Markdown, from the summary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.tasks.aggregate import AGGREGATE, REFERENCE, tasks_of
+from benchmarks.tasks.runs import VARIANTS
+
+_LABELS = {name: variant.label for name, variant in VARIANTS.items()}
+_OF_TASK = (
+    "",
+    "clone, per seed",
+    "in the end, per seed",
+    "gain, deterministic",
+    "gain, exploring",
+    "lowest on the way (of 10 episodes)",
+    "CPU (s)",
+)
+_OF_ALL = (
+    "",
+    "clone, IQM",
+    "in the end, IQM",
+    "P(better than its clone)",
+    "P(better than without score)",
+    "tasks above its clone",
+    "below",
+)
+
+
+def tables(summary: Mapping[str, Any]) -> dict[str, str]:
+    """
+    :param summary: of the study
+    :return: the table of every task, and that of all tasks at once if there is one, by the name of its section
+    """
+    result = {task: task_table(section) for task, section in tasks_of(summary).items()}
+    return {**({AGGREGATE: aggregate_table(summary[AGGREGATE])} if AGGREGATE in summary else {}), **result}
+
+
+def aggregate_table(section: Mapping[str, Any]) -> str:
+    """
+    :param section: of the summary
+    :return: a row for each variant, of its deterministic policy
+    """
+    of_kind = section["deterministic"]
+    rows = []
+    for variant in of_kind["interquartile_mean"]:
+        over_reference = of_kind["improvement"].get(f"{variant} over {REFERENCE}")
+        tasks = of_kind["tasks_over_clone"][variant]
+        rows.append(
+            (
+                _LABELS[variant],
+                _with_interval(of_kind["interquartile_mean_of_clone"][variant], "value"),
+                _with_interval(of_kind["interquartile_mean"][variant], "value"),
+                _with_interval(of_kind["improvement_over_clone"][variant], "value"),
+                _with_interval(over_reference, "value") if over_reference else "",
+                f"{tasks['above']} ({tasks['surely_above']})",
+                f"{tasks['below']} ({tasks['surely_below']})",
+            )
+        )
+    return _markdown(_OF_ALL, rows)
+
+
+def task_table(section: Mapping[str, Any]) -> str:
+    """
+    :param section: of the summary
+    :return: a row for each variant
+    """
+    is_return = section.get("measure") == "return"
+    places = 0 if is_return else 2
+    rows = []
+    for variant in (variant for variant in VARIANTS if variant in section["success"]):
+        mean, gain = section["mean"][variant], section["gain"][variant]
+        rows.append(
+            (
+                _LABELS[variant],
+                *(_listed(mean[when]["deterministic"]["per_seed"], places) for when in ("start", "end")),
+                *(_with_interval(gain[kind], "mean", places, "+") for kind in ("deterministic", "exploring")),
+                _listed(section["lowest_deterministic"][variant], 0 if is_return else 1),
+                f"{section['cpu_seconds'][variant]['mean']:.0f}",
+            )
+        )
+    return _markdown(_OF_TASK, rows)
+
+
+def _with_interval(entry: Mapping[str, Any], name: str, places: int = 2, sign: str = "") -> str:
+    numbers = [f"{number:{sign}.{places}f}" for number in (entry[name], *entry.get("ci95", ()))]
+    return f"{numbers[0]} [{', '.join(numbers[1:])}]" if numbers[1:] else numbers[0]
+
+
+def _listed(numbers: Sequence[float], places: int) -> str:
+    return ", ".join(f"{number:.{places}f}" for number in numbers)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0].replace("|  |", "| |"), "|" + "---|" * len(header), *lines[1:]])

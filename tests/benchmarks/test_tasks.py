@@ -1,0 +1,158 @@
+"""The study of tasks: what is run, all tasks at once, and the tables of the documentation."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import finetune, study
+from benchmarks.curves import CurveTable, Run
+from benchmarks.make_expert_demonstrations import record
+from benchmarks.provenance import ROOT
+from benchmarks.tasks import runs
+from benchmarks.tasks.__main__ import main
+from benchmarks.tasks.aggregate import AGGREGATE, aggregate
+from benchmarks.tasks.families import TASKS, Robosuite
+from benchmarks.tasks.tables import aggregate_table, tables, task_table
+from tests.benchmarks.test_expert_demonstrations import Expert
+
+RESULTS = study.RESULTS / "tasks"
+
+
+def success(start: tuple[float, float], end: tuple[float, float]) -> dict[str, Any]:
+    """What a variant's runs of two seeds write."""
+    return {
+        str(seed): {when: dict.fromkeys(("deterministic", "exploring"), value) for when, value in (("start", a), ("end", b))}
+        for seed, (a, b) in enumerate(zip(start, end, strict=True))
+    }
+
+
+#: Two tasks, of which the first is as it was written when all were measured by success, and one that is not complete
+SUMMARY: dict[str, Any] = {
+    "a": {
+        "demonstrations": 5,
+        "success": {"rldt": success((0.5, 0.5), (0.5, 1.0)), "no_score": success((0.5, 0.5), (0.48, 0.52))},
+    },
+    "b": {
+        "measure": "return",
+        "demonstrations": 30,
+        "demonstrations_return": 1000.0,
+        "success": {"rldt": success((1000, 1000), (500, 2000)), "no_score": success((2000, 2000), (1000, 1000))},
+    },
+    "c": {"demonstrations": 5, "success": {"rldt": success((0.0, 0.0), (1.0, 1.0))}},
+    AGGREGATE: {"tasks": ["of before"]},
+}
+
+
+def test_all_tasks_at_once() -> None:
+    result = aggregate(SUMMARY, ("rldt", "no_score"), (0, 1))
+    assert result["tasks"] == ["a", "b"] and result["seeds"] == [0, 1]
+    for kind in ("deterministic", "exploring"):
+        found = result[kind]
+        # Scores of RLDT are 0.5, 1 and 0.5, 2, those without score 0.48, 0.52 and 1, 1
+        means = {variant: entry["value"] for variant, entry in found["interquartile_mean"].items()}
+        assert means == {"rldt": pytest.approx((0.5 + 1.0) / 2), "no_score": pytest.approx((0.52 + 1.0) / 2)}
+        of_clones = {variant: entry["value"] for variant, entry in found["interquartile_mean_of_clone"].items()}
+        assert of_clones == {"rldt": pytest.approx((0.5 + 1.0) / 2), "no_score": pytest.approx((0.5 + 2.0) / 2)}
+        assert found["improvement"]["rldt over no_score"]["value"] == pytest.approx((3 / 4 + 2 / 4) / 2)
+        over_clone = {variant: entry["value"] for variant, entry in found["improvement_over_clone"].items()}
+        assert over_clone == {"rldt": (0.5 + 1 + 0 + 1) / 4, "no_score": (0 + 1 + 0 + 0) / 4}
+        assert found["tasks_over_clone"]["rldt"] == {"above": 2, "surely_above": 0, "below": 0, "surely_below": 0}
+        # No change in the first task, and twice the same loss in the second
+        assert found["tasks_over_clone"]["no_score"] == {"above": 0, "surely_above": 0, "below": 1, "surely_below": 1}
+        profile = dict(zip(found["thresholds"], found["performance_profile"]["rldt"]["value"], strict=True))
+        assert (profile[0.0], profile[1.0], profile[2.0]) == (1.0, 0.25, 0.0)
+
+
+def test_nothing_at_once_without_a_complete_task() -> None:
+    assert aggregate(SUMMARY, ("rldt", "no_score"), (0, 1, 2)) == {}
+
+
+def test_tables() -> None:
+    table = aggregate_table(aggregate(SUMMARY, ("rldt", "no_score"), (0, 1))).splitlines()
+    assert [line.count("|") for line in table] == 4 * [8]
+    assert table[2].startswith("| RLDT | 0.75 [") and table[2].endswith(" | 2 (0) | 0 (0) |")
+    assert table[3].startswith("| ScoReFlowPPO, no score (ReinFlow) | 1.25 [") and table[3].endswith(" |  | 0 (0) | 1 (1) |")
+    gain = {"deterministic": {"mean": 1234.5, "ci95": [-10.0, 20.0]}, "exploring": {"mean": -3.0}}
+    ends = {"deterministic": {"per_seed": [1999.6, -1.0]}}
+    section = dict(
+        measure="return",
+        success={"fpo": {}},
+        mean={"fpo": {"start": ends, "end": ends}},
+        gain={"fpo": gain},
+        lowest_deterministic={"fpo": [5.0]},
+        cpu_seconds={"fpo": {"mean": 7.2}},
+    )
+    expected = "| FPO | 2000, -1 | 2000, -1 | +1234 [-10, +20] | -3 | 5 | 7 |"
+    assert task_table(section).splitlines()[2:] == [expected]
+
+
+@pytest.mark.parametrize("name", study.read_summary(RESULTS))
+def test_documentation_has_the_tables_of_the_results(name: str) -> None:
+    page = "README.md" if name == AGGREGATE else "docs/tasks.md"
+    assert tables(study.read_summary(RESULTS))[name] in (ROOT / page).read_text()
+
+
+def test_only_summarizing_keeps_what_the_runs_have_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("summary.json", "curves.csv.gz"):
+        shutil.copy(RESULTS / name, tmp_path)
+    before = study.read_summary(tmp_path)
+    main(["--variants", "--output", str(tmp_path)])
+    after = study.read_summary(tmp_path)
+    over_all, origin = after.pop(AGGREGATE), before.pop(AGGREGATE, None)
+    assert after == before
+    assert "peg-insert-side-v3" in over_all["tasks"] and {"command", "commit", "versions"} <= set(over_all)
+    assert origin is None or over_all["tasks"] == origin["tasks"]
+    assert (tmp_path / "figure.png").exists() and (tmp_path / "aggregate.png").stat().st_size > 10_000
+    main(["--variants", "--output", str(tmp_path)])  # with a section now that is no task
+    assert study.read_summary(tmp_path) == {**after, AGGREGATE: over_all}
+    capsys.readouterr()
+    main(["--tables", "--output", str(tmp_path)])
+    assert capsys.readouterr().out.startswith(f"{AGGREGATE}\n\n{aggregate_table(over_all)}\n\npeg-insert-side-v3\n\n| |")
+
+
+def test_missing_expert_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"make_expert_demonstrations --env Walker2d-v5 --folder .*--data"):
+        TASKS["walker2d-precise"].demonstrations(tmp_path, 0)
+
+
+def test_robosuite_demonstrations_are_written_once_and_look_like_the_env(tmp_path: Path) -> None:
+    task = Robosuite("lift", 2, max_steps=8)
+    demonstrations = task.demonstrations(tmp_path, 0)
+    assert isinstance(demonstrations.observations, np.ndarray)
+    (path,) = tmp_path.iterdir()
+    written = path.stat().st_mtime_ns
+    assert demonstrations.n_episodes == 2 and len(demonstrations) == 2 * 8
+    np.testing.assert_array_equal(task.demonstrations(tmp_path, 1).observations, demonstrations.observations)
+    assert path.stat().st_mtime_ns == written
+    env = task.make_env("train", 1, 0)
+    first = env.reset()
+    assert isinstance(first, np.ndarray)
+    np.testing.assert_allclose(first[0], demonstrations.observations[0], atol=1e-6)
+    env.close()
+
+
+@pytest.mark.slow
+def test_from_the_command_line_to_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (finetune, runs):
+        monkeypatch.setattr(module, "CLONE_BATCHES", 20)
+    monkeypatch.setattr(runs, "N_FINAL_EPISODES", 2)
+    demonstrations = record(Expert(), "Hopper-v5", 0.0, n_episodes=3, seed=0)  # type: ignore[arg-type]
+    (tmp_path / "data").mkdir()
+    demonstrations.save(tmp_path / "data" / "hopper-precise.hdf5")
+    before = copy.deepcopy(SUMMARY["a"])
+    study.update_summary(tmp_path, "a", before)
+    variants = ("no_score", "gaussian_ppo")
+    numbers = ["--seeds", "0", "--timesteps", "500"]
+    main(["--task", "hopper-precise", "--output", str(tmp_path), *numbers, "--variants", *variants])
+    section = study.read_summary(tmp_path)["hopper-precise"]
+    assert (section["measure"], section["demonstrations"], section["seeds"]) == ("return", 3, [0])
+    assert section["demonstrations_return"] == pytest.approx(demonstrations.episode_returns.mean())
+    assert set(section["origins"]) == set(section["settings"]) == set(section["success"]) == set(variants)
+    run = section["success"]["no_score"]["0"]
+    assert section["gain"]["no_score"]["exploring"]["mean"] == run["end"]["exploring"] - run["start"]["exploring"]
+    assert set(CurveTable(tmp_path).read()) == {Run(variant, "hopper-precise", 0) for variant in variants}
+    assert study.read_summary(tmp_path)["a"]["success"] == before["success"]
