@@ -27,6 +27,8 @@ from sb3_scoreflow.common.schedules import CosineSchedule
 from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstrations
 
+#: Chunks that tell how far demonstrated actions are from the clone's
+_RESIDUAL_CHUNKS = 4096
 #: Called at every log point with the metrics logged there; returning False ends training.
 BCCallback = Callable[[dict[str, float]], bool | None]
 
@@ -156,6 +158,7 @@ class BehaviorCloning:
             self._fit_normalizer()
             interruption = self._descend(n_batches, history, log_interval, callback, progress_bar)
             self.policy.pretrained.fill_(True)
+            self.policy.action_residual.fill_(self._action_residual())
             self.policy.share_actor_features()
             if fit_critic is not None and interruption is None:
                 try:
@@ -285,13 +288,36 @@ class BehaviorCloning:
         """Flow-matching loss, mean over the elements that belong to the episode."""
         policy, device = self.policy, self.policy.device
         obs = policy.augment(policy.obs_to_tensor(self._as_seen(batch.observations))[0], random_shift, generator)
-        scaled = policy.scale_action(batch.actions.reshape(-1, *policy.action_space.shape))  # type: ignore[misc]
-        actions = th.as_tensor(np.clip(scaled, -1.0, 1.0), dtype=th.float32, device=device).flatten(1)
+        actions, mask = self._targets(batch)
         noise = th.randn(actions.shape, device=device, generator=generator)
         t = th.rand(len(actions), device=device, generator=generator)
         error = policy.flow_matching_loss(obs, actions, noise, t).view(*batch.mask.shape, -1)
-        mask = th.as_tensor(batch.mask, device=device).unsqueeze(-1)
         return (error * mask).sum() / (mask.sum() * error.shape[-1])
+
+    def _action_residual(self) -> float:
+        """
+        Root mean square distance of the demonstrated actions from the clone's deterministic ones, normalized, over held-out
+        chunks if there are any.
+        """
+        chunks = (self.training if self.validation is None else self.validation).chunks(self.horizon)
+        rows = np.linspace(0, len(chunks) - 1, min(len(chunks), _RESIDUAL_CHUNKS)).astype(int)
+        squares = count = 0.0
+        self.policy.set_training_mode(False)
+        for block in np.array_split(rows, -(-len(rows) // self.batch_size)):
+            batch = chunks[block]
+            with th.no_grad():
+                actions, mask = self._targets(batch)
+                obs = self.policy.obs_to_tensor(self._as_seen(batch.observations))[0]
+                error = (self.policy.sample_ode(obs, th.zeros_like(actions)) - actions).pow(2).view(*batch.mask.shape, -1)
+            squares, count = squares + float((error * mask).sum()), count + float(mask.sum()) * error.shape[-1]
+        return (squares / count) ** 0.5
+
+    def _targets(self, batch: ChunkBatch) -> tuple[th.Tensor, th.Tensor]:
+        """Normalized actions ``(batch, action_dim)``, and what of them belongs to the episode ``(batch, horizon, 1)``."""
+        policy = self.policy
+        scaled = policy.scale_action(batch.actions.reshape(-1, *policy.action_space.shape))  # type: ignore[misc]
+        actions = th.as_tensor(np.clip(scaled, -1.0, 1.0), dtype=th.float32, device=policy.device).flatten(1)
+        return actions, th.as_tensor(batch.mask, device=policy.device).unsqueeze(-1)
 
     def _validation_loss(self, chunks: ActionChunks) -> float:
         """Loss over all held-out chunks with the same noise every time, so that only the weights change it."""

@@ -4,7 +4,7 @@ from typing import get_args
 
 from sb3_scoreflow.common.checks import Choice, Number, OrNone, Rule, Schedule
 from sb3_scoreflow.ppo.arguments import PPO_RULES
-from sb3_scoreflow.scoreflow_ppo.policies import Noise, ScoreDrift, StochasticSteps
+from sb3_scoreflow.scoreflow_ppo.policies import Noise, ScoreDrift
 
 #: argument -> what it may be
 RULES: dict[str, Rule] = {
@@ -13,7 +13,7 @@ RULES: dict[str, Rule] = {
     "noise_learning_rate": Schedule(),
     "score_drift": Choice(get_args(ScoreDrift)),
     "noise": Choice(get_args(Noise)),
-    "stochastic_steps": Choice(get_args(StochasticSteps)),
+    "single_step_fraction": Number(high=1),
     "min_std": Number(open_low=True),
     "max_std": Schedule(open_low=True),
     "log_prob_clip": OrNone(Number(open_low=True, bound=True)),

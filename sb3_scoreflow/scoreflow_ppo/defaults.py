@@ -22,54 +22,69 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         noise_learning_rate=3e-4,
         critic_learning_rate=1e-3,
         clip_range=0.2,
+        min_std=0.1,
         max_std=0.4,
-        stochastic_steps="all",
+        single_step_fraction=0.0,
     ),
     "pretrained": dict(
-        learning_rate=HalfLifeSchedule(5e-4, 5e-5, _HALF_LIFE),
+        learning_rate=HalfLifeSchedule(2e-4, 2e-5, _HALF_LIFE),
         noise_learning_rate=HalfLifeSchedule(1e-3, 1e-4, _HALF_LIFE),
         critic_learning_rate=1e-3,
-        clip_range=0.03,
+        clip_range=0.02,
+        min_std=0.1,
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
-        stochastic_steps="one",
+        single_step_fraction=0.5,
     ),
 }
 
-#: What a pretrained policy has instead where all steps are stochastic: the ratio then is a mean over K + 1 times as many
-#: numbers
-_ALL_STEPS = dict(learning_rate=HalfLifeSchedule(2e-4, 2e-5, _HALF_LIFE), clip_range=0.02)
+#: A clone whose actions are this far from the demonstrator's explores with the noise in ``DEFAULTS``, one that is nearer with
+#: less, but not with less than half of it (ours; docs/implementation.md)
+_NOISY_RESIDUAL, _LEAST_NOISE = 0.24, 0.5
+
+
+def noise_of_clone(residual: float) -> float:
+    """
+    Noise that a demonstrator had, its clone survives (ours).
+
+    :param residual: root mean square distance of the demonstrator's actions from the clone's deterministic ones, per
+        dimension, normalized
+    :return: factor of the default noise, in [0.5, 1]
+    """
+    return min(max(residual / _NOISY_RESIDUAL, _LEAST_NOISE), 1.0)
+
+
+def scaled(value: float | HalfLifeSchedule, factor: float) -> float | HalfLifeSchedule:
+    """
+    :param value: a default
+    :param factor: positive
+    :return: the default, times the factor everywhere
+    """
+    if isinstance(value, HalfLifeSchedule):
+        return HalfLifeSchedule(factor * value.initial_value, factor * value.final_value, value.half_life)
+    return factor * value
+
 
 #: From scratch, what these tend to, and the transitions per action dimension in which they come half the way: 200 rollouts
 _SCRATCH_FINAL = dict(learning_rate=1e-4, noise_learning_rate=1e-4, clip_range=0.02)
 _SCRATCH_HALF_LIFE = 50_000
 
 
-def pretrained(name: str, stochastic_steps: str) -> Any:
-    """
-    :param name: of an argument in ``DEFAULTS``
-    :param stochastic_steps: "all" or "one"
-    :return: its default for a pretrained policy
-    """
-    return {**DEFAULTS["pretrained"], **(_ALL_STEPS if stochastic_steps == "all" else {})}[name]
-
-
-def from_scratch(name: str, action_dim: int, points: int) -> float | HalfLifeSchedule:
+def from_scratch(name: str, denoising_steps: int, action_dim: int) -> float | HalfLifeSchedule:
     """
     The first value of the clip range is PPO's 0.2 for the ratio of a whole chain; the ratio here is the geometric mean over
-    the chain's ``(K + 1) action_dim`` numbers (with one stochastic step, over its ``action_dim``), whose logarithm spreads
-    over about the square root of their number less. Small rollouts make noisy steps, which are to become smaller (both ours;
-    docs/implementation.md).
+    the chain's ``(K + 1) action_dim`` numbers, whose logarithm spreads over about the square root of their number less. Small
+    rollouts make noisy steps, which are to become smaller (both ours; docs/implementation.md).
 
     :param name: of an argument in ``DEFAULTS``
+    :param denoising_steps: ``K``
     :param action_dim: dimensions of an action (of a chunk, with ActionChunking)
-    :param points: points of the chain that count in its ratio, ``K + 1`` or 1
     :return: its default for a policy that is trained from scratch
     """
     value: float = DEFAULTS["scratch"][name]
     if name not in _SCRATCH_FINAL:
         return value
     if name == "clip_range":
-        value /= math.sqrt(points * action_dim)
+        value /= math.sqrt((denoising_steps + 1) * action_dim)
     return HalfLifeSchedule(value, min(value, _SCRATCH_FINAL[name]), _SCRATCH_HALF_LIFE * action_dim)
 
 

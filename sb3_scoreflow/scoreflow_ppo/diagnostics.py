@@ -28,10 +28,10 @@ def chain_diagnostics(
         "clamped_action_fraction": (actions.abs() > 1).float().mean(),
         "clamped_mean_fraction": (evaluation.mean.abs() >= 1).float().mean(),
     }
-    stds = dict(enumerate(evaluation.std.unbind(1)))
-    if evaluation.step is not None:
-        chosen = evaluation.step
-        stds = {k: evaluation.std[chosen == k, 0] for k in chosen.unique().tolist()}
-    for k, std in sorted(stds.items()):
+    if evaluation.step is None:
+        stds = list(enumerate(evaluation.std.unbind(1)))
+    else:
+        stds = [(k, evaluation.std[evaluation.step == k]) for k in evaluation.step.unique().tolist()]
+    for k, std in stds:
         numbers.update({f"std_step{k}_mean": std.mean(), f"std_step{k}_min": std.min(), f"std_step{k}_max": std.max()})
     return numbers

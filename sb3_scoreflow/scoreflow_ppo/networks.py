@@ -38,20 +38,15 @@ class NoiseNet(nn.Module):
 
     def forward(self, features: th.Tensor, time_embedding: th.Tensor, log_std_bounds: th.Tensor) -> th.Tensor:
         """
-        :param features: shape ``(batch, features_dim)``
-        :param time_embedding: of ``n`` steps, shape ``(n, time_embedding_dim)`` for all or ``(batch, n, time_embedding_dim)``
-            for each; it gets no gradient from here
+        :param features: shape ``(..., features_dim)``
+        :param time_embedding: shape ``(..., time_embedding_dim)``, the leading dimensions are broadcast against the features';
+            it gets no gradient from here
         :param log_std_bounds: ``log [min_std, max_std]``, shape ``(2,)``
-        :return: standard deviations, shape ``(batch, n, action_dim)``
+        :return: standard deviations, shape ``(..., action_dim)``
         """
-        batch, steps = len(features), time_embedding.shape[-2]
-        inputs = th.cat(
-            [
-                features.unsqueeze(1).expand(batch, steps, features.shape[-1]),
-                time_embedding.detach().expand(batch, steps, time_embedding.shape[-1]),
-            ],
-            dim=-1,
-        )
+        leading = th.broadcast_shapes(features.shape[:-1], time_embedding.shape[:-1])
+        parts = features, time_embedding.detach()
+        inputs = th.cat([part.expand(*leading, part.shape[-1]) for part in parts], dim=-1)
         low, high = log_std_bounds
         return th.exp(low + 0.5 * (th.tanh(self.net(inputs)) + 1) * (high - low))
 

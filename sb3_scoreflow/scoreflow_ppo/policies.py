@@ -23,26 +23,27 @@ from sb3_scoreflow.scoreflow_ppo.networks import NoiseNet, ScoreCoefficient, ini
 from sb3_scoreflow.scoreflow_ppo.transition import (
     chain_entropy,
     chain_log_prob,
-    step_entropy,
-    step_log_prob,
+    scored_transitions,
     transition_mean,
     truncated_normal,
 )
 
 ScoreDrift = Literal["learned", "constant", "none"]
 Noise = Literal["learned", "constant", "score_matched"]
-StochasticSteps = Literal["all", "one"]
 
 
 class ChainEvaluation(NamedTuple):
-    """What one pass over stored chains gives: ``batch`` chains of ``n`` scored transitions, all ``K`` or a single one."""
+    """
+    What one pass over stored chains gives. Of ``batch`` full chains all ``K`` transitions are scored: ``n`` is ``K`` behind a
+    dimension of ``batch``. With single steps, ``n`` is the number of transitions that are scored, of all chains.
+    """
 
     values: th.Tensor  #: in reward units, shape ``(batch,)``
     log_prob: th.Tensor  #: normalized, shape ``(batch,)``
     entropy: th.Tensor  #: normalized, shape ``(batch,)``
-    mean: th.Tensor  #: shape ``(batch, n, action_dim)``
-    std: th.Tensor  #: shape ``(batch, n, action_dim)``
-    step: th.Tensor | None = None  #: which transition is scored, shape ``(batch,)``; None: all of them
+    mean: th.Tensor  #: shape ``(batch, K, action_dim)`` or ``(n, action_dim)``
+    std: th.Tensor  #: same shape
+    step: th.Tensor | None = None  #: the denoising step of each scored transition, shape ``(n,)``; None: all of all chains
 
 
 class ScoReFlowPolicy(ActorCriticFlowPolicy):
@@ -60,10 +61,10 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         ``min_std``
     :param min_std: lower bound of a step's standard deviation, positive
     :param max_std: upper bound, at least ``min_std``
-    :param stochastic_steps: "all" denoising steps of a chain are noisy (published), or "one", drawn anew for every chain,
-        while the others take their means (the hybrid sampling of arXiv 2510.25889)
-    :param zero_start_fraction: share of the chains of rollouts, in [0, 1], that start from ``x_0 = 0`` as deterministic actions
-        do, if one step is stochastic: their return is what is optimized then, too (ours)
+    :param single_step_fraction: share of the exploring chains, in [0, 1], of which a single step is noisy, drawn anew for
+        every chain, while the others take their means (the hybrid sampling of arXiv 2510.25889); 0: all of all (published)
+    :param zero_start_fraction: share of those, in [0, 1], that start from ``x_0 = 0``, where deterministic actions do, instead
+        of ``N(0, I)``: deterministic actions are what they explore around (ours)
     """
 
     net_arch_parts = ("pi", "vf", "noise")
@@ -93,8 +94,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         noise: Noise = "learned",
         min_std: float = 0.1,
         max_std: float = 0.24,
-        stochastic_steps: StochasticSteps = "all",
-        zero_start_fraction: float = 0.25,
+        single_step_fraction: float = 0.0,
+        zero_start_fraction: float = 1.0,
         observation_normalization: ObservationNormalization = "auto",
         use_sde: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
@@ -106,10 +107,10 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     ) -> None:
         check_choice("score_drift", score_drift, get_args(ScoreDrift))
         check_choice("noise", noise, get_args(Noise))
-        check_choice("stochastic_steps", stochastic_steps, get_args(StochasticSteps))
         score_scale = check_argument(Number(open_low=True), "score_scale", score_scale, 1.0)
         score_clip = check_argument(Number(open_low=True, bound=True), "score_clip", score_clip, 10.0)
-        zero_start_fraction = check_argument(Number(high=1), "zero_start_fraction", zero_start_fraction, 0.25)
+        single_step_fraction = check_argument(Number(high=1), "single_step_fraction", single_step_fraction, 0.0)
+        zero_start_fraction = check_argument(Number(high=1), "zero_start_fraction", zero_start_fraction, 1.0)
         min_std = check_argument(Number(open_low=True), "min_std", min_std, 0.1)
         if noise == "score_matched" and score_drift == "none":
             raise ValueError("noise='score_matched' needs a score: set score_drift to 'learned' or 'constant'.")
@@ -139,7 +140,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         self.noise = noise
         self.min_std = min_std
         self.max_std = max_std
-        self.stochastic_steps = stochastic_steps
+        self.single_step_fraction = single_step_fraction
         self.zero_start_fraction = zero_start_fraction
 
         if score_drift == "learned":
@@ -160,7 +161,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             noise=self.noise,
             min_std=self.min_std,
             max_std=self.max_std,
-            stochastic_steps=self.stochastic_steps,
+            single_step_fraction=self.single_step_fraction,
             zero_start_fraction=self.zero_start_fraction,
         )
         return data
@@ -192,65 +193,65 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
     def _step_std(self, features: th.Tensor, time_embedding: th.Tensor, alpha: th.Tensor | None) -> th.Tensor:
         """
-        Standard deviations of ``n`` steps at once, shape ``(batch, n, action_dim)``: they do not depend on ``x``. The steps
-        are the same for all, embeddings ``(n, time_embedding_dim)``, or one for each, ``(batch, 1, time_embedding_dim)``;
-        ``alpha`` has the same leading dimensions.
+        Standard deviations of denoising steps, which do not depend on ``x``, shape ``(..., action_dim)``: the leading
+        dimensions of features and time embeddings are broadcast, ``alpha`` has those of the latter.
         """
         if self.noise == "learned":
             return self.noise_net(features, time_embedding, self.log_std_bounds)
         low, high = self.log_std_bounds.exp()
         if self.noise == "constant":
-            std = high.expand(time_embedding.shape[:-1])
+            std = high
         else:
             assert alpha is not None  # checked by the constructor
-            std = th.sqrt(2 * alpha / self.denoising_steps).clamp(min=low)
-        return std.unsqueeze(-1).expand(len(features), -1, self.action_dim)
+            std = th.sqrt(2 * alpha / self.denoising_steps).clamp(min=low).unsqueeze(-1)
+        return std.expand(*th.broadcast_shapes(features.shape[:-1], time_embedding.shape[:-1]), self.action_dim)
 
     def _sample_chain(
-        self, features: th.Tensor, noise: th.Tensor, stochastic: bool, denoising_steps: int
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, th.Tensor | None]:
+        self, features: th.Tensor, noise: th.Tensor, denoising_steps: int, step: th.Tensor | None = None, mean: bool = False
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
-        :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)``, the standard deviations of the
-            stochastic steps, ``(batch, K, action_dim)`` or ``(batch, 1, action_dim)``, if there are any, and the stochastic
-            step ``(batch,)``, if it is a single one
+        :param step: the stochastic step of each chain, -1 where all are, shape ``(batch,)``; None: all of all chains
+        :param mean: whether no step is stochastic
+        :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)`` and, unless they are all there is,
+            standard deviations
         """
         field = self.velocity_field
         t = flow.time_grid(denoising_steps, dtype=noise.dtype, device=noise.device)
         time, condition, alpha = field.time_features(t), field.condition(features), self.score_coefficient(t)
-        std = stochastic_step = deviates = None
-        if stochastic:
-            if self.stochastic_steps == "one":
-                stochastic_step = th.randint(denoising_steps, (len(noise),), device=noise.device)
-            of = slice(None) if stochastic_step is None else stochastic_step.unsqueeze(-1)
-            std = self._step_std(features, time.embedding[of], None if alpha is None else alpha[of])
-            deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std
-            if stochastic_step is not None:
-                one_hot = stochastic_step.unsqueeze(-1) == th.arange(denoising_steps, device=noise.device)
-                deviates = deviates * one_hot.unsqueeze(-1)
+        std = None if mean else self._step_std(features.unsqueeze(1), time.embedding, alpha)
+        deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std if std is not None else None
+        if deviates is not None and step is not None:
+            deviates = deviates * scored_transitions(step, denoising_steps).unsqueeze(-1)
         means = []
 
-        def step(x: th.Tensor, at: tuple[int, TimeFeatures]) -> th.Tensor:
+        def move(x: th.Tensor, at: tuple[int, TimeFeatures]) -> th.Tensor:
             k, features = at
             coefficient = None if alpha is None else alpha[k]
             velocity = field(x, features, condition)
             means.append(transition_mean(x, velocity, t[k], coefficient, denoising_steps, self.score_clip))
             return means[-1] if deviates is None else means[-1] + deviates[:, k]
 
-        points = flow.chain(step, noise, enumerate(time.steps()))
-        return th.stack(points, dim=1), th.stack(means, dim=1), std, stochastic_step
+        points = flow.chain(move, noise, enumerate(time.steps()))
+        return th.stack(points, dim=1), th.stack(means, dim=1), std
+
+    def _single_steps(self, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param noise: ``N(0, I)``, shape ``(batch, action_dim)``
+        :return: ``x_0`` of chains that explore, and the stochastic step of each, as :meth:`_sample_chain` takes it
+        """
+        if self.single_step_fraction == 0:
+            return noise, None
+        single, zero = th.rand(2, len(noise), device=noise.device)
+        step = th.randint(self.denoising_steps, (len(noise),), device=noise.device)
+        step = th.where(single < self.single_step_fraction, step, -1)
+        return noise * ((step < 0) | (zero >= self.zero_start_fraction)).unsqueeze(-1), step
 
     def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
-        return self._sample_chain(features, noise, False, denoising_steps)[0][:, -1]
-
-    def _start(self, shape: tuple[int, int]) -> th.Tensor:
-        """``x_0`` of chains that explore."""
-        noise = th.randn(shape, device=self.device)
-        if self.stochastic_steps == "one" and self.zero_start_fraction > 0:
-            noise *= th.rand(shape[0], 1, device=self.device) >= self.zero_start_fraction
-        return noise
+        return self._sample_chain(features, noise, denoising_steps, mean=True)[0][:, -1]
 
     def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
-        return self._sample_chain(self.extract_features(obs), noise, True, self.denoising_steps)[0][:, -1]
+        noise, step = self._single_steps(noise)
+        return self._sample_chain(self.extract_features(obs), noise, self.denoising_steps, step)[0][:, -1]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
         """
@@ -261,37 +262,30 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to take the means, from ``x_0 = 0``
-        :return: records of the chains ``(batch, record_width)``, values ``(batch, 1)``, normalized log-probabilities
+        :return: records of the chains (see :meth:`split_record`), values ``(batch, 1)``, normalized log-probabilities
             ``(batch,)``
         """
         preprocessed = self.preprocess(obs)
         features = self.features_extractor(preprocessed)
-        shape = (len(features), self.action_dim)
-        noise = th.zeros(shape, device=features.device) if deterministic else self._start(shape)
-        chain, mean, std, step = self._sample_chain(features, noise, not deterministic, self.denoising_steps)
-        if std is None:  # no step is stochastic; of one, it is the first that counts
-            step = None if self.stochastic_steps == "all" else th.zeros(len(chain), dtype=th.long, device=chain.device)
-            log_prob = self.evaluate_chain(obs, chain, step).log_prob
-        elif step is None:
-            log_prob = chain_log_prob(chain, mean, std)
+        noise, step = th.zeros(len(features), self.action_dim, device=features.device), None
+        if not deterministic:
+            noise, step = self._single_steps(th.randn_like(noise))
+        elif self.single_step_fraction > 0:
+            step = th.full((len(features),), -1, device=features.device)
+        chain, mean, std = self._sample_chain(features, noise, self.denoising_steps, step, mean=deterministic)
+        if std is None:
+            log_prob = self.evaluate_chain(obs, chain).log_prob
         else:
-            rows = th.arange(len(chain), device=chain.device)
-            log_prob = step_log_prob(chain[rows, step + 1], mean[rows, step], std[:, 0])
+            log_prob = chain_log_prob(chain, mean, std, step)
         records = chain.flatten(1) if step is None else th.cat([step.unsqueeze(-1).to(chain.dtype), chain.flatten(1)], dim=1)
         return records, self._values(preprocessed, features), log_prob
 
-    @property
-    def record_width(self) -> int:
-        """
-        Numbers that :meth:`forward` returns of an action: the chain's ``(K + 1) * action_dim``, behind the stochastic step's
-        index if it is a single one. The width tells which it is.
-        """
-        return (self.denoising_steps + 1) * self.action_dim + (self.stochastic_steps == "one")
-
     def split_record(self, records: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """
-        :param records: from :meth:`forward`, shape ``(batch, record_width)``
-        :return: chains ``(batch, K + 1, action_dim)`` and the stochastic step of each ``(batch,)``, None if all are
+        :param records: from :meth:`forward`: flattened chains, behind the index of the stochastic step if
+            ``single_step_fraction`` is positive, which the width tells
+        :return: chains ``(batch, K + 1, action_dim)`` and the stochastic step of each ``(batch,)``, -1 where all are; None:
+            all of all chains
         :raises ValueError: if they are no records: an action by itself has no likelihood in closed form
         """
         width = (self.denoising_steps + 1) * self.action_dim
@@ -299,47 +293,60 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         if records.shape[1] not in (width, width + 1):
             raise ArgumentError(
                 f"actions must be records of denoising chains, shape (batch, (denoising_steps + 1) * action_dim) = (batch, "
-                f"{width}), or one wider with stochastic_steps='one', got {tuple(records.shape)}: a flow policy gives no "
-                "probability of an action. Pass records = policy(obs)[0], or those of the rollout buffer."
+                f"{width}), or one wider if single_step_fraction is positive, got {tuple(records.shape)}: a flow policy gives "
+                "no probability of an action. Pass records = policy(obs)[0], or those of the rollout buffer."
             )
         step = records[:, 0].long() if records.shape[1] > width else None
         return records[:, -width:].view(len(records), self.denoising_steps + 1, self.action_dim), step
 
     def evaluate_chain(self, obs: PyTorchObs, chain: th.Tensor, step: th.Tensor | None = None) -> ChainEvaluation:
         """
-        Score stored chains: all transitions that count in one call of each network, the observation's features once.
+        Score stored chains: all transitions that were noisy in one call of each network, the observation's features once.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param chain: shape ``(batch, K + 1, action_dim)``
-        :param step: the transition of each chain that counts, shape ``(batch,)``; None: all of them
+        :param step: the stochastic step of each chain, -1 where all are, shape ``(batch,)``; None: all of all chains
         :return: values, log-probability, entropy, means and standard deviations
         """
         preprocessed = self.preprocess(obs)
         features = self.features_extractor(preprocessed)
+        values = self._values(preprocessed, features).flatten()
         field = self.velocity_field
         t = flow.time_grid(self.denoising_steps, dtype=chain.dtype, device=chain.device)
-        time, alpha = field.time_features(t), self.score_coefficient(t)
-        x, after = chain[:, :-1], chain[:, 1:]
-        if step is not None:
-            of, rows = step.unsqueeze(-1), th.arange(len(chain), device=chain.device).unsqueeze(-1)
-            x, after, t, time = x[rows, of], after[rows, of], t[of], time.at(of)
-            alpha = None if alpha is None else alpha[of]
-        std = self._step_std(features, time.embedding, alpha)
-        velocity = field(x, time, field.condition(features).unsqueeze(1))
-        coefficient = None if alpha is None else alpha.unsqueeze(-1)
-        mean = transition_mean(x, velocity, t.unsqueeze(-1), coefficient, self.denoising_steps, self.score_clip)
-        values = self._values(preprocessed, features).flatten()
+        time, alpha, condition = field.time_features(t), self.score_coefficient(t), field.condition(features)
         if step is None:
+            mean, std = self._transition(chain[:, :-1], t, time, alpha, condition.unsqueeze(1), features.unsqueeze(1))
             return ChainEvaluation(values, chain_log_prob(chain, mean, std), chain_entropy(std), mean, std)
-        log_prob, entropy = step_log_prob(after[:, 0], mean[:, 0], std[:, 0]), step_entropy(std[:, 0])
-        return ChainEvaluation(values, log_prob, entropy, mean, std, step)
+        scored = scored_transitions(step, self.denoising_steps)
+        row, k = scored.nonzero(as_tuple=True)
+        coefficient = None if alpha is None else alpha[k]
+        mean, std = self._transition(chain[row, k], t[k], time.at(k), coefficient, condition[row], features[row])
+        every_mean, every_std = chain[:, 1:].clone(), th.ones_like(chain[:, 1:])
+        every_mean[row, k], every_std[row, k] = mean, std
+        log_prob, entropy = chain_log_prob(chain, every_mean, every_std, step), chain_entropy(every_std, step)
+        return ChainEvaluation(values, log_prob, entropy, mean, std, k)
+
+    def _transition(
+        self,
+        x: th.Tensor,
+        t: th.Tensor,
+        time: TimeFeatures,
+        alpha: th.Tensor | None,
+        condition: th.Tensor,
+        features: th.Tensor,
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Means and standard deviations of transitions from ``x``, whose leading dimensions the others are broadcast to."""
+        coefficient = None if alpha is None else alpha.unsqueeze(-1)
+        velocity = self.velocity_field(x, time, condition)
+        mean = transition_mean(x, velocity, t.unsqueeze(-1), coefficient, self.denoising_steps, self.score_clip)
+        return mean, self._step_std(features, time.embedding, alpha)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         Stable-Baselines3's interface to :meth:`evaluate_chain`.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param actions: records of chains from :meth:`forward`, shape ``(batch, record_width)``
+        :param actions: records of chains from :meth:`forward`
         :return: values ``(batch, 1)``, normalized log-probabilities ``(batch,)``, normalized entropies ``(batch,)``
         :raises ValueError: if they are no records: an action by itself has no likelihood in closed form
         """

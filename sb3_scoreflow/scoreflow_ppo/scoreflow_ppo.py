@@ -17,7 +17,7 @@ from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch, pretrained
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch, noise_of_clone, scaled
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
     ChainEvaluation,
@@ -27,7 +27,6 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
     Noise,
     ScoreDrift,
     ScoReFlowPolicy,
-    StochasticSteps,
 )
 
 #: Clip ranges from here on are PPO's, of a ratio that is no geometric mean.
@@ -55,9 +54,8 @@ class ScoReFlowPPO(FlowPPO):
     :param gamma: discount per step (per chunk, with ActionChunking)
     :param gae_lambda: trade-off of bias and variance in GAE
     :param clip_range: PPO's clip range of the ratio, a float or schedule; the ratio is a geometric mean over the chain's ``(K
-        + 1) action_dim`` numbers, or over the ``action_dim`` numbers of its one stochastic step, so it is far smaller than
-        PPO's usual 0.2; None: 0.2 over the square root of that number from scratch, for a pretrained policy 0.03 with one
-        stochastic step, 0.02 with all
+        + 1) action_dim`` numbers, or over the ``action_dim`` numbers of its single noisy step, so it is far smaller than PPO's
+        usual 0.2; None: 0.2 over the square root of the former number from scratch, 0.02 for a pretrained policy
     :param clip_range_vf: clip range of the value function in units of the return's standard deviation, None to deactivate
     :param normalize_advantage: whether to normalize advantages per minibatch
     :param ent_coef: coefficient of the chain's entropy (normalized once by ``(K + 1) action_dim``)
@@ -74,11 +72,13 @@ class ScoReFlowPPO(FlowPPO):
     :param denoising_steps: Euler steps ``K`` per action
     :param score_drift: "learned" (ScoRe-Flow), "constant" or "none" (ReinFlow, arXiv 2505.22094)
     :param noise: "learned", "constant" (``max_std``) or "score_matched" (``sqrt(2 alpha(t) / K)``: the coupled SDE)
-    :param min_std: lower bound of a denoising step's standard deviation, in normalized action units
-    :param max_std: its upper bound, a float or schedule (:class:`~sb3_scoreflow.HoldCosineSchedule` is the published one)
-    :param stochastic_steps: "all" denoising steps of a chain are noisy and count in its ratio (published), or "one" of them,
-        drawn anew for every chain (the hybrid sampling of arXiv 2510.25889); None: "one" for a pretrained policy, whose
-        actions it disturbs less, else "all"
+    :param min_std: lower bound of a denoising step's standard deviation, in normalized action units; None: 0.1, for a
+        pretrained policy half of that where the demonstrator was precise (see ``noise_of_clone`` in ``defaults.py``)
+    :param max_std: its upper bound, a float or schedule (:class:`~sb3_scoreflow.HoldCosineSchedule` is the published one);
+        None: 0.4 from scratch, from 0.24 down to 0.1 for a pretrained policy, half of that where the demonstrator was precise
+    :param single_step_fraction: share of the exploring chains, in [0, 1], of which a single step is noisy, at random, and that
+        start from ``x_0 = 0``: deterministic actions are what they explore around. 0: all steps of all chains are noisy
+        (published); None: 0.5 for a pretrained policy, else 0
     :param critic_warmup_iterations: first iterations that train the critic only
     :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return
     :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
@@ -103,7 +103,7 @@ class ScoReFlowPPO(FlowPPO):
     capabilities = Capabilities(ratio=True, likelihoods=True, value_function=True)
     rules = RULES
     defaults = DEFAULTS
-    followed = ("min_std", "max_std", "stochastic_steps")
+    followed = ("min_std", "max_std", "single_step_fraction")
     learning_rates: ClassVar[dict[str, str]] = {**FlowPPO.learning_rates, "noise": "noise_learning_rate"}
     score_scale = MovedArgument("policy_kwargs", "policy", 1.0, fixed=True)
     score_clip = MovedArgument("policy_kwargs", "policy", 10.0)
@@ -135,9 +135,9 @@ class ScoReFlowPPO(FlowPPO):
         denoising_steps: int = 4,
         score_drift: ScoreDrift = "learned",
         noise: Noise = "learned",
-        min_std: float = 0.1,
+        min_std: float | None = None,
         max_std: float | Schedule | None = None,
-        stochastic_steps: StochasticSteps | None = None,
+        single_step_fraction: float | None = None,
         critic_warmup_iterations: int = 0,
         normalize_reward: bool = True,
         bc_coef: float = 0.0,
@@ -182,9 +182,9 @@ class ScoReFlowPPO(FlowPPO):
         self.noise_learning_rate = noise_learning_rate
         self.score_drift = score_drift
         self.noise = noise
-        self.min_std = min_std
+        self.min_std: float = min_std  # type: ignore[assignment]  # None is resolved in _setup_model
         self.max_std = max_std
-        self.stochastic_steps = stochastic_steps
+        self.single_step_fraction = single_step_fraction
         self.log_prob_clip = log_prob_clip
         take_moved(self, moved)
 
@@ -194,11 +194,12 @@ class ScoReFlowPPO(FlowPPO):
     # ------------------------------------------------------------------ set-up
 
     def _record_width(self) -> int:
-        # The chain, behind the index of its stochastic step if that is a single one
-        return (self.denoising_steps + 1) * get_action_dim(self.action_space) + (self.stochastic_steps == "one")
+        # The chain, behind the index of its stochastic step if there are chains with a single one
+        single = self.single_step_fraction is not None and self.single_step_fraction > 0
+        return (self.denoising_steps + 1) * get_action_dim(self.action_space) + single
 
     def _policy_arguments(self) -> dict[str, Any]:
-        names = ("denoising_steps", "score_drift", "noise", "min_std", "stochastic_steps")
+        names = ("denoising_steps", "score_drift", "noise", "min_std", "single_step_fraction")
         return {
             **{name: getattr(self, name) for name in names},
             "max_std": self._bounded_std(as_schedule(self.max_std)(START)),
@@ -230,22 +231,24 @@ class ScoReFlowPPO(FlowPPO):
             )
 
     def _default(self, name: str) -> Any:
-        if name in self.sizes or name == "stochastic_steps":
-            return super()._default(name)
-        steps = super()._default("stochastic_steps") if "stochastic_steps" in self._at_default else self.stochastic_steps
-        assert steps is not None  # else it were left at its default
-        action_dim = get_action_dim(self.action_space)
-        if self._pretrained:
-            value = pretrained(name, steps)
-        else:
-            value = from_scratch(name, action_dim, self.denoising_steps + 1 if steps == "all" else 1)
-        value = as_schedule(value) if name == "clip_range" else value
-        return above(value, self.min_std) if name == "max_std" else value
+        value = super()._default(name)
+        if name in self.sizes:
+            return value
+        if not self._pretrained:
+            value = from_scratch(name, self.denoising_steps, get_action_dim(self.action_space))
+            value = as_schedule(value) if name == "clip_range" else value
+        elif name in ("min_std", "max_std"):
+            value = scaled(value, noise_of_clone(float(self.policy.action_residual)))
+        if name == "max_std" and "min_std" not in self._at_default:
+            value = above(value, self.min_std)
+        elif name == "min_std" and "max_std" not in self._at_default:
+            value = min(value, *(as_schedule(self.max_std)(progress) for progress in (START, END)))
+        return value
 
     def _resolve_defaults(self) -> None:
         super()._resolve_defaults()
         if hasattr(self, "policy"):
-            self.policy.stochastic_steps = self.stochastic_steps  # type: ignore[assignment]
+            self.policy.single_step_fraction = self.single_step_fraction  # type: ignore[assignment]
 
     # ------------------------------------------------------------------ bounds of the noise
 

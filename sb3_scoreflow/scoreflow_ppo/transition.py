@@ -56,57 +56,58 @@ def transition_mean(
     return (x + drift / denoising_steps).clamp(-1.0, 1.0)
 
 
-def chain_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+def scored_transitions(step: th.Tensor, denoising_steps: int) -> th.Tensor:
+    """
+    Which transitions of chains are stochastic, and count in their log-probability.
+
+    :param step: index of the only one, -1 where all are, shape ``(batch,)``
+    :param denoising_steps: ``K``
+    :return: flags, shape ``(batch, K)``
+    """
+    return (step.unsqueeze(-1) == th.arange(denoising_steps, device=step.device)) | (step.unsqueeze(-1) < 0)
+
+
+def chain_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor, step: th.Tensor | None = None) -> th.Tensor:
     """
     Log-density of a chain per dimension and point of the chain.
 
     ``[log N(x_0; 0, I) + sum_k log N(x_{k+1}; mean_k, std_k)] / ((K + 1) action_dim)``, so that the PPO ratio is a geometric
     mean (arXiv 2604.10962, released code). The truncation of the noise only adds a constant, which every ratio cancels.
+    Where a single step ``k`` is stochastic, it is ``log N(x_{k+1}; mean_k, std_k) / action_dim`` (ours): all else is no choice
+    of the policy.
 
     :param chain: shape ``(batch, K + 1, action_dim)``
     :param mean: shape ``(batch, K, action_dim)``
     :param std: broadcastable to ``mean``
+    :param step: the stochastic step, -1 where all are, shape ``(batch,)``; None: all of all chains
     :return: shape ``(batch,)``
     """
     _, points, action_dim = chain.shape
-    deviation = (chain[:, 1:] - mean) / std
-    log_std = th.log(std).expand_as(mean)
-    quadratic = deviation.pow(2).sum((1, 2)) + chain[:, 0].pow(2).sum(1)
-    return -0.5 * (quadratic / (points * action_dim) + _LOG_2PI) - log_std.sum((1, 2)) / (points * action_dim)
+    squares, log_std = ((chain[:, 1:] - mean) / std).pow(2).sum(2), th.log(std).expand_as(mean).sum(2)
+    start: th.Tensor | float = chain[:, 0].pow(2).sum(1)
+    count: th.Tensor | int = points
+    if step is not None:
+        scored = scored_transitions(step, points - 1)
+        squares, log_std, start = squares * scored, log_std * scored, start * (step < 0)
+        count = th.where(step < 0, points, 1)
+    quadratic = squares.sum(1) + start
+    return -0.5 * (quadratic / (count * action_dim) + _LOG_2PI) - log_std.sum(1) / (count * action_dim)
 
 
-def chain_entropy(std: th.Tensor) -> th.Tensor:
+def chain_entropy(std: th.Tensor, step: th.Tensor | None = None) -> th.Tensor:
     """
     Entropy of a chain, normalized once by ``(K + 1) action_dim``, as the log-probability is.
 
     It is the entropy of ``x_0`` plus the conditional entropies of the steps. The released code divides by ``K + 1`` a second
-    time, so its entropy coefficient of 0.03 acts like 0.03 / (K + 1).
+    time, so its entropy coefficient of 0.03 acts like 0.03 / (K + 1). Where a single step is stochastic, it is that step's, by
+    ``action_dim`` (ours).
 
     :param std: shape ``(batch, K, action_dim)``
+    :param step: the stochastic step, -1 where all are, shape ``(batch,)``; None: all of all chains
     :return: shape ``(batch,)``
     """
     points = std.shape[1] + 1
-    return 0.5 * (1 + _LOG_2PI) + th.log(std).sum((1, 2)) / (points * std.shape[2])
-
-
-def step_log_prob(after: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
-    """
-    Log-density of a single transition per dimension, ``log N(x_{k+1}; mean_k, std_k) / action_dim``, normalized as
-    :func:`chain_log_prob` is (ours).
-
-    :param after: ``x_{k+1}``, shape ``(batch, action_dim)``
-    :param mean: same shape
-    :param std: same shape
-    :return: shape ``(batch,)``
-    """
-    return (-0.5 * (((after - mean) / std).pow(2) + _LOG_2PI) - th.log(std)).mean(-1)
-
-
-def step_entropy(std: th.Tensor) -> th.Tensor:
-    """
-    Entropy of a single transition per dimension.
-
-    :param std: shape ``(batch, action_dim)``
-    :return: shape ``(batch,)``
-    """
-    return 0.5 * (1 + _LOG_2PI) + th.log(std).mean(-1)
+    log_std, count = th.log(std).sum(2), th.tensor(points)
+    if step is not None:
+        log_std, count = log_std * scored_transitions(step, points - 1), th.where(step < 0, points, 1)
+    return 0.5 * (1 + _LOG_2PI) + log_std.sum(1) / (count.to(std.device) * std.shape[2])

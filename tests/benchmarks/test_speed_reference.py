@@ -29,7 +29,7 @@ def test_same_chains_values_and_log_probs_from_the_same_noise(steps: int) -> Non
     plain, obs = SequentialPolicy(policy), 2 * th.randn(64, OBS_DIM)
     with th.no_grad():
         features = policy.extract_features(obs)
-        chain, mean, std, _ = policy._sample_chain(features, th.randn(64, ACTION_DIM), True, steps)
+        chain, mean, std = policy._sample_chain(features, th.randn(64, ACTION_DIM), steps)
         assert std is not None
         values, log_prob, entropy = policy.evaluate_actions(obs, chain.flatten(1))
         found, found_values, found_log_prob = plain.sample(obs, chain[:, 0], (chain[:, 1:] - mean) / std)

@@ -83,7 +83,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "max_std must not be below min_std=0.1, but ends at 0.05: raise max_std, or lower min_std",
     ),
     (dict(score_drift="lerned"), "score_drift must be one of 'learned', 'constant', 'none', got 'lerned'"),
-    (dict(stochastic_steps="two"), "stochastic_steps must be one of 'all', 'one', got 'two': leave it out for its default"),
+    (dict(single_step_fraction=1.5), "single_step_fraction must be a number in [0, 1], got 1.5: leave it out for its default"),
     (dict(noise="loud"), "noise must be one of 'learned', 'constant', 'score_matched', got 'loud'"),
     (
         dict(score_drift="none", noise="score_matched"),
@@ -228,7 +228,7 @@ WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
     (dict(min_std="0.1"), "min_std must be a positive number, got '0.1': pass the number 0.1, not a string"),
     (dict(target_kl="0.01"), "target_kl must be None or a positive number, got '0.01': pass the number 0.01, not a string"),
     (dict(bc_coef="1"), "bc_coef must be a number of at least 0, got '1': pass the number 1, not a string"),
-    (dict(stochastic_steps="One"), "stochastic_steps must be one of 'all', 'one', got 'One': pass 'one'"),
+    (dict(single_step_fraction="0.5"), "single_step_fraction must be a number in [0, 1], got '0.5': pass the number 0.5"),
     (dict(score_drift="Learned"), "score_drift must be one of 'learned', 'constant', 'none', got 'Learned': pass 'learned'"),
     (
         dict(score_drift=None),

@@ -111,7 +111,7 @@ PPO_VARIANTS: dict[str, dict[str, Any]] = {
     "bc": dict(bc_coef=0.5, learning_rate=1e-2),
     "critic-warm-up": dict(critic_warmup_iterations=2),
     "noise": dict(noise="score_matched", min_std=0.05, normalize_reward=False),
-    "one-stochastic-step": dict(stochastic_steps="one"),
+    "single-steps": dict(single_step_fraction=0.5),
     "constant-noise": dict(noise="constant", score_drift="none", max_std=HoldCosineSchedule(0.4, 0.2, hold_fraction=0.3)),
     "target-kl": dict(target_kl=1e-6, learning_rate=1e-2, ent_coef=0.01),
 }

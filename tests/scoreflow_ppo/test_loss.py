@@ -17,10 +17,10 @@ from tests.ppo.helpers import ACTION, SIZE, STEPS, collect, logs_of, make_model,
 def _numpy_evaluation(model: ScoReFlowPPO, obs: np.ndarray, records: np.ndarray) -> dict[str, np.ndarray]:
     """
     Values, log-probabilities and entropies from the weights alone (method, section 1), one row and step at a time; of records
-    with a stochastic step, that step's alone.
+    that tell a single stochastic step, that step's alone.
     """
     chain = records[:, -(STEPS + 1) * ACTION :].reshape(len(records), STEPS + 1, ACTION)
-    single = records.shape[1] > (STEPS + 1) * ACTION
+    steps = records[:, 0].astype(int) if records.shape[1] > (STEPS + 1) * ACTION else np.full(len(records), -1)
     policy = model.policy
     w = {name: value.double().numpy() for name, value in policy.state_dict().items()}
 
@@ -39,12 +39,13 @@ def _numpy_evaluation(model: ScoReFlowPPO, obs: np.ndarray, records: np.ndarray)
     features = np.clip((obs - w["normalizer.mean_0"]) / np.sqrt(variance), -10, 10)
     log_bounds = w["log_std_bounds"]
     values, log_probs, entropies = [], [], []
-    for s, points, record in zip(features, chain, records, strict=True):
+    for s, points, step in zip(features, chain, steps, strict=True):
+        single = step >= 0
         hidden = mish(linear("value_net.2", mish(linear("value_net.0", s))))
         values.append((linear("value_net.4", hidden) * w["value_scale"])[0])
         log_prob = 0.0 if single else np.sum(-0.5 * points[0] ** 2 - 0.5 * np.log(2 * np.pi))
         entropy = 0.0 if single else ACTION * 0.5 * np.log(2 * np.pi * np.e)
-        for k in [int(record[0])] if single else range(STEPS):
+        for k in [step] if single else range(STEPS):
             t, x, dt = k / STEPS, points[k], 1 / STEPS
             embedding = np.concatenate([np.sin(t * frequencies), np.cos(t * frequencies)])
             embedding = linear("velocity_field.time_embedding.3", mish(linear("velocity_field.time_embedding.1", embedding)))
@@ -115,7 +116,7 @@ def _prepared(**kwargs: Any) -> ScoReFlowPPO:
     "kwargs",
     [
         {},
-        dict(stochastic_steps="one"),
+        dict(single_step_fraction=0.5),
         dict(clip_range_vf=0.05),
         dict(normalize_advantage=False),
         dict(policy_kwargs=dict(score_clip=0.5)),
@@ -149,15 +150,15 @@ def test_loss_against_numpy(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPa
     assert logs_of(model)["loss"] == pytest.approx(total, rel=1e-4)
 
 
-@pytest.mark.parametrize("steps", ["all", "one"])
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
 @pytest.mark.parametrize("noise", ["learned", "constant"])
-def test_gradient_of_the_loss_by_finite_differences(noise: str, steps: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_of_the_loss_by_finite_differences(noise: str, fraction: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The whole objective as ``_train_epoch`` assembles it, in float64, one entry of every parameter, with the BC term.
 
     The learned noise passes no gradient to the time embedding, on purpose; that one is checked with constant noise.
     """
-    model = _prepared(bc_coef=2.0, clip_range_vf=0.05, noise=noise, stochastic_steps=steps)
+    model = _prepared(bc_coef=2.0, clip_range_vf=0.05, noise=noise, single_step_fraction=fraction)
     model.policy.double()
     model.reference.double()
     batch, losses = _double_batch(model), []

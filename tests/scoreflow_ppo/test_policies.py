@@ -44,7 +44,7 @@ def test_chain_is_reproduced_by_its_means_and_deviations() -> None:
     policy, n = make_policy(), 5000
     with th.no_grad():
         features = policy.extract_features(make_obs(n))
-        chain, mean, std, _ = policy._sample_chain(features, th.randn(n, ACTION), True, STEPS)
+        chain, mean, std = policy._sample_chain(features, th.randn(n, ACTION), STEPS)
     assert std is not None
     z = ((chain[:, 1:] - mean) / std).double().numpy()
     assert np.abs(z).max() <= 3 + 1e-4
@@ -148,7 +148,7 @@ def test_evaluation_is_that_of_transition_functions_in_float64() -> None:
                 means.append(transition_mean(x, velocity, t, alpha, STEPS, policy.score_clip))
                 embedding = policy.velocity_field.time_embedding(t)
                 features = policy.extract_features(obs[row : row + 1])
-                stds.append(policy.noise_net(features, embedding, policy.log_std_bounds)[:, 0])
+                stds.append(policy.noise_net(features, embedding, policy.log_std_bounds))
             mean, std = th.stack(means, dim=1), th.stack(stds, dim=1)
             th.testing.assert_close(evaluation.mean[row : row + 1], mean, rtol=1e-11, atol=1e-11)
             th.testing.assert_close(evaluation.std[row : row + 1], std, rtol=1e-11, atol=1e-11)
