@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.optim.swa_utils import AveragedModel
 
 from sb3_scoreflow.bc.averaging import averaged_weights, copy_parameters, warmed_up_average
-from sb3_scoreflow.bc.checks import check_demonstrations, checked_eval_env
+from sb3_scoreflow.bc.checks import check_demonstrations, check_numbers, checked_eval_env
+from sb3_scoreflow.bc.defaults import CRITIC_BATCHES, default_batches, default_learning_rate, draw_times, time_weights
 from sb3_scoreflow.bc.execution import check_normalized_alike, execution_of
 from sb3_scoreflow.bc.fits_critic import FitsCritic
 from sb3_scoreflow.bc.history import History, logger_of
@@ -35,13 +36,14 @@ BCCallback = Callable[[dict[str, float]], bool | None]
 
 class BehaviorCloning:
     """
-    Behavior cloning with the flow-matching loss (arXiv 2210.02747, Eq. 23): ``E ||v((1 - t) x_0 + t a, t, s) - (a -
+    Behavior cloning with the flow-matching loss (arXiv 2210.02747, Eq. 23): ``E w(t) ||v((1 - t) x_0 + t a, t, s) - (a -
     x_0)||^2``.
 
-    ``x_0 ~ N(0, I)`` and ``t ~ U[0, 1]`` are drawn anew for every batch. AdamW with its own cosine schedule; the policy ends
-    up with an exponential moving average of the weights, whose horizon is at most a fortieth of the steps done so far (ours:
-    else a short run would end with its initial weights). The observation normalizer is fitted to the demonstrations (unless
-    the policy's ``observation_normalization`` is "none"), and the policy is marked as pretrained.
+    ``x_0 ~ N(0, I)`` and ``t`` are drawn anew for every batch, most times among those that the sampler asks for; the weights
+    ``w(t)`` fall between the last of them and 1 (ours, see :mod:`~sb3_scoreflow.bc.defaults`). AdamW with its own cosine
+    schedule; the policy ends up with an exponential moving average of the weights, whose horizon is at most a fortieth of the
+    steps done so far (ours: else a short run would end with its initial weights). The observation normalizer is fitted to the
+    demonstrations (unless the policy's ``observation_normalization`` is "none"), and the policy is marked as pretrained.
 
     What stands between demonstrations and policy is asked of the model's environment, never guessed: chunks
     (:class:`~sb3_scoreflow.ActionChunking`, or another wrapper, see :func:`~sb3_scoreflow.bc.execution.execution_of`), how
@@ -52,7 +54,7 @@ class BehaviorCloning:
     :param model: an algorithm of this package, or a policy
     :param demonstrations: what to imitate
     :param batch_size: chunks per gradient step
-    :param learning_rate: at the start
+    :param learning_rate: at the start; None: 3e-3, or 1e-3 with images
     :param final_learning_rate: at the end of the cosine schedule
     :param weight_decay: of AdamW
     :param ema_decay: decay of the moving average per gradient step, in [0, 1); 0 for none
@@ -70,7 +72,7 @@ class BehaviorCloning:
         demonstrations: Demonstrations,
         *,
         batch_size: int = 256,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         final_learning_rate: float = 1e-4,
         weight_decay: float = 1e-6,
         ema_decay: float = 0.995,
@@ -82,7 +84,8 @@ class BehaviorCloning:
         policy = model if isinstance(model, FlowMatchingPolicy) else getattr(model, "policy", None)
         if not isinstance(policy, FlowMatchingPolicy):
             raise ValueError(f"model must be a FlowMatchingPolicy or an algorithm that has one, got {type(model).__name__}.")
-        _check_numbers(
+        learning_rate = default_learning_rate(policy) if learning_rate is None else learning_rate
+        check_numbers(
             fractions=dict(ema_decay=ema_decay, validation_fraction=validation_fraction),
             counts=dict(batch_size=batch_size),
             amounts=dict(learning_rate=learning_rate, final_learning_rate=final_learning_rate, weight_decay=weight_decay),
@@ -105,8 +108,8 @@ class BehaviorCloning:
         self.training, self.validation = self.demonstrations, None
         if validation_fraction > 0:
             self.training, self.validation = self.demonstrations.split(validation_fraction, seed=int(self.rng.integers(2**31)))
-        #: One list per metric: "batch", "bc/loss", "bc/validation_loss", "bc/learning_rate", "bc/time_elapsed",
-        #: "bc/critic_loss", "bc/eval_return", "bc/eval_return_std"
+        #: One list per metric: "batch", "bc/epochs", "bc/loss", "bc/validation_loss", "bc/learning_rate",
+        #: "bc/time_elapsed", "bc/critic_loss", "bc/eval_return", "bc/eval_return_std"
         self.history: dict[str, list[float]] = {}
 
     def train(
@@ -128,10 +131,11 @@ class BehaviorCloning:
         returns False does, and goes on as ``KeyboardInterrupt``; the critic then is not fitted.
 
         :param n_epochs: passes over the demonstrations; give this or ``n_batches``, not both
-        :param n_batches: gradient steps (default 10 000 if neither is given)
+        :param n_batches: gradient steps; if neither is given, from the size of the demonstrations, at most 10,000 (see
+            :func:`~sb3_scoreflow.bc.defaults.default_batches`)
         :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns afterwards, where
-            the algorithm has a value function (see :meth:`~sb3_scoreflow.ScoReFlowPPO.pretrain_critic`); None: a fifth of
-            those of cloning, if the rewards tell it anything
+            the algorithm has a value function (see :meth:`~sb3_scoreflow.ScoReFlowPPO.pretrain_critic`); None, and if the
+            rewards tell it anything: a fifth of those of cloning, or 2,000 if their number is the default, too
         :param eval_env: environment in which the clone is evaluated at the end (deterministic)
         :param n_eval_episodes: episodes of that evaluation, at least 1
         :param log_interval: gradient steps between log points
@@ -145,11 +149,12 @@ class BehaviorCloning:
         if n_epochs is not None and n_batches is not None:
             raise ValueError(f"Give n_epochs or n_batches, not both (got n_epochs={n_epochs}, n_batches={n_batches}).")
         counts = dict(n_epochs=n_epochs, n_batches=n_batches, log_interval=log_interval, n_eval_episodes=n_eval_episodes)
-        _check_numbers(fractions={}, counts=counts, amounts=dict(critic_batches=critic_batches or 0))
+        check_numbers(fractions={}, counts=counts, amounts=dict(critic_batches=critic_batches or 0))
+        epoch, default = -(-len(self.training) // self.batch_size), n_batches is None and n_epochs is None
         if n_batches is None:
-            n_batches = 10_000 if n_epochs is None else n_epochs * -(-len(self.training) // self.batch_size)
+            n_batches = default_batches(epoch) if n_epochs is None else n_epochs * epoch
         evaluation = None if eval_env is None else checked_eval_env(eval_env, self.policy, self.execution)
-        fit_critic = self._critic_fit(critic_batches, n_batches)
+        fit_critic = self._critic_fit(critic_batches, CRITIC_BATCHES if default else n_batches // 5)
         history = History(logger_of(self.algorithm))
         self.history = history.metrics
         with _restored_on_error(self):
@@ -181,14 +186,14 @@ class BehaviorCloning:
         :return: "bc/critic_loss"
         :raises ValueError: if the algorithm has no value function, or the demonstrations say nothing about returns
         """
-        _check_numbers(fractions={}, counts=dict(n_batches=n_batches), amounts={})
-        fit = self._critic_fit(n_batches, n_batches)
+        check_numbers(fractions={}, counts=dict(n_batches=n_batches), amounts={})
+        fit = self._critic_fit(n_batches, 0)
         assert fit is not None  # asked for, so it is there or refused
         return fit()
 
     # ------------------------------------------------------------------ steps of a run
 
-    def _critic_fit(self, critic_batches: int | None, n_batches: int) -> Callable[[], dict[str, float]] | None:
+    def _critic_fit(self, critic_batches: int | None, default: int) -> Callable[[], dict[str, float]] | None:
         """What fits the critic after cloning, checked before; None if there is nothing to be fitted."""
         if not isinstance(self.algorithm, FitsCritic) or self.execution is None:
             if critic_batches:
@@ -199,7 +204,7 @@ class BehaviorCloning:
                 )
             return None
         return self.algorithm.prepare_critic(
-            self.demonstrations, self.execution, critic_batches, n_batches // 5, self.batch_size, self.rng
+            self.demonstrations, self.execution, critic_batches, default, self.batch_size, self.rng
         )
 
     def _fit_normalizer(self) -> None:
@@ -258,7 +263,7 @@ class BehaviorCloning:
         """:return: the number of gradient steps done and the metrics, at every log point"""
         chunks = self.training.chunks(self.horizon)
         loss_sum, start = th.zeros((), device=self.policy.device), time.time()
-        batches = _batches(len(chunks), self.batch_size, n_batches, self.rng)
+        epoch, batches = -(-len(chunks) // self.batch_size), _batches(len(chunks), self.batch_size, n_batches, self.rng)
         batches = progress(batches, n_batches, progress_bar, desc="behavior cloning", unit="batch")
         for batch, indices in enumerate(batches, start=1):
             for group in optimizer.param_groups:
@@ -277,7 +282,7 @@ class BehaviorCloning:
                     f"The behavior-cloning loss became {mean_loss} before batch {batch}; the policy keeps its previous "
                     f"weights. Lower learning_rate={self.schedule(1.0)}, and look at demonstrations.describe() for outliers."
                 )
-            metrics = {"bc/loss": mean_loss, "bc/learning_rate": optimizer.param_groups[0]["lr"]}
+            metrics = {"bc/epochs": batch / epoch, "bc/loss": mean_loss, "bc/learning_rate": optimizer.param_groups[0]["lr"]}
             if self.validation is not None:
                 with averaged_weights(actor, average):
                     metrics["bc/validation_loss"] = self._validation_loss(self.validation.chunks(self.horizon))
@@ -285,14 +290,27 @@ class BehaviorCloning:
             yield batch, {**metrics, "bc/time_elapsed": time.time() - start}
 
     def _loss(self, batch: ChunkBatch, generator: th.Generator, random_shift: int = 0) -> th.Tensor:
-        """Flow-matching loss, mean over the elements that belong to the episode."""
-        policy, device = self.policy, self.policy.device
+        """Weighted flow-matching loss, mean over the elements that belong to the episode."""
+        policy = self.policy
         obs = policy.augment(policy.obs_to_tensor(self._as_seen(batch.observations))[0], random_shift, generator)
         actions, mask = self._targets(batch)
-        noise = th.randn(actions.shape, device=device, generator=generator)
-        t = th.rand(len(actions), device=device, generator=generator)
-        error = policy.flow_matching_loss(obs, actions, noise, t).view(*batch.mask.shape, -1)
+        noise, t, weights = self._draw(actions, generator)
+        error = policy.flow_matching_loss(obs, actions, noise, t) * weights.unsqueeze(-1)
+        error = error.view(*batch.mask.shape, -1)
         return (error * mask).sum() / (mask.sum() * error.shape[-1])
+
+    def _targets(self, batch: ChunkBatch) -> tuple[th.Tensor, th.Tensor]:
+        """Normalized actions ``(batch, action_dim)``, and what of them belongs to the episode ``(batch, horizon, 1)``."""
+        policy = self.policy
+        scaled = policy.scale_action(batch.actions.reshape(-1, *policy.action_space.shape))  # type: ignore[misc]
+        actions = th.as_tensor(np.clip(scaled, -1.0, 1.0), dtype=th.float32, device=policy.device).flatten(1)
+        return actions, th.as_tensor(batch.mask, device=policy.device).unsqueeze(-1)
+
+    def _draw(self, actions: th.Tensor, generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """:return: ``x_0``, times, and weights of their losses, for a batch of actions"""
+        noise, steps = th.randn(actions.shape, device=actions.device, generator=generator), self.policy.denoising_steps
+        t = draw_times(len(actions), steps, generator)
+        return noise, t, time_weights(t, steps)
 
     def _action_residual(self) -> float:
         """
@@ -311,13 +329,6 @@ class BehaviorCloning:
                 error = (self.policy.sample_ode(obs, th.zeros_like(actions)) - actions).pow(2).view(*batch.mask.shape, -1)
             squares, count = squares + float((error * mask).sum()), count + float(mask.sum()) * error.shape[-1]
         return (squares / count) ** 0.5
-
-    def _targets(self, batch: ChunkBatch) -> tuple[th.Tensor, th.Tensor]:
-        """Normalized actions ``(batch, action_dim)``, and what of them belongs to the episode ``(batch, horizon, 1)``."""
-        policy = self.policy
-        scaled = policy.scale_action(batch.actions.reshape(-1, *policy.action_space.shape))  # type: ignore[misc]
-        actions = th.as_tensor(np.clip(scaled, -1.0, 1.0), dtype=th.float32, device=policy.device).flatten(1)
-        return actions, th.as_tensor(batch.mask, device=policy.device).unsqueeze(-1)
 
     def _validation_loss(self, chunks: ActionChunks) -> float:
         """Loss over all held-out chunks with the same noise every time, so that only the weights change it."""
@@ -373,21 +384,6 @@ def _restored_on_error(cloning: BehaviorCloning) -> Iterator[None]:
         raise
     finally:
         policy.set_training_mode(was_training)
-
-
-def _check_numbers(fractions: dict[str, float], counts: dict[str, int | None], amounts: dict[str, float]) -> None:
-    """
-    :raises ValueError: if a fraction is outside [0, 1), a count (None: not given) below 1, or an amount negative
-    """
-    for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {fraction}.")
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}.")
-    for name, amount in amounts.items():
-        if not amount >= 0:
-            raise ValueError(f"{name} must not be negative, got {amount}.")
 
 
 def _known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> Demonstrations:

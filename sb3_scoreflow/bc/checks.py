@@ -258,3 +258,18 @@ def checked_eval_env(eval_env: GymEnv, policy: FlowMatchingPolicy, execution: Ex
             f"{'' if expected else ' not'}: wrap both or neither (its statistics are taken from the training environment)."
         )
     return env
+
+
+def check_numbers(fractions: dict[str, float], counts: dict[str, int | None], amounts: dict[str, float]) -> None:
+    """
+    :raises ValueError: if a fraction is outside [0, 1), a count (None: not given) below 1, or an amount negative
+    """
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {fraction}.")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")
+    for name, amount in amounts.items():
+        if not amount >= 0:
+            raise ValueError(f"{name} must not be negative, got {amount}.")

@@ -14,7 +14,7 @@ def pretrain_bc(
     n_epochs: int | None = None,
     n_batches: int | None = None,
     batch_size: int = 256,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     final_learning_rate: float = 1e-4,
     weight_decay: float = 1e-6,
     ema_decay: float = 0.995,

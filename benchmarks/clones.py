@@ -1,0 +1,154 @@
+"""
+How good are clones at the defaults, at what these replaced, and beside a network that regresses the same actions?
+
+    python -m benchmarks.clones --data halfcheetah-precise --demonstrations FOLDER
+    python -m benchmarks.clones --data hopper-medium
+    python -m benchmarks.clones --data peg-insert-side-v3
+    python -m benchmarks.clones --data soccer-v3
+
+``FOLDER`` has ``halfcheetah-precise.hdf5``, which ``benchmarks.make_expert_demonstrations`` writes. Returns are of whole
+episodes, which begin alike for all clones: deterministic ones (``x_0 = 0``), and from random ``x_0``; those of Meta-World are
+success within 200 steps, at positions of evaluation, and every seed has demonstrations of its own. ``error`` is the root mean
+square error of the deterministic action (in units of half its range) on what was cloned.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from benchmarks import locomotion, study, tasks
+from benchmarks.curves import locked
+from benchmarks.learning import mean_and_interval
+from benchmarks.locomotion import HORIZON
+from sb3_scoreflow import BehaviorCloning, Demonstrations, FlowMatchingPolicy, load_demonstrations
+
+Draw = tuple[th.Tensor, th.Tensor, th.Tensor]
+
+
+class UniformTimes(BehaviorCloning):
+    """``t ~ U[0, 1]`` without weights, as in the papers."""
+
+    def _draw(self, actions: th.Tensor, generator: th.Generator) -> Draw:
+        noise = th.randn(actions.shape, device=actions.device, generator=generator)
+        t = th.rand(len(actions), device=actions.device, generator=generator)
+        return noise, t, th.ones_like(t)
+
+
+class Regression(BehaviorCloning):
+    """
+    With one denoising step, the velocity at ``x_0 = 0`` and ``t = 0`` is the action: flow matching there alone is the
+    regression of actions by the same network.
+    """
+
+    def _draw(self, actions: th.Tensor, generator: th.Generator) -> Draw:
+        t = th.zeros(len(actions), device=actions.device)
+        return th.zeros_like(actions), t, th.ones_like(t)
+
+
+class Variant(NamedTuple):
+    """One way to clone."""
+
+    cloning: type[BehaviorCloning] = BehaviorCloning
+    learning_rate: float | None = None
+    n_batches: int | None = None
+    denoising_steps: int = 4
+
+
+VARIANTS = {
+    "default": Variant(),
+    "uniform_times": Variant(UniformTimes),
+    "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all the defaults before
+    "regression": Variant(Regression, denoising_steps=1),
+}
+PRECISE = "halfcheetah-precise"
+LOCOMOTION = {"hopper-medium": "Hopper-v5", PRECISE: "HalfCheetah-v5"}
+METAWORLD = {name: tasks.Task(name, 10) for name in ("peg-insert-side-v3", "soccer-v3")}
+N_EPISODES = {"locomotion": 20, "metaworld": 50}
+#: Actions whose error is measured
+N_ACTIONS = 5000
+
+
+@lru_cache(maxsize=1)
+def demonstrations_of(data: str, folder: Path, seed: int) -> Demonstrations:
+    if data in METAWORLD:
+        return tasks.demonstrations_of(METAWORLD[data], seed)
+    return load_demonstrations(str(folder / f"{PRECISE}.hdf5") if data == PRECISE else f"builtin:{data}")
+
+
+def make_env(options: argparse.Namespace, seed: int) -> VecEnv:
+    if options.data in METAWORLD:
+        return tasks.make_env(METAWORLD[options.data], "test", tasks.N_EVAL_ENVS, 1000 * seed + 500)
+    return locomotion.make_env(LOCOMOTION[options.data], options.episodes, 1000 * seed + 500)
+
+
+def action_error(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> float:
+    """Of deterministic actions on a sample of what was cloned, in units of half their range, where the episode goes on."""
+    chunks = demonstrations.chunks(HORIZON)
+    batch = chunks[np.random.default_rng(0).permutation(len(chunks))[:N_ACTIONS]]
+    actions = policy.predict(batch.observations, deterministic=True)[0]
+    error = policy.scale_action(actions) - policy.scale_action(batch.actions)
+    return float(np.sqrt(np.square(error[batch.mask]).mean()))
+
+
+def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+    cloning, learning_rate, n_batches, denoising_steps = VARIANTS[variant]
+    demonstrations, env = demonstrations_of(options.data, options.demonstrations, seed), make_env(options, seed)
+    th.manual_seed(seed)
+    policy = FlowMatchingPolicy(env.observation_space, env.action_space, denoising_steps=denoising_steps)  # type: ignore[arg-type]
+    start = time.process_time()
+    trained = cloning(policy, demonstrations, learning_rate=learning_rate, seed=seed)
+    history = trained.train(n_batches=options.n_batches or n_batches)
+    facts = {"batches": history["batch"][-1], "epochs": history["bc/epochs"][-1], "cpu_seconds": time.process_time() - start}
+    facts["error"] = action_error(policy, demonstrations)
+    for name, deterministic in (("deterministic", True), ("random_x0", False)):
+        if name == "random_x0" and variant == "regression":  # it knows no other x_0
+            continue
+        env.seed(1000 * seed + 700)
+        th.manual_seed(seed)
+        facts[name] = float(np.mean(evaluate_policy(policy, env, options.episodes, deterministic=deterministic)[0]))
+    env.close()
+    print(options.data, variant, seed, {key: round(value, 3) for key, value in facts.items()}, flush=True)
+    with locked(options.output):
+        summary = study.read_summary(options.output)
+        section = summary.setdefault(options.data, {})
+        section.setdefault("runs", {}).setdefault(variant, {})[str(seed)] = facts
+        study.write_summary(options.output, summary)
+
+
+def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+    with locked(options.output):
+        summary = study.read_summary(options.output)
+        section = summary[options.data]
+        demonstrations = demonstrations_of(options.data, options.demonstrations, options.seeds[0])
+        section["demonstrations"] = demonstrations.describe().splitlines()[1:]
+        section["episodes"] = options.episodes
+        section["origins"] = study.origins(section, options.variants, origin)
+        section["seeds"] = sorted({int(seed) for runs in section["runs"].values() for seed in runs})
+        section["mean"] = {
+            variant: {name: mean_and_interval([run[name] for run in runs.values()]) for name in next(iter(runs.values()))}
+            for variant, runs in section["runs"].items()
+        }
+        study.write_summary(options.output, summary)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study.parser(__doc__, "clones", seeds=(0, 1, 2), variants=VARIANTS)
+    parser.add_argument("--data", default="hopper-medium", choices=[*LOCOMOTION, *METAWORLD])
+    parser.add_argument("--demonstrations", type=Path, default=Path("demonstrations"), help="folder of the precise ones")
+    parser.add_argument("--episodes", type=int, help="of evaluation (default 20, in Meta-World 50)")
+    parser.add_argument("--n-batches", type=int, help="of all clones, for a trial")
+    options = parser.parse_args(arguments)
+    options.episodes = options.episodes or N_EPISODES["metaworld" if options.data in METAWORLD else "locomotion"]
+    summarize(options, study.make_runs(options, run))
+
+
+if __name__ == "__main__":
+    main()
