@@ -36,7 +36,7 @@ def _noise_net() -> NoiseNet:
 def test_noise_starts_at_the_geometric_mean_everywhere() -> None:
     net = NoiseNet(FEATURES, ACTION, EMBEDDING).double()
     features, embedding = 100 * th.randn(7, FEATURES, dtype=th.float64), th.randn(4, EMBEDDING, dtype=th.float64)
-    std = net(features, embedding, LOG_BOUNDS)
+    std = net(features.unsqueeze(1), embedding, LOG_BOUNDS)
     th.testing.assert_close(std, th.full((7, 4, ACTION), math.sqrt(0.05 * 0.8), dtype=th.float64), rtol=1e-12, atol=0)
 
 
@@ -44,7 +44,7 @@ def test_noise_interpolates_the_log_variance() -> None:
     """exp(0.5 * interp(tanh(net), 2 log min, 2 log max)), one forward per (row, step) pair."""
     net = _noise_net()
     features, embedding = th.randn(5, FEATURES, dtype=th.float64), th.randn(3, EMBEDDING, dtype=th.float64)
-    std = net(features, embedding, LOG_BOUNDS).detach()
+    std = net(features.unsqueeze(1), embedding, LOG_BOUNDS).detach()
     for row in range(5):
         for k in range(3):
             squashed = np.tanh(net.net(th.cat([features[row], embedding[k]])).detach().numpy())
@@ -60,7 +60,7 @@ def test_noise_bounds_hold_for_extreme_inputs(dtype: th.dtype) -> None:
     assert isinstance(last, nn.Linear)
     nn.init.normal_(last.weight, std=1e4)
     features = th.cat([th.full((1, FEATURES), value) for value in (-1e30, -1e3, 0.0, 1e3, 1e30)]).to(dtype)
-    std = net(features, th.randn(4, EMBEDDING, dtype=dtype), bounds)
+    std = net(features.unsqueeze(1), th.randn(4, EMBEDDING, dtype=dtype), bounds)
     slack = 1e-6 if dtype == th.float32 else 1e-12
     assert std.min() >= 0.05 * (1 - slack) and std.max() <= 0.8 * (1 + slack)
     assert std.min() < 0.0501 and std.max() > 0.799  # both ends are reached
@@ -70,7 +70,7 @@ def test_noise_gives_no_gradient_to_the_time_embedding() -> None:
     net = _noise_net()
     features = th.randn(5, FEATURES, dtype=th.float64, requires_grad=True)
     embedding = th.randn(3, EMBEDDING, dtype=th.float64, requires_grad=True)
-    net(features, embedding, LOG_BOUNDS).sum().backward()
+    net(features.unsqueeze(1), embedding, LOG_BOUNDS).sum().backward()
     assert embedding.grad is None
     assert features.grad is not None and features.grad.abs().max() > 0
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
