@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.optim.swa_utils import AveragedModel
 
 from sb3_scoreflow.bc.averaging import averaged_weights, copy_parameters, warmed_up_average
-from sb3_scoreflow.bc.checks import check_demonstrations, check_numbers, checked_eval_env
+from sb3_scoreflow.bc.checks import check_demonstrations, check_numbers, checked_eval_env, known_observations
 from sb3_scoreflow.bc.defaults import CRITIC_BATCHES, default_batches, default_learning_rate, draw_times, time_weights
 from sb3_scoreflow.bc.execution import check_normalized_alike, execution_of
 from sb3_scoreflow.bc.fits_critic import FitsCritic
@@ -96,7 +95,7 @@ class BehaviorCloning:
         env = None if self.algorithm is None else self.algorithm.get_env()
         self.execution = None if env is None else execution_of(env)
         self.horizon = check_demonstrations(policy, demonstrations, self.execution, clip_actions)
-        self.demonstrations = _known_observations(policy, demonstrations)
+        self.demonstrations = known_observations(policy, demonstrations)
         if self.execution is not None:
             check_normalized_alike(self.execution, self._vector_parts(self.demonstrations))
         self.batch_size = batch_size
@@ -109,7 +108,7 @@ class BehaviorCloning:
         if validation_fraction > 0:
             self.training, self.validation = self.demonstrations.split(validation_fraction, seed=int(self.rng.integers(2**31)))
         #: One list per metric: "batch", "bc/epochs", "bc/loss", "bc/validation_loss", "bc/learning_rate",
-        #: "bc/time_elapsed", "bc/critic_loss", "bc/eval_return", "bc/eval_return_std"
+        #: "bc/time_elapsed", "bc/action_residual", "bc/critic_loss", "bc/eval_return", "bc/eval_return_std"
         self.history: dict[str, list[float]] = {}
 
     def train(
@@ -163,7 +162,10 @@ class BehaviorCloning:
             self._fit_normalizer()
             interruption = self._descend(n_batches, history, log_interval, callback, progress_bar)
             self.policy.pretrained.fill_(True)
-            self.policy.action_residual.fill_(self._action_residual())
+            residual = self._action_residual()
+            self.policy.action_residual.fill_(residual)
+            if interruption is None:
+                history.record(int(history.metrics["batch"][-1]), {"bc/action_residual": residual})
             self.policy.share_actor_features()
             if fit_critic is not None and interruption is None:
                 try:
@@ -384,14 +386,6 @@ def _restored_on_error(cloning: BehaviorCloning) -> Iterator[None]:
         raise
     finally:
         policy.set_training_mode(was_training)
-
-
-def _known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> Demonstrations:
-    """Without the observation keys that the policy's observation space lacks (the arrays are shared, not copied)."""
-    space, given = policy.observation_space, demonstrations.observations
-    if not isinstance(space, spaces.Dict) or not isinstance(given, dict) or set(given) == set(space.spaces):
-        return demonstrations
-    return demonstrations.select_keys(list(space.spaces))
 
 
 def _batches(length: int, batch_size: int, n_batches: int, rng: np.random.Generator) -> Iterable[np.ndarray]:

@@ -273,3 +273,11 @@ def check_numbers(fractions: dict[str, float], counts: dict[str, int | None], am
     for name, amount in amounts.items():
         if not amount >= 0:
             raise ValueError(f"{name} must not be negative, got {amount}.")
+
+
+def known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> Demonstrations:
+    """Without the observation keys that the policy's observation space lacks (the arrays are shared, not copied)."""
+    space, given = policy.observation_space, demonstrations.observations
+    if not isinstance(space, spaces.Dict) or not isinstance(given, dict) or set(given) == set(space.spaces):
+        return demonstrations
+    return demonstrations.select_keys(list(space.spaces))
