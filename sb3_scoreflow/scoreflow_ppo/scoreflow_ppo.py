@@ -247,7 +247,7 @@ class ScoReFlowPPO(FlowPPO):
 
     def _resolve_defaults(self) -> None:
         super()._resolve_defaults()
-        if hasattr(self, "policy"):
+        if hasattr(self, "policy") and not self._collecting:  # what a rollout records does not change on its way
             self.policy.single_step_fraction = self.single_step_fraction  # type: ignore[assignment]
 
     # ------------------------------------------------------------------ bounds of the noise
