@@ -242,7 +242,8 @@ class ScoReFlowPPO(FlowPPO):
         if name == "max_std" and "min_std" not in self._at_default:
             value = above(value, self.min_std)
         elif name == "min_std" and "max_std" not in self._at_default:
-            value = min(value, *(as_schedule(self.max_std)(progress) for progress in (START, END)))
+            given = (as_schedule(self.max_std)(progress) for progress in (START, END))
+            value = min([value, *(std for std in given if std > 0)])
         return value
 
     def _resolve_defaults(self) -> None:
