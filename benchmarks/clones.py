@@ -1,12 +1,12 @@
 """
 How good are clones at the defaults, at what these replaced, and beside a network that regresses the same actions?
 
-    python -m benchmarks.clones --data halfcheetah-precise --demonstrations FOLDER
-    python -m benchmarks.clones --data hopper-medium
-    python -m benchmarks.clones --data peg-insert-side-v3
-    python -m benchmarks.clones --data soccer-v3
+    python -m benchmarks.clones --task halfcheetah-precise  # --data FOLDER, as in benchmarks.tasks
+    python -m benchmarks.clones --task hopper-medium
+    python -m benchmarks.clones --task peg-insert-side-v3
+    python -m benchmarks.clones --task soccer-v3
 
-``FOLDER`` has ``halfcheetah-precise.hdf5``, which ``benchmarks.make_expert_demonstrations`` writes. Returns are of whole
+Returns are of whole
 episodes, which begin alike for all clones: deterministic ones (``x_0 = 0``), and from random ``x_0``; those of Meta-World are
 success within 200 steps, at positions of evaluation, and every seed has demonstrations of its own. ``error`` is the root mean
 square error of the deterministic action (in units of half its range) on what was cloned.
@@ -15,19 +15,18 @@ square error of the deterministic action (in units of half its range) on what wa
 import argparse
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks import locomotion, study, tasks
+from benchmarks import study
 from benchmarks.curves import locked
 from benchmarks.learning import mean_and_interval
 from benchmarks.locomotion import HORIZON
+from benchmarks.tasks.families import Locomotion, MetaWorld, Task, demonstrations_of
 from sb3_scoreflow import BehaviorCloning, Demonstrations, FlowMatchingPolicy, load_demonstrations
 
 Draw = tuple[th.Tensor, th.Tensor, th.Tensor]
@@ -68,25 +67,27 @@ VARIANTS = {
     "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all the defaults before
     "regression": Variant(Regression, denoising_steps=1),
 }
-PRECISE = "halfcheetah-precise"
-LOCOMOTION = {"hopper-medium": "Hopper-v5", PRECISE: "HalfCheetah-v5"}
-METAWORLD = {name: tasks.Task(name, 10) for name in ("peg-insert-side-v3", "soccer-v3")}
-N_EPISODES = {"locomotion": 20, "metaworld": 50}
+
+
+class Medium(Locomotion):
+    """The embedded demonstrations."""
+
+    def demonstrations(self, data: Path, seed: int) -> Demonstrations:
+        return load_demonstrations(f"builtin:{self.name}")
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Medium("hopper-medium", "Hopper-v5"),
+        Locomotion("halfcheetah-precise", "HalfCheetah-v5"),
+        MetaWorld("peg-insert-side-v3", 10),
+        MetaWorld("soccer-v3", 10),
+    )
+}
+N_EPISODES = {"return": 20, "success": 50}
 #: Actions whose error is measured
 N_ACTIONS = 5000
-
-
-@lru_cache(maxsize=1)
-def demonstrations_of(data: str, folder: Path, seed: int) -> Demonstrations:
-    if data in METAWORLD:
-        return tasks.demonstrations_of(METAWORLD[data], seed)
-    return load_demonstrations(str(folder / f"{PRECISE}.hdf5") if data == PRECISE else f"builtin:{data}")
-
-
-def make_env(options: argparse.Namespace, seed: int) -> VecEnv:
-    if options.data in METAWORLD:
-        return tasks.make_env(METAWORLD[options.data], "test", tasks.N_EVAL_ENVS, 1000 * seed + 500)
-    return locomotion.make_env(LOCOMOTION[options.data], options.episodes, 1000 * seed + 500)
 
 
 def action_error(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> float:
@@ -100,7 +101,9 @@ def action_error(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> None:
     cloning, learning_rate, n_batches, denoising_steps = VARIANTS[variant]
-    demonstrations, env = demonstrations_of(options.data, options.demonstrations, seed), make_env(options, seed)
+    task = TASKS[options.task]
+    demonstrations = demonstrations_of(task, options.data, seed)
+    env = task.make_env("test", 10, 1000 * seed + 500)
     th.manual_seed(seed)
     policy = FlowMatchingPolicy(env.observation_space, env.action_space, denoising_steps=denoising_steps)  # type: ignore[arg-type]
     start = time.process_time()
@@ -115,10 +118,10 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> None:
         th.manual_seed(seed)
         facts[name] = float(np.mean(evaluate_policy(policy, env, options.episodes, deterministic=deterministic)[0]))
     env.close()
-    print(options.data, variant, seed, {key: round(value, 3) for key, value in facts.items()}, flush=True)
+    print(task.name, variant, seed, {key: round(value, 3) for key, value in facts.items()}, flush=True)
     with locked(options.output):
         summary = study.read_summary(options.output)
-        section = summary.setdefault(options.data, {})
+        section = summary.setdefault(task.name, {})
         section.setdefault("runs", {}).setdefault(variant, {})[str(seed)] = facts
         study.write_summary(options.output, summary)
 
@@ -126,8 +129,8 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> None:
 def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
     with locked(options.output):
         summary = study.read_summary(options.output)
-        section = summary[options.data]
-        demonstrations = demonstrations_of(options.data, options.demonstrations, options.seeds[0])
+        section = summary[options.task]
+        demonstrations = demonstrations_of(TASKS[options.task], options.data, options.seeds[0])
         section["demonstrations"] = demonstrations.describe().splitlines()[1:]
         section["episodes"] = options.episodes
         section["origins"] = study.origins(section, options.variants, origin)
@@ -141,12 +144,12 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "clones", seeds=(0, 1, 2), variants=VARIANTS)
-    parser.add_argument("--data", default="hopper-medium", choices=[*LOCOMOTION, *METAWORLD])
-    parser.add_argument("--demonstrations", type=Path, default=Path("demonstrations"), help="folder of the precise ones")
+    parser.add_argument("--task", default="hopper-medium", choices=list(TASKS))
+    parser.add_argument("--data", type=Path, default=study.RESULTS / "tasks" / "data", help="folder of the precise ones")
     parser.add_argument("--episodes", type=int, help="of evaluation (default 20, in Meta-World 50)")
     parser.add_argument("--n-batches", type=int, help="of all clones, for a trial")
     options = parser.parse_args(arguments)
-    options.episodes = options.episodes or N_EPISODES["metaworld" if options.data in METAWORLD else "locomotion"]
+    options.episodes = options.episodes or N_EPISODES[TASKS[options.task].measure]
     summarize(options, study.make_runs(options, run))
 
 

@@ -40,5 +40,5 @@ def clone(env_id: str, seed: int) -> FlowMatchingPolicy:
     th.manual_seed(seed)
     env = make_env(env_id, 1, 1000 * seed)
     policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
-    pretrain_bc(policy, demonstrations_of(env_id), n_batches=CLONE_BATCHES, seed=seed)
+    pretrain_bc(policy, demonstrations_of(env_id), seed=seed)
     return policy

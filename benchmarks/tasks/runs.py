@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from benchmarks import study
 from benchmarks.curves import CurveTable, Run, locked
 from benchmarks.finetune import GAUSSIAN, ITERATION, start
-from benchmarks.locomotion import CLONE_BATCHES, HORIZON, N_ENVS
+from benchmarks.locomotion import HORIZON, N_ENVS
 from benchmarks.study import Variant
 from benchmarks.tasks.families import TASKS, Task, demonstrations_of
 from sb3_scoreflow import FPO, RLDT, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
@@ -36,7 +36,7 @@ def clone(task: Task, data: Path, seed: int) -> FlowMatchingPolicy:
     th.manual_seed(seed)
     env = task.make_env("train", 1, 1000 * seed)
     policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
-    pretrain_bc(policy, demonstrations_of(task, data, seed), n_batches=CLONE_BATCHES, seed=seed)
+    pretrain_bc(policy, demonstrations_of(task, data, seed), seed=seed)
     env.close()
     return policy
 

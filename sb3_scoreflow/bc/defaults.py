@@ -45,10 +45,10 @@ def draw_times(n: int, denoising_steps: int, generator: th.Generator) -> th.Tens
     :param generator: source of the times, on the device where they are wanted
     :return: shape ``(n,)``
     """
-    kind = dict(device=generator.device, generator=generator)
-    grid = time_grid(denoising_steps, device=generator.device)
-    on_grid = th.rand(n, **kind) < _ON_GRID
-    return th.where(on_grid, grid[th.randint(denoising_steps, (n,), **kind)], th.rand(n, **kind))
+    device = generator.device
+    kind, uniform = th.rand(2, n, device=device, generator=generator)
+    grid = time_grid(denoising_steps, device=device)
+    return th.where(kind < _ON_GRID, grid[th.randint(denoising_steps, (n,), device=device, generator=generator)], uniform)
 
 
 def time_weights(t: th.Tensor, denoising_steps: int) -> th.Tensor:

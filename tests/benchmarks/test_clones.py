@@ -19,7 +19,7 @@ def test_regression_is_the_mean_squared_error_of_the_action() -> None:
 
 
 def test_from_the_command_line_to_the_summary(tmp_path: Path) -> None:
-    common = ["--data", "hopper-medium", "--seeds", "0", "--episodes", "1", "--output", str(tmp_path)]
+    common = ["--task", "hopper-medium", "--seeds", "0", "--episodes", "1", "--output", str(tmp_path)]
     clones.main([*common, "--n-batches", "2", "--variants", "earlier", "regression"])
     clones.main([*common, "--n-batches", "3", "--variants", "earlier"])
     section = study.read_summary(tmp_path)["hopper-medium"]
