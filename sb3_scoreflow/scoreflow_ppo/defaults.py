@@ -39,7 +39,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 #: A clone whose actions are this far from the demonstrator's explores with the noise in ``DEFAULTS``, one that is nearer with
 #: less, but not with less than half of it (ours; docs/implementation.md)
-_NOISY_RESIDUAL, _LEAST_NOISE = 0.12, 0.5
+_NOISY_RESIDUAL, _LEAST_NOISE = 0.15, 0.5
 
 
 def noise_of_clone(residual: float) -> float:

@@ -219,7 +219,7 @@ def test_first_ratio_is_one_and_later_ones_move(score_drift: str) -> None:
 def test_noise_of_a_clone_follows_the_demonstrators() -> None:
     """
     The residual is the demonstrator's noise where the clone has found its mean; the default noise is that of noisy data above
-    .12, half of it below .06.
+    .15, half of it below .075.
     """
     found = {}
     for noise in (0.02, 0.09, 0.2):
@@ -227,10 +227,10 @@ def test_noise_of_a_clone_follows_the_demonstrators() -> None:
         residual = float(model.policy.action_residual)
         found[noise] = residual, model.min_std, model.max_std.initial_value, model.max_std.final_value  # type: ignore[union-attr]
     assert found[0.09][0] == pytest.approx(0.09, rel=0.15)
-    assert found[0.02][0] < 0.06 and found[0.2][0] > 0.12
+    assert found[0.02][0] < 0.075 and found[0.2][0] > 0.15
     assert found[0.02][1:] == pytest.approx((0.05, 0.12, 0.05))
     assert found[0.2][1:] == pytest.approx((0.1, 0.24, 0.1))
-    factor = found[0.09][0] / 0.12
+    factor = found[0.09][0] / 0.15
     assert found[0.09][1:] == pytest.approx((0.1 * factor, 0.24 * factor, 0.1 * factor))
 
 
@@ -248,7 +248,7 @@ def test_a_clone_of_an_older_file_explores_as_of_noisy_data() -> None:
     """It does not say how precise its demonstrator was."""
     model, fresh = clone(make_model(), n_batches=600), make_model()
     state = model.policy.state_dict()
-    assert float(state.pop("action_residual")) < 0.06
+    assert float(state.pop("action_residual")) < 0.075
     fresh.policy.load_state_dict(state)
     fresh.learn(SIZE)
     assert fresh.min_std == 0.1
