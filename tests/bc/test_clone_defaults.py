@@ -59,7 +59,12 @@ def test_default_of_the_critic_does_not_depend_on_the_size_of_the_data(
     monkeypatch: pytest.MonkeyPatch, lengths: dict[str, Any], critic_batches: int | None, expected: int
 ) -> None:
     counts: list[int] = []
-    monkeypatch.setattr(CriticPretraining, "run", lambda self: counts.append(self.n_batches) or {})
+
+    def run(self: CriticPretraining) -> dict[str, float]:
+        counts.append(self.n_batches)
+        return {}
+
+    monkeypatch.setattr(CriticPretraining, "run", run)
     clone(make_model(), critic_batches=critic_batches, log_interval=1, callback=lambda _: False, **lengths)
     assert counts == [expected]
 
