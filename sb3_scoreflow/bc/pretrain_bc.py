@@ -35,9 +35,9 @@ def pretrain_bc(
     :param model: see :class:`BehaviorCloning`, as for all arguments up to ``random_shift`` that are not listed here
     :param demonstrations: what to imitate
     :param n_epochs: see :meth:`BehaviorCloning.train`, as for ``n_batches`` and all arguments from ``eval_env`` on
-    :param n_batches: gradient steps
+    :param n_batches: gradient steps; if neither is given, from the size of the demonstrations
     :param batch_size: chunks per gradient step
-    :param learning_rate: at the start
+    :param learning_rate: at the start; None: 3e-3, or 1e-3 with images
     :param final_learning_rate: at the end of the cosine schedule
     :param weight_decay: of AdamW
     :param ema_decay: decay of the moving average per gradient step, in [0, 1)
