@@ -291,11 +291,11 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         width = (self.denoising_steps + 1) * self.action_dim
         shape, records = tuple(records.shape), records.flatten(1)
         if records.shape[1] not in (width, width + 1):
-            expected = "(denoising_steps + 1) * action_dim" + (" + 1" if self.single_step_fraction > 0 else "")
+            one = self.single_step_fraction > 0
+            expected = f"(batch, (denoising_steps + 1) * action_dim{' + 1' if one else ''}) = (batch, {width + one})"
             raise ArgumentError(
-                f"actions must be records of denoising chains, shape (batch, {expected}) = (batch, "
-                f"{width + (self.single_step_fraction > 0)}), got {shape}: a flow policy gives no probability of an action. Pass "
-                "records = policy(obs)[0], or those of the rollout buffer."
+                f"actions must be records of denoising chains, shape {expected}, got {shape}: a flow policy gives no "
+                "probability of an action. Pass records = policy(obs)[0], or those of the rollout buffer."
             )
         step = records[:, 0].long() if records.shape[1] > width else None
         return records[:, -width:].view(len(records), self.denoising_steps + 1, self.action_dim), step
