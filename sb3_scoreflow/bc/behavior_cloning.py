@@ -28,7 +28,7 @@ from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstrations
 
 #: Chunks that tell how far demonstrated actions are from the clone's
-_RESIDUAL_CHUNKS = 4096
+_RESIDUAL_CHUNKS = 1024
 #: Called at every log point with the metrics logged there; returning False ends training.
 BCCallback = Callable[[dict[str, float]], bool | None]
 
