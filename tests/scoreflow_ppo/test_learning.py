@@ -80,3 +80,16 @@ def test_fine_tuning_beats_the_clone() -> None:
         (differences,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
     )
     assert signs.pvalue < 0.05, (tuned, demonstrated)
+
+
+def test_single_steps_alone_improve_deterministic_actions() -> None:
+    """Every chain explores around the deterministic path."""
+    demonstrations, _ = timid_demonstrations()
+    clones, tuned = [], []
+    for seed in SEEDS:
+        model = _model(seed, single_step_fraction=1.0)
+        pretrain_bc(model, demonstrations, n_batches=300, batch_size=128, learning_rate=3e-3, ema_decay=0.98, seed=seed)
+        clones.append(mean_return(model))
+        model.learn(8 * 16 * N_ENVS)
+        tuned.append(mean_return(model))
+    assert permutation_p_value(tuned, clones) < LEVEL, (tuned, clones)
