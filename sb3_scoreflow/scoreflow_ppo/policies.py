@@ -61,8 +61,9 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         ``min_std``
     :param min_std: lower bound of a step's standard deviation, positive
     :param max_std: upper bound, at least ``min_std``
-    :param single_step_fraction: share of the exploring chains, in [0, 1], of which a single step is noisy, drawn anew for
-        every chain, while the others take their means (the hybrid sampling of arXiv 2510.25889); 0: all of all (published)
+    :param single_step_fraction: share of the environments (rows of a batch), in [0, 1], in whose chains a single step is
+        noisy, drawn anew for every chain, while the others take their means (the hybrid sampling of arXiv 2510.25889); 0: all
+        steps of all are (published)
     :param zero_start_fraction: share of those, in [0, 1], that start from ``x_0 = 0``, where deterministic actions do, instead
         of ``N(0, I)``: deterministic actions are what they explore around (ours)
     """
@@ -241,10 +242,13 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         """
         if self.single_step_fraction == 0:
             return noise, None
-        single, zero = th.rand(2, len(noise), device=noise.device)
-        step = th.randint(self.denoising_steps, (len(noise),), device=noise.device)
-        step = th.where(single < self.single_step_fraction, step, -1)
-        return noise * ((step < 0) | (zero >= self.zero_start_fraction)).unsqueeze(-1), step
+        n, device = len(noise), noise.device
+        # The same rows each time: an environment keeps its kind, and those of single steps stay near where deterministic
+        # actions lead. Rounded at random: a single environment is of both kinds
+        single = th.arange(n, device=device) < th.floor(self.single_step_fraction * n + th.rand((), device=device))
+        step = th.where(single, th.randint(self.denoising_steps, (n,), device=device), -1)
+        zero = single & (th.rand(n, device=device) < self.zero_start_fraction)
+        return noise * ~zero.unsqueeze(-1), step
 
     def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
         return self._sample_chain(features, noise, denoising_steps, mean=True)[0][:, -1]

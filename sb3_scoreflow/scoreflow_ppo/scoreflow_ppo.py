@@ -76,8 +76,8 @@ class ScoReFlowPPO(FlowPPO):
         pretrained policy half of that where the demonstrator was precise (see ``noise_of_clone`` in ``defaults.py``)
     :param max_std: its upper bound, a float or schedule (:class:`~sb3_scoreflow.HoldCosineSchedule` is the published one);
         None: 0.4 from scratch, from 0.24 down to 0.1 for a pretrained policy, half of that where the demonstrator was precise
-    :param single_step_fraction: share of the exploring chains, in [0, 1], of which a single step is noisy, at random, and that
-        start from ``x_0 = 0``: deterministic actions are what they explore around. 0: all steps of all chains are noisy
+    :param single_step_fraction: share of the environments, in [0, 1], whose chains have a single noisy step, drawn at random,
+        and start from ``x_0 = 0``: deterministic actions are what they explore around. 0: all steps of all chains are noisy
         (published); None: 0.5 for a pretrained policy, else 0
     :param critic_warmup_iterations: first iterations that train the critic only
     :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return

@@ -29,7 +29,10 @@ def mixed_policy(*args: object, **kwargs: object) -> ScoReFlowPolicy:
 
 
 def test_one_step_of_single_step_chains_leaves_its_mean() -> None:
-    """Which one is drawn uniformly; all steps of the others do. Deviates are truncated normal, starts 0 or normal."""
+    """
+    Which one is drawn uniformly; all steps of the others do. Deviates are truncated normal, starts 0 or normal. The rows are
+    the same in each call: an environment keeps its kind.
+    """
     policy, n = mixed_policy(zero_start_fraction=0.3), 8000
     obs = make_obs(n)
     with th.no_grad():
@@ -42,7 +45,7 @@ def test_one_step_of_single_step_chains_leaves_its_mean() -> None:
     noisy = np.abs(deviates).max(2) > 1e-3
     np.testing.assert_array_equal(noisy[single], np.eye(STEPS, dtype=bool)[step[single]])
     assert noisy[~single].all()
-    assert stats.binomtest(single.sum(), n, 0.6).pvalue > 0.01
+    np.testing.assert_array_equal(single, np.arange(n) < 4800)
     assert stats.chisquare(np.bincount(step[single], minlength=STEPS)).pvalue > 0.01
     drawn = deviates[single, step[single]]
     assert stats.kstest(drawn.ravel(), stats.truncnorm(-3, 3).cdf).pvalue > 0.01
@@ -50,6 +53,19 @@ def test_one_step_of_single_step_chains_leaves_its_mean() -> None:
     zero = (chain[:, 0] == 0).all(1).numpy()
     assert not zero[~single].any() and stats.binomtest(zero[single].sum(), single.sum(), 0.3).pvalue > 0.01
     assert stats.kstest(chain[:, 0][~th.as_tensor(zero)].double().numpy().ravel(), "norm").pvalue > 0.01
+
+
+def test_shares_are_rounded_at_random() -> None:
+    """A single environment is of both kinds, and five have 2.5 of one on average."""
+    policy = make_policy(single_step_fraction=0.5)
+    for n, possible in ((1, {0, 1}), (5, {2, 3})):
+        counts = []
+        for _ in range(400):
+            _, step = policy._single_steps(th.randn(n, ACTION))
+            assert step is not None
+            counts.append(int((step >= 0).sum()))
+        assert set(counts) == possible
+        assert stats.binomtest(sum(np.array(counts) == max(possible)), 400, 0.5).pvalue > 0.01
 
 
 def test_exploring_predict_spreads_as_rollouts_do() -> None:
