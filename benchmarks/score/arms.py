@@ -16,7 +16,6 @@ _PUBLISHED: dict[str, Any] = dict(
     batch_size=1250,  # published batches count transitions of the chain: 5000 of them
     n_epochs=5,
     clip_range=0.01,
-    single_step_fraction=0.0,
     ent_coef=0.03 / 5,  # the official code divides the entropy by K + 1 once more
     target_kl=1.0,
     min_std=0.1,

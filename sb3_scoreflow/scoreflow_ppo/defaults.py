@@ -22,47 +22,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         noise_learning_rate=3e-4,
         critic_learning_rate=1e-3,
         clip_range=0.2,
-        min_std=0.1,
         max_std=0.4,
-        single_step_fraction=0.0,
     ),
     "pretrained": dict(
         learning_rate=HalfLifeSchedule(2e-4, 2e-5, _HALF_LIFE),
         noise_learning_rate=HalfLifeSchedule(1e-3, 1e-4, _HALF_LIFE),
         critic_learning_rate=1e-3,
         clip_range=0.02,
-        min_std=0.1,
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
-        single_step_fraction=0.5,
     ),
 }
-
-#: A clone whose actions are this far from the demonstrator's explores with the noise in ``DEFAULTS``, one that is nearer with
-#: less, but not with less than half of it (ours; docs/implementation.md)
-_NOISY_RESIDUAL, _LEAST_NOISE = 0.15, 0.5
-
-
-def noise_of_clone(residual: float) -> float:
-    """
-    Noise that a demonstrator had, its clone survives (ours).
-
-    :param residual: root mean square distance of the demonstrator's actions from the clone's deterministic ones, per
-        dimension, normalized
-    :return: factor of the default noise, in [0.5, 1]
-    """
-    return min(max(residual / _NOISY_RESIDUAL, _LEAST_NOISE), 1.0)
-
-
-def scaled(value: float | HalfLifeSchedule, factor: float) -> float | HalfLifeSchedule:
-    """
-    :param value: a default
-    :param factor: positive
-    :return: the default, times the factor everywhere
-    """
-    if isinstance(value, HalfLifeSchedule):
-        return HalfLifeSchedule(factor * value.initial_value, factor * value.final_value, value.half_life)
-    return factor * value
-
 
 #: From scratch, what these tend to, and the transitions per action dimension in which they come half the way: 200 rollouts
 _SCRATCH_FINAL = dict(learning_rate=1e-4, noise_learning_rate=1e-4, clip_range=0.02)

@@ -17,7 +17,7 @@ from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch, noise_of_clone, scaled
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
     ChainEvaluation,
@@ -72,13 +72,11 @@ class ScoReFlowPPO(FlowPPO):
     :param denoising_steps: Euler steps ``K`` per action
     :param score_drift: "learned" (ScoRe-Flow), "constant" or "none" (ReinFlow, arXiv 2505.22094)
     :param noise: "learned", "constant" (``max_std``) or "score_matched" (``sqrt(2 alpha(t) / K)``: the coupled SDE)
-    :param min_std: lower bound of a denoising step's standard deviation, in normalized action units; None: 0.1, for a
-        pretrained policy half of that where the demonstrator was precise (see ``noise_of_clone`` in ``defaults.py``)
-    :param max_std: its upper bound, a float or schedule (:class:`~sb3_scoreflow.HoldCosineSchedule` is the published one);
-        None: 0.4 from scratch, from 0.24 down to 0.1 for a pretrained policy, half of that where the demonstrator was precise
+    :param min_std: lower bound of a denoising step's standard deviation, in normalized action units
+    :param max_std: its upper bound, a float or schedule (:class:`~sb3_scoreflow.HoldCosineSchedule` is the published one)
     :param single_step_fraction: share of the environments, in [0, 1], whose chains have a single noisy step, drawn at random,
         and start from ``x_0 = 0``: deterministic actions are what they explore around. 0: all steps of all chains are noisy
-        (published); None: 0.5 for a pretrained policy, else 0
+        (published)
     :param critic_warmup_iterations: first iterations that train the critic only
     :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return
     :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
@@ -135,9 +133,9 @@ class ScoReFlowPPO(FlowPPO):
         denoising_steps: int = 4,
         score_drift: ScoreDrift = "learned",
         noise: Noise = "learned",
-        min_std: float | None = None,
+        min_std: float = 0.1,
         max_std: float | Schedule | None = None,
-        single_step_fraction: float | None = None,
+        single_step_fraction: float = 0.0,
         critic_warmup_iterations: int = 0,
         normalize_reward: bool = True,
         bc_coef: float = 0.0,
@@ -182,7 +180,7 @@ class ScoReFlowPPO(FlowPPO):
         self.noise_learning_rate = noise_learning_rate
         self.score_drift = score_drift
         self.noise = noise
-        self.min_std: float = min_std  # type: ignore[assignment]  # None is resolved in _setup_model
+        self.min_std = min_std
         self.max_std = max_std
         self.single_step_fraction = single_step_fraction
         self.log_prob_clip = log_prob_clip
@@ -195,8 +193,7 @@ class ScoReFlowPPO(FlowPPO):
 
     def _record_width(self) -> int:
         # The chain, behind the index of its stochastic step if there are chains with a single one
-        single = self.single_step_fraction is not None and self.single_step_fraction > 0
-        return (self.denoising_steps + 1) * get_action_dim(self.action_space) + single
+        return (self.denoising_steps + 1) * get_action_dim(self.action_space) + (self.single_step_fraction > 0)
 
     def _policy_arguments(self) -> dict[str, Any]:
         names = ("denoising_steps", "score_drift", "noise", "min_std", "single_step_fraction")
@@ -232,24 +229,15 @@ class ScoReFlowPPO(FlowPPO):
 
     def _default(self, name: str) -> Any:
         value = super()._default(name)
-        if name in self.sizes:
-            return value
-        if not self._pretrained:
+        if name not in self.sizes and not self._pretrained:
             value = from_scratch(name, self.denoising_steps, get_action_dim(self.action_space))
             value = as_schedule(value) if name == "clip_range" else value
-        elif name in ("min_std", "max_std"):
-            value = scaled(value, noise_of_clone(float(self.policy.action_residual)))
-        if name == "max_std" and "min_std" not in self._at_default:
-            value = above(value, self.min_std)
-        elif name == "min_std" and "max_std" not in self._at_default:
-            given = (as_schedule(self.max_std)(progress) for progress in (START, END))
-            value = min([value, *(std for std in given if std > 0)])
-        return value
+        return above(value, self.min_std) if name == "max_std" else value
 
     def _resolve_defaults(self) -> None:
         super()._resolve_defaults()
         if hasattr(self, "policy") and not self._collecting:  # what a rollout records does not change on its way
-            self.policy.single_step_fraction = self.single_step_fraction  # type: ignore[assignment]
+            self.policy.single_step_fraction = self.single_step_fraction
 
     # ------------------------------------------------------------------ bounds of the noise
 

@@ -12,7 +12,6 @@ from sb3_scoreflow.rldt import Transport
 
 #: Values that differ from the defaults, where halving a number or adding one to it does not do.
 OTHER_VALUES: dict[str, Any] = dict(
-    min_std=0.15,
     single_step_fraction=0.25,
     learning_rate=CosineSchedule(1e-3, 1e-4, 0.1),
     noise_learning_rate=2e-4,

@@ -59,7 +59,7 @@ def test_bc_loss_starts_at_zero_and_is_the_distance_of_ode_actions() -> None:
     collect(model)
     perturb(model)
     (batch,) = model.rollout_buffer.get(SIZE)
-    noise, actions = batch.actions[:, 1 : 1 + ACTION], []  # behind the index of the stochastic step
+    noise, actions = batch.actions[:, :ACTION], []
     for policy in (model.policy, model.reference):
         x = noise
         for k in range(STEPS):
