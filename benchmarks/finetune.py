@@ -32,6 +32,7 @@ GAUSSIAN: dict[str, Any] = dict(
 VARIANTS = {
     "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, ITERATION),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
+    "single_steps": Variant("ScoReFlowPPO, half single steps", ScoReFlowPPO, dict(single_step_fraction=0.5, **ITERATION)),
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
     "rldt": Variant("RLDT", RLDT, {}),
     "fpo": Variant("FPO", FPO, ITERATION),
