@@ -6,10 +6,9 @@ How good are clones at the defaults, at what these replaced, and beside a networ
     python -m benchmarks.clones --task peg-insert-side-v3
     python -m benchmarks.clones --task soccer-v3
 
-Returns are of whole
-episodes, which begin alike for all clones: deterministic ones (``x_0 = 0``), and from random ``x_0``; those of Meta-World are
-success within 200 steps, at positions of evaluation, and every seed has demonstrations of its own. ``error`` is the root mean
-square error of the deterministic action (in units of half its range) on what was cloned.
+Returns are of whole episodes, which begin alike for all clones: deterministic ones (``x_0 = 0``), and from random ``x_0``;
+those of Meta-World are success within 200 steps, at positions of evaluation, and every seed has demonstrations of its own.
+``error`` is the root mean square error of the deterministic action (in units of half its range) on what was cloned.
 """
 
 import argparse

@@ -102,9 +102,8 @@ def aggregate(
 def _count(gains: Scores) -> dict[str, int]:
     """In how many tasks the mean gain lies above or below 0, and in how many of these its interval does, too."""
     intervals = [mean_and_interval(of_task) for of_task in gains.T]
-    ends = np.array([[interval["mean"], *interval["ci95"]] for interval in intervals]).round(
-        9
-    )  # 0.02 and -0.02 may not cancel
+    ends = np.array([[interval["mean"], *interval["ci95"]] for interval in intervals])
+    ends = ends.round(9)  # 0.02 and -0.02 may not cancel
     return {
         "above": int((ends[:, 0] > 0).sum()),
         "surely_above": int((ends[:, 1] > 0).sum()),

@@ -162,10 +162,8 @@ class BehaviorCloning:
             self._fit_normalizer()
             interruption = self._descend(n_batches, history, log_interval, callback, progress_bar)
             self.policy.pretrained.fill_(True)
-            residual = self._action_residual()
-            self.policy.action_residual.fill_(residual)
             if interruption is None:
-                history.record(int(history.metrics["batch"][-1]), {"bc/action_residual": residual})
+                history.record(int(history.metrics["batch"][-1]), {"bc/action_residual": self._action_residual()})
             self.policy.share_actor_features()
             if fit_critic is not None and interruption is None:
                 try:

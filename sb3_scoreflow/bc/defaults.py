@@ -20,8 +20,7 @@ def default_batches(batches_per_epoch: int) -> int:
     :param batches_per_epoch: gradient steps of one pass
     :return: the number of steps
     """
-    # Ten thousand steps are 85 passes over 30,000 transitions, which profit from more, and 1,470 over twenty demonstrations of
-    # Meta-World, which succeed less often for it; with ten of them, 500 to 3,000 steps make no difference.
+    # Ten thousand steps are 85 passes over 30,000 transitions, and 1,470 over twenty demonstrations of Meta-World.
     return min(max(_EPOCHS * batches_per_epoch, _MIN_BATCHES), _MAX_BATCHES)
 
 

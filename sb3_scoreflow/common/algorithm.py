@@ -88,7 +88,6 @@ class FlowAlgorithm(SavedAlgorithm):
             size = self.__dict__.pop("stats_window_size")
             self._stats_window_size = check_argument(SB3_RULES["stats_window_size"], "stats_window_size", size)
         self.algorithm = type(self).__name__  # a file tells who wrote it
-        self._collecting = False  # a file may have been written in the middle of a rollout
         self._check_arguments()
         self._check_chunks(self.env)
         base, purpose = self._buffer_base()
@@ -266,11 +265,7 @@ class FlowAlgorithm(SavedAlgorithm):
         if rollout_buffer is self.rollout_buffer:
             self._prepare_rollout()
             rollout_buffer, n_rollout_steps = self.rollout_buffer, self.n_steps
-        self._collecting = True
-        try:
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        finally:
-            self._collecting = False
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     # ------------------------------------------------------------------ environments
 

@@ -26,7 +26,7 @@ _ARCHITECTURE = (
     "features_extractor_kwargs",
     "normalize_images",
 )
-_ACTOR = ("features_extractor.", "velocity_field.", "normalizer.", "pretrained", "action_residual")
+_ACTOR = ("features_extractor.", "velocity_field.", "normalizer.", "pretrained")
 
 
 def clone_policy(source: FlowMatchingPolicy | str | os.PathLike[str], device: th.device | str = "auto") -> FlowMatchingPolicy:

@@ -73,7 +73,6 @@ class FlowMatchingPolicy(BasePolicy):
     #: What to call instead of what needs likelihoods, the end of a message
     _instead_of_likelihoods: ClassVar[str] = ""
     pretrained: th.Tensor
-    action_residual: th.Tensor
     _inference_steps: th.Tensor
 
     def __init__(
@@ -142,16 +141,10 @@ class FlowMatchingPolicy(BasePolicy):
         )
         # Flags and counts are floats: users average the tensors of a state dict, or add noise to all of them.
         self.register_buffer("pretrained", th.zeros(()))
-        # How far the demonstrator's actions are from the clone's, root mean square, normalized; 1 as long as it is not known
-        self.register_buffer("action_residual", th.ones(()))
         # In the state dict, so that a model saved after changing it acts as it did; 0 follows denoising_steps.
         self.register_buffer("_inference_steps", th.zeros(()))
         if inference_steps is not None:
             self.inference_steps = inference_steps
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(f"{prefix}action_residual", th.ones(()))  # not in files of 0.1.0
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """

@@ -234,11 +234,6 @@ class ScoReFlowPPO(FlowPPO):
             value = as_schedule(value) if name == "clip_range" else value
         return above(value, self.min_std) if name == "max_std" else value
 
-    def _resolve_defaults(self) -> None:
-        super()._resolve_defaults()
-        if hasattr(self, "policy") and not self._collecting:  # what a rollout records does not change on its way
-            self.policy.single_step_fraction = self.single_step_fraction
-
     # ------------------------------------------------------------------ bounds of the noise
 
     def on_pretrained(self) -> None:
@@ -250,6 +245,7 @@ class ScoReFlowPPO(FlowPPO):
 
     def _prepare_rollout(self) -> None:
         super()._prepare_rollout()
+        self.policy.single_step_fraction = self.single_step_fraction
         self._update_noise_bounds()
 
     def _bounded_std(self, max_std: float) -> float:

@@ -79,3 +79,15 @@ def test_default_rate_is_lower_with_images(space: spaces.Box, rate: float) -> No
 def test_epochs_are_logged() -> None:
     history = clone(make_policy(), n_batches=10, batch_size=16, log_interval=4)  # four batches are a pass
     assert history["bc/epochs"] == [1.0, 2.0, 2.5]
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+def test_the_residual_is_the_demonstrators_noise(noise: float) -> None:
+    """Where the clone has found the mean of a demonstrator whose noise is known."""
+    rng, n = np.random.default_rng(0), 2000
+    observations = rng.normal(size=(n, OBS)).astype(np.float32)
+    actions = np.clip(0.3 * np.tanh(observations[:, :ACTION]) + noise * rng.normal(size=(n, ACTION)), -1, 1)
+    history = clone(
+        make_policy(), make_demonstrations(n, observations=observations, actions=actions), n_batches=400, batch_size=256
+    )
+    assert history["bc/action_residual"] == [pytest.approx(noise, rel=0.15)]

@@ -295,6 +295,7 @@ IMPOSSIBLE_POLICY: list[tuple[dict[str, Any], str]] = [
     (dict(net_arch=[16, 0]), "net_arch must be a list of positive whole numbers, got [16, 0]"),
     (dict(score_scale=0.0), "score_scale must be a positive number, got 0.0"),
     (dict(score_clip=-1.0), "score_clip must be a positive number, got -1.0"),
+    (dict(zero_start_fraction=1.5), "zero_start_fraction must be a number in [0, 1], got 1.5: leave it out for its default"),
     (dict(n_critics=0), "n_critics must be a whole number of at least 1, got 0: leave it out for its default, 2"),
     (dict(n_critics=2.0), "n_critics must be a whole number of at least 1, got 2.0: pass 2, an int"),
     (dict(n_bootstrap_actions=0), "n_bootstrap_actions must be a whole number of at least 1, got 0: leave it out"),

@@ -22,7 +22,7 @@ def _demonstrations(n_episodes: int = 4, length: int = 10) -> Demonstrations:
 
 
 def _actor(state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
-    names = ("features_extractor", "velocity_field", "normalizer", "pretrained", "action_residual", "_inference_steps")
+    names = ("features_extractor", "velocity_field", "normalizer", "pretrained", "_inference_steps")
     return {name: value.clone() for name, value in state.items() if name.startswith(names)}
 
 
