@@ -33,6 +33,7 @@ VARIANTS = {
     "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, ITERATION),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
     "single_steps": Variant("ScoReFlowPPO, half single steps", ScoReFlowPPO, dict(single_step_fraction=0.5, **ITERATION)),
+    "current_weights": Variant("ScoReFlowPPO, current weights", ScoReFlowPPO, dict(averaging_horizon=0.0, **ITERATION)),
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
     "rldt": Variant("RLDT", RLDT, {}),
     "fpo": Variant("FPO", FPO, ITERATION),

@@ -53,7 +53,7 @@ class ActionSampler(nn.Module):
         :return: actions, shape ``(batch, *action_shape)``, without gradient
         """
         # Not extract_features, which cuts images into blocks: the number of blocks would be part of what is exported
-        features = self.policy.features_extractor(self.policy.preprocess(obs))
+        features = self.policy.acting("features_extractor")(self.policy.preprocess(obs))
         batch = features.shape[0]  # not len(), which would fix the batch of an exported program
         noise = features.new_zeros(batch, self.policy.action_dim)
         action = self.policy._deterministic_action(features, noise, self.steps).to(self.low.dtype)

@@ -157,6 +157,7 @@ class BehaviorCloning:
         history = History(logger_of(self.algorithm))
         self.history = history.metrics
         with _restored_on_error(self):
+            self.policy.stop_average()  # of what was learned before
             if self.execution is not None:
                 self.execution.fit_normalization(self.training)
             self._fit_normalizer()

@@ -134,6 +134,7 @@ class FlowAlgorithm(SavedAlgorithm):
         transitions start anew), and defaults are those of a clone.
         """
         self.n_transitions = 0
+        self.policy.stop_average()
         self._count_transitions(0)
         self._resolve_defaults()
 

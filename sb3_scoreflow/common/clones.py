@@ -83,7 +83,9 @@ def _read(path: Path, device: th.device | str) -> tuple[Any, dict[str, Any], dic
 
 
 def _actor(state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
-    return {name: value for name, value in state.items() if name.startswith(_ACTOR)}
+    """:return: what deterministic actions come from: of a policy that averages its weights, the average"""
+    averaged = {name.removeprefix("averaged."): value for name, value in state.items() if name.startswith("averaged.")}
+    return {name: value for name, value in (state | averaged).items() if name.startswith(_ACTOR)}
 
 
 def copy_actor(source: FlowMatchingPolicy, target: FlowMatchingPolicy) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from sb3_scoreflow.common import flow
 from sb3_scoreflow.common.action_space import check_action_space, decode_action
+from sb3_scoreflow.common.averaging import AveragedActor
 from sb3_scoreflow.common.encoders import ViTExtractor, random_shift
 from sb3_scoreflow.common.net_arch import resolve_net_arch
 from sb3_scoreflow.common.networks import ObservationNormalizer, VelocityField
@@ -34,13 +35,14 @@ _DETERMINISTIC_BLOCK = 8
 _IMAGE_BLOCK = 256
 
 
-class FlowMatchingPolicy(BasePolicy):
+class FlowMatchingPolicy(AveragedActor, BasePolicy):
     """
     A flow-matching policy for Box actions of any shape with finite bounds.
 
     Actions are generated in [-1, 1] per dimension by integrating a velocity field from ``x_0`` at ``t = 0`` to the action at
     ``t = 1`` and are rescaled to the bounds. ``predict(deterministic=True)`` starts from ``x_0 = 0`` and is bit-identical from
-    call to call and over batch compositions; otherwise ``x_0 ~ N(0, I)``.
+    call to call and over batch compositions; otherwise ``x_0 ~ N(0, I)``. While a clone is fine-tuned, deterministic actions
+    may come from averaged weights (:class:`~sb3_scoreflow.common.averaging.AveragedActor`).
 
     :param observation_space: observation space
     :param action_space: Box with finite bounds, float32 or float64
@@ -139,6 +141,7 @@ class FlowMatchingPolicy(BasePolicy):
         self.velocity_field = VelocityField(
             self.features_dim, self.action_dim, self.net_arch["pi"], activation_fn, time_embedding_dim, prior_std
         )
+        self.register_module("averaged", None)
         # Flags and counts are floats: users average the tensors of a state dict, or add noise to all of them.
         self.register_buffer("pretrained", th.zeros(()))
         # In the state dict, so that a model saved after changing it acts as it did; 0 follows denoising_steps.
@@ -285,10 +288,11 @@ class FlowMatchingPolicy(BasePolicy):
         :param denoising_steps: number of steps, the policy's if None
         :return: normalized actions in [-1, 1], shape ``(batch, action_dim)``
         """
-        return self._integrate(self.extract_features(obs), noise, denoising_steps or self.denoising_steps)
+        features = self.extract_features(obs)
+        return self._integrate(self.velocity_field, features, noise, denoising_steps or self.denoising_steps)
 
-    def _integrate(self, features: th.Tensor, noise: th.Tensor, steps: int) -> th.Tensor:
-        field = self.velocity_field
+    @staticmethod
+    def _integrate(field: VelocityField, features: th.Tensor, noise: th.Tensor, steps: int) -> th.Tensor:
         condition = field.condition(features)
         times = field.time_features(flow.time_grid(steps, dtype=noise.dtype, device=noise.device)).steps()
         return flow.chain(lambda x, time: x + field(x, time, condition) / steps, noise, times)[-1].clamp(-1.0, 1.0)
@@ -307,10 +311,10 @@ class FlowMatchingPolicy(BasePolicy):
 
     def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
         """
-        Action for the features of a block of observations starting from ``noise``, which is 0; subclasses with other dynamics
-        override it.
+        Action for the (averaged) features of a block of observations starting from ``noise``, which is 0; subclasses with
+        other dynamics override it.
         """
-        return self._integrate(features, noise, denoising_steps)
+        return self._integrate(self.acting("velocity_field"), features, noise, denoising_steps)
 
     def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """Action starting from ``noise ~ N(0, I)``; subclasses with noisy steps override it."""
@@ -322,8 +326,9 @@ class FlowMatchingPolicy(BasePolicy):
             return self._stochastic_action(observation, th.randn(batch, self.action_dim, device=self.device))
         noise = th.zeros(_DETERMINISTIC_BLOCK, self.action_dim, device=self.device)
         steps = self.inference_steps
-        rows = blocks(observation, _DETERMINISTIC_BLOCK)
-        return th.cat([self._deterministic_action(self.extract_features(block), noise, steps) for block in rows])[:batch]
+        rows, extractor = blocks(observation, _DETERMINISTIC_BLOCK), self.acting("features_extractor")
+        features = [self.extract_features(block, extractor) for block in rows]
+        return th.cat([self._deterministic_action(block, noise, steps) for block in features])[:batch]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """

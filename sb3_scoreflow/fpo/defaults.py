@@ -9,8 +9,11 @@ from sb3_scoreflow.common.schedules import HalfLifeSchedule
 
 #: argument -> value, for a policy trained from scratch and for a pretrained one
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "scratch": dict(learning_rate=3e-4, critic_learning_rate=1e-3, clip_range=0.05),
+    "scratch": dict(learning_rate=3e-4, critic_learning_rate=1e-3, clip_range=0.05, averaging_horizon=0.0),
     "pretrained": dict(
-        learning_rate=HalfLifeSchedule(2e-4, 2e-5, half_life=25_000), critic_learning_rate=1e-3, clip_range=0.05
+        learning_rate=HalfLifeSchedule(2e-4, 2e-5, half_life=25_000),
+        critic_learning_rate=1e-3,
+        clip_range=0.05,
+        averaging_horizon=40_000.0,
     ),
 }

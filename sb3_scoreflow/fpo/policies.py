@@ -121,11 +121,13 @@ class FPOPolicy(ActorCriticFlowPolicy):
         """
         preprocessed = self.preprocess(obs)
         features = self.features_extractor(preprocessed)
+        field, condition = self.velocity_field, features
         shape, kind = (len(features), self.n_mc_samples), dict(dtype=features.dtype, device=features.device)
         start = th.randn(shape[0], self.action_dim, **kind)
         if deterministic:
             start = th.zeros_like(start)
-        action = self._integrate(features, start, self.denoising_steps)
+            field, condition = self.acting("velocity_field"), self.acting("features_extractor")(preprocessed)
+        action = self._integrate(field, condition, start, self.denoising_steps)
         t, noise = th.rand(shape, **kind), th.randn(*shape, self.action_dim, **kind)
         losses = self._losses(features, action, noise, t)
         records = Record(t, noise, losses, start, action).flatten()

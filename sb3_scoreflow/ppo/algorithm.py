@@ -1,5 +1,6 @@
 """PPO on a flow policy, whatever the ratio is made of: rollouts with records, critic, minibatches, logs."""
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -58,6 +59,7 @@ class FlowPPO(FlowAlgorithm):
     learning_rates: ClassVar[dict[str, str]] = dict(velocity="learning_rate", critic="critic_learning_rate")
     policy: ActorCriticFlowPolicy
     batch_size: int
+    averaging_horizon: float
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class FlowPPO(FlowAlgorithm):
         critic_warmup_iterations: int,
         normalize_reward: bool,
         bc_coef: float,
+        averaging_horizon: float | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(policy, env, **kwargs)
@@ -89,6 +92,7 @@ class FlowPPO(FlowAlgorithm):
         self.critic_warmup_iterations = critic_warmup_iterations
         self.normalize_reward = normalize_reward
         self.bc_coef = bc_coef
+        self.averaging_horizon = averaging_horizon  # type: ignore[assignment]
         self.return_statistics = ReturnStatistics(self.gamma)
         self._reference_is_set = False
 
@@ -276,6 +280,10 @@ class FlowPPO(FlowAlgorithm):
             self.policy.set_value_scale(self.return_statistics.scale)
         elif self.policy.value_scale == 0:
             self.policy.set_value_scale(1.0)
+        if self.averaging_horizon:
+            self.policy.start_average()
+        else:
+            self.policy.stop_average()
         log = UpdateLog()
         for epoch in range(self.n_epochs):
             completed = self._train_epoch(epoch, log)
@@ -283,6 +291,8 @@ class FlowPPO(FlowAlgorithm):
             if not completed:
                 break
         self.n_iterations += 1
+        if self.averaging_horizon:
+            self.policy.update_average(-math.expm1(-self.rollout_buffer.rewards.size / self.averaging_horizon))
         self._check_parameters()
         self._log_update(log)
         self._update_observation_statistics()

@@ -74,6 +74,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         noise=("noise_net", "score_coefficient_net"),
         critic=("vf_features_extractor", "value_net"),
     )
+    averaged_parts = (*ActorCriticFlowPolicy.averaged_parts, "score_coefficient_net")
     _instead_of_likelihoods = "; evaluate_actions(obs, records), records = policy(obs)[0], gives log-probabilities of chains"
     log_std_bounds: th.Tensor
 
@@ -181,15 +182,16 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
     # ------------------------------------------------------------------ chain
 
-    def score_coefficient(self, t: th.Tensor) -> th.Tensor | None:
+    def score_coefficient(self, t: th.Tensor, average: bool = False) -> th.Tensor | None:
         """
         :param t: times in [0, 1), shape ``(K,)``
+        :param average: whether that of deterministic actions is asked for
         :return: ``alpha(t)``, same shape; None without score drift
         """
         if self.score_drift == "none":
             return None
         if self.score_drift == "learned":
-            return self.score_coefficient_net(t)
+            return self.acting("score_coefficient_net")(t) if average else self.score_coefficient_net(t)
         return th.clamp((1 - t) * initial_score_gate() * self.score_scale, max=2 * self.score_scale)
 
     def _step_std(self, features: th.Tensor, time_embedding: th.Tensor, alpha: th.Tensor | None) -> th.Tensor:
@@ -212,13 +214,13 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
         :param step: the stochastic step of each chain, -1 where all are, shape ``(batch,)``; None: all of all chains
-        :param mean: whether no step is stochastic
+        :param mean: whether no step is stochastic; all networks are those of deterministic actions then
         :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)`` and, unless they are all there is,
             standard deviations
         """
-        field = self.velocity_field
+        field = self.acting("velocity_field") if mean else self.velocity_field
         t = flow.time_grid(denoising_steps, dtype=noise.dtype, device=noise.device)
-        time, condition, alpha = field.time_features(t), field.condition(features), self.score_coefficient(t)
+        time, condition, alpha = field.time_features(t), field.condition(features), self.score_coefficient(t, mean)
         std = None if mean else self._step_std(features.unsqueeze(1), time.embedding, alpha)
         deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std if std is not None else None
         if deviates is not None and step is not None:
@@ -271,12 +273,13 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         """
         preprocessed = self.preprocess(obs)
         features = self.features_extractor(preprocessed)
+        acting = self.acting("features_extractor")(preprocessed) if deterministic else features
         noise, step = th.zeros(len(features), self.action_dim, device=features.device), None
         if not deterministic:
             noise, step = self._single_steps(th.randn_like(noise))
         elif self.single_step_fraction > 0:
             step = th.full((len(features),), -1, device=features.device)
-        chain, mean, std = self._sample_chain(features, noise, self.denoising_steps, step, mean=deterministic)
+        chain, mean, std = self._sample_chain(acting, noise, self.denoising_steps, step, mean=deterministic)
         if std is None:
             log_prob = self.evaluate_chain(obs, chain).log_prob
         else:

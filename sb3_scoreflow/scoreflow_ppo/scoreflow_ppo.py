@@ -80,6 +80,8 @@ class ScoReFlowPPO(FlowPPO):
     :param critic_warmup_iterations: first iterations that train the critic only
     :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return
     :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
+    :param averaging_horizon: transitions over which the weights that deterministic actions come from are averaged, by an
+        exponential moving average; 0: they are the current weights. None: 40,000 for a clone, 0 from scratch
     :param log_prob_clip: bound of the absolute normalized log-probability (1 in the official code, where it stops gradients at
         small standard deviations), None to deactivate
     :param policy_kwargs: further keyword arguments of :class:`ScoReFlowPolicy` (``net_arch``, ``activation_fn``,
@@ -139,6 +141,7 @@ class ScoReFlowPPO(FlowPPO):
         critic_warmup_iterations: int = 0,
         normalize_reward: bool = True,
         bc_coef: float = 0.0,
+        averaging_horizon: float | None = None,
         log_prob_clip: float | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
@@ -172,6 +175,7 @@ class ScoReFlowPPO(FlowPPO):
             critic_warmup_iterations=critic_warmup_iterations,
             normalize_reward=normalize_reward,
             bc_coef=bc_coef,
+            averaging_horizon=averaging_horizon,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,

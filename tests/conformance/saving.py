@@ -30,6 +30,7 @@ OTHER_VALUES: dict[str, Any] = dict(
     max_std=0.3,
     critic_warmup_iterations=1,
     bc_coef=0.1,
+    averaging_horizon=500.0,
     log_prob_clip=1.5,
     policy_kwargs=dict(net_arch=[8], prior_std=0.7),
     seed=3,

@@ -88,7 +88,7 @@ def test_bc_term_holds_the_policy_back() -> None:
 
 
 def test_reference_is_saved_once(tmp_path: Path) -> None:
-    model = make_model(bc_coef=0.5, policy_kwargs=dict(net_arch=[128, 128]))
+    model = make_model(bc_coef=0.5, averaging_horizon=0, policy_kwargs=dict(net_arch=[128, 128]))
     pretrain_bc(model, _demonstrations(), n_batches=3, batch_size=16, seed=0)
     model.learn(SIZE)
     model.save(tmp_path / "with")
