@@ -30,6 +30,7 @@ class Policy:
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # networks of this size are slower with more
+        options.log_severity_level = 3  # it warns of what it does not compute beforehand
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         description = json.loads(self.session.get_modelmeta().custom_metadata_map["sb3_scoreflow"])
         (self.input,) = description["inputs"]

@@ -94,7 +94,9 @@ def test_file_describes_itself(tmp_path: Path) -> None:
     for step in run(tmp_path / "policy.onnx", **inputs)[0, : description["n_executed"]]:
         bare.step(step)
     chunked.step(model.predict(obs, deterministic=True)[0])
-    np.testing.assert_allclose(bare.state, chunked.unwrapped.state, atol=1e-5)  # type: ignore[attr-defined]
+    inner = chunked.unwrapped
+    assert isinstance(inner, ToyEnv)
+    np.testing.assert_allclose(bare.state, inner.state, atol=1e-5)
 
 
 def test_bare_policy_is_told_what_is_executed(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_file_that_acts_differently_replaces_nothing(tmp_path: Path, monkeypatch
     monkeypatch.setattr(
         FPO.policy_aliases["FlowPolicy"], "predict", lambda self, obs, **_: (np.full((len(obs), 2), 0.6), None)
     )
-    with pytest.raises(RuntimeError, match="acts differently from predict: by .* pass a larger tolerance"):
+    with pytest.raises(RuntimeError, match=r"acts differently from predict: by .* pass a larger tolerance"):
         export_onnx(model, path, dynamo=False)
     assert path.read_text() == "the one before" and list(tmp_path.iterdir()) == [path]
     export_onnx(model, path, dynamo=False, tolerance=2.0)

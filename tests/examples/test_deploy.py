@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,8 @@ print("imported:", *sorted({"torch", "stable_baselines3", "sb3_scoreflow", "onnx
 @pytest.mark.parametrize("chunks", [dict(horizon=4, n_executed=3), None], ids=["chunks", "single"])
 def test_example_gets_the_returns_of_sb3(chunks: dict[str, int] | None, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    wrapper = partial(ActionChunking, **chunks) if chunks else None
-    env = make_vec_env("Hopper-v5", wrapper_class=wrapper)  # type: ignore[arg-type]
+    wrapper = ActionChunking if chunks else None
+    env = make_vec_env("Hopper-v5", wrapper_class=wrapper, wrapper_kwargs=chunks)
     model = FPO("FlowPolicy", env, seed=1, device="cpu", policy_kwargs=dict(net_arch=[16]), n_steps=16, batch_size=16)
     with th.no_grad():
         for parameter in model.policy.velocity_field.parameters():
