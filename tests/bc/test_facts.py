@@ -16,11 +16,11 @@ def cloned(**kwargs: Any) -> tuple[ScoReFlowPPO, Demonstrations, dict[str, list[
         rng.normal(size=(90, 3)), rng.uniform(-1, 1, (90, 2)), rng.normal(size=90), np.arange(90) % 3 == 2,
         metadata=dict(source="/home/jane/data.npz", robot="arm"),
     )  # fmt: skip
-    return model, data, pretrain_bc(model, data, n_batches=4, batch_size=np.int64(32), log_interval=2, **kwargs)
+    return model, data, pretrain_bc(model, data, n_batches=4, batch_size=32, log_interval=2, **kwargs)
 
 
 def test_facts_are_what_was_done_and_survive_saving(tmp_path: Path) -> None:
-    model, data, history = cloned(seed=7, validation_fraction=0.2, final_learning_rate=1e-5)
+    model, data, history = cloned(seed=np.int64(7), validation_fraction=0.2, final_learning_rate=1e-5)
     assert model.cloning is not None and make_model().cloning is None
     described = data.describe().replace("/home/jane/data.npz", "data.npz")
     assert model.cloning["demonstrations"] == described

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ print("imported:", *sorted({"torch", "stable_baselines3", "sb3_scoreflow", "onnx
 @pytest.mark.parametrize("chunks", [dict(horizon=4, n_executed=3), None], ids=["chunks", "single"])
 def test_example_gets_the_returns_of_sb3(chunks: dict[str, int] | None, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    wrapper = ActionChunking if chunks else None
+    wrapper: Any = ActionChunking if chunks else None
     env = make_vec_env("Hopper-v5", wrapper_class=wrapper, wrapper_kwargs=chunks)
     model = FPO("FlowPolicy", env, seed=1, device="cpu", policy_kwargs=dict(net_arch=[16]), n_steps=16, batch_size=16)
     with th.no_grad():
