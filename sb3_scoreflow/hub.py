@@ -166,8 +166,8 @@ def load_from_hub(
         raise ArgumentError(
             "load_from_hub: a model file of Stable-Baselines3 is unpickled (by cloudpickle), which executes whatever code is "
             f"in it. Before that, look at {where}: whose it is, who uploaded it, and, in the file 'data' of the model's "
-            "folder, which entries have a ':serialized:' part: these are unpickled, as is vec_normalize.pkl. If you trust whoever "
-            "wrote them, pass trust=True, and revision='<the commit that you looked at>'."
+            "folder, which entries have a ':serialized:' part: these are unpickled, as is vec_normalize.pkl. If you trust "
+            "whoever wrote them, pass trust=True, and revision='<the commit that you looked at>'."
         )
     patterns = ["*.zip", "vec_normalize.pkl"]
     folder = Path(hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))

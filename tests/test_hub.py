@@ -220,8 +220,13 @@ def test_statistics_of_vec_normalize_go_along(tmp_path: Path, monkeypatch: pytes
         assert loaded is not None and not loaded.training
         np.testing.assert_allclose(np.asarray(loaded.normalize_obs(raw)), np.asarray(training.normalize_obs(raw)))
     copy_of(repo, monkeypatch, tmp_path / "cache")
-    with pytest.warns(UserWarning, match="VecNormalize has normalized. Pass env"):
-        load_from_hub("somebody/policy", **arguments)
+    with pytest.warns(UserWarning, match=r"VecNormalize has normalized\. Pass env"):
+        bare = load_from_hub("somebody/policy", **arguments)
+    # Without an environment of its own, the statistics are those of the one given
+    given = VecNormalize.load(str(repo / "vec_normalize.pkl"), make_vec_env("Pendulum-v1"))
+    again = write_hub_folder(bare, tmp_path / "again", given, n_eval_episodes=1)
+    before, after = (json.loads((folder / "results.json").read_text()) for folder in (repo, again))
+    assert before["mean_reward"] == pytest.approx(after["mean_reward"])
 
 
 def test_rl_zoo_reads_the_folder(model: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

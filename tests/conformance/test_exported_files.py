@@ -156,6 +156,8 @@ def test_file_that_acts_differently_replaces_nothing(tmp_path: Path, monkeypatch
     assert path.read_text() == "the one before" and list(tmp_path.iterdir()) == [path]
     export_onnx(model, path, dynamo=False, tolerance=2.0)
     assert description_of(path)["algorithm"] == "FPO"
+    export_program(model, tmp_path / "program", tolerance=None)
+    assert (tmp_path / "program.pt2").is_file()
 
 
 def test_remedies(tmp_path: Path) -> None:
