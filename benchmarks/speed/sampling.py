@@ -1,9 +1,13 @@
 """Latency of one batch of actions, for several batch sizes and numbers of denoising steps."""
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
@@ -11,7 +15,8 @@ from benchmarks.speed.products import critic_products, field_products
 from benchmarks.speed.sequential import SequentialPolicy
 from benchmarks.speed.setting import NET_ARCH, OBS_DIM, K, Task, make_policy
 from benchmarks.speed.timing import in_turns, medians, ratio, target
-from sb3_scoreflow import ActionSampler
+from sb3_scoreflow import ActionSampler, FlowMatchingPolicy
+from sb3_scoreflow.export import export_onnx
 
 BATCHES, STEPS = (1, 8, 40, 256), (1, 4, 8)
 
@@ -60,7 +65,10 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def acting(repeats: int) -> dict[str, float]:
-    """The deterministic action for one observation by ``predict`` and ``ActionSampler``; compiling needs a C++ compiler."""
+    """
+    The deterministic action for one observation by ``predict``, ``ActionSampler`` and onnxruntime; compiling needs a C++
+    compiler.
+    """
     policy, obs = make_policy(), th.randn(1, OBS_DIM)
     sampler = ActionSampler(policy)
     exported, compiled = th.export.export(sampler, (obs,)).module(), th.compile(sampler)
@@ -69,5 +77,20 @@ def acting(repeats: int) -> dict[str, float]:
         "sampler": lambda: sampler(obs),
         "exported": lambda: exported(obs),
         "compiled": lambda: compiled(obs),
+        "onnx": onnx_function(policy, obs.numpy()),
     }
     return medians(in_turns(functions, repeats, calls=5))
+
+
+def onnx_function(policy: FlowMatchingPolicy, obs: np.ndarray) -> Callable[[], Any]:
+    """
+    :param policy: is exported
+    :param obs: one observation, shape ``(1, obs_dim)``
+    :return: computes its action by onnxruntime with one thread
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(policy, Path(folder) / "policy.onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(f"{folder}/policy.onnx", options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"obs": obs})

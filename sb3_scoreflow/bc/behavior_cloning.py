@@ -17,6 +17,7 @@ from sb3_scoreflow.bc.averaging import averaged_weights, copy_parameters, warmed
 from sb3_scoreflow.bc.checks import check_demonstrations, check_numbers, checked_eval_env, known_observations
 from sb3_scoreflow.bc.defaults import CRITIC_BATCHES, default_batches, default_learning_rate, draw_times, time_weights
 from sb3_scoreflow.bc.execution import check_normalized_alike, execution_of
+from sb3_scoreflow.bc.facts import cloning_facts
 from sb3_scoreflow.bc.fits_critic import FitsCritic
 from sb3_scoreflow.bc.history import History, logger_of
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
@@ -103,6 +104,17 @@ class BehaviorCloning:
         self.weight_decay = weight_decay
         self.ema_decay = ema_decay
         self.random_shift = random_shift
+        self.settings = dict(
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            final_learning_rate=final_learning_rate,
+            weight_decay=weight_decay,
+            ema_decay=ema_decay,
+            validation_fraction=validation_fraction,
+            clip_actions=clip_actions,
+            random_shift=random_shift,
+            seed=seed,
+        )
         self.rng = np.random.default_rng(int(np.random.randint(2**31)) if seed is None else seed)  # noqa: NPY002
         self.training, self.validation = self.demonstrations, None
         if validation_fraction > 0:
@@ -173,6 +185,7 @@ class BehaviorCloning:
                     interruption = error
         if self.algorithm is not None:
             self.algorithm.on_pretrained()
+            self.algorithm.cloning = cloning_facts(self.demonstrations, self.settings, history.metrics)
         if interruption is not None:
             raise interruption
         if evaluation is not None:

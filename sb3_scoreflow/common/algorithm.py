@@ -1,5 +1,6 @@
 """What the algorithms of this package share on top of Stable-Baselines3's OnPolicyAlgorithm."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -22,7 +23,7 @@ from sb3_scoreflow.common.env_attributes import chunk_settings
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
 from sb3_scoreflow.common.saved_algorithm import SavedAlgorithm
-from sb3_scoreflow.common.saved_files import WrongPolicyError
+from sb3_scoreflow.common.saved_files import WrongPolicyError, cloning_of
 from sb3_scoreflow.common.utils import ArgumentError, usable_cores, warn, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
@@ -62,6 +63,8 @@ class FlowAlgorithm(SavedAlgorithm):
         self.n_iterations = 0
         #: Transitions (calls of ``env.step`` over all environments) trained with since construction or pretraining
         self.n_transitions = 0
+        #: What the policy was cloned from, and how, in plain numbers and strings; None if it was not. Saved with the model
+        self.cloning: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ set-up, also on loading
 
@@ -162,6 +165,7 @@ class FlowAlgorithm(SavedAlgorithm):
             raise
         self.policy.share_actor_features()
         self.on_pretrained()
+        self.cloning = deepcopy(cloning_of(source if model is None else model))
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None:
         """

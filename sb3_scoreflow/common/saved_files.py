@@ -52,6 +52,16 @@ def written_by(path: Any) -> str | None:
     return "PPO" if "clip_range" in data else "TRPO" if "cg_max_steps" in data else "A2C"  # their policy is the same
 
 
+def cloning_of(source: Any) -> dict[str, Any] | None:
+    """
+    :param source: a model, a policy, or the path of a saved one
+    :return: what a model, or its file, tells of its cloning; None if it tells nothing, as policies do
+    """
+    path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
+    facts = getattr(source, "cloning", None) if path is None else saved_data(path).get("cloning")
+    return facts if isinstance(facts, dict) else None
+
+
 class WrongPolicyError(ArgumentError):
     """A policy that the algorithm cannot train."""
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -87,6 +88,24 @@ def check_whole_numbers(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if value is not None and not isinstance(value, Integral):
             raise ArgumentError(f"{name} must be a whole number, got {value!r}: pass an int.")
+
+
+#: Where an absolute path begins, of any system; neither "a/b" nor the host of a URL does
+_PATH = re.compile(r"(?<![\w/.])(?:(?:[A-Za-z]:)?(?:/(?=[\w.])|\\)|~\w*[/\\])")
+
+
+def without_folders(text: str) -> str:
+    """
+    For what others will read: folders tell the names of users and machines.
+
+    :param text: one line, such as a path or a fact with one
+    :return: of an absolute path in it only the last part, and nothing of a home
+    """
+    found = _PATH.search(text)
+    if found is None:
+        return text
+    *folders, last = re.split(r"[/\\]", text[found.start() :].rstrip("/\\"))
+    return text[: found.start()] + ("..." if folders[-1:] in (["home"], ["Users"]) else last)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

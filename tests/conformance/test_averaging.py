@@ -73,7 +73,7 @@ def test_average_is_that_of_the_weights_after_each_iteration(averaging: Algorith
     shares = [kept**ITERATIONS, *((1 - kept) * kept ** (ITERATIONS - k) for k in range(1, ITERATIONS + 1))]
     np.testing.assert_allclose(sum(shares), 1)
     mean = {
-        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True)).to(tensor.dtype)  # type: ignore[union-attr]
+        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True)).to(tensor.dtype)
         for name, tensor in states[0].items()
     }
     np.testing.assert_allclose(deterministic(model), acting_by(model.policy, mean), atol=2e-5)
