@@ -25,15 +25,14 @@ class FlowExperimentManager(ExperimentManager):
     :param algo: name of the algorithm
     :param env_id: name of the environment
     :param more: as the zoo's
-    :param config: file or module of hyperparameters
-    :param kwargs: as the zoo's
+    :param kwargs: as the zoo's; ``config`` is the file or module of hyperparameters
     """
 
-    def __init__(self, args: Any, algo: str, env_id: str, *more: Any, config: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, args: Any, algo: str, env_id: str, *more: Any, **kwargs: Any) -> None:
         self.is_ours = algo in ALGORITHMS
-        if self.is_ours and config is None:
-            config = str(hyperparameter_file(algo))
-        super().__init__(args, algo, env_id, *more, config=config, **kwargs)
+        if self.is_ours and kwargs.get("config") is None:
+            kwargs["config"] = str(hyperparameter_file(algo))
+        super().__init__(args, algo, env_id, *more, **kwargs)
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]  # static there
         """

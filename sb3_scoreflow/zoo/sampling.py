@@ -75,19 +75,19 @@ class ArgumentSampler:
         return self.convert(trial.params)
 
     @staticmethod
-    def convert(sampled: dict[str, Any]) -> dict[str, Any]:
+    def convert(sampled_params: dict[str, Any]) -> dict[str, Any]:
         """
-        :param sampled: parameters of a trial, as a study stores them
+        :param sampled_params: parameters of a trial, as a study stores them
         :return: argument -> value
         """
         arguments: dict[str, Any] = {}
-        for name, value in sampled.items():
+        for name, value in sampled_params.items():
             if name.startswith("one_minus_"):
                 arguments[name.removeprefix("one_minus_")] = 1 - value
             elif name.endswith("_pow"):
                 arguments[name.removesuffix("_pow")] = 2**value
             elif name == "std_ratio":  # max_std must not be below min_std
-                arguments["max_std"] = value * sampled["min_std"]
+                arguments["max_std"] = value * sampled_params["min_std"]
             else:
                 arguments[name] = value
         return arguments

@@ -48,7 +48,7 @@ class Corridor(gym.Env):
         self.t += 1
         return np.full(1, self.t / 2, np.float32), self.scale * float(action[0]), self.t == 2, False, {}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         return np.full((64, 64, 3), 100 * self.t, np.uint8)
 
 
@@ -67,7 +67,7 @@ class Poison(BaseCallback):
 
 
 if "Corridor-v0" not in gym.registry:
-    gym.register("Corridor-v0", entry_point=Corridor)
+    gym.register("Corridor-v0", entry_point=f"{__name__}:Corridor")
 
 
 def small(algorithm: str, **more: Any) -> list[str]:

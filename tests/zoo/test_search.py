@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from sb3_scoreflow import FPO
 from sb3_scoreflow.common.schedules import END, START, as_schedule
 from sb3_scoreflow.registry import ALGORITHMS
 from sb3_scoreflow.zoo import main
@@ -27,12 +28,13 @@ def search(folder: Path, algorithm: str, env: str, trials: int, *options: str, *
     return study
 
 
+@pytest.mark.filterwarnings("ignore:batch_size=")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_draws_make_models(algorithm: str) -> None:
     sampler, cls = ArgumentSampler(ALGORITHMS[algorithm]), ALGORITHMS[algorithm]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn: list[dict[str, Any]] = []
-    for _ in range(12):
+    for _ in range(6):
         trial = study.ask()
         arguments = sampler.sample(trial, 1, 1, {})
         assert ArgumentSampler.convert(trial.params) == arguments  # as the zoo reads a study with --trial-id
@@ -73,14 +75,20 @@ def test_nothing_but_pruned_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.filterwarnings("ignore:batch_size=")
 def test_other_errors_of_a_search_are_shown(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="storage"):
-        search(tmp_path, "scoreflow_ppo", "Corridor-v0", 1, "--storage", "no storage")
+    with pytest.raises(ValueError, match="max_workers"):
+        search(tmp_path, "scoreflow_ppo", "Corridor-v0", 1, "--n-jobs", "0")
 
 
-@pytest.mark.filterwarnings("ignore:batch_size=", "ignore:learn.total_timesteps")
+@pytest.mark.filterwarnings("ignore:batch_size=")
 def test_every_trial_starts_from_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cloned = []
-    for cls in ALGORITHMS.values():
-        monkeypatch.setattr(cls, "on_pretrained", lambda model, own=cls.on_pretrained: (cloned.append(model.seed), own(model)))
-    study = search(tmp_path, "rldt", "Hopper-v5", 2, demonstrations=FEW, cloning=dict(n_batches=2, batch_size=16))
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2 and len(cloned) == 2
+    cloned: list[FPO] = []
+    on_pretrained = FPO.on_pretrained
+
+    def recorded(model: FPO) -> None:
+        cloned.append(model)
+        on_pretrained(model)
+
+    monkeypatch.setattr(FPO, "on_pretrained", recorded)
+    study = search(tmp_path, "fpo", "Hopper-v5", 2, demonstrations=FEW, cloning=dict(n_batches=2, batch_size=16))
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert len({id(model) for model in cloned}) == 2

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_enjoy_replays_what_train_saved(algorithm: str, tmp_path: Path, capsys: 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_clones_and_fine_tunes_chunks(algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The entry of Hopper-v5, with less of everything, and with the zoo's normalization."""
-    options = ["--eval-freq", "16", "--eval-episodes", "2", "-n", "32", "-tb", str(tmp_path / "tb")]
+    options = ["--eval-freq", "16", "--eval-episodes", "1", "-n", "32", "-tb", str(tmp_path / "tb")]
     more: dict[str, Any] = dict(demonstrations=FEW, cloning=dict(n_batches=3, batch_size=16), normalize=True)
     run = train(tmp_path / "logs", algorithm, "Hopper-v5", *options, **more)
     model = ALGORITHMS[algorithm].load(run / "Hopper-v5.zip")
@@ -52,12 +53,12 @@ def test_clones_and_fine_tunes_chunks(algorithm: str, tmp_path: Path, capsys: py
     config = saved_config(run, "Hopper-v5")
     assert config["demonstrations"] == FEW and config["env_wrapper"] == CHUNKS
     capsys.readouterr()
-    main(["enjoy", "--algo", algorithm, "--env", "Hopper-v5", "-f", str(tmp_path / "logs"), "--no-render", "-n", "300"])
+    main(["enjoy", "--algo", algorithm, "--env", "Hopper-v5", "-f", str(tmp_path / "logs"), "--no-render", "-n", "100"])
     enjoyed = capsys.readouterr().out
     # The observations that it sees are the demonstrations' standardized ones.
     statistics = load_demonstrations("builtin:hopper-medium", n_episodes=2).observations
     assert isinstance(statistics, np.ndarray)
-    env = make_vec_env("Hopper-v5", seed=0, wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=4))
+    env = make_vec_env("Hopper-v5", seed=0, wrapper_class=partial(ActionChunking, horizon=4))
     observation, total, done = env.reset(), 0.0, False
     while not done:
         seen = (observation - statistics.mean(0)) / np.sqrt(statistics.var(0) + 1e-8)
@@ -70,13 +71,14 @@ def test_clones_and_fine_tunes_chunks(algorithm: str, tmp_path: Path, capsys: py
 def test_the_clone_is_that_of_pretrain_bc(tmp_path: Path) -> None:
     """With a learning rate of 0 nothing but cloning changes the actor."""
     settings = dict(n_batches=3, batch_size=16, critic_batches=1, seed=5)
-    run = train(tmp_path, "scoreflow_ppo", "Hopper-v5", demonstrations=FEW, cloning=settings, learning_rate=0.0)
-    model = ALGORITHMS["scoreflow_ppo"].load(run / "Hopper-v5.zip")
-    env = make_vec_env("Hopper-v5", wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=4))
+    run = train(tmp_path, "fpo", "Hopper-v5", demonstrations=FEW, cloning=settings, learning_rate=0.0)
+    model = ALGORITHMS["fpo"].load(run / "Hopper-v5.zip")
+    env = make_vec_env("Hopper-v5", wrapper_class=partial(ActionChunking, horizon=4))
     own = type(model)("FlowPolicy", env, denoising_steps=2, policy_kwargs=dict(net_arch=[16]), seed=3, device="cpu")
     pretrain_bc(own, load_demonstrations("builtin:hopper-medium", n_episodes=2), **settings)  # type: ignore[arg-type]
     observation = np.linspace(-0.5, 1.3, 11)
-    np.testing.assert_allclose(*(m.predict(observation, deterministic=True)[0] for m in (model, own)), rtol=1e-5, atol=1e-6)
+    actions = [each.predict(observation, deterministic=True)[0] for each in (model, own)]
+    np.testing.assert_allclose(actions[0], actions[1], rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_that_goes_on_is_not_cloned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,9 +140,9 @@ def test_algorithms_of_stable_baselines_are_trained_as_ever(tmp_path: Path) -> N
 
 
 def test_a_newcomer_needs_no_more_than_its_line_in_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hyperparams = rl_zoo3.hyperparams_opt  # type: ignore[attr-defined]
+    hyperparams = rl_zoo3.hyperparams_opt
     for table in (ALGORITHMS, rl_zoo3.ALGOS, hyperparams.HYPERPARAMS_SAMPLER, hyperparams.HYPERPARAMS_CONVERTER):
-        monkeypatch.setitem(table, "newcomer", Newcomer)  # type: ignore[misc]  # taken out again after the test
+        monkeypatch.setitem(table, "newcomer", Newcomer)  # taken out again after the test
     run = train(tmp_path, "newcomer", "Corridor-v0")
     assert Newcomer.load(run / "Corridor-v0.zip").num_timesteps == 32
     assert set(ALGORITHMS) <= set(rl_zoo3.ALGOS) and hyperparams.HYPERPARAMS_SAMPLER["newcomer"] is not Newcomer

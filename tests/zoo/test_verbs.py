@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sb3_scoreflow
 from sb3_scoreflow.zoo import VERBS, main, register
+from tests.test_imports import read_graph
 from tests.zoo.runs import train
 
 
@@ -18,7 +22,17 @@ def test_verbs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as error:
             main(arguments)
         assert error.value.code == code
-    assert all(verb in capsys.readouterr().out for verb in VERBS)
+        printed = "".join(capsys.readouterr())
+        assert not arguments or all(verb in printed for verb in VERBS)
+
+
+def test_module_runs_only_as_a_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["zoo", "--help"])
+    runpy.run_module("sb3_scoreflow.zoo.__main__", run_name="__mp_main__")  # as the processes of a SubprocVecEnv do
+    assert not capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        runpy.run_module("sb3_scoreflow.zoo", run_name="__main__")
+    assert "enjoy" in capsys.readouterr().out
 
 
 def test_command_line_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,22 +51,24 @@ def test_missing_zoo(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_core_does_not_import_the_zoo() -> None:
-    listed = "[m for m in sys.modules if m.startswith(('rl_zoo3', 'optuna', 'sb3_scoreflow.zoo'))]"
-    code = f"import sys, sb3_scoreflow; print({listed})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    root = Path(sb3_scoreflow.__file__).parent
+    for name, imported in read_graph(root).items():
+        assert name.startswith("sb3_scoreflow.zoo") or not any(other.startswith("sb3_scoreflow.zoo") for other in imported)
+    users = {path.parent for path in root.rglob("*.py") if re.search(r"(import|from) (rl_zoo3|optuna)", path.read_text())}
+    assert users == {root / "zoo"}
 
 
 def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
     logs, output = tmp_path / "logs", tmp_path / "plot"
-    run = train(logs, "fpo", "Corridor-v0", "--eval-freq", "16", "--eval-episodes", "2")
+    runs = [train(logs, "fpo", "Corridor-v0", "--eval-freq", "16", "--eval-episodes", "2") for _ in range(2)]
     folders = ["-f", str(logs), "-e", "Corridor-v0"]
     main(["all_plots", "-a", "fpo", *folders, "--no-display", "-o", str(output)])
     assert "Corridor-v0" in capsys.readouterr().out
     plotted = pickle.loads(output.with_suffix(".pkl").read_bytes())["Corridor-v0"]
     (curve,) = plotted.values()
-    np.testing.assert_allclose(curve["mean"], np.load(run / "evaluations.npz")["results"].mean(1))
+    results = [np.load(run / "evaluations.npz")["results"].mean(1) for run in runs]
+    np.testing.assert_allclose(curve["mean"], np.mean(results, 0))
     main(["plot_train", "-a", "fpo", *folders, "-w", "2"])
     image = tmp_path / "image.svg"
     main(["plot_from_file", "-i", str(output.with_suffix(".pkl")), "-o", str(image)])
