@@ -62,9 +62,11 @@ class FlowExperimentManager(ExperimentManager):
         result = super()._preprocess_hyperparams(hyperparams)
         if cloning is not None:
             arguments, self.env_wrapper, _, self.vec_env_wrapper = result
-            env = self.create_envs(1, no_log=True)
+            algorithm, env = ALGORITHMS[self.algo], self.create_envs(1, no_log=True)
+            # Sizes that suit the number of environments need not suit a single one.
+            arguments = {name: value for name, value in arguments.items() if name not in algorithm.sizes}
             try:
-                model = ALGORITHMS[self.algo](env=env, seed=self.seed, device=self.device, **arguments)
+                model = algorithm(env=env, seed=self.seed, device=self.device, **arguments)
                 cloning.check(model, self.env_name.gym_id)
             finally:
                 env.close()

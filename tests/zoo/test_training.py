@@ -90,6 +90,15 @@ def test_a_run_that_goes_on_is_not_cloned_again(tmp_path: Path, monkeypatch: pyt
     assert model.n_transitions == 64 and bool(model.policy.pretrained)  # cloning would count from 0
 
 
+@pytest.mark.filterwarnings("error:batch_size=")
+def test_sizes_that_suit_several_environments_only(tmp_path: Path) -> None:
+    """Demonstrations are checked with one environment: a rollout of one transition would be refused."""
+    cloning = dict(n_batches=2, batch_size=16)
+    sizes = dict(n_envs=4, n_steps=1, batch_size=4)
+    run = train(tmp_path, "fpo", "Hopper-v5", "-n", "8", demonstrations=FEW, cloning=cloning, **sizes)
+    assert ALGORITHMS["fpo"].load(run / "Hopper-v5.zip").n_transitions == 8
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.filterwarnings("ignore:clip_range=")
 def test_every_schedule_may_be_linear(algorithm: str, tmp_path: Path) -> None:
