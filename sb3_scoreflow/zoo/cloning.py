@@ -1,0 +1,99 @@
+"""Cloning as a hyperparameter of rl_zoo3: where demonstrations come from, and how they are cloned before training."""
+
+import inspect
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_scoreflow.bc import BehaviorCloning, pretrain_bc
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
+
+#: Arguments of ``pretrain_bc`` that are no settings, but objects of a run
+_NO_SETTINGS = ("model", "demonstrations", "eval_env", "callback")
+
+
+class SettingsError(ValueError):
+    """Hyperparameters that cannot work, found out before anything is written: shown without a traceback."""
+
+
+class Cloning:
+    """
+    What is to be cloned, and how.
+
+    :param source: of :func:`~sb3_scoreflow.load_demonstrations`, or a dict of ``source`` and its keyword arguments
+    :param arguments: keyword arguments of :func:`~sb3_scoreflow.pretrain_bc`
+    :raises SettingsError: if demonstrations cannot be loaded, or there is no such argument
+    """
+
+    def __init__(self, source: str | Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+        known = [name for name in inspect.signature(pretrain_bc).parameters if name not in _NO_SETTINGS]
+        unknown = sorted(set(arguments) - set(known))
+        if unknown:
+            raise SettingsError(f"cloning has no setting {unknown[0]!r}: it takes {', '.join(known)}.")
+        self.source = source
+        self.arguments = dict(arguments)
+        settings = {"source": source} if isinstance(source, str) else dict(source)
+        try:
+            self.demonstrations: Demonstrations = load_demonstrations(**settings)
+        except (ImportError, OSError, TypeError, ValueError) as error:
+            raise SettingsError(f"demonstrations={source!r} cannot be loaded: {error}") from error
+
+    @classmethod
+    def taken_from(cls, hyperparams: dict[str, Any]) -> "Cloning | None":
+        """
+        :param hyperparams: of a run; ``demonstrations`` and ``cloning`` are taken out
+        :return: what they say; None if nothing is to be cloned
+        """
+        demonstrated = "demonstrations" in hyperparams
+        source, arguments = hyperparams.pop("demonstrations", None), hyperparams.pop("cloning", None) or {}
+        if arguments and not demonstrated:
+            raise SettingsError(f"cloning={arguments!r} needs demonstrations: set them, as in 'builtin:hopper-medium'.")
+        return None if source is None else cls(source, arguments)
+
+    def check(self, model: FlowAlgorithm, env_id: str) -> None:
+        """
+        :param model: like the one that is going to be trained
+        :param env_id: its environment
+        :raises SettingsError: if the demonstrations do not fit it, or a setting is impossible
+        """
+        own = inspect.signature(BehaviorCloning).parameters
+        try:
+            BehaviorCloning(model, self.demonstrations, **{k: v for k, v in self.arguments.items() if k in own})
+        except ValueError as error:
+            raise SettingsError(f"demonstrations={self.source!r} cannot be cloned for {env_id}: {error}") from error
+
+    def as_callback(self) -> dict[str, dict[str, Any]]:
+        """
+        :return: the callback in the form of the zoo's ``callback`` key: every model of a search gets one of its own
+        """
+        name = f"{CloningCallback.__module__}.{CloningCallback.__name__}"
+        return {name: dict(demonstrations=self.demonstrations, arguments=self.arguments)}
+
+
+class CloningCallback(BaseCallback):
+    """
+    Clones when ``learn`` begins, so that what is logged goes to the logs of the run.
+
+    :param demonstrations: what to imitate
+    :param arguments: keyword arguments of :func:`~sb3_scoreflow.pretrain_bc`
+    """
+
+    model: FlowAlgorithm
+
+    def __init__(self, demonstrations: Demonstrations, arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.demonstrations = demonstrations
+        self.arguments = arguments
+
+    def _init_callback(self) -> None:
+        model = self.model
+        pretrain_bc(model, self.demonstrations, **self.arguments)
+        if model.get_vec_normalize_env() is not None:  # it has got other statistics than it normalized this with
+            model._last_obs = model.get_env().reset()  # type: ignore[assignment, union-attr]
+        model.start_time = time.time_ns()  # frames per second are those of training
+
+    def _on_step(self) -> bool:
+        return True

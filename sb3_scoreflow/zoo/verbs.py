@@ -1,0 +1,89 @@
+"""The programs of rl_zoo3, by the names that they have there."""
+
+import argparse
+import importlib
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from sb3_scoreflow.zoo.cloning import SettingsError
+from sb3_scoreflow.zoo.registration import missing, register
+
+_PROGRAM = "python -m sb3_scoreflow.zoo"
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _train(*flags: str) -> None:
+    from sb3_scoreflow.zoo.manager import FlowExperimentManager
+
+    module = importlib.import_module("rl_zoo3.train")
+    sys.argv.extend(flags)
+    with _replaced(module, "ExperimentManager", FlowExperimentManager):
+        module.train()
+
+
+def _call(name: str, function: str) -> None:
+    getattr(importlib.import_module(name), function)()
+
+
+def _run(name: str) -> None:
+    """A program that is no function."""
+    runpy.run_module(name, run_name="__main__")
+
+
+def _record_training() -> None:
+    """It records each model in a process of its own: those must know of the algorithms, too."""
+    call = subprocess.call
+
+    def call_ours(command: list[str]) -> int:
+        return call([sys.executable, "-m", "sb3_scoreflow.zoo", "record_video", *command[3:]])
+
+    with _replaced(subprocess, "call", call_ours):
+        _run("rl_zoo3.record_training")
+
+
+#: Name on the command line -> what it runs
+VERBS: dict[str, Callable[[], None]] = {
+    "train": _train,
+    "optimize": partial(_train, "-optimize"),
+    "enjoy": partial(_call, "rl_zoo3.enjoy", "enjoy"),
+    "record_video": partial(_run, "rl_zoo3.record_video"),
+    "record_training": _record_training,
+    "plot_train": partial(_call, "rl_zoo3.plots", "plot_train"),
+    "all_plots": partial(_call, "rl_zoo3.plots", "all_plots"),
+    "plot_from_file": partial(_call, "rl_zoo3.plots", "plot_from_file"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Run a program of rl_zoo3.
+
+    :param arguments: its name (see ``VERBS``) and what follows; None: those of the command line
+    :raises ImportError: if rl_zoo3, or what the program needs, is not installed; the message names the extra
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog=_PROGRAM, usage=f"{_PROGRAM} VERB ... (VERB --help has its options)")
+    parser.add_argument("verb", choices=VERBS)
+    verb = parser.parse_args(given[:1]).verb
+    register()
+    with _replaced(sys, "argv", [f"{_PROGRAM} {verb}", *given[1:]]):
+        try:
+            VERBS[verb]()
+        except SettingsError as error:
+            sys.exit(f"{_PROGRAM} {verb}: error: {error}")
+        except ModuleNotFoundError as error:
+            raise missing(error) from error
