@@ -17,8 +17,8 @@ _N_STEPS, _BATCH_SIZE = (5, 8), (6, 9)
 #: Drawn as their distance to 1
 _NEAR_ONE = {"gamma": (1e-3, 5e-2), "gae_lambda": (1e-2, 2e-1)}
 _MIN_STD, _STD_RATIO = (0.03, 0.2), (1.0, 5.0)
-#: No matter of search: a warm-up may be longer than a trial
-_LEFT_OUT = ("critic_warmup_transitions",)
+#: No matter of search: a warm-up may be longer than a trial, averaging changes nothing of training
+_LEFT_OUT = ("critic_warmup_transitions", "averaging_horizon")
 
 
 class ArgumentSampler:

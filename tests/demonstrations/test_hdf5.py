@@ -322,7 +322,7 @@ def test_without_h5py_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyt
 def test_import_needs_no_optional_dependency() -> None:
     code = (
         "import sys\n"
-        "optional = 'h5py minari tqdm mujoco rich envpool robosuite gymnasium_robotics'.split()\n"
+        "optional = 'h5py minari tqdm mujoco rich envpool robosuite gymnasium_robotics av PIL'.split()\n"
         "for name in optional: sys.modules[name] = None\n"
         "import sb3_scoreflow.demonstrations as d, sb3_scoreflow.envs\n"
         "d.Demonstrations([0.0], [0.0], None, [True])\n"

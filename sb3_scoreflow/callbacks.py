@@ -1,0 +1,332 @@
+"""Callbacks for fine-tuning a clone: is it still better than the clone, and which weights were the best?"""
+
+import math
+import os
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+
+from sb3_scoreflow.common.clones import clone_policy
+from sb3_scoreflow.common.env_attributes import ask
+from sb3_scoreflow.common.utils import ArgumentError, atomic_path, warn
+from sb3_scoreflow.demonstrations import normalized_score
+
+
+class Evaluation(NamedTuple):
+    """Episodes of one policy."""
+
+    returns: list[float]  #: undiscounted, where the environment has a ``Monitor``
+    lengths: list[int]  #: likewise in env steps
+    successes: list[bool]  #: empty if the environment does not tell
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    def lower_bound(self, n_standard_errors: float) -> float:
+        """
+        :param n_standard_errors: how far below the mean
+        :return: the mean return less that many standard errors of it
+        """
+        if n_standard_errors == 0:
+            return self.mean
+        return self.mean - n_standard_errors * float(np.std(self.returns, ddof=1)) / math.sqrt(len(self.returns))
+
+
+class FlowEvalCallback(EvalCallback):
+    """
+    Stable-Baselines3's ``EvalCallback`` for fine-tuning. At the start of ``learn``, before anything is trained, it evaluates
+    the clone too, and logs its level beside every later evaluation; the clone is the first "best model". The best model is the
+    one with the highest lower confidence bound of the mean return, not the one with the luckiest episodes. Training draws the
+    same random numbers with it as without it, as long as ``eval_env`` is an environment of its own.
+
+    A model that was trained before and is loaded again is no clone: pass the clone as ``clone``. A callback that is used for
+    several calls of ``learn`` goes on where it was.
+
+    :param eval_env: environment, with the wrappers of the training environment
+    :param callback_on_new_best: called when there is a new best model
+    :param callback_after_eval: called after each evaluation but that of the clone; :class:`StopBelowClone`
+    :param n_eval_episodes: episodes per evaluation, at least 2 unless ``n_standard_errors`` is 0
+    :param eval_freq: calls of ``env.step`` of the vectorized environment (chunks, with ActionChunking) between evaluations
+    :param log_path: folder of ``evaluations.npz``
+    :param best_model_save_path: folder of ``best_model.zip`` and, with a ``VecNormalize``, ``vecnormalize.pkl``
+    :param stochastic: whether to evaluate ``predict(deterministic=False)`` as well
+    :param n_standard_errors: of the mean return, how many the bound is below it; at least 0
+    :param score_name: name that :func:`~sb3_scoreflow.normalized_score` takes; None asks the environment for its id, and logs
+        no score where D4RL has none
+    :param clone: the clone, where it is not the model itself: a model, a policy or the path of a file that either was saved to
+    :param restore_best: whether to set the model (weights, optimizers, statistics of a ``VecNormalize``) back to its best
+        evaluation when ``learn`` ends
+    :param verbose: 0 for no output
+    :param warn: whether to warn of an ``eval_env`` without ``Monitor``
+    :raises ArgumentError: if an argument is impossible
+    """
+
+    def __init__(
+        self,
+        eval_env: gym.Env | VecEnv,
+        callback_on_new_best: BaseCallback | None = None,
+        callback_after_eval: BaseCallback | None = None,
+        n_eval_episodes: int = 10,
+        eval_freq: int = 10_000,
+        log_path: str | None = None,
+        best_model_save_path: str | None = None,
+        stochastic: bool = False,
+        n_standard_errors: float = 1.0,
+        score_name: str | None = None,
+        clone: Any = None,
+        restore_best: bool = False,
+        verbose: int = 1,
+        warn: bool = True,
+    ) -> None:
+        if not n_standard_errors >= 0:
+            raise ArgumentError(f"n_standard_errors must be at least 0, got {n_standard_errors!r}: pass 1.0.")
+        if n_eval_episodes < (2 if n_standard_errors > 0 else 1):
+            raise ArgumentError(
+                f"n_eval_episodes must be at least 2 for a standard error, got {n_eval_episodes!r}: pass more episodes, or "
+                "n_standard_errors=0."
+            )
+        super().__init__(
+            eval_env,
+            callback_on_new_best,
+            callback_after_eval,
+            n_eval_episodes,
+            eval_freq,
+            None if log_path is None else str(log_path),
+            None if best_model_save_path is None else str(best_model_save_path),
+            verbose=verbose,
+            warn=warn,
+        )
+        self.stochastic = stochastic
+        self.n_standard_errors = n_standard_errors
+        self.score_name = _score_name(self.eval_env, score_name)
+        self.clone = clone
+        self.restore_best = restore_best
+        #: The clone's episodes; None until they are known
+        self.clone_evaluation: Evaluation | None = None
+        self.best_lower_bound = -np.inf
+        self.evaluations_stochastic: list[list[float]] = []
+        self._best_parameters: dict[str, Any] | None = None
+        self._best_statistics: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------ called by learn
+
+    def _on_training_start(self) -> None:
+        if self.clone_evaluation is None:
+            if self.clone is not None:
+                clone = self.clone.policy if isinstance(self.clone, BaseAlgorithm) else clone_policy(self.clone)
+                self.clone_evaluation = self._evaluate(clone, deterministic=True)
+            elif getattr(self.model, "n_transitions", self.model.num_timesteps) == 0:
+                self._evaluate_model(is_clone=True)
+            else:
+                warn("The model was trained before, so that the clone's level is not known: pass the clone as `clone`.")
+        super()._on_training_start()
+
+    def _on_step(self) -> bool:
+        if self.eval_freq <= 0 or self.n_calls % self.eval_freq:
+            return True
+        is_best = self._evaluate_model()
+        continue_training = self.callback_on_new_best.on_step() if is_best and self.callback_on_new_best else True
+        return self._on_event() and continue_training
+
+    def _on_training_end(self) -> None:
+        if not self.restore_best or self._best_parameters is None:
+            return
+        self.model.set_parameters(deepcopy(self._best_parameters), device=self.model.device)
+        normalizer = self.model.get_vec_normalize_env()
+        if normalizer is not None and self._best_statistics is not None:
+            normalizer.__dict__.update(deepcopy(self._best_statistics))
+        if self.verbose:
+            print(f"Back to the best model: mean reward {self.best_mean_reward:.2f}")
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _evaluate(self, policy: BaseAlgorithm | BasePolicy, deterministic: bool) -> Evaluation:
+        if self.model.get_vec_normalize_env() is not None:
+            try:
+                sync_envs_normalization(self.training_env, self.eval_env)
+            except (AttributeError, AssertionError) as error:
+                raise ValueError(
+                    "eval_env is not wrapped like the training environment, which has a VecNormalize: wrap it in one, "
+                    "too, with training=False."
+                ) from error
+        self._is_success_buffer = []
+        device = self.model.device
+        # Stochastic actions must not take random numbers away from training
+        devices = [device] if device.type == "cuda" else []
+        with nullcontext() if deterministic else th.random.fork_rng(devices):
+            returns, lengths = evaluate_policy(
+                policy,
+                self.eval_env,
+                n_eval_episodes=self.n_eval_episodes,
+                deterministic=deterministic,
+                return_episode_rewards=True,
+                warn=self.warn,
+                callback=self._log_success_callback,
+            )
+        assert isinstance(returns, list) and isinstance(lengths, list)
+        return Evaluation([float(value) for value in returns], lengths, [bool(value) for value in self._is_success_buffer])
+
+    def _evaluate_model(self, is_clone: bool = False) -> bool:
+        """:return: whether the model is the best one by now"""
+        evaluation = self._evaluate(self.model, deterministic=True)
+        stochastic = self._evaluate(self.model, deterministic=False) if self.stochastic else None
+        if is_clone:
+            self.clone_evaluation = evaluation
+        self.last_mean_reward = evaluation.mean
+        self._keep(evaluation, stochastic)
+        self._log(evaluation, stochastic)
+        bound = evaluation.lower_bound(self.n_standard_errors)
+        if bound <= self.best_lower_bound:
+            return False
+        self.best_lower_bound, self.best_mean_reward = bound, evaluation.mean
+        self._save_best()
+        return True
+
+    def _save_best(self) -> None:
+        normalizer = self.model.get_vec_normalize_env()
+        if self.best_model_save_path is not None:
+            self.model.save(os.path.join(self.best_model_save_path, "best_model"))
+            if normalizer is not None:
+                normalizer.save(os.path.join(self.best_model_save_path, "vecnormalize.pkl"))
+        if self.restore_best:
+            self._best_parameters = deepcopy(self.model.get_parameters())
+            self._best_statistics = None if normalizer is None else _statistics(normalizer)
+        if self.verbose:
+            print(f"New best mean reward, with a lower bound of {self.best_lower_bound:.2f}")
+
+    def _keep(self, evaluation: Evaluation, stochastic: Evaluation | None) -> None:
+        """Write ``evaluations.npz``, with Stable-Baselines3's names."""
+        if self.log_path is None:
+            return
+        self.evaluations_timesteps.append(self.num_timesteps)
+        self.evaluations_results.append(evaluation.returns)
+        self.evaluations_length.append(evaluation.lengths)
+        arrays: dict[str, Any] = {}
+        if evaluation.successes:
+            self.evaluations_successes.append(evaluation.successes)
+            arrays["successes"] = self.evaluations_successes
+        if stochastic is not None:
+            self.evaluations_stochastic.append(stochastic.returns)
+            arrays["stochastic_results"] = self.evaluations_stochastic
+        with atomic_path(Path(f"{self.log_path}.npz")) as path:
+            np.savez(
+                path,
+                timesteps=self.evaluations_timesteps,
+                results=self.evaluations_results,
+                ep_lengths=self.evaluations_length,
+                **arrays,
+            )
+
+    def _log(self, evaluation: Evaluation, stochastic: Evaluation | None) -> None:
+        numbers = self._numbers("", evaluation)
+        numbers["mean_ep_length"] = float(np.mean(evaluation.lengths))
+        numbers["reward_lower_bound"] = evaluation.lower_bound(self.n_standard_errors)
+        if stochastic is not None:
+            numbers.update(self._numbers("stochastic_", stochastic))
+        if self.clone_evaluation is not None:
+            numbers.update(self._numbers("clone_", self.clone_evaluation))
+        for name, number in numbers.items():
+            self.logger.record(f"eval/{name}", number)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+        if self.verbose:
+            shown = ", ".join(f"{name}={number:.2f}" for name, number in numbers.items())
+            print(f"Eval num_timesteps={self.num_timesteps}: {shown}")
+
+    def _numbers(self, prefix: str, evaluation: Evaluation) -> dict[str, float]:
+        numbers = {f"{prefix}mean_reward": evaluation.mean}
+        if evaluation.successes:
+            numbers[f"{prefix}success_rate"] = float(np.mean(evaluation.successes))
+        if self.score_name is not None:
+            numbers[f"{prefix}normalized_score"] = normalized_score(self.score_name, evaluation.mean)
+        return numbers
+
+
+class StopBelowClone(BaseCallback):
+    """
+    Stops training when the deterministic policy has got worse than the clone: ``FlowEvalCallback(eval_env,
+    callback_after_eval=StopBelowClone(), restore_best=True)`` leaves the best weights then.
+
+    :param tolerance: how far below the clone's mean return ``r`` is tolerated, as a share of it, at least 0: training is to
+        stay above ``r - tolerance |r|``, which is below ``r`` for negative returns, too
+    :param patience: evaluations in a row below that after which training stops, at least 1
+    :param verbose: 0 for no output
+    :raises ArgumentError: if an argument is impossible
+    """
+
+    def __init__(self, tolerance: float = 0.1, patience: int = 3, verbose: int = 1) -> None:
+        super().__init__(verbose)
+        if not 0 <= tolerance < math.inf:
+            raise ArgumentError(f"tolerance must be a share of the clone's return, at least 0, got {tolerance!r}: pass 0.1.")
+        if patience < 1:
+            raise ArgumentError(f"patience must be at least 1 evaluation, got {patience!r}: pass 3.")
+        self.tolerance, self.patience = tolerance, patience
+        #: Evaluations in a row that were below
+        self.n_below = 0
+
+    def _on_training_start(self) -> None:
+        if not isinstance(self.parent, FlowEvalCallback):
+            raise ArgumentError(
+                f"StopBelowClone needs the evaluations of a FlowEvalCallback, got {type(self.parent).__name__}: pass it as "
+                "FlowEvalCallback(eval_env, callback_after_eval=StopBelowClone())."
+            )
+        if self.parent.clone_evaluation is None:
+            raise ArgumentError(
+                "StopBelowClone needs the level of the clone, but the model was trained before: pass the clone (a model, a "
+                "policy or a path) to FlowEvalCallback as `clone`."
+            )
+
+    @property
+    def threshold(self) -> float:
+        """The mean return that training is to stay above."""
+        assert isinstance(self.parent, FlowEvalCallback) and self.parent.clone_evaluation is not None
+        level = self.parent.clone_evaluation.mean
+        return level - self.tolerance * abs(level)
+
+    def _on_step(self) -> bool:
+        assert isinstance(self.parent, FlowEvalCallback)
+        self.n_below = self.n_below + 1 if self.parent.last_mean_reward < self.threshold else 0
+        if self.n_below < self.patience:
+            return True
+        if self.verbose:
+            print(
+                f"Stopping: {self.n_below} evaluations in a row below {self.threshold:.2f}, the last mean reward is "
+                f"{self.parent.last_mean_reward:.2f}"
+            )
+        self.n_below = 0  # the next call of learn has its patience again
+        return False
+
+
+def _score_name(env: VecEnv, given: str | None) -> str | None:
+    """
+    :param env: of the evaluation
+    :param given: by the user
+    :return: the name of D4RL's score, None if there is none
+    :raises ValueError: if there is none for the name that was given
+    """
+    spec = (ask(lambda: env.get_attr("spec", 0)) or [None])[0]
+    name = given if given is not None else getattr(spec, "id", None)
+    try:
+        if name is not None:
+            normalized_score(name, 0.0)
+        return name
+    except ValueError:
+        if given is not None:
+            raise
+        return None
+
+
+def _statistics(normalizer: VecNormalize) -> dict[str, Any]:
+    names = [name for name in ("obs_rms", "ret_rms") if hasattr(normalizer, name)]
+    return {name: deepcopy(getattr(normalizer, name)) for name in names}
