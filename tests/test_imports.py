@@ -18,6 +18,7 @@ LEVELS = (
     ("bc",),
     ("ppo",),
     ("scoreflow_ppo", "rldt", "fpo"),
+    ("plotting",),
 )
 """The rooms, from low to high. Those of one level know nothing of each other; modules that are in no room are above all."""
 
