@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback
 from torch.func import functional_call
@@ -25,6 +24,7 @@ from benchmarks.locomotion import N_ENVS, demonstrations_of, make_env
 from benchmarks.provenance import provenance
 from sb3_scoreflow import RLDT, pretrain_bc
 from sb3_scoreflow.common import flow
+from sb3_scoreflow.plotting import plot_by_depth
 from sb3_scoreflow.rldt.actor import q_gradients
 from sb3_scoreflow.rldt.transport import transport_field
 
@@ -139,12 +139,8 @@ def plot(runs: dict[int, list[dict[str, Any]]]) -> Figure:
     panels = figure.subplots(len(runs), 2, sharey=True)
     for (steps, rows), row_of_panels in zip(runs.items(), panels, strict=True):
         for axes, (name, title) in zip(row_of_panels, METHODS.items(), strict=True):
-            for row in rows:
-                shade = row["timesteps"] / rows[-1]["timesteps"]
-                relative = np.array(row[name]) / np.mean(row[name])
-                axes.semilogy(range(steps), relative, color=colormaps["viridis"](shade))
-            axes.set(title=f"{title}, K = {steps}", ylim=(0.03, 10), xticks=range(steps))
-            axes.grid(alpha=0.3)
+            plot_by_depth([row[name] for row in rows], [row["timesteps"] for row in rows], axes)
+            axes.set(title=f"{title}, K = {steps}", ylim=(0.03, 10), xlabel="", ylabel="")
         row_of_panels[0].set_ylabel("gradient norm / mean over steps\n(dark: early, bright: late)")
     for axes in panels[-1]:
         axes.set_xlabel("denoising step")

@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from benchmarks.curves import RETURNS, Curve, locked
 from benchmarks.provenance import ROOT, provenance
+from sb3_scoreflow import plotting
 
 RESULTS = ROOT / "benchmarks/results"
 _WIDTH = 200
@@ -163,15 +164,11 @@ def plot(rows: Sequence[Sequence[Panel]], path: Path, dpi: int = 75, sharey: boo
         for panel, axes in zip(row, axes_of_row, strict=True):
             label, unit = _AXES[panel.x]
             for name, runs in panel.curves.items():
-                x = np.linspace(0, min(curve[panel.x][-1] for curve in runs), 50)
-                known = [(curve[panel.x], curve[panel.column], ~np.isnan(curve[panel.column])) for curve in runs]
-                if not all(ok.any() for _, _, ok in known):  # a run so short that no episode ended
-                    continue
-                values = np.array([np.interp(x, xs[ok], ys[ok]) for xs, ys, ok in known])
-                (line,) = axes.plot(x / unit, values.mean(0), "--" if "published" in name else "-", label=name)
-                axes.fill_between(x / unit, values.min(0), values.max(0), color=line.get_color(), alpha=0.13)
+                drawn = [plotting.Curve(curve[panel.x], curve[panel.column]) for curve in runs]
+                if all(np.isfinite(curve.y).any() for curve in drawn):  # else a run so short that no episode ended
+                    style = "--" if "published" in name else "-"
+                    plotting.plot_curves(drawn, axes, unit=unit, label=name, linestyle=style)
             axes.set(title=panel.title, xlabel=label)
-            axes.grid(alpha=0.3)
         axes_of_row[0].set_ylabel("return")
         axes_of_row[0].legend(fontsize="small")
     figure.savefig(path, dpi=dpi)

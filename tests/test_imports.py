@@ -18,6 +18,7 @@ LEVELS = (
     ("bc",),
     ("ppo",),
     ("scoreflow_ppo", "rldt", "fpo"),
+    ("plotting",),
     ("",),
     ("zoo",),
 )

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import gymnasium as gym
@@ -43,7 +43,7 @@ class Painted(gym.Env):
         return self.state.copy(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.count, self.state = self.count + 1, 0.5 * self.state + 0.5 * action
+        self.count, self.state = self.count + 1, (0.5 * self.state + 0.5 * action).astype(np.float32)
         self.paid += float(self.state[0])
         return self.state.copy(), float(self.state[0]), self.count == self.length, False, {}
 
@@ -91,7 +91,7 @@ def stepped(policy: Any, env: gym.Env, seed: int = 0, n_episodes: int = 1, n_exe
 def read_mp4(path: Path) -> tuple[np.ndarray, float]:
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        return np.array(frames), float(container.streams.video[0].average_rate)
+        return np.array(frames), float(container.streams.video[0].average_rate or 0)
 
 
 def read_gif(path: Path) -> tuple[np.ndarray, list[int]]:
@@ -152,7 +152,7 @@ def test_part_of_a_chunk(tmp_path: Path) -> None:
 
 def test_observations_are_normalized_as_in_training(tmp_path: Path) -> None:
     chunked: Any = dict(wrapper_class=ActionChunking, wrapper_kwargs=dict(horizon=HORIZON))
-    env = VecNormalize(make_vec_env(Painted, **chunked))
+    env: Any = VecNormalize(make_vec_env(Painted, **chunked))
     env.obs_rms.mean, env.obs_rms.var = np.array([8.0]), np.array([9.0])
     model = ScoReFlowPPO("FlowPolicy", env, n_steps=4, batch_size=4, device="cpu", policy_kwargs=dict(net_arch=[16]))
     model.policy.load_state_dict({**model.policy.state_dict(), **make_policy().state_dict()}, strict=False)
@@ -217,7 +217,7 @@ def test_sizes(tmp_path: Path) -> None:
 
 
 def test_an_environment_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gym.registry, "Painted-v0", EnvSpec("Painted-v0", Painted, max_episode_steps=6))
+    monkeypatch.setitem(gym.registry, "Painted-v0", EnvSpec("Painted-v0", cast(Any, Painted), max_episode_steps=6))
     policy = make_policy()
     record_video(policy, "Painted-v0", tmp_path / "video.mp4")
     assert_close(read_mp4(tmp_path / "video.mp4")[0], stepped(policy, Painted())[:7])
@@ -333,7 +333,7 @@ def test_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a screen: by EGL, unless the environment variable names another."""
     monkeypatch.setenv("MUJOCO_GL", os.environ.get("MUJOCO_GL") or "egl")
     with gym.make("Hopper-v5", render_mode="rgb_array", width=64, height=64, max_episode_steps=3) as env:
-        policy = FlowMatchingPolicy(env.observation_space, spaces.Box(-1, 1, (HORIZON, 3)), net_arch=[16])  # type: ignore[arg-type]
+        policy = FlowMatchingPolicy(env.observation_space, spaces.Box(-1, 1, (HORIZON, 3)), net_arch=[16])
         recording = record_video(policy, env, tmp_path / "video.mp4")
         truth = stepped(policy, env)
     assert len(truth) == 4 and np.std(truth) > 20

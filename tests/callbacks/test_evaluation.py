@@ -66,7 +66,7 @@ def assert_same(state: dict[str, th.Tensor], other: dict[str, th.Tensor], same: 
 def test_numbers_are_those_of_the_episodes(tmp_path: Path) -> None:
     returns = [[1.0, 3.0, 8.0], [100.0, 200.0, 600.0], [-5.0, -5.0, -5.0]]
     successes = [[False, True, False], [True, True, True], [False, False, True]]
-    env = scripted(np.ravel(returns), np.ravel(successes).tolist())
+    env = scripted(np.ravel(returns).tolist(), np.ravel(successes).tolist())
     callback = FlowEvalCallback(
         env, n_eval_episodes=3, eval_freq=ITERATION, log_path=str(tmp_path), score_name="hopper", verbose=0
     )
@@ -168,7 +168,7 @@ def test_best_is_not_the_luckiest(tmp_path: Path) -> None:
 
 
 def test_the_clone_is_the_best_if_nothing_is_better(tmp_path: Path) -> None:
-    env = VecNormalize(make_toy(n_envs=2), gamma=0.99)
+    env: Any = VecNormalize(make_toy(n_envs=2), gamma=0.99)
     eval_env = VecNormalize(scripted([5.0, 5.0, 1.0, 1.0, 2.0, 2.0]), training=False, norm_reward=False, gamma=0.99)
     model = make_model(env)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
@@ -184,7 +184,7 @@ def test_the_clone_is_the_best_if_nothing_is_better(tmp_path: Path) -> None:
     assert_same(model.policy.state_dict(), before)
     assert len(model.policy.optimizer.state_dict()["state"]) == 0
     assert env.obs_rms.count == pytest.approx(2, abs=1e-3)  # of one observation of each environment
-    saved = VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), make_toy(n_envs=2))
+    saved: Any = VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), make_toy(n_envs=2))
     assert saved.obs_rms.count == pytest.approx(2, abs=1e-3)
     model.learn(2 * ITERATION)  # and can go on
     assert_same(model.policy.state_dict(), before, same=False)
@@ -210,8 +210,8 @@ def test_chunked_environments(n_envs: int, normalized: bool, tmp_path: Path) -> 
         env = make_vec_env(
             lambda: ToyEnv(length=6),
             n_envs,
-            wrapper_class=ActionChunking,
-            wrapper_kwargs=dict(horizon=4),  # type: ignore[arg-type]
+            wrapper_class=ActionChunking,  # type: ignore[arg-type]
+            wrapper_kwargs=dict(horizon=4),
         )
         return VecNormalize(env, norm_obs=False, gamma=0.99) if normalized else env
 
