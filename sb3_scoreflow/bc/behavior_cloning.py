@@ -19,7 +19,7 @@ from sb3_scoreflow.bc.defaults import CRITIC_BATCHES, default_batches, default_l
 from sb3_scoreflow.bc.execution import check_normalized_alike, execution_of
 from sb3_scoreflow.bc.facts import cloning_facts
 from sb3_scoreflow.bc.fits_critic import FitsCritic
-from sb3_scoreflow.bc.history import History, logger_of
+from sb3_scoreflow.bc.history import History, Metrics, logger_of
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.encoders import check_random_shift
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
@@ -190,7 +190,7 @@ class BehaviorCloning:
             raise interruption
         if evaluation is not None:
             history.record(n_batches, self._evaluate(evaluation, n_eval_episodes))
-        return dict(history.metrics)
+        return Metrics(history.metrics)
 
     def fit_critic(self, n_batches: int) -> dict[str, float]:
         """

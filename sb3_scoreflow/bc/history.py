@@ -6,6 +6,15 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.html import html_table
+
+
+class Metrics(dict[str, list[float]]):
+    """Metric -> its values, one per log point; a notebook shows the first and the last of each."""
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{values[0]:.4g}", f"{values[-1]:.4g}") for name, values in self.items() if values]
+        return html_table(["", "first", "last"], rows)
 
 
 class History:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from sb3_scoreflow.common.html import html_table
 from sb3_scoreflow.demonstrations.arrays import (
     Array,
     Observations,
@@ -21,7 +22,7 @@ from sb3_scoreflow.demonstrations.arrays import (
 )
 from sb3_scoreflow.demonstrations.checks import check_arrays
 from sb3_scoreflow.demonstrations.chunks import ActionChunks
-from sb3_scoreflow.demonstrations.description import describe
+from sb3_scoreflow.demonstrations.description import describe, facts
 from sb3_scoreflow.demonstrations.success import first_successes
 from sb3_scoreflow.demonstrations.trajectories import check_trajectories
 
@@ -321,6 +322,11 @@ class Demonstrations:
             of all values, and the ranges of the means and standard deviations of their components
         """
         return describe(self._task_arrays(), self.statistics(), self.metadata)
+
+    def _repr_html_(self) -> str:
+        """What :meth:`describe` says, as a notebook shows it."""
+        rows = facts(self._task_arrays(), self.statistics(), self.metadata).items()
+        return html_table(["", type(self).__name__], rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """

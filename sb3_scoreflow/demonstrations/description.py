@@ -8,14 +8,14 @@ from sb3_scoreflow.demonstrations.arrays import Array, describe_array
 _MAX_TEXT = 100
 
 
-def describe(arrays: Mapping[str, Array], stats: Mapping[str, float], metadata: Mapping[str, Any]) -> str:
+def facts(arrays: Mapping[str, Array], stats: Mapping[str, float], metadata: Mapping[str, Any]) -> dict[str, str]:
     """
     :param arrays: Observations and actions, by their names
     :param stats: As :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.statistics` returns them
     :param metadata: Facts about the data
-    :return: See :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.describe`
+    :return: Name -> what :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.describe` says of it
     """
-    rows = {
+    return {
         "source": str(metadata.get("source", "collected" if "policy" in metadata else "not recorded")),
         "episodes": "{n_episodes:,.0f}".format(**stats),
         "transitions": "{n_transitions:,.0f}".format(**stats),
@@ -25,6 +25,16 @@ def describe(arrays: Mapping[str, Array], stats: Mapping[str, float], metadata: 
         **{name: describe_array(array) for name, array in arrays.items()},
         **{f"metadata: {key}": _shorten(str(value)) for key, value in metadata.items() if key != "source"},
     }
+
+
+def describe(arrays: Mapping[str, Array], stats: Mapping[str, float], metadata: Mapping[str, Any]) -> str:
+    """
+    :param arrays: See :func:`facts`, as for all
+    :param stats: Statistics
+    :param metadata: Facts about the data
+    :return: See :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.describe`
+    """
+    rows = facts(arrays, stats, metadata)
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
