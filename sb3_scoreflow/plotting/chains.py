@@ -37,7 +37,8 @@ def sample_chains(policy: Any, obs: Any, n: int = 1, deterministic: bool = False
         noise = th.zeros(n, policy.action_dim, device=policy.device)
         if not deterministic:
             noise = th.randn_like(noise)
-        points = _points(policy, policy.extract_features(batch), noise, steps, deterministic)
+        extractor = policy.acting("features_extractor") if deterministic else policy.features_extractor
+        points = _points(policy, policy.extract_features(batch, extractor), noise, steps, deterministic)
     points[-1] = points[-1].clamp(-1.0, 1.0)
     return th.stack(points).cpu().numpy()
 
@@ -48,7 +49,7 @@ def _points(
     if isinstance(policy, ScoReFlowPolicy):
         noise, step = (noise, None) if deterministic else policy._single_steps(noise)
         return list(policy._sample_chain(features, noise, steps, step, mean=deterministic)[0].unbind(1))
-    field = policy.velocity_field
+    field = policy.acting("velocity_field") if deterministic else policy.velocity_field
     condition = field.condition(features)
     times = field.time_features(flow.time_grid(steps, dtype=noise.dtype, device=noise.device)).steps()
     return flow.chain(lambda x, time: x + field(x, time, condition) / steps, noise, times)

@@ -36,6 +36,7 @@ SCOREFLOW, RLDT = (next(case for case in ALGORITHMS if str(case) == name) for na
 def perturbed(algorithm: Algorithm, kind: str = "flat", **kwargs: Any) -> Any:
     """A model whose networks all depend on their inputs."""
     model = algorithm.make("FlowPolicy", make_toy(kind), kind, **kwargs)
+    model.policy.start_average()  # another network, which deterministic actions come from
     generator = th.Generator().manual_seed(0)
     with th.no_grad():
         for parameter in model.policy.parameters():
