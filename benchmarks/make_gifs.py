@@ -45,7 +45,9 @@ def hopper(options: argparse.Namespace) -> Pair:
     envs, demonstrations = locomotion.make_envs(env_id, options.seed), locomotion.demonstrations_of(env_id)
     clone = partial(locomotion.clone, env_id, options.seed)
     model, _ = finetune.start(variant, *envs, demonstrations, clone, options.seed)
-    make_env = partial(gym.make, env_id, render_mode="rgb_array", width=320, height=320)
+    # The default camera stands still, and the robot soon leaves its view
+    view = dict(render_mode="rgb_array", camera_name="track", width=240, height=240)
+    make_env = partial(gym.make, env_id, **view)
     return _tuned(model, options, make_env, fps=25, n_steps=800)
 
 
