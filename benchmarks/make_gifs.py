@@ -46,8 +46,7 @@ def hopper(options: argparse.Namespace) -> Pair:
     clone = partial(locomotion.clone, env_id, options.seed)
     model, _ = finetune.start(variant, *envs, demonstrations, clone, options.seed)
     # The default camera stands still, and the robot soon leaves its view
-    view = dict(render_mode="rgb_array", camera_name="track", width=240, height=240)
-    make_env = partial(gym.make, env_id, **view)
+    make_env = partial(gym.make, env_id, render_mode="rgb_array", camera_name="track", width=240, height=240)
     return _tuned(model, options, make_env, fps=25, n_steps=800)
 
 
