@@ -103,11 +103,11 @@ def test_sdist_is_the_repository_without_raw_results(built: Distributions) -> No
     assert built.sdist - written == built.repository - raw
 
 
-def test_wheel_is_the_package_and_its_demonstrations(built: Distributions) -> None:
+def test_wheel_is_the_package_with_its_data(built: Distributions) -> None:
     package = {name for name in built.repository if name.startswith("sb3_scoreflow/")}
     installed = {name for name in built.wheel if ".dist-info/" not in name}
     assert installed == package
-    assert {Path(name).suffix for name in installed} == {".py", ".hdf5", ".typed"}
+    assert {Path(name).suffix for name in installed} == {".py", ".hdf5", ".typed", ".yml"}
     assert "sb3_scoreflow/py.typed" in installed
     data = {name for name in installed if name.startswith("sb3_scoreflow/demonstrations/data/")}
     assert {f"sb3_scoreflow/demonstrations/data/{name}-medium.hdf5" for name in ("halfcheetah", "hopper", "walker2d")} == data
