@@ -11,6 +11,7 @@ from sb3_scoreflow.export import ActionSampler
 from sb3_scoreflow.fpo import FPO
 from sb3_scoreflow.moved import install
 from sb3_scoreflow.registry import ALGORITHMS
+from sb3_scoreflow.resuming import learn_resumable
 from sb3_scoreflow.rldt import RLDT
 from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
 
@@ -34,6 +35,7 @@ __all__ = [
     "ScoReFlowPPO",
     "ViTExtractor",
     "collect_demonstrations",
+    "learn_resumable",
     "load_demonstrations",
     "normalized_score",
     "pretrain_bc",

@@ -18,7 +18,7 @@ LEVELS = (
     ("bc",),
     ("ppo",),
     ("scoreflow_ppo", "rldt", "fpo"),
-    ("plotting",),
+    ("plotting", "resuming"),
     ("",),
     ("zoo",),
 )

@@ -1,9 +1,10 @@
 """Behavior cloning: fit a flow policy to demonstrations before reinforcement learning."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
-from torch.optim.swa_utils import AveragedModel
 
-from sb3_scoreflow.bc.averaging import averaged_weights, copy_parameters, warmed_up_average
+from sb3_scoreflow.bc.averaging import averaged_weights
 from sb3_scoreflow.bc.checks import check_demonstrations, check_numbers, checked_eval_env, known_observations
 from sb3_scoreflow.bc.defaults import CRITIC_BATCHES, default_batches, default_learning_rate, draw_times, time_weights
+from sb3_scoreflow.bc.descent import Descent, fingerprint_of
 from sb3_scoreflow.bc.execution import check_normalized_alike, execution_of
 from sb3_scoreflow.bc.facts import cloning_facts
 from sb3_scoreflow.bc.fits_critic import FitsCritic
@@ -134,6 +135,7 @@ class BehaviorCloning:
         log_interval: int = 1000,
         callback: BCCallback | None = None,
         progress_bar: bool = False,
+        checkpoint: str | Path | None = None,
     ) -> dict[str, list[float]]:
         """
         One run of gradient steps.
@@ -152,6 +154,8 @@ class BehaviorCloning:
         :param log_interval: gradient steps between log points
         :param callback: called at every log point with its metrics; returning False ends training
         :param progress_bar: whether to show a progress bar (needs tqdm)
+        :param checkpoint: file that tells at every log point where cloning is; if it is there, the same call goes on from it,
+            and ends with the clone of a run that was not interrupted. It is removed when cloning is complete
         :return: :attr:`history`
         :raises ValueError: if an argument is impossible; nothing is changed then
         :raises DivergenceError: if the loss becomes NaN or infinite
@@ -166,6 +170,7 @@ class BehaviorCloning:
             n_batches = default_batches(epoch) if n_epochs is None else n_epochs * epoch
         evaluation = None if eval_env is None else checked_eval_env(eval_env, self.policy, self.execution)
         fit_critic = self._critic_fit(critic_batches, CRITIC_BATCHES if default else n_batches // 5)
+        path = None if checkpoint is None else Path(checkpoint).expanduser()
         history = History(logger_of(self.algorithm))
         self.history = history.metrics
         with _restored_on_error(self):
@@ -173,7 +178,7 @@ class BehaviorCloning:
             if self.execution is not None:
                 self.execution.fit_normalization(self.training)
             self._fit_normalizer()
-            interruption = self._descend(n_batches, history, log_interval, callback, progress_bar)
+            interruption = self._descend(n_batches, history, log_interval, callback, progress_bar, path)
             self.policy.pretrained.fill_(True)
             if interruption is None:
                 history.record(int(history.metrics["batch"][-1]), {"bc/action_residual": self._action_residual()})
@@ -190,6 +195,8 @@ class BehaviorCloning:
             raise interruption
         if evaluation is not None:
             history.record(n_batches, self._evaluate(evaluation, n_eval_episodes))
+        if path is not None:
+            path.unlink(missing_ok=True)
         return Metrics(history.metrics)
 
     def fit_critic(self, n_batches: int) -> dict[str, float]:
@@ -231,32 +238,40 @@ class BehaviorCloning:
             policy.normalizer.update(policy.obs_to_tensor(observations)[0])
 
     def _descend(
-        self, n_batches: int, history: History, log_interval: int, callback: BCCallback | None, progress_bar: bool
+        self,
+        n_batches: int,
+        history: History,
+        log_interval: int,
+        callback: BCCallback | None,
+        progress_bar: bool,
+        path: Path | None,
     ) -> KeyboardInterrupt | None:
         """
         The gradient steps; the policy ends up with the averaged weights.
 
         :return: what interrupted them after the first one
         """
-        policy = self.policy
-        generator = th.Generator(device=policy.device)
-        generator.manual_seed(int(self.rng.integers(2**31)))
-        actor = th.nn.ModuleList([policy.features_extractor, policy.velocity_field])
-        average = AveragedModel(actor, multi_avg_fn=warmed_up_average(self.ema_decay))
-        parameters = [p for p in actor.parameters() if p.requires_grad]
-        optimizer = th.optim.AdamW(parameters, lr=self.schedule(1.0), weight_decay=self.weight_decay, fused=True)
+        policy, chunks = self.policy, self.training.chunks(self.horizon)
+        rate = self.schedule(1.0)
+        descent = Descent(policy, self.rng, len(chunks), self.batch_size, self.ema_decay, rate, self.weight_decay)
+        settings = dict(self.settings, n_batches=n_batches, log_interval=log_interval)
+        fingerprint = fingerprint_of(self.training, settings)
+        if path is not None and path.exists():
+            history.metrics.update(descent.restore(path, fingerprint))
         policy.set_training_mode(True)
         interruption = None
         try:
-            for batch, metrics in self._steps(actor, average, optimizer, generator, n_batches, log_interval, progress_bar):
-                history.record(batch, metrics)
+            for metrics in self._steps(descent, chunks, n_batches, log_interval, progress_bar):
+                history.record(descent.n_done, metrics)
+                if path is not None:
+                    descent.save(path, fingerprint, history.metrics)
                 if callback is not None and callback(metrics) is False:
                     break
         except KeyboardInterrupt as error:
-            if int(average.n_averaged) == 0:
+            if descent.n_done == 0:
                 raise
             interruption = error
-        copy_parameters(average.module, actor)
+        descent.finish()
         culprit = non_finite_parameter(policy)
         if culprit is not None:
             raise DivergenceError(
@@ -265,28 +280,16 @@ class BehaviorCloning:
         return interruption
 
     def _steps(
-        self,
-        actor: th.nn.Module,
-        average: AveragedModel,
-        optimizer: th.optim.Optimizer,
-        generator: th.Generator,
-        n_batches: int,
-        log_interval: int,
-        progress_bar: bool,
-    ) -> Iterator[tuple[int, dict[str, float]]]:
-        """:return: the number of gradient steps done and the metrics, at every log point"""
-        chunks = self.training.chunks(self.horizon)
+        self, descent: Descent, chunks: ActionChunks, n_batches: int, log_interval: int, progress_bar: bool
+    ) -> Iterator[dict[str, float]]:
+        """:return: the metrics, at every log point"""
         loss_sum, start = th.zeros((), device=self.policy.device), time.time()
-        epoch, batches = -(-len(chunks) // self.batch_size), _batches(len(chunks), self.batch_size, n_batches, self.rng)
-        batches = progress(batches, n_batches, progress_bar, desc="behavior cloning", unit="batch")
-        for batch, indices in enumerate(batches, start=1):
-            for group in optimizer.param_groups:
-                group["lr"] = self.schedule(1 - (batch - 1) / n_batches)
-            loss = self._loss(chunks[indices], generator, self.random_shift)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            average.update_parameters(actor)
+        rest = range(descent.n_done, n_batches)
+        for done in progress(rest, len(rest), progress_bar, desc="behavior cloning", unit="batch"):
+            rate = self.schedule(1 - done / n_batches)
+            loss = self._loss(chunks[descent.next_batch()], descent.generator, self.random_shift)
+            descent.step(loss, rate)
+            batch = descent.n_done
             loss_sum += loss.detach()
             if batch % log_interval and batch < n_batches:
                 continue
@@ -296,12 +299,13 @@ class BehaviorCloning:
                     f"The behavior-cloning loss became {mean_loss} before batch {batch}; the policy keeps its previous "
                     f"weights. Lower learning_rate={self.schedule(1.0)}, and look at demonstrations.describe() for outliers."
                 )
-            metrics = {"bc/epochs": batch / epoch, "bc/loss": mean_loss, "bc/learning_rate": optimizer.param_groups[0]["lr"]}
+            epoch = -(-len(chunks) // self.batch_size)
+            metrics = {"bc/epochs": batch / epoch, "bc/loss": mean_loss, "bc/learning_rate": rate}
             if self.validation is not None:
-                with averaged_weights(actor, average):
+                with averaged_weights(descent.actor, descent.average):
                     metrics["bc/validation_loss"] = self._validation_loss(self.validation.chunks(self.horizon))
             loss_sum.zero_()
-            yield batch, {**metrics, "bc/time_elapsed": time.time() - start}
+            yield {**metrics, "bc/time_elapsed": time.time() - start}
 
     def _loss(self, batch: ChunkBatch, generator: th.Generator, random_shift: int = 0) -> th.Tensor:
         """Weighted flow-matching loss, mean over the elements that belong to the episode."""
@@ -398,15 +402,3 @@ def _restored_on_error(cloning: BehaviorCloning) -> Iterator[None]:
         raise
     finally:
         policy.set_training_mode(was_training)
-
-
-def _batches(length: int, batch_size: int, n_batches: int, rng: np.random.Generator) -> Iterable[np.ndarray]:
-    """Shuffled passes over the data; the last, smaller minibatch of a pass is kept."""
-    done = 0
-    while True:
-        order = rng.permutation(length)
-        for start in range(0, length, batch_size):
-            if done == n_batches:
-                return
-            done += 1
-            yield order[start : start + batch_size]

@@ -1,5 +1,7 @@
 """Cloning in one line."""
 
+from pathlib import Path
+
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_scoreflow.bc.behavior_cloning import BCCallback, BehaviorCloning
@@ -28,6 +30,7 @@ def pretrain_bc(
     callback: BCCallback | None = None,
     progress_bar: bool = False,
     seed: int | None = None,
+    checkpoint: str | Path | None = None,
 ) -> dict[str, list[float]]:
     """
     Clone demonstrations in one call of :class:`BehaviorCloning`.
@@ -51,6 +54,7 @@ def pretrain_bc(
     :param callback: called at every log point with its metrics; returning False ends training
     :param progress_bar: whether to show a progress bar (needs tqdm)
     :param seed: of split, batches and noise
+    :param checkpoint: file that tells where cloning is, and from which the same call goes on after an interruption
     :return: history: one list per metric
     :raises ValueError: if an argument is impossible, or the demonstrations do not fit the environment; nothing is changed then
     """
@@ -76,4 +80,5 @@ def pretrain_bc(
         log_interval=log_interval,
         callback=callback,
         progress_bar=progress_bar,
+        checkpoint=checkpoint,
     )

@@ -114,6 +114,9 @@ class FlowAlgorithm(SavedAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs, self.rollout_buffer_kwargs = users
+        if self.num_timesteps > 0 and self.seed is not None:
+            # Else training would go on, every time, from the states that it began with
+            self.set_random_seed(int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0] // 2))
         self._count_transitions(0)
         self._warn_of_arguments()
 

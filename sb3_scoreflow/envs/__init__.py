@@ -6,6 +6,7 @@ from sb3_scoreflow.envs.kitchen import KITCHEN_TASK_SETS, FlatKitchen, completed
 from sb3_scoreflow.envs.metaworld import MetaWorldEnv, make_metaworld
 from sb3_scoreflow.envs.robomimic import RobomimicEnv, make_robomimic
 from sb3_scoreflow.envs.select_observations import SelectObservations
+from sb3_scoreflow.envs.state import Resumable
 
 __all__ = [
     "KITCHEN_TASK_SETS",
@@ -13,6 +14,7 @@ __all__ = [
     "EnvPoolVecEnv",
     "FlatKitchen",
     "MetaWorldEnv",
+    "Resumable",
     "RobomimicEnv",
     "SelectObservations",
     "completed_tasks",

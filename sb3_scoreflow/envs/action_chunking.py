@@ -10,9 +10,10 @@ from gymnasium.utils import RecordConstructorArgs
 
 from sb3_scoreflow.common.action_space import check_action_space
 from sb3_scoreflow.envs.chunk_infos import ChunkInfos, check_sum_infos
+from sb3_scoreflow.envs.state import Resumable
 
 
-class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstructorArgs):
+class ActionChunking(Resumable, RecordConstructorArgs):
     """
     Executes a chunk of actions per ``step``, open loop.
 
@@ -38,7 +39,7 @@ class ActionChunking(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], RecordConstr
         sum_infos: str | Sequence[str] = (),
     ) -> None:
         RecordConstructorArgs.__init__(self, horizon=horizon, n_executed=n_executed, discount=discount, sum_infos=sum_infos)
-        super().__init__(env)
+        Resumable.__init__(self, env)
         _check_not_chunked(env)
         n_executed = horizon if n_executed is None else n_executed
         check_chunk_arguments(horizon, n_executed, discount)

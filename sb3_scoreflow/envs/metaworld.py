@@ -18,6 +18,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.wrappers import TimeLimit
 
 from sb3_scoreflow.envs.action_chunking import check_finite
+from sb3_scoreflow.envs.state import attributes_state, env_state, set_attributes, set_env_state
 
 MetaWorldSplit = Literal["train", "test"]
 
@@ -172,6 +173,18 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
     def close(self) -> None:
         for env in self._envs.values():
             env.close()
+
+    def get_checkpoint(self) -> dict[str, Any]:
+        """:return: State within the episode, for :meth:`set_checkpoint`; it pickles"""
+        own = attributes_state(self, frozenset({"_env", "_envs"}))
+        return dict(attributes=own, envs={task: env_state(env) for task, env in self._envs.items()})
+
+    def set_checkpoint(self, state: dict[str, Any]) -> None:
+        """:param state: Of an env with the same arguments"""
+        set_attributes(self, state["attributes"])
+        for task, inner in state["envs"].items():
+            set_env_state(self._make(task), inner)
+        self._env = self._make(self.task)
 
     def _make(self, task: str) -> Any:
         """:return: Meta-World's env of a task, made when it is first needed: each takes some tens of megabytes"""

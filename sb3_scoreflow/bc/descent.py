@@ -1,0 +1,137 @@
+"""Where a run of cloning is, and the file from which it goes on."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from torch.optim.swa_utils import AveragedModel
+
+from sb3_scoreflow.bc.averaging import copy_parameters, warmed_up_average
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
+from sb3_scoreflow.common.utils import ArgumentError, atomic_path
+from sb3_scoreflow.demonstrations import Demonstrations
+
+
+class Descent:
+    """
+    The gradient steps of a policy's actor, with a moving average of its weights.
+
+    :param policy: to be cloned into
+    :param rng: draws the minibatches
+    :param length: number of chunks
+    :param batch_size: chunks per step
+    :param ema_decay: of the average
+    :param learning_rate: at the start
+    :param weight_decay: of AdamW
+    """
+
+    def __init__(
+        self,
+        policy: FlowMatchingPolicy,
+        rng: np.random.Generator,
+        length: int,
+        batch_size: int,
+        ema_decay: float,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        self.policy, self.rng, self.length, self.batch_size = policy, rng, length, batch_size
+        self.generator = th.Generator(device=policy.device)
+        self.generator.manual_seed(int(rng.integers(2**31)))
+        self.actor = th.nn.ModuleList([policy.features_extractor, policy.velocity_field])
+        self.average = AveragedModel(self.actor, multi_avg_fn=warmed_up_average(ema_decay))
+        parameters = [p for p in self.actor.parameters() if p.requires_grad]
+        self.optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        #: Gradient steps done
+        self.n_done = 0
+        self._order, self._next = np.zeros(0, np.int64), 0
+
+    def next_batch(self) -> np.ndarray:
+        """:return: indices of the next minibatch: shuffled passes over the data, the last, smaller one of a pass is kept"""
+        if self._next >= len(self._order):
+            self._order, self._next = self.rng.permutation(self.length), 0
+        indices = self._order[self._next : self._next + self.batch_size]
+        self._next += self.batch_size
+        return indices
+
+    def step(self, loss: th.Tensor, learning_rate: float) -> None:
+        """
+        :param loss: of the minibatch
+        :param learning_rate: of this step
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.average.update_parameters(self.actor)
+        self.n_done += 1
+
+    def finish(self) -> None:
+        """Give the policy the averaged weights."""
+        copy_parameters(self.average.module, self.actor)
+
+    def save(self, path: Path, fingerprint: str, history: dict[str, list[float]]) -> None:
+        """
+        :param path: of the file
+        :param fingerprint: of the run, see :func:`fingerprint_of`
+        :param history: metrics so far
+        :raises OSError: if it cannot be written
+        """
+        state = {
+            "fingerprint": fingerprint,
+            "history": {name: list(values) for name, values in history.items()},
+            "n_done": self.n_done,
+            "policy": self.policy.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "rng": self.rng.bit_generator.state,
+            "order": th.from_numpy(self._order),
+            "next": self._next,
+        }
+        with atomic_path(path) as temporary:
+            th.save(state, temporary)
+
+    def restore(self, path: Path, fingerprint: str) -> dict[str, list[float]]:
+        """
+        :param path: of the file
+        :param fingerprint: of the run
+        :return: metrics so far
+        :raises ArgumentError: if it is no such file, or that of another run
+        :raises OSError: if it cannot be read
+        """
+        try:
+            state: dict[str, Any] = th.load(path, map_location=self.policy.device, weights_only=True)
+            saved = state["fingerprint"]
+        except OSError:
+            raise
+        except Exception as error:  # torch raises what it comes across in a file that is none
+            raise ArgumentError(
+                f"checkpoint={str(path)!r} is no checkpoint of cloning ({error}): pass another path, or delete it."
+            ) from error
+        if saved != fingerprint:
+            raise ArgumentError(
+                f"checkpoint={str(path)!r} is that of another run, with other demonstrations or arguments ({saved}, not "
+                f"{fingerprint}): pass those, or another path, or delete it. Without seed, every run holds out other episodes."
+            )
+        self.policy.load_state_dict(state["policy"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.rng.bit_generator.state = state["rng"]
+        self._order, self._next, self.n_done = state["order"].cpu().numpy(), state["next"], state["n_done"]
+        history: dict[str, list[float]] = state["history"]
+        return history
+
+
+def fingerprint_of(demonstrations: Demonstrations, settings: dict[str, Any]) -> str:
+    """
+    :param demonstrations: those that are trained on
+    :param settings: arguments of the run
+    :return: what tells runs apart
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(demonstrations.actions).tobytes()).hexdigest()[:16]
+    return f"{len(demonstrations)} transitions {digest}, {', '.join(f'{k}={v}' for k, v in settings.items())}"

@@ -1,0 +1,181 @@
+"""The state of an environment within an episode, to go on from it in another process."""
+
+import pickle
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+#: Modules of Gymnasium's environments whose state is in their attributes
+_PYTHON = ("gymnasium.envs.classic_control.",)
+#: And of those that have MuJoCo's ``model`` and ``data``; Meta-World's derive from them
+_MUJOCO = ("gymnasium.envs.mujoco.", "gymnasium_robotics.envs.")
+#: Attributes that never change, or belong to the process: files, windows
+_CONSTANT = frozenset(
+    "spec _cached_spec _saved_kwargs metadata _metadata render_mode mujoco_renderer results_writer _ezpickle_args "
+    "_ezpickle_kwargs screen clock viewer _viewers action_space _action_space observation_space _observation_space".split()
+)
+#: Of MuJoCo's arrays, those that are constant and large, or made anew by every step
+_NOT_STATE = ("mesh_", "tex_", "hfield_", "skin_", "flex", "name", "bvh_", "oct_", "efc_", "text_", "plugin_", "paths", "B_")
+
+
+class NoStateError(Exception):
+    """An environment whose state cannot be saved; the message says which, and why."""
+
+
+class Resumable(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Lets ``learn_resumable`` save an environment in a process of its own (``SubprocVecEnv``) in the middle of an episode.
+    It has to be the outermost wrapper; :class:`~sb3_scoreflow.ActionChunking` does the same.
+
+    :param env: environment
+    """
+
+    def get_checkpoint(self) -> Any:
+        """
+        :return: state of the wrapped environment, which pickles
+        :raises NoStateError: if it cannot be saved
+        """
+        return env_state(self.env)
+
+    def set_checkpoint(self, state: Any) -> None:
+        """:param state: of :meth:`get_checkpoint`"""
+        set_env_state(self.env, state)
+
+
+def has_checkpoints(cls: type) -> bool:
+    """
+    :param cls: of an environment
+    :return: whether it says itself what its state is, by the methods ``get_checkpoint()`` and ``set_checkpoint(state)``
+    """
+    return callable(getattr(cls, "get_checkpoint", None)) and callable(getattr(cls, "set_checkpoint", None))
+
+
+def env_state(env: gym.Env) -> list[tuple[str, Any]]:
+    """
+    What an environment and its wrappers are at this moment. A layer with the methods ``get_checkpoint()`` and
+    ``set_checkpoint(state)`` answers for itself and all that it wraps. Of other wrappers the attributes are saved; of
+    environments, those of Gymnasium's classic control, and of those that derive from Gymnasium's or Gymnasium-Robotics' MuJoCo
+    environments, as Meta-World's do.
+
+    :param env: environment
+    :return: class name and state of every layer, outermost first; it pickles
+    :raises NoStateError: if the state cannot be saved
+    """
+    layers: list[tuple[str, Any]] = []
+    while True:
+        name = type(env).__name__
+        if has_checkpoints(type(env)):
+            return [*layers, (name, env.get_checkpoint())]  # type: ignore[attr-defined]
+        layers.append((name, _layer_state(env)))
+        if not isinstance(env, gym.Wrapper):
+            return layers
+        env = env.env
+
+
+def set_env_state(env: gym.Env, state: list[tuple[str, Any]]) -> None:
+    """
+    :param env: environment, made as the one whose state it is
+    :param state: of :func:`env_state`
+    :raises ValueError: if the environment has other wrappers
+    """
+    expected = [name for name, _ in state]
+    for depth, (name, layer) in enumerate(state):
+        if type(env).__name__ != name:
+            raise ValueError(
+                f"The environment's layer {depth} is {type(env).__name__}, but that of the checkpoint is {name} (its layers "
+                f"are {expected}): make it with the same wrappers."
+            )
+        if has_checkpoints(type(env)):
+            env.set_checkpoint(layer)  # type: ignore[attr-defined]
+            return
+        _set_layer_state(env, layer)
+        if isinstance(env, gym.Wrapper):
+            env = env.env
+
+
+def attributes_state(owner: Any, exclude: frozenset[str] = frozenset()) -> bytes:
+    """
+    :param owner: object
+    :param exclude: names of attributes that are no state
+    :return: its attributes, pickled together, so that those that are the same object stay that
+    :raises NoStateError: if one does not pickle
+    """
+    values = {name: value for name, value in vars(owner).items() if name not in exclude and not _is_constant(value)}
+    try:
+        return pickle.dumps(values)
+    except Exception as error:  # what pickling raises is up to the objects
+        culprits = [name for name, value in values.items() if not _pickles(value)]
+        raise NoStateError(f"attribute(s) {culprits} of {type(owner).__name__} cannot be pickled ({error})") from error
+
+
+def set_attributes(owner: Any, state: bytes) -> None:
+    """
+    :param owner: object
+    :param state: of :func:`attributes_state`
+    """
+    for name, value in pickle.loads(state).items():
+        own = vars(owner).get(name)
+        # A view, of the simulator's memory for instance, has to stay one
+        if isinstance(own, np.ndarray) and own.base is not None and own.shape == np.shape(value) and own.flags.writeable:
+            own[...] = value
+        else:
+            setattr(owner, name, value)
+
+
+def _is_constant(value: Any) -> bool:
+    return isinstance(value, (gym.Env, ModuleType)) or type(value).__module__.startswith("mujoco")
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True
+
+
+def _layer_state(env: gym.Env) -> dict[str, Any]:
+    modules = [f"{cls.__module__}." for cls in type(env).__mro__]
+    simulated = any(module.startswith(_MUJOCO) for module in modules)
+    if not (isinstance(env, gym.Wrapper) or simulated or any(module.startswith(_PYTHON) for module in modules)):
+        raise NoStateError(
+            f"{type(env).__name__} does not say what its state is: give it the methods get_checkpoint(), which returns "
+            "something that pickles, and set_checkpoint(state)"
+        )
+    state: dict[str, Any] = {"attributes": attributes_state(env, _CONSTANT)}
+    state["parts"] = {name: env_state(part) for name, part in _parts(env).items()}
+    if simulated:
+        state["mujoco"] = {name: _arrays(getattr(env, name)) for name in ("model", "data")}
+    return state
+
+
+def _set_layer_state(env: gym.Env, state: dict[str, Any]) -> None:
+    set_attributes(env, state["attributes"])
+    for name, part in state["parts"].items():
+        set_env_state(getattr(env, name), part)
+    for name, arrays in state.get("mujoco", {}).items():
+        target = getattr(env, name)
+        for key, value in arrays.items():
+            if isinstance(value, float):
+                setattr(target, key, value)
+            elif getattr(target, key).shape == value.shape:  # else it is made anew by the next step
+                getattr(target, key)[...] = value
+
+
+def _parts(env: gym.Env) -> dict[str, gym.Env]:
+    """:return: environments that an environment has beside the one that it wraps"""
+    return {name: value for name, value in vars(env).items() if name != "env" and isinstance(value, gym.Env)}
+
+
+def _arrays(struct: Any) -> dict[str, Any]:
+    """:return: copies of the arrays of MuJoCo's model or data, and its time"""
+    arrays: dict[str, Any] = {}
+    for name in dir(struct):
+        if name.startswith(("_", *_NOT_STATE)):
+            continue
+        value = getattr(struct, name)
+        if isinstance(value, np.ndarray) and value.size and value.flags.writeable:
+            arrays[name] = value.copy()
+    return {**arrays, "time": struct.time} if hasattr(struct, "time") else arrays

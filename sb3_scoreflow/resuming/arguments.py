@@ -1,0 +1,61 @@
+"""The arguments of a run, to see whether the call that resumes it is the one that began it."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.utils import ArgumentError
+
+#: Of the machine or of how the run is watched, not of the run
+_NOT_COMPARED = frozenset({"self", "policy", "env", "verbose", "device", "tensorboard_log", "stats_window_size", "moved"})
+
+
+def arguments_of(model: FlowAlgorithm) -> dict[str, str]:
+    """
+    :param model: as it was constructed
+    :return: argument -> description; "default" where it was left out
+    """
+    names = [name for name in inspect.signature(type(model)).parameters if not name.startswith("_") and hasattr(model, name)]
+    given = {name: getattr(model, name) for name in names if name not in _NOT_COMPARED and name not in model._at_default}
+    return {"n_envs": repr(model.n_envs), **{name: describe(value) for name, value in given.items()}}
+
+
+def check_same_arguments(now: dict[str, str], before: dict[str, str], folder: str) -> None:
+    """
+    :param now: of this call
+    :param before: of the call that began the run
+    :param folder: of the run
+    :raises ArgumentError: if they differ
+    """
+    different = [
+        f"{name} was {before.get(name, 'left out')}, is {now.get(name, 'left out')}"
+        for name in sorted(now.keys() | before.keys())
+        if now.get(name) != before.get(name)
+    ]
+    if different:
+        raise ArgumentError(
+            f"The run in folder={folder!r} began with other arguments ({'; '.join(different)}): pass those, or another "
+            "folder for another run. To go on with other arguments, load() the newest checkpoint's model.zip with them, and "
+            "pass that model and another folder."
+        )
+
+
+def describe(value: Any) -> str:
+    """
+    :param value: of an argument
+    :return: what it is, the same in every process
+    """
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {describe(value[key])}" for key in sorted(value, key=str)) + "}"
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(describe(each) for each in value) + ")"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return repr(value.tolist())
+    name = getattr(value, "__qualname__", None)
+    if name is not None:  # a class or a function
+        return f"{value.__module__}.{name}"
+    return f"{type(value).__name__}{describe(vars(value)) if hasattr(value, '__dict__') else ''}"

@@ -1,0 +1,148 @@
+"""A folder of checkpoints: each is written elsewhere and renamed, so that a kill leaves it whole or not there at all."""
+
+import json
+import os
+import pickle
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from sb3_scoreflow.common.utils import ArgumentError
+
+_PREFIX = "checkpoint_"
+_UNFINISHED = ".unfinished_"
+MODEL, STATE, FACTS = "model.zip", "state.pkl.z", "checkpoint.json"
+
+
+class Checkpoint(NamedTuple):
+    """
+    One checkpoint, a folder: ``model.zip``, which the algorithm's ``load`` reads, the rest of the run in ``state.pkl.z``, and
+    facts about it in ``checkpoint.json``.
+    """
+
+    path: Path
+
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps that the model had been trained for."""
+        return int(self.path.name.removeprefix(_PREFIX))
+
+    @property
+    def model(self) -> Path:
+        """File of the model."""
+        return self.path / MODEL
+
+    def facts(self) -> dict[str, Any]:
+        """:return: numbers and strings: "algorithm", "num_timesteps", "score", "log_folder", "versions" """
+        facts = json.loads((self.path / FACTS).read_text())
+        assert isinstance(facts, dict)
+        return facts
+
+    def state(self) -> dict[str, Any]:
+        """:return: the rest of the run; it is unpickled, which executes what is in it"""
+        state = pickle.loads(zlib.decompress((self.path / STATE).read_bytes()))
+        assert isinstance(state, dict)
+        return state
+
+
+class CheckpointFolder:
+    """
+    The checkpoints of one run.
+
+    :param path: folder, made if it is missing
+    :param keep: how many of the newest are kept, at least 1, beside the one with the highest score
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path, self.keep = path, keep
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock", timeout=0)
+
+    def __enter__(self) -> "CheckpointFolder":
+        """:raises ArgumentError: if another process is at it"""
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise ArgumentError(
+                f"folder={str(self.path)!r} is used by another process, which trains there: wait for its end, or pass another "
+                "folder."
+            ) from error
+        for leftover in self.path.glob(f"{_UNFINISHED}*"):  # of a process that was killed: nobody else has the lock
+            shutil.rmtree(leftover)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def all(self) -> list[Checkpoint]:
+        """:return: the checkpoints, oldest first"""
+        found = [Checkpoint(path) for path in self.path.glob(f"{_PREFIX}*") if path.is_dir()]
+        return sorted(found, key=lambda checkpoint: checkpoint.num_timesteps)
+
+    def newest(self) -> Checkpoint | None:
+        """:return: the one to go on from, None if there is none"""
+        return max(self.all(), key=lambda checkpoint: checkpoint.num_timesteps, default=None)
+
+    def write(self, model: Any, include: tuple[str, ...], state: dict[str, Any], facts: dict[str, Any]) -> Checkpoint:
+        """
+        Write a checkpoint, and remove those that are not kept.
+
+        :param model: the algorithm
+        :param include: attributes to save with it beyond the usual ones
+        :param state: the rest of the run, which pickles
+        :param facts: see :meth:`Checkpoint.facts`
+        :return: the checkpoint
+        :raises OSError: if the disk is full, for instance; the checkpoints of before are still there
+        """
+        name = f"{_PREFIX}{model.num_timesteps:012d}"
+        unfinished = self.path / f"{_UNFINISHED}{name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            model.save(unfinished / MODEL, include=include)
+            (unfinished / STATE).write_bytes(zlib.compress(pickle.dumps(state), 1))
+            (unfinished / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+            for file in (MODEL, STATE, FACTS):
+                _to_disk(unfinished / file)
+            _to_disk(unfinished)
+            self._discard(self.path / name)  # of the same moment: the end of a run that is prolonged
+            os.replace(unfinished, self.path / name)
+            _to_disk(self.path)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        self._prune()
+        return Checkpoint(self.path / name)
+
+    def best(self) -> Checkpoint | None:
+        """:return: the checkpoint with the highest score, None if none has one"""
+        scored = [(float(score), each) for each in self.all() if (score := each.facts()["score"]) is not None]
+        return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+    def _prune(self) -> None:
+        best = self.best()
+        for checkpoint in self.all()[: -self.keep]:
+            if checkpoint != best:
+                self._discard(checkpoint.path)
+
+    def _discard(self, path: Path) -> None:
+        """Remove a checkpoint; one that is removed in part only is none any more."""
+        if path.exists():
+            target = path.with_name(f"{_UNFINISHED}{path.name}_old")
+            os.replace(path, target)
+            shutil.rmtree(target)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's, or folder's, content is on the disk: renaming is fast, and power may fail."""
+    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,26 @@
+"""The state of all global random generators."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch as th
+
+
+def generator_states() -> dict[str, Any]:
+    """:return: states of the generators of Python, NumPy and torch, those of CUDA included; they pickle"""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002  # the one that Stable-Baselines3 draws from
+        "torch": th.get_rng_state(),
+        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+    }
+
+
+def set_generator_states(states: dict[str, Any]) -> None:
+    """:param states: of :func:`generator_states`; those of CUDA are left out where there are other devices"""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    th.set_rng_state(states["torch"])
+    if th.cuda.is_available() and len(states["cuda"]) == th.cuda.device_count():
+        th.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,110 @@
+"""Cloning that was interrupted goes on from its file, and ends as if it had not been."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_scoreflow import ScoReFlowPPO, pretrain_bc
+from tests.bc.helpers import make_demonstrations, make_model
+
+SETTINGS: dict[str, Any] = dict(
+    n_batches=50, batch_size=16, log_interval=10, critic_batches=20, validation_fraction=0.25, seed=1
+)
+
+
+class Killed(Exception):
+    pass
+
+
+def clone(checkpoint: Path | str | None, kill_at: int | None = None, **kwargs: Any) -> tuple[ScoReFlowPPO, dict[str, list[float]]]:
+    """A call of ``pretrain_bc`` in a script that makes its model anew; it ends at a log point as if it were killed there."""
+    model, calls = make_model(), []
+
+    def callback(metrics: dict[str, float]) -> None:
+        calls.append(metrics)
+        if len(calls) == kill_at:
+            raise Killed
+
+    arguments = {**SETTINGS, **kwargs}
+    return model, pretrain_bc(model, make_demonstrations(), callback=callback, checkpoint=checkpoint, **arguments)
+
+
+def same(a: Any, b: Any) -> bool:
+    ours, theirs = a.policy.state_dict(), b.policy.state_dict()
+    return all(th.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("kills", [[1], [2, 1], [5], [1, 1, 1, 1, 1]])
+def test_interrupted_clone_equals_the_uninterrupted(kills: list[int], tmp_path: Path) -> None:
+    whole, history = clone(None)
+    path = tmp_path / "clone.pt"
+    for kill_at in kills:
+        with pytest.raises(Killed):
+            clone(path, kill_at)
+        assert path.exists()
+    resumed, resumed_history = clone(path)
+    assert same(resumed, whole) and not path.exists()
+    for name in history.keys() - {"bc/time_elapsed"}:
+        assert resumed_history[name] == history[name], name
+    assert history["batch"] == [10, 20, 30, 40, 50] and len(history["bc/critic_loss"]) == 1
+
+
+def test_the_comparison_can_fail(tmp_path: Path) -> None:
+    whole, _ = clone(None, n_batches=100)
+    path = tmp_path / "clone.pt"
+    for part in ("generator", "rng", "optimizer", "average", "order"):
+        with pytest.raises(Killed):
+            clone(path, 8, n_batches=100)  # when the average has begun to be one
+        state = th.load(path, weights_only=True)
+        if part == "generator":
+            state[part] = th.Generator().manual_seed(5).get_state()
+        elif part == "rng":
+            state[part] = np.random.default_rng(5).bit_generator.state
+        elif part == "optimizer":
+            state[part]["state"] = {}
+        elif part == "average":
+            state[part] = {name: value * 1.5 if value.is_floating_point() else value for name, value in state[part].items()}
+        else:
+            state[part] = state[part].flip(0)
+        th.save(state, path)
+        assert not same(clone(path, n_batches=100)[0], whole), part
+
+
+def test_ctrl_c_leaves_the_file(tmp_path: Path) -> None:
+    model = make_model()
+
+    def interrupt(_: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "clone.pt"
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_bc(model, make_demonstrations(), callback=interrupt, checkpoint=path, **SETTINGS)
+    assert path.exists() and same(clone(str(path))[0], clone(None)[0])
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "clone.pt"
+    with pytest.raises(Killed):
+        clone(path, 2)
+    for other in (dict(n_batches=60), dict(learning_rate=1e-4), dict(seed=2)):
+        with pytest.raises(ValueError, match=r"checkpoint=.*clone.pt' is that of another run.*delete it"):
+            clone(path, **other)
+    with pytest.raises(ValueError, match="other demonstrations"):
+        pretrain_bc(make_model(), make_demonstrations(n=50), checkpoint=path, **SETTINGS)
+    path.unlink()  # the remedy
+    clone(path, n_batches=60)
+
+
+@pytest.mark.parametrize("content", [b"", b"something else", b"PK\\x03\\x04"])
+def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "clone.pt"
+    path.write_bytes(content)
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    with pytest.raises(ValueError, match="is no checkpoint of cloning"):
+        pretrain_bc(model, make_demonstrations(), checkpoint=path, **SETTINGS)
+    assert all(th.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
+    assert path.read_bytes() == content
