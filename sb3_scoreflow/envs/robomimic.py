@@ -17,6 +17,8 @@ from gymnasium.error import ResetNeeded
 from sb3_scoreflow.envs.action_chunking import check_finite
 from sb3_scoreflow.envs.robosuite_control import OperationalSpaceControl, can_control
 from sb3_scoreflow.envs.robosuite_settings import Settings, import_robosuite, quiet, read_settings
+from sb3_scoreflow.envs.robosuite_state import numbers_of, robosuite_state, set_numbers, set_robosuite_state
+from sb3_scoreflow.envs.state import NoStateError
 
 Observation = dict[str, np.ndarray]
 
@@ -147,6 +149,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         self._n_steps = 0
         self._is_running = False
         self._is_success = False
+        self._episode_seed: int | None = None
         self._control: OperationalSpaceControl | None = None
         try:
             self._check_cameras((*cameras, render_camera) if render_mode else cameras)
@@ -159,9 +162,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        with _global_seed(int(self.np_random.integers(2**32))), quiet():
-            self.robosuite_env.reset()
-        return self._begin()
+        return self._reset_by(int(self.np_random.integers(2**32)))
 
     def reset_to(self, state: np.ndarray, model_xml: str | None = None) -> tuple[Observation, dict[str, Any]]:
         """
@@ -173,6 +174,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         :return: Observation and info, as from ``reset``
         :raises ValueError: if the state does not fit the model
         """
+        self._episode_seed = None
         with quiet():
             if model_xml is None:
                 self.robosuite_env.deterministic_reset = True  # nothing is drawn, no model either
@@ -249,6 +251,29 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
     def model_xml(self) -> str:
         """The model of the simulation."""
         return str(self.robosuite_env.sim.model.get_xml())
+
+    def get_checkpoint(self) -> dict[str, Any]:
+        """
+        :return: State within the episode, for :meth:`set_checkpoint`; it pickles
+        :raises NoStateError: before the first ``reset``, and in an episode that was begun by :meth:`reset_to`
+        """
+        if self._episode_seed is None:
+            raise NoStateError("RobomimicEnv has no state before reset(), nor in an episode that reset_to() has begun")
+        return dict(own={**numbers_of(self), "np_random": self.np_random}, robosuite=robosuite_state(self.robosuite_env))
+
+    def set_checkpoint(self, state: dict[str, Any]) -> None:
+        """:param state: Of an env with the same arguments"""
+        # Begun by the same draws, it has the same model: one that is compiled from XML again would be rounded
+        self._reset_by(state["own"]["_episode_seed"])
+        set_robosuite_state(self.robosuite_env, state["robosuite"])
+        set_numbers(self, state["own"])
+
+    def _reset_by(self, seed: int) -> tuple[Observation, dict[str, Any]]:
+        """:return: What ``reset`` returns, for an episode that is drawn from ``seed``"""
+        self._episode_seed = seed
+        with _global_seed(seed), quiet():
+            self.robosuite_env.reset()
+        return self._begin()
 
     def _begin(self) -> tuple[Observation, dict[str, Any]]:
         """:return: What ``reset`` returns"""

@@ -1,7 +1,7 @@
 """The state of an environment within an episode, to go on from it in another process."""
 
 import pickle
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -125,7 +125,7 @@ def set_attributes(owner: Any, state: bytes) -> None:
 
 
 def _is_constant(value: Any) -> bool:
-    return isinstance(value, (gym.Env, ModuleType)) or type(value).__module__.startswith("mujoco")
+    return isinstance(value, (gym.Env, ModuleType, FunctionType, MethodType)) or type(value).__module__.startswith("mujoco")
 
 
 def _pickles(value: Any) -> bool:
@@ -147,7 +147,7 @@ def _layer_state(env: gym.Env) -> dict[str, Any]:
     state: dict[str, Any] = {"attributes": attributes_state(env, _CONSTANT)}
     state["parts"] = {name: env_state(part) for name, part in _parts(env).items()}
     if simulated:
-        state["mujoco"] = {name: _arrays(getattr(env, name)) for name in ("model", "data")}
+        state["mujoco"] = {name: mujoco_arrays(getattr(env, name)) for name in ("model", "data")}
     return state
 
 
@@ -156,12 +156,7 @@ def _set_layer_state(env: gym.Env, state: dict[str, Any]) -> None:
     for name, part in state["parts"].items():
         set_env_state(getattr(env, name), part)
     for name, arrays in state.get("mujoco", {}).items():
-        target = getattr(env, name)
-        for key, value in arrays.items():
-            if isinstance(value, float):
-                setattr(target, key, value)
-            elif getattr(target, key).shape == value.shape:  # else it is made anew by the next step
-                getattr(target, key)[...] = value
+        set_mujoco_arrays(getattr(env, name), arrays)
 
 
 def _parts(env: gym.Env) -> dict[str, gym.Env]:
@@ -169,8 +164,11 @@ def _parts(env: gym.Env) -> dict[str, gym.Env]:
     return {name: value for name, value in vars(env).items() if name != "env" and isinstance(value, gym.Env)}
 
 
-def _arrays(struct: Any) -> dict[str, Any]:
-    """:return: copies of the arrays of MuJoCo's model or data, and its time"""
+def mujoco_arrays(struct: Any) -> dict[str, Any]:
+    """
+    :param struct: MuJoCo's model or data
+    :return: copies of its arrays, without large ones that are constant, and its time; they pickle
+    """
     arrays: dict[str, Any] = {}
     for name in dir(struct):
         if name.startswith(("_", *_NOT_STATE)):
@@ -179,3 +177,15 @@ def _arrays(struct: Any) -> dict[str, Any]:
         if isinstance(value, np.ndarray) and value.size and value.flags.writeable:
             arrays[name] = value.copy()
     return {**arrays, "time": struct.time} if hasattr(struct, "time") else arrays
+
+
+def set_mujoco_arrays(struct: Any, arrays: dict[str, Any]) -> None:
+    """
+    :param struct: MuJoCo's model or data
+    :param arrays: of :func:`mujoco_arrays`, of an equal model
+    """
+    for name, value in arrays.items():
+        if isinstance(value, float):
+            setattr(struct, name, value)
+        elif getattr(struct, name).shape == value.shape:  # else it is made anew by the next step
+            getattr(struct, name)[...] = value

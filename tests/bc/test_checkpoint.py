@@ -19,7 +19,9 @@ class Killed(Exception):
     pass
 
 
-def clone(checkpoint: Path | str | None, kill_at: int | None = None, **kwargs: Any) -> tuple[ScoReFlowPPO, dict[str, list[float]]]:
+def clone(
+    checkpoint: Path | str | None, kill_at: int | None = None, **kwargs: Any
+) -> tuple[ScoReFlowPPO, dict[str, list[float]]]:
     """A call of ``pretrain_bc`` in a script that makes its model anew; it ends at a log point as if it were killed there."""
     model, calls = make_model(), []
 

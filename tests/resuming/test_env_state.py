@@ -1,6 +1,7 @@
 """An environment whose state was saved goes on as if it had not been: observations, rewards and resets, to the last bit."""
 
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +9,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.wrappers import NormalizeObservation, TransformObservation
+from gymnasium.wrappers import FlattenObservation, NormalizeObservation
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_scoreflow import ActionChunking
-from sb3_scoreflow.envs import Resumable, make_kitchen, make_metaworld
+from sb3_scoreflow.envs import Resumable, make_kitchen, make_metaworld, make_robomimic
 from sb3_scoreflow.envs.state import NoStateError, attributes_state, env_state, set_attributes, set_env_state
 
 
@@ -82,6 +83,25 @@ def test_kitchen() -> None:
     check(lambda: make_kitchen(max_episode_steps=20), n_after=25)
 
 
+@pytest.mark.parametrize("task", ["lift", "can", "square"])
+def test_robosuite(task: str) -> None:
+    pytest.importorskip("robosuite")
+    check(lambda: FlattenObservation(make_robomimic(task, horizon=20)), n_after=25)
+
+
+def test_robosuite_episodes_that_cannot_be_begun_again() -> None:
+    pytest.importorskip("robosuite")
+    env = make_robomimic("lift", horizon=20)
+    with pytest.raises(NoStateError, match="before reset"):
+        env_state(env)
+    env.reset(seed=0)
+    env_state(env)
+    env.reset_to(env.state)
+    with pytest.raises(NoStateError, match="reset_to"):
+        env_state(env)
+    env.close()
+
+
 def test_gymnasium_robotics() -> None:
     robotics = pytest.importorskip("gymnasium_robotics")
     gym.register_envs(robotics)
@@ -115,8 +135,9 @@ def test_environments_that_do_not_tell() -> None:
 
 
 def test_attributes_that_do_not_pickle() -> None:
-    env = TransformObservation(gym.make("Pendulum-v1"), lambda x: x, None)
-    with pytest.raises(NoStateError, match=r"\['func'\] of TransformObservation cannot be pickled"):
+    env = Monitor(gym.make("Pendulum-v1"))
+    env.lock = threading.Lock()  # type: ignore[attr-defined]
+    with pytest.raises(NoStateError, match=r"\['lock'\] of Monitor cannot be pickled"):
         env_state(env)
 
 

@@ -1,0 +1,91 @@
+"""
+What a robosuite environment is in the middle of an episode: the arrays of its simulation, and the numbers that its robots,
+controllers, grippers and observables keep.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sb3_scoreflow.envs.state import mujoco_arrays, set_mujoco_arrays
+
+_PLAIN = (bool, int, float, str, bytes, type(None), np.ndarray, np.generic, np.random.Generator, np.random.RandomState)
+#: The model as MJCF, what draws it, and the simulation, whose arrays are saved by themselves
+_NOT_STATE = frozenset({"sim", "model", "robot_model", "viewer", "placement_initializer", "deterministic_reset"})
+#: Descriptions of models; grippers, which are among them, keep what they were told to do
+_DESCRIPTIONS = tuple(f"robosuite.models.{part}" for part in ("tasks", "arenas", "objects", "robots", "bases", "base"))
+
+
+def robosuite_state(env: Any) -> dict[str, Any]:
+    """
+    :param env: robosuite's
+    :return: its state within the episode; it pickles
+    """
+    simulation = env.sim.model._model, env.sim.data._data
+    return dict(arrays=[mujoco_arrays(each) for each in simulation], numbers={name: own for name, _, own in _objects(env)})
+
+
+def set_robosuite_state(env: Any, state: dict[str, Any]) -> None:
+    """
+    :param env: robosuite's, with the episode begun as that of the state
+    :param state: of :func:`robosuite_state`
+    """
+    for target, arrays in zip((env.sim.model._model, env.sim.data._data), state["arrays"], strict=True):
+        set_mujoco_arrays(target, arrays)
+    for name, owner, _ in list(_objects(env)):
+        set_numbers(owner, state["numbers"][name])
+
+
+def numbers_of(owner: Any) -> dict[str, Any]:
+    """
+    :param owner: any object
+    :return: those of its attributes that are numbers, strings, arrays, generators, or collections of them
+    """
+    return {name: value for name, value in vars(owner).items() if name not in _NOT_STATE and _is_plain(value)}
+
+
+def set_numbers(owner: Any, numbers: dict[str, Any]) -> None:
+    """
+    :param owner: object
+    :param numbers: of :func:`numbers_of`
+    """
+    for name, value in numbers.items():
+        setattr(owner, name, value)
+
+
+def _objects(env: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """:return: every object of robosuite's that an environment is made of: the way to it, itself, and its numbers"""
+    seen: set[int] = set()
+    rest: list[tuple[str, Any]] = [("env", env)]
+    while rest:
+        name, owner = rest.pop()
+        if id(owner) in seen:
+            continue
+        seen.add(id(owner))
+        yield name, owner, numbers_of(owner)
+        for key, value in vars(owner).items():
+            if key not in _NOT_STATE and not _is_plain(value):
+                rest += [(f"{name}.{key}{place}", part) for place, part in _parts(value) if _is_robosuites(part)]
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [(f"[{key}]", part) for key, part in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{index}]", part) for index, part in enumerate(value)]
+    return [("", value)]
+
+
+def _is_robosuites(value: Any) -> bool:
+    module = type(value).__module__
+    return module.startswith("robosuite.") and not module.startswith(("robosuite.utils.binding", *_DESCRIPTIONS))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(part) for pair in value.items() for part in pair)
+    if isinstance(value, (list, tuple, deque)):
+        return all(_is_plain(part) for part in value)
+    return isinstance(value, _PLAIN) and getattr(value, "dtype", None) != np.dtype(object)
