@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -214,14 +215,28 @@ class FlowAlgorithm(SavedAlgorithm):
         """
         if self.device.type == "cpu":
             warn_of_threads(th.get_num_threads(), usable_cores())
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,  # type: ignore[arg-type]
-            tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        try:
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,  # type: ignore[arg-type]
+                tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        finally:
+            self._close_event_files()
+
+    def _close_event_files(self) -> None:
+        """
+        Each call of ``learn`` has a logger of its own, whose event file stays open, with a thread that writes to it, until the
+        process ends. It is opened again if something is logged later. A logger of the user's is left alone.
+        """
+        if self._custom_logger or not hasattr(self, "_logger"):
+            return
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat) and output.writer is not None:
+                output.writer.close()
 
     def _setup_learn(
         self,
