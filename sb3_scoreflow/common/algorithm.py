@@ -25,6 +25,7 @@ from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
 from sb3_scoreflow.common.saved_algorithm import SavedAlgorithm
 from sb3_scoreflow.common.saved_files import WrongPolicyError, cloning_of
+from sb3_scoreflow.common.stored_defaults import buffer_arguments, complete, policy_arguments
 from sb3_scoreflow.common.utils import ArgumentError, usable_cores, warn, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
@@ -66,6 +67,7 @@ class FlowAlgorithm(SavedAlgorithm):
         self.n_transitions = 0
         #: What the policy was cloned from, and how, in plain numbers and strings; None if it was not. Saved with the model
         self.cloning: dict[str, Any] | None = None
+        self._built_from: dict[str, dict[str, Any]] = {"policy": {}, "buffer": {}}
 
     # ------------------------------------------------------------------ set-up, also on loading
 
@@ -109,12 +111,17 @@ class FlowAlgorithm(SavedAlgorithm):
             raise ArgumentError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
         check_policy_kwargs(self.policy_class, self.policy_kwargs)
         users = self.policy_kwargs, self.rollout_buffer_kwargs
-        self.policy_kwargs = {**self.policy_kwargs, **own}
-        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, **self._buffer_arguments()}
+        self.policy_kwargs = {**complete(self.policy_kwargs, self._built_from["policy"], self.policy_class), **own}
+        self.rollout_buffer_kwargs = self._all_buffer_arguments()
         try:
             super()._setup_model()
         finally:
             self.policy_kwargs, self.rollout_buffer_kwargs = users
+        buffer_class = type(self.rollout_buffer)
+        self._built_from = {
+            "policy": policy_arguments(self.policy, own),
+            "buffer": buffer_arguments(buffer_class, self._all_buffer_arguments()),
+        }
         self._count_transitions(0)
         self._warn_of_arguments()
 
@@ -128,9 +135,14 @@ class FlowAlgorithm(SavedAlgorithm):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
-            **self.rollout_buffer_kwargs,
-            **self._buffer_arguments(),
+            **self._all_buffer_arguments(),
         )
+
+    def _all_buffer_arguments(self) -> dict[str, Any]:
+        """The user's, those that the file was written with where they were left out, and the algorithm's own."""
+        assert self.rollout_buffer_class is not None
+        stored = self._built_from["buffer"]
+        return {**complete(self.rollout_buffer_kwargs, stored, self.rollout_buffer_class), **self._buffer_arguments()}
 
     def on_pretrained(self) -> None:
         """
