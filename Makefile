@@ -12,6 +12,8 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 # Processes that share the tests out among them; each takes about 2 GB.
 PYTEST_WORKERS ?= 2
+# Of each property, in `make test-properties`
+EXAMPLES ?= 10000
 
 # One thread. With networks of this size, OpenMP threads that spin while they wait make training 10-20x slower
 # as soon as another process (an env worker, a second run) wants the same core. `make OMP_NUM_THREADS=4 ...` overrides.
@@ -20,7 +22,7 @@ export OMP_NUM_THREADS = 1
 export MALLOC_MMAP_THRESHOLD_ = 1073741824
 export MALLOC_TRIM_THRESHOLD_ = 1073741824
 
-.PHONY: help install demo test test-slow lint format type check-codestyle commit-checks doc benchmark benchmark-speed build clean
+.PHONY: help install demo test test-slow test-properties test-matrix lint format type check-codestyle commit-checks doc benchmark benchmark-speed build clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +48,12 @@ test: $(STAMP)  ## Run the tests (without those marked slow), with branch covera
 
 test-slow: $(STAMP)  ## Run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-properties: $(STAMP)  ## Try each property on 10,000 random examples (make EXAMPLES=1000 ... for fewer)
+	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/properties --hypothesis-profile nightly $(PYTEST_ARGS)
+
+test-matrix: $(STAMP)  ## Run the core's tests with the oldest and the newest versions of what it needs
+	$(BIN)/python .ci/matrix.py
 
 lint: $(STAMP)  ## Check the code with ruff
 	$(BIN)/ruff check .

@@ -1,5 +1,17 @@
-"""One torch thread: with networks of test size, waiting OpenMP threads cost more than they bring."""
+"""
+One torch thread: with networks of test size, waiting OpenMP threads cost more than they bring.
+
+Properties are tried on few examples, the same ones every time; on as many as are wanted with ``make test-properties``.
+"""
+
+import os
 
 import torch as th
+from hypothesis import HealthCheck, settings
 
 th.set_num_threads(1)
+
+ANY_TIME = settings(deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("few", ANY_TIME, max_examples=20, derandomize=True, database=None)
+settings.register_profile("nightly", ANY_TIME, max_examples=int(os.environ.get("EXAMPLES", 10_000)), print_blob=True)
+settings.load_profile("few")  # --hypothesis-profile takes another one

@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -24,6 +25,7 @@ from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
 from sb3_scoreflow.common.saved_algorithm import SavedAlgorithm
 from sb3_scoreflow.common.saved_files import WrongPolicyError, cloning_of
+from sb3_scoreflow.common.stored_defaults import buffer_arguments, complete, policy_arguments
 from sb3_scoreflow.common.utils import ArgumentError, usable_cores, warn, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
@@ -65,6 +67,7 @@ class FlowAlgorithm(SavedAlgorithm):
         self.n_transitions = 0
         #: What the policy was cloned from, and how, in plain numbers and strings; None if it was not. Saved with the model
         self.cloning: dict[str, Any] | None = None
+        self._built_from: dict[str, dict[str, Any]] = {"policy": {}, "buffer": {}}
 
     # ------------------------------------------------------------------ set-up, also on loading
 
@@ -108,8 +111,8 @@ class FlowAlgorithm(SavedAlgorithm):
             raise ArgumentError(f"policy_kwargs must not contain {clash}: pass them to {type(self).__name__} itself.")
         check_policy_kwargs(self.policy_class, self.policy_kwargs)
         users = self.policy_kwargs, self.rollout_buffer_kwargs
-        self.policy_kwargs = {**self.policy_kwargs, **own}
-        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, **self._buffer_arguments()}
+        self.policy_kwargs = {**complete(self.policy_kwargs, self._built_from["policy"], self.policy_class), **own}
+        self.rollout_buffer_kwargs = self._all_buffer_arguments()
         try:
             super()._setup_model()
         finally:
@@ -117,6 +120,11 @@ class FlowAlgorithm(SavedAlgorithm):
         if self.num_timesteps > 0 and self.seed is not None:
             # Else training would go on, every time, from the states that it began with
             self.set_random_seed(int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0] // 2))
+        buffer_class = type(self.rollout_buffer)
+        self._built_from = {
+            "policy": policy_arguments(self.policy, own),
+            "buffer": buffer_arguments(buffer_class, self._all_buffer_arguments()),
+        }
         self._count_transitions(0)
         self._warn_of_arguments()
 
@@ -130,9 +138,14 @@ class FlowAlgorithm(SavedAlgorithm):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
-            **self.rollout_buffer_kwargs,
-            **self._buffer_arguments(),
+            **self._all_buffer_arguments(),
         )
+
+    def _all_buffer_arguments(self) -> dict[str, Any]:
+        """The user's, those that the file was written with where they were left out, and the algorithm's own."""
+        assert self.rollout_buffer_class is not None
+        stored = self._built_from["buffer"]
+        return {**complete(self.rollout_buffer_kwargs, stored, self.rollout_buffer_class), **self._buffer_arguments()}
 
     def on_pretrained(self) -> None:
         """
@@ -217,14 +230,28 @@ class FlowAlgorithm(SavedAlgorithm):
         """
         if self.device.type == "cpu":
             warn_of_threads(th.get_num_threads(), usable_cores())
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,  # type: ignore[arg-type]
-            tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        try:
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,  # type: ignore[arg-type]
+                tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        finally:
+            self._close_event_files()
+
+    def _close_event_files(self) -> None:
+        """
+        Each call of ``learn`` has a logger of its own, whose event file stays open, with a thread that writes to it, until the
+        process ends. It is opened again if something is logged later. A logger of the user's is left alone.
+        """
+        if self._custom_logger or not hasattr(self, "_logger"):
+            return
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat) and output.writer is not None:
+                output.writer.close()
 
     def _setup_learn(
         self,

@@ -18,8 +18,9 @@ class ArgumentResolution(OnPolicyAlgorithm):
     An algorithm whose attributes show what its arguments are now.
 
     An argument left at None gets its default by whether the policy is pretrained, and for the environment at hand. Which were
-    left at None is kept, and saved: they are resolved anew on loading and after pretraining. It is abstract: subclasses
-    declare the tables.
+    left at None is kept, and saved, with what their values were chosen by: they are resolved anew when that changes, by
+    loading with another environment or by pretraining. Else a model keeps its values, also when a later release has other
+    defaults. It is abstract: subclasses declare the tables.
     """
 
     #: What the arguments may be
@@ -30,6 +31,9 @@ class ArgumentResolution(OnPolicyAlgorithm):
     sizes: ClassVar[tuple[str, ...]] = ("n_steps",)
     policy: FlowMatchingPolicy  # type: ignore[assignment]
     n_transitions: int
+    #: Arguments left at None -> what their values were chosen by, as a file can hold it
+    _at_default: dict[str, Any]
+    _was_pretrained: bool
 
     def __setattr__(self, name: str, value: Any) -> None:
         """
@@ -39,7 +43,7 @@ class ArgumentResolution(OnPolicyAlgorithm):
         name = "learning_rate" if name == "lr_schedule" else name
         super().__setattr__(name, value)
         if name in self.__dict__.get("_at_default", ()):
-            self._at_default.remove(name)
+            del self._at_default[name]
         if name == "learning_rate" and value is not None and "lr_schedule" in self.__dict__:
             self._setup_lr_schedule()
 
@@ -67,19 +71,32 @@ class ArgumentResolution(OnPolicyAlgorithm):
 
     @property
     def _pretrained(self) -> bool:
-        return hasattr(self, "policy") and bool(self.policy.pretrained > 0.5)
+        if not hasattr(self, "policy"):  # not yet: the file knows
+            return bool(self.__dict__.get("_was_pretrained", False))
+        return bool(self.policy.pretrained > 0.5)
 
     def _default(self, name: str) -> Any:
         """What an argument left at None is now, by whether the policy is pretrained, and for the environment at hand."""
         return self.defaults["pretrained" if self._pretrained else "scratch"][name]
 
+    def _default_depends_on(self, name: str) -> list[Any]:
+        """
+        :param name: of an argument that may be left at None
+        :return: what decides its default, beside the tables; plain numbers, lists and dictionaries
+        """
+        return [self._pretrained, self.n_envs] if name in self.sizes else [self._pretrained]
+
     def _resolve_defaults(self) -> None:
-        """Give arguments left at None their values."""
+        """Give arguments left at None their values, unless they have those for the same circumstances."""
         given = self.__dict__.pop("_given", ())  # those that `load` was called with
         names = (*self.defaults["scratch"], *self.sizes)
-        before = [name for name in self.__dict__.get("_at_default", ()) if name not in given]
-        self._at_default = sorted({*before, *(name for name in names if getattr(self, name) is None)})
-        self.__dict__.update({name: self._default(name) for name in self._at_default})
+        before = {name: about for name, about in self.__dict__.get("_at_default", {}).items() if name not in given}
+        missing = [name for name in names if name not in before and getattr(self, name) is None]
+        self._at_default = {**before, **dict.fromkeys(missing)}
+        self._was_pretrained = self._pretrained
+        about = {name: self._default_depends_on(name) for name in self._at_default}
+        self.__dict__.update({name: self._default(name) for name in about if about[name] != before.get(name)})
+        self._at_default = about
         self._setup_lr_schedule()
 
     def _schedule(self, name: str) -> FloatSchedule:

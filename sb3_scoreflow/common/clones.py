@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
+from sb3_scoreflow.common.stored_defaults import complete
 
 #: What decides how an actor acts, and cannot be seen in its weights' shapes alone.
 _ARCHITECTURE = (
@@ -72,7 +73,10 @@ def _read(path: Path, device: th.device | str) -> tuple[Any, dict[str, Any], dic
         assert data is not None
         state: Any = parameters["policy"]
         spaces = {name: data[name] for name in ("observation_space", "action_space")}
-        return data.get("policy_class"), {**data.get("policy_kwargs", {}), **spaces, "lr_schedule": schedule}, state
+        policy_class, arguments = data.get("policy_class"), data.get("policy_kwargs", {})
+        if isinstance(policy_class, type):
+            arguments = complete(arguments, data.get("_built_from", {}).get("policy", {}), policy_class)
+        return policy_class, {**arguments, **spaces, "lr_schedule": schedule}, state
     try:
         saved = th.load(path, map_location=device if device != "auto" else "cpu", weights_only=False)
         state, arguments = saved["state_dict"], saved["data"]

@@ -1,6 +1,8 @@
 """Features extractors for camera images, alone or beside a robot's state."""
 
+import inspect
 import math
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -183,3 +185,14 @@ class ViTExtractor(BaseFeaturesExtractor):
         """
         parts = observations if isinstance(observations, dict) else {"": observations}
         return th.cat([encoder(parts[key]) for key, encoder in zip(self.keys, self.encoders, strict=True)], dim=1)
+
+
+def default_arguments(extractor: type[BaseFeaturesExtractor]) -> dict[str, Any]:
+    """
+    :param extractor: class of a features extractor
+    :return: what :class:`ViTExtractor` is built with where it is not told, for files to keep; nothing for other classes
+    """
+    if extractor is not ViTExtractor:
+        return {}
+    parameters = {**inspect.signature(PatchTransformer).parameters, **inspect.signature(ViTExtractor).parameters}
+    return {p.name: p.default for p in parameters.values() if p.default is not p.empty and p.name != "normalized_image"}

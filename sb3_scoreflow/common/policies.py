@@ -18,7 +18,7 @@ from torch import nn
 from sb3_scoreflow.common import flow
 from sb3_scoreflow.common.action_space import check_action_space, decode_action
 from sb3_scoreflow.common.averaging import AveragedActor
-from sb3_scoreflow.common.encoders import ViTExtractor, random_shift
+from sb3_scoreflow.common.encoders import ViTExtractor, default_arguments, random_shift
 from sb3_scoreflow.common.net_arch import resolve_net_arch
 from sb3_scoreflow.common.networks import ObservationNormalizer, VelocityField
 from sb3_scoreflow.common.observations import batch_size, blocks, image_keys, take
@@ -110,7 +110,7 @@ class FlowMatchingPolicy(AveragedActor, BasePolicy):
             # the weights once.
             adam = issubclass(optimizer_class, (th.optim.Adam, th.optim.AdamW))
             optimizer_kwargs = {"eps": 1e-5, "fused": True} if adam else {}
-        features_extractor_kwargs = dict(features_extractor_kwargs or {})
+        features_extractor_kwargs = {**default_arguments(features_extractor_class), **(features_extractor_kwargs or {})}
         if issubclass(features_extractor_class, ViTExtractor) and not normalize_images:
             features_extractor_kwargs["normalized_image"] = True  # as Stable-Baselines3 does for its own extractors
         super().__init__(

@@ -32,7 +32,8 @@ class SavedAlgorithm(ArgumentResolution):
         **kwargs: Any,
     ) -> SelfSavedAlgorithm:
         """
-        As in Stable-Baselines3. Arguments that were left at None get their values anew, for the environment given.
+        As in Stable-Baselines3. Arguments that were left at None keep the values that they have in the file, also where this
+        release has other defaults; with another number of environments, those that depend on it get them anew.
 
         :param path: of the file, or a file object
         :param env: environment, None to predict only

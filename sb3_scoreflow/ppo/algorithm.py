@@ -143,9 +143,16 @@ class FlowPPO(FlowAlgorithm):
                 f"{size % self.batch_size}. Choose a batch_size that is a factor of {size}, or leave out n_steps."
             )
 
+    def _given_sizes(self) -> dict[str, int | None]:
+        return {size: None if size in self._at_default else int(getattr(self, size)) for size in self.sizes}
+
+    def _default_depends_on(self, name: str) -> list[Any]:
+        depends = super()._default_depends_on(name)
+        return [*depends, self._given_sizes()] if name in self.sizes else depends
+
     def _default(self, name: str) -> Any:
         if name in self.sizes:
-            given: dict[str, Any] = {size: None if size in self._at_default else getattr(self, size) for size in self.sizes}
+            given = self._given_sizes()
             about = SIZES if self._pretrained else sizes_from_scratch(get_action_dim(self.action_space), self.n_envs)
             return default_sizes(self.n_envs, **given, about=about)[name]
         value = super()._default(name)

@@ -231,6 +231,10 @@ class ScoReFlowPPO(FlowPPO):
                 "t = 0, where the score is -x): set denoising_steps to 2 or more, or score_drift='none'."
             )
 
+    def _default_depends_on(self, name: str) -> list[Any]:
+        own = {"max_std": float(self.min_std), "clip_range": int(self.denoising_steps)}
+        return [*super()._default_depends_on(name), own.get(name)]
+
     def _default(self, name: str) -> Any:
         value = super()._default(name)
         if name not in self.sizes and not self._pretrained:
