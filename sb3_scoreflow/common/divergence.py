@@ -6,11 +6,15 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from sb3_scoreflow.common.networks import ObservationNormalizer
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter, warn
 
-#: Spread of a first rollout, in standard deviations of the demonstrations, below which nothing seems to happen.
+#: Spread of a first rollout, in standard deviations of the demonstrations, below which nothing seems to happen; and how far a
+#: component that the demonstrations hold constant, which is only centered, may be off
 _STANDSTILL = 0.03
+#: Share of such a component's value that may be rounding
+_ROUNDING = 1e-5
 
 
 def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) -> None:
@@ -25,16 +29,37 @@ def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) 
         if is_dict and key not in normalizer.keys:
             continue
         raw = th.as_tensor(part, dtype=th.float32, device=policy.device).flatten(0, 1)
-        z = normalizer._normalize(raw, key if is_dict else "").flatten(1)
-        outside = (z.abs() >= normalizer.clip).float().mean(0)
-        spread = z.std(0)
-        if outside.max() > 0.5 or (len(z) > 1 and (spread < _STANDSTILL).all()):
+        oddity = _oddity(normalizer, raw, key if is_dict else "")
+        if oddity is not None:
             warn(
-                f"The environment's '{key}' are not like the demonstrated ones: {outside.max():.0%} of component "
-                f"{int(outside.argmax())} are {normalizer.clip:g} or more standard deviations from their mean, and the "
-                f"largest spread is {spread.max():.2g} standard deviations. Are they in the same units, in the same order, "
-                "and of the same task? Compare demonstrations.describe() with env.reset()."
+                f"The environment's '{key}' are not like the demonstrated ones: {oddity}. Are they in the same units, in the "
+                "same order, and of the same task? Compare demonstrations.describe() with env.reset()."
             )
+
+
+def _oddity(normalizer: ObservationNormalizer, raw: th.Tensor, key: str) -> str | None:
+    """
+    :param normalizer: fitted to demonstrations
+    :param raw: a part of a rollout's observations, shape ``(n, ...)``
+    :param key: of the part
+    :return: what the demonstrations did not have, if anything
+    """
+    mean, varied = (tensor.flatten() for tensor in normalizer.demonstrated(key))
+    z, raw = normalizer._normalize(raw, key).flatten(1), raw.flatten(1)
+    # Where the demonstrations did not vary, the same value is no oddity, although it never changes
+    same = ~varied & ((raw - mean).abs() <= (_ROUNDING * mean.abs()).clamp(min=_STANDSTILL))
+    missed = ~varied & ~same.any(0)
+    outside = ((z.abs() >= normalizer.clip) & ~same).float().mean(0)
+    if outside.max() > 0.5:
+        share, component = outside.max(), int(outside.argmax())
+        return f"{share:.0%} of component {component} are {normalizer.clip:g} or more standard deviations from their mean"
+    if missed.any():
+        component = int(missed.nonzero()[0])
+        shown = f"is between {raw[:, component].min():g} and {raw[:, component].max():g}"
+        return f"component {component}, which always was {mean[component]:g}, {shown}"
+    if len(z) > 1 and varied.any() and (z.std(0)[varied] < _STANDSTILL).all():
+        return f"the largest spread of what varied in them is {z.std(0)[varied].max():.2g} standard deviations"
+    return None
 
 
 def check_rollout(buffer: RolloutBuffer) -> None:

@@ -238,6 +238,15 @@ class ObservationNormalizer(nn.Module):
         self.count += batch
         self._derive()
 
+    def demonstrated(self, key: str) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param key: of a part, "" if there are none
+        :return: the mean that was fitted, and which components varied (see :func:`varies`), both of the part's shape
+        """
+        index = self.keys.index(key)
+        mean = self.get_buffer(f"mean_{index}")
+        return mean, varies(mean, self.get_buffer(f"var_{index}"))
+
     def reset(self) -> None:
         """Forget the statistics: the normalizer becomes what it was before it had any."""
         self.count.zero_()

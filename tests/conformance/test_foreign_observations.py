@@ -63,3 +63,74 @@ def test_the_same_units_are_fine(algorithm: Algorithm, parts: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.learn(algorithm.iteration(), reset_num_timesteps=False)
+
+
+class Constants(gym.Env):
+    """Two components, which vary by ``spread`` around ``center``."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, center: tuple[float, float], spread: tuple[float, float] = (0.0, 0.0)) -> None:
+        self.center, self.spread = np.array(center), np.array(spread)
+
+    def _observe(self) -> np.ndarray:
+        return (self.center + self.spread * self.np_random.uniform(-1, 1, 2)).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return self._observe(), 1.0, True, False, {}
+
+
+def cloned(algorithm: Algorithm, center: tuple[float, float], spread: tuple[float, float], env: Constants) -> Any:
+    """A clone of what ``Constants(center, spread)`` shows, in another environment."""
+    model = algorithm.make("FlowPolicy", env)
+    rng = np.random.default_rng(0)
+    observations = center + np.array(spread) * rng.uniform(-1, 1, (100, 2))
+    shown = Demonstrations(observations, rng.uniform(-1, 1, (100, 1)), None, None, np.ones(100, bool))
+    pretrain_bc(model, shown, n_batches=2, seed=0)
+    return model
+
+
+@pytest.mark.parametrize(
+    "center, spread",
+    [
+        ((0.0, 0.0), (0.0, 0.0)),
+        ((1.0, -250.0), (0.0, 0.0)),
+        ((0.1, 1e9), (0.0, 0.0)),  # neither has an exact float32
+        ((0.1, 1e9), (1e-8, 100.0)),  # rounding, other in each observation
+        ((1.0, 0.0), (0.0, 1.0)),
+    ],
+)
+def test_the_same_constants_are_fine(algorithm: Algorithm, center: tuple[float, float], spread: tuple[float, float]) -> None:
+    model = cloned(algorithm, center, spread, Constants(center, spread))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(algorithm.iteration())
+
+
+@pytest.mark.parametrize(
+    "center, spread, other_center, other_spread, told",
+    [
+        ((0.0, 0.0), (0.0, 0.0), (0.0, 1.0), (0.0, 0.0), r"component 1, which always was 0, is between 1 and 1"),
+        ((5.0, 0.0), (0.0, 1.0), (4.0, 0.0), (0.5, 1.0), r"component 0, which always was 5, is between 3\.\d+ and 4\.\d+"),
+        ((1.0, 0.0), (0.0, 1.0), (90.0, 0.0), (0.0, 1.0), r"100% of component 0 are 10 or more standard deviations"),
+        ((1.0, 0.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0), r"largest spread of what varied in them is 0 standard"),
+        ((1.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 0.01), r"largest spread of what varied in them is 0\.01\d* standard"),
+    ],
+    ids=["all constant", "one constant", "constant in other units", "standstill", "other order"],
+)
+def test_other_constants_are_told(
+    algorithm: Algorithm,
+    center: tuple[float, float],
+    spread: tuple[float, float],
+    other_center: tuple[float, float],
+    other_spread: tuple[float, float],
+    told: str,
+) -> None:
+    model = cloned(algorithm, center, spread, Constants(other_center, other_spread))
+    with pytest.warns(UserWarning, match=f"are not like the demonstrated ones.*{told}.*same units"):
+        model.learn(algorithm.iteration())
