@@ -6,11 +6,13 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from sb3_scoreflow.common.magnitudes import check_magnitudes
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter, warn
 
 #: Spread of a first rollout, in standard deviations of the demonstrations, below which nothing seems to happen.
 _STANDSTILL = 0.03
+_REMEDY = "Fix the environment, or clip there what it returns, and go on from the last checkpoint."
 
 
 def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) -> None:
@@ -40,7 +42,7 @@ def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) 
 def check_rollout(buffer: RolloutBuffer) -> None:
     """
     :param buffer: a rollout
-    :raises DivergenceError: if an observation or a reward is NaN or infinite
+    :raises DivergenceError: if an observation or a reward is NaN, infinite, or too large for its square
     """
     observations: Any = buffer.observations
     parts = observations if isinstance(observations, dict) else {"observations": observations}
@@ -54,6 +56,8 @@ def check_rollout(buffer: RolloutBuffer) -> None:
                 f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
                 f"env {env}): fix the environment (VecCheckNan finds the step) and go on from the last checkpoint."
             )
+        name = name if name in ("observations", "rewards") else f"observations[{name!r}]"
+        check_magnitudes(f"The environment's {name}", part, 2, _REMEDY)
 
 
 def check_losses(losses: dict[str, th.Tensor], iteration: int) -> None:
