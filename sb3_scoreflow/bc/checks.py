@@ -12,9 +12,10 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_scoreflow.bc.execution import Execution
+from sb3_scoreflow.common.magnitudes import check_magnitudes
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.demonstrations import Demonstrations
-from sb3_scoreflow.demonstrations.arrays import Array
+from sb3_scoreflow.demonstrations.arrays import Array, named_observations
 
 #: Images that are looked at for their range: all of them may not fit into memory.
 _N_IMAGES = 16
@@ -41,6 +42,7 @@ def check_demonstrations(
         raise ValueError(
             f"demonstrations must be Demonstrations (see load_demonstrations), got {type(demonstrations).__name__}."
         )
+    _check_absurd(policy, demonstrations)
     raw_space = None if execution is None else execution.raw_observation_space
     _check_observations(policy.observation_space, raw_space, demonstrations)
     horizon = _horizon(policy, demonstrations, execution)
@@ -281,3 +283,16 @@ def known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstration
     if not isinstance(space, spaces.Dict) or not isinstance(given, dict) or set(given) == set(space.spaces):
         return demonstrations
     return demonstrations.select_keys(list(space.spaces))
+
+
+def _check_absurd(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> None:
+    """
+    :param policy: whose statistics are to be fitted
+    :param demonstrations: what to imitate
+    :raises DivergenceError: if an observation or a reward is too large to be squared
+    """
+    keys, observations = policy.normalizer.keys, demonstrations.observations  # images may stay in their file
+    parts = {key: observations[key] for key in keys if key in observations} if isinstance(observations, dict) else observations
+    remedy = "Correct the demonstrations, or leave out the episode."
+    for name, part in {"rewards": demonstrations.rewards, **(named_observations(parts) if keys else {})}.items():
+        check_magnitudes(f"The demonstrations' {name}", part, 1, remedy)

@@ -358,7 +358,7 @@ class FlowAlgorithm(SavedAlgorithm):
         parts = observations if isinstance(observations, dict) else {"": observations}
         tensors = {key: th.as_tensor(parts[key], device=self.device) for key in self.policy.normalizer.keys}
         if tensors:
-            self.policy.normalizer.update(tensors if isinstance(observations, dict) else tensors[""])
+            self.policy.normalizer.update(tensors if isinstance(observations, dict) else tensors[""], self.n_steps)
 
     def _rollout_observations(self) -> Any:
         """The last rollout's observations as the policy gets them, shape ``(n_steps, n_envs, ...)`` per part."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from sb3_scoreflow.common.magnitudes import check_magnitudes
 from sb3_scoreflow.common.networks import ObservationNormalizer
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter, warn
@@ -15,6 +16,7 @@ from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter, wa
 _STANDSTILL = 0.03
 #: Share of such a component's value that may be rounding
 _ROUNDING = 1e-5
+_REMEDY = "Fix the environment, or clip there what it returns, and go on from the last checkpoint."
 
 
 def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) -> None:
@@ -65,7 +67,7 @@ def _oddity(normalizer: ObservationNormalizer, raw: th.Tensor, key: str) -> str 
 def check_rollout(buffer: RolloutBuffer) -> None:
     """
     :param buffer: a rollout
-    :raises DivergenceError: if an observation or a reward is NaN or infinite
+    :raises DivergenceError: if an observation or a reward is NaN, infinite, or too large for its square
     """
     observations: Any = buffer.observations
     parts = observations if isinstance(observations, dict) else {"observations": observations}
@@ -79,6 +81,8 @@ def check_rollout(buffer: RolloutBuffer) -> None:
                 f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
                 f"env {env}): fix the environment (VecCheckNan finds the step) and go on from the last checkpoint."
             )
+        name = name if name in ("observations", "rewards") else f"observations[{name!r}]"
+        check_magnitudes(f"The environment's {name}", part, 2, _REMEDY)
 
 
 def check_losses(losses: dict[str, th.Tensor], iteration: int) -> None:

@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_scoreflow.common.linear import Linear
+from sb3_scoreflow.common.magnitudes import bound_outliers, entry, warn_of_outlier
 
 Tensor = TypeVar("Tensor", th.Tensor, np.ndarray)
 
@@ -183,6 +184,7 @@ class ObservationNormalizer(nn.Module):
             self.register_buffer(f"signed_{index}", th.zeros(space.shape, dtype=th.bool), persistent=False)
         self._spaces = [parts[key] for key in self.keys]
         self._any_signed = [False] * len(self.keys)
+        self._warned = False  # of an outlier
         self.register_buffer("count", th.zeros((), dtype=th.float64))
         self._derive()
 
@@ -217,11 +219,12 @@ class ObservationNormalizer(nn.Module):
         """Whether statistics have been fitted."""
         return bool(self.count > 0)
 
-    def update(self, observations: PyTorchObs) -> None:
+    def update(self, observations: PyTorchObs, n_steps: int | None = None) -> None:
         """
-        Merge the statistics of a batch into those kept (Chan et al.'s parallel formula, in float64).
+        Merge the statistics of a batch into those kept (Chan et al.'s parallel formula, in float64), outliers bounded.
 
-        :param observations: raw observations, any leading dimensions, the same for every part
+        :param observations: raw observations; leading dimensions, the same for every part: (steps, environments), or one
+        :param n_steps: of a rollout whose steps and environments are one dimension, to name an outlier
         """
         parts = observations if isinstance(observations, dict) else {"": observations}
         old_count, batch = float(self.count), 0
@@ -230,6 +233,12 @@ class ObservationNormalizer(nn.Module):
             part = parts[key].to(th.float64).reshape(-1, *mean_buffer.shape)
             batch = len(part)
             mean, var = mean_buffer.to(th.float64), var_buffer.to(th.float64)
+            part, outliers = bound_outliers(part, mean, var, old_count)
+            if outliers is not None and not self._warned:
+                self._warned, raw = True, parts[key]
+                first = tuple(int(i) for i in outliers.reshape(raw.shape).nonzero()[0])
+                where = entry(first, raw.ndim - mean_buffer.ndim, n_steps)
+                warn_of_outlier(f"{f'observations[{key!r}]' if key else 'observations'}: {where}", float(raw[first]))
             delta, total = part.mean(0) - mean, old_count + batch
             mean_buffer.copy_(mean + delta * batch / total)
             var_buffer.copy_(

@@ -4,6 +4,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
+from sb3_scoreflow.common.magnitudes import ABSURD, COUNTS_AS, ESTABLISHED, LIMIT, warn_of_outlier
+
 
 def unit_of(mean: float, variance: float) -> float:
     """
@@ -26,6 +28,8 @@ class ReturnStatistics:
     :param gamma: discount per step of the vectorised environment
     """
 
+    _warned = False  # of an absurd return
+
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
         # Without the default's 1e-4 observations of a unit normal, which would pass for a tiny scale while there is no reward
@@ -38,14 +42,34 @@ class ReturnStatistics:
         :param dones: whether each episode ended with it, same shape
         """
         rewards, dones = np.asarray(rewards), np.asarray(dones, bool)  # adapters of other simulators give lists
-        if not np.isfinite(rewards).all():  # the update refuses such a rollout; the statistics must survive it
+        if not (np.abs(rewards) < LIMIT).all():  # the update refuses such a rollout; the statistics must survive it
             return
         if len(self.returns) != len(rewards):  # first step, or loaded with another number of environments
             self.returns = np.zeros(len(rewards))
         # SubprocVecEnv passes float64 on, DummyVecEnv float32: rounded alike, both give the same run.
-        self.returns = self.gamma * self.returns + rewards.astype(np.float32)
-        self.statistics.update(self.returns)
+        before = self.gamma * self.returns
+        self.returns = before + rewards.astype(np.float32)
+        absurd = self._absurd(rewards)
+        if absurd is None:
+            self.statistics.update(self.returns)
+        else:  # the sum goes on without the reward, or it would be absurd for the rest of the episode
+            mean, std = self.statistics.mean, self.statistics.var**0.5
+            self.statistics.update(np.where(absurd, mean + COUNTS_AS * std * np.sign(self.returns), self.returns))
+            self.returns = np.where(absurd, before, self.returns)
         self.returns = np.where(dones, 0.0, self.returns)
+
+    def _absurd(self, rewards: np.ndarray) -> np.ndarray | None:
+        """:return: whose return is absurdly far from those before, None if nobody's is"""
+        mean, std = abs(float(self.statistics.mean)), float(self.statistics.var) ** 0.5
+        if self.statistics.count < ESTABLISHED or std == 0:  # sparse rewards: the first one sets the unit
+            return None
+        absurd = np.abs(self.returns - self.statistics.mean) > ABSURD * max(std, mean, 1.0)
+        if not absurd.any():
+            return None
+        if not self._warned:
+            self._warned, env = True, int(absurd.argmax())
+            warn_of_outlier(f"The reward of env {env}", float(rewards[env]))
+        return absurd
 
     @property
     def scale(self) -> float:

@@ -5,7 +5,6 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -14,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.capabilities import Capabilities
+from sb3_scoreflow.common.magnitudes import entry, warn_of_outlier
 from sb3_scoreflow.common.moved_arguments import MovedArgument, take_moved
 from sb3_scoreflow.common.observations import take
 from sb3_scoreflow.common.update_log import UpdateLog
@@ -25,6 +25,7 @@ from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_target
 from sb3_scoreflow.rldt.defaults import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
 from sb3_scoreflow.rldt.renormalization import Renormalization
+from sb3_scoreflow.rldt.reward_magnitude import mean_magnitude
 from sb3_scoreflow.rldt.transport import Transport
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
@@ -121,6 +122,7 @@ class RLDT(FlowAlgorithm):
     actor_steps: int
     actor_batch_size: int
     n_particles: int
+    _warned_of_reward = False
 
     def __init__(
         self,
@@ -331,9 +333,11 @@ class RLDT(FlowAlgorithm):
         renormalization, rewards = self._renormalization(), self.rollout_buffer.rewards
         if renormalization is not None:
             rewards = renormalization.rewards(rewards)
-        paid = np.abs(rewards[rewards != 0])
-        if len(paid) > 0:  # steps without a reward say nothing about its unit: a rare success would get a tiny one
-            magnitude = float(paid.mean(dtype=np.float64))  # the sum may be beyond float32
+        magnitude, absurd = mean_magnitude(rewards, self.reward_magnitude)
+        if absurd is not None and not self._warned_of_reward:
+            self._warned_of_reward = True
+            warn_of_outlier(f"rewards: {entry(absurd, 2)}", float(rewards[absurd]))
+        if magnitude is not None:
             rate = _REWARD_SCALE_RATE if self.reward_magnitude > 0 else 1.0
             self.reward_magnitude += rate * (magnitude - self.reward_magnitude)
         self.policy.reward_scale.fill_(self.reward_magnitude or 1.0)

@@ -67,7 +67,7 @@ class ToyEnv(gym.Env):
     :param start: offset of the initial state
     :param truncated: whether episodes end by truncation or by termination
     :param faulty_from: from this step (since construction) on, ``fault`` is returned
-    :param fault: "reward" or "observation" to make that part NaN, "huge" to make the reward all but overflow
+    :param fault: "reward" or "observation" to make that part NaN, "huge" to make the reward as large as may be
     :param record: whether to keep what happened
     """
 
@@ -117,7 +117,7 @@ class ToyEnv(gym.Env):
             if self.fault == "observation":
                 observation = np.full_like(observation, np.nan)
             else:
-                reward = float("nan") if self.fault == "reward" else 1e38
+                reward = float("nan") if self.fault == "reward" else 1e19
         done = self.count == self.length
         info = {"is_success": self.state[0] > 0} if done else {}
         return observation, reward, done and not self.truncated, done and self.truncated, info

@@ -1,0 +1,105 @@
+"""Numbers too large to learn from, and what a single one may do to running statistics (ours)."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from torch import Tensor
+
+from sb3_scoreflow.common.utils import DivergenceError, warn
+
+#: From here on a number's square is infinite in float32, in which statistics are kept and networks compute.
+LIMIT = float(np.sqrt(np.finfo(np.float32).max))
+#: Samples from which on statistics are a reference for others.
+ESTABLISHED = 100
+#: Distance from the mean beyond which a single number is an outlier: this many times the largest of standard deviation, mean
+#: and 1. Sparse signals are far from the mean too, so without established statistics it has to be farther.
+_FAR, ABSURD = 1e3, 1e6
+#: An outlier counts as if it were this many standard deviations from the mean, where the normalizer clips observations.
+COUNTS_AS = 10.0
+
+
+def entry(index: tuple[int, ...], n_leading: int, n_steps: int | None = None) -> str:
+    """
+    Name an entry in words.
+
+    :param index: of the entry
+    :param n_leading: axes before those of a single observation or reward: 2 for a rollout, else 1
+    :param n_steps: of a rollout with one axis, in which environments come one after the other; None of demonstrations
+    :return: such as "component 3 at step 5 of env 1"
+    """
+    leading, own = index[:n_leading], index[n_leading:]
+    if n_steps is not None and n_leading == 1:
+        leading = leading[0] % n_steps, leading[0] // n_steps
+    where = f"step {leading[0]} of env {leading[1]}" if len(leading) == 2 else f"transition {leading[0]}"
+    return f"component {own[0] if len(own) == 1 else own} at {where}" if own else where
+
+
+def check_magnitudes(name: str, values: Any, n_leading: int, remedy: str) -> None:
+    """
+    :param name: of the values, for the message
+    :param values: finite numbers
+    :param n_leading: see :func:`entry`
+    :param remedy: for the message
+    :raises DivergenceError: if one is so large that its square overflows float32
+    """
+    array = np.asarray(values)
+    if array.dtype.kind != "f" or array.size == 0 or max(array.max(), -array.min()) < LIMIT:
+        return
+    huge = np.argwhere((array >= LIMIT) | (array <= -LIMIT))
+    first = tuple(int(i) for i in huge[0])
+    raise DivergenceError(
+        f"{name} are too large to learn from: {entry(first, n_leading)} is {array[first]:.4g} ({len(huge)} such entries), and "
+        f"its square overflows float32. {remedy}"
+    )
+
+
+def bound_outliers(values: Tensor, mean: Tensor, var: Tensor, count: float, far: float = _FAR) -> tuple[Tensor, Tensor | None]:
+    """
+    Bound what single numbers can do to running statistics.
+
+    Where there are established statistics, up to one in twenty of a batch may be outliers (more are a change of what is
+    observed); where there are none, one in ten thousand, judged by the others. In either case at least one may be.
+
+    :param values: a batch, float64, shape ``(n, ...)``
+    :param mean: of the statistics so far, shape ``(...)``
+    :param var: their variance, same shape
+    :param count: samples they are of
+    :param far: how far from established statistics an outlier is
+    :return: the values, outliers replaced; flags of the outliers, None if there are none
+    """
+    n = len(values)
+    if values.numel() == 0 or max(n, count) < ESTABLISHED:
+        return values, None
+    factor, most = (far, max(n // 20, 1)) if count >= ESTABLISHED else (ABSURD, max(n // 10_000, 1))
+    if count < ESTABLISHED:
+        middle = values.median(0).values
+        if not bool(((values - middle).abs() > factor).any()):
+            return values, None
+        mean, var = _without_farthest(values, middle, most)
+    deviation = values - mean
+    outliers = deviation.abs() > factor * th.maximum(var.sqrt(), mean.abs()).clamp(min=1.0)
+    outliers &= outliers.sum(0) <= most
+    if not bool(outliers.any()):
+        return values, None
+    return th.where(outliers, mean + COUNTS_AS * var.sqrt() * deviation.sign(), values), outliers
+
+
+def _without_farthest(values: Tensor, middle: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each component but for the numbers that are farthest from its median."""
+    distance = (values - middle).abs()
+    kept = distance <= distance.kthvalue(len(values) - most, dim=0).values
+    mean = th.where(kept, values, 0.0).sum(0) / kept.sum(0)
+    return mean, th.where(kept, (values - mean) ** 2, 0.0).sum(0) / kept.sum(0)
+
+
+def warn_of_outlier(what: str, value: float) -> None:
+    """
+    :param what: name of a number that is an outlier
+    :param value: it
+    """
+    warn(
+        f"{what} is {value:.4g}, far from all others: running statistics count it as {COUNTS_AS:g} standard deviations. "
+        "If it is an error of the environment or the data, correct it there; if it is none, scale or clip it. Later "
+        "ones are bounded without a warning."
+    )
