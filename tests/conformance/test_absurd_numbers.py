@@ -18,7 +18,8 @@ def faulty_env(monkeypatch: pytest.MonkeyPatch, kind: str, step: int, key: str, 
     :param key: "rewards", or what an observation consists of ("" if of nothing)
     """
     env = make_toy(kind, n_envs=2)
-    original, count = env.step_wait, iter(range(10**6))
+    original: Any = env.step_wait
+    count = iter(range(10**6))
 
     def step_wait() -> Any:
         obs, rewards, dones, infos = original()
