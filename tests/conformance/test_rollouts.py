@@ -170,7 +170,7 @@ def test_log_probability_is_that_of_the_gaussian_chain(likelihoods: Algorithm, s
     # Of the last rollout, with the weights that it was collected with: nothing may have changed since.
     model.learning_rate = model.noise_learning_rate = model.critic_learning_rate = 0.0
     recorder = Rollouts(likelihoods)
-    model.policy.normalizer.update = lambda _: None
+    model.policy.normalizer.update = lambda *_: None
     model.learn(likelihoods.iteration(2), callback=recorder)
     rollout = recorder.rollouts[0]
     obs = th.as_tensor(flatten(rollout["observations"]))
