@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,14 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
 TINY = "--timesteps 1000 --batches 20 --seed 3".split()
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*critic_warmup_transitions", "ignore:.*rich is experimental")
+
+
+@pytest.fixture(autouse=True)
+def _default_style() -> Iterator[None]:
+    """rl_zoo3's plots, where another test imported them, have changed colors for the whole process."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 @pytest.mark.parametrize("algorithm", NAMES)
