@@ -15,11 +15,15 @@ _NOT_COMPARED = frozenset({"self", "policy", "env", "verbose", "device", "tensor
 def arguments_of(model: FlowAlgorithm) -> dict[str, str]:
     """
     :param model: as it was constructed
-    :return: argument -> description; "default" where it was left out
+    :return: argument -> description, without those that were left out; the algorithm and its number of environments, too
     """
     names = [name for name in inspect.signature(type(model)).parameters if not name.startswith("_") and hasattr(model, name)]
     given = {name: getattr(model, name) for name in names if name not in _NOT_COMPARED and name not in model._at_default}
-    return {"n_envs": repr(model.n_envs), **{name: describe(value) for name, value in given.items()}}
+    return {
+        "algorithm": type(model).__name__,
+        "n_envs": repr(model.n_envs),
+        **{name: describe(value) for name, value in given.items()},
+    }
 
 
 def check_same_arguments(now: dict[str, str], before: dict[str, str], folder: str) -> None:

@@ -138,10 +138,9 @@ class CheckpointFolder:
 
 def _to_disk(path: Path) -> None:
     """Wait until a file's, or folder's, content is on the disk: renaming is fast, and power may fail."""
-    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
-    if path.is_dir() and os.name == "nt":
+    if os.name == "nt":  # which opens no folders, and flushes files that were opened for writing only
         return
-    handle = os.open(path, flags)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
-from sb3_scoreflow.common.utils import ArgumentError, warn
+from sb3_scoreflow.common.utils import warn
 from sb3_scoreflow.common.versions import versions
 from sb3_scoreflow.resuming.callbacks import CallbackStates
 from sb3_scoreflow.resuming.checkpoints import Checkpoint, CheckpointFolder
@@ -94,24 +94,20 @@ class RunCheckpoints(BaseCallback):
 
         :param model: with its environment
         :param checkpoint: of the same algorithm
-        :raises ArgumentError: if it is another's, or the environment is wrapped otherwise
+        :raises ArgumentError: if the environment is wrapped otherwise; the model is as it was then
         """
         facts, state = checkpoint.facts(), checkpoint.state()
-        if facts["algorithm"] != type(model).__name__:
-            raise ArgumentError(
-                f"{checkpoint.path} is a checkpoint of {facts['algorithm']}, the model is a {type(model).__name__}: pass "
-                "another folder."
-            )
         env = model.get_env()
+        assert env is not None
         loaded = type(model).load(checkpoint.model, env=env, device=model.device, force_reset=False)
+        goes_on = set_vec_env_state(env, state["env"])
+        self.states.set(state["callbacks"])
         kept = ("verbose", "tensorboard_log", "_logger", "_custom_logger")
         own = {name: model.__dict__[name] for name in kept if name in model.__dict__}
         model.__dict__.clear()
         model.__dict__.update({**loaded.__dict__, **own})
-        assert env is not None
-        if not set_vec_env_state(env, state["env"]):
+        if not goes_on:
             model._last_obs = None  # Stable-Baselines3 resets
-        self.states.set(state["callbacks"])
         self._restored, self._log_folder = state, facts["log_folder"]
 
     @contextmanager

@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_scoreflow import Demonstrations, ScoReFlowPPO, learn_resumable, pretrain_bc
 from sb3_scoreflow.resuming import CheckpointFolder
@@ -319,10 +319,13 @@ def test_impossible_arguments(ratio: Algorithm, tmp_path: Path, arguments: dict[
 
 def test_another_algorithm_and_other_wrappers(ratio: Algorithm, replay: Algorithm, tmp_path: Path) -> None:
     run(ratio, tmp_path, 1)
-    with pytest.raises(ValueError, match=r"batch_size was|other arguments"):
+    with pytest.raises(ValueError, match=f"algorithm was {ratio}, is {replay}"):
         run(replay, tmp_path, 2)
+    model = ratio.make("FlowPolicy", VecNormalize(make_env("Pendulum-v1", N_ENVS, 0)))
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
     with pytest.raises(ValueError, match="of DummyVecEnv, that of the checkpoint was DummyVecEnv"):
-        run(ratio, tmp_path, 2, vec_normalize=True)
+        learn_resumable(model, 2 * ratio.iteration(N_ENVS), tmp_path)
+    assert model.num_timesteps == 0 and all(th.equal(t, before[name]) for name, t in model.policy.state_dict().items())
 
 
 def test_other_callbacks_begin_anew(ratio: Algorithm, tmp_path: Path) -> None:
