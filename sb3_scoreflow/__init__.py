@@ -1,13 +1,13 @@
 """Flow-matching policies for Stable-Baselines3: behavior cloning, then fine-tuning with ScoRe-Flow, RLDT or FPO."""
 
 from sb3_scoreflow.bc import BehaviorCloning, pretrain_bc
+from sb3_scoreflow.common.action_sampler import ActionSampler
 from sb3_scoreflow.common.encoders import ViTExtractor
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.schedules import CosineSchedule, HalfLifeSchedule, HoldCosineSchedule
 from sb3_scoreflow.common.utils import DivergenceError
 from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations, load_demonstrations, normalized_score
 from sb3_scoreflow.envs import ActionChunking
-from sb3_scoreflow.export import ActionSampler
 from sb3_scoreflow.fpo import FPO
 from sb3_scoreflow.moved import install
 from sb3_scoreflow.registry import ALGORITHMS

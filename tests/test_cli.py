@@ -250,8 +250,3 @@ def test_as_a_program() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     assert load_demonstrations("builtin:hopper-medium").describe() in done.stdout
-
-
-def test_the_package_does_not_import_it() -> None:
-    code = "import sys, sb3_scoreflow; sys.exit('sb3_scoreflow.cli' in sys.modules or 'sb3_scoreflow.videos' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

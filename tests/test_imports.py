@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,3 +187,17 @@ def test_a_planted_upward_arrow_is_found(tmp_path: Path, low: str, high: str) ->
     assert [name for name, _ in find_upward(plant(tmp_path, {low: high}))] == [
         f"house.{low}".replace("/", ".").removesuffix(".py").removesuffix(".__init__")
     ]
+
+
+def test_the_core_imports_neither_what_is_around_it_nor_optional_packages() -> None:
+    around = ["callbacks", "cli", "export", "hub", "hub_card", "plotting", "videos", "zoo"]
+    optional = ["huggingface_hub", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "rl_zoo3", "tqdm", "wandb"]
+    names = [*(f"sb3_scoreflow.{name}" for name in around), *optional, "robosuite", "minari", "pyarrow", "av", "PIL"]
+    # Stable-Baselines3 imports matplotlib, and tqdm for its progress bar, where they are installed
+    code = (
+        "import sys, stable_baselines3; before = set(sys.modules); import sb3_scoreflow; "
+        f"print(*(set({names}) & (sys.modules.keys() - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
