@@ -276,6 +276,8 @@ def _prepared(
     path = path if path.suffix else path.with_suffix(suffix)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: there is no folder {path.parent} (seen from {Path.cwd()}): make it first.")
+    if algorithm is not None:
+        algorithm.check_statistics()
     vec_normalize = None if algorithm is None else algorithm.get_vec_normalize_env()
     chunks = getattr(algorithm, "chunks", None) or {}
     if n_executed is None:

@@ -81,6 +81,8 @@ def write_hub_folder(
         raise FileNotFoundError(f"video: there is no file {video} (seen from {Path.cwd()}): check the path.")
     training = model.get_env()
     env = checked_eval_env(eval_env, model.policy, None if training is None else execution_of(training))
+    if unwrap_vec_normalize(env) is None:
+        _check_raw(model)
     env_id = _env_id(env) if env_id is None else env_id
     algorithm, name = algorithm_name(model), file_name(model, env_id)
     results = _evaluate(model, env, n_eval_episodes, seed)
@@ -206,6 +208,15 @@ def file_name(model: FlowAlgorithm, env_id: str) -> str:
     :return: what the RL Zoo calls the model, without suffix
     """
     return f"{algorithm_name(model)}-{env_id.split(':')[-1].replace('/', '-')}"
+
+
+def _check_raw(model: FlowAlgorithm) -> None:
+    if model.__dict__.get("sees_normalized"):
+        raise ArgumentError(
+            "eval_env: the model was trained on observations that VecNormalize had normalized, and eval_env has none: pass "
+            "VecNormalize(eval_env, training=False) with a model that has its training environment, or "
+            "VecNormalize.load('vecnormalize.pkl', eval_env)."
+        )
 
 
 def _env_id(env: VecEnv) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.utils import ArgumentError, atomic_path
 from sb3_scoreflow.envs import ActionChunking
 
@@ -227,6 +228,8 @@ def _vectorize(model: Any, env: str | gym.Env | Callable[[], gym.Env], stack: Ex
     :param stack: closes the environment in the end, if it was made here
     :return: what the model acts in: with chunks, if it does, and normalized as in training
     """
+    if isinstance(model, FlowAlgorithm):
+        model.check_statistics()
     made = env
     if not isinstance(made, gym.Env):
         made = gym.make(made, render_mode="rgb_array") if isinstance(made, str) else made()

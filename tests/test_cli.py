@@ -1,5 +1,6 @@
 """The command line: what it prints and writes is what the functions give when they are called by hand."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -15,6 +16,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_scoreflow import FPO, ActionChunking, Demonstrations, ScoReFlowPPO, load_demonstrations, pretrain_bc
 from sb3_scoreflow.cli import main
@@ -250,3 +252,115 @@ def test_as_a_program() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     assert load_demonstrations("builtin:hopper-medium").describe() in done.stdout
+
+
+@pytest.fixture(scope="module")
+def normalized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was trained in a VecNormalize, whose statistics, far from those of the environment, are beside it"""
+    folder = tmp_path_factory.mktemp("normalized")
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0), clip_obs=3.0)
+    model = ScoReFlowPPO("FlowPolicy", env, seed=0, **SMALL)
+    statistics: Any = env.obs_rms
+    statistics.mean, statistics.var = np.full(3, 0.5), np.full(3, 0.04)
+    model.save(folder / "model.zip")
+    env.save(str(folder / "vecnormalize.pkl"))
+    return folder / "model.zip"
+
+
+def test_statistics_of_vec_normalize(normalized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    statistics = ("--vec-normalize", str(normalized.with_name("vecnormalize.pkl")))
+    arguments = [str(normalized), "--env", "Pendulum-v1", "--seed", "2"]
+    assert main(["evaluate", *arguments, "--episodes", "2", *statistics]) == 0
+    env: Any = VecNormalize.load(statistics[1], make_vec_env("Pendulum-v1", seed=2))
+    env.training = env.norm_reward = False
+    th.manual_seed(2)
+    mean = evaluate_policy(ScoReFlowPPO.load(normalized), env, 2)[0]
+    assert f"mean {mean:.2f}," in capsys.readouterr().out
+
+    assert main(["export", str(normalized), str(tmp_path / "policy.pt2"), "--env", "Pendulum-v1", *statistics]) == 0
+    program = th.export.load(tmp_path / "policy.pt2").module()
+    raw = np.array([[0.6, 0.8, -1.0]], np.float32)
+    seen = np.clip((raw - 0.5) / 0.2, -3, 3).astype(np.float32)
+    expected, _ = ScoReFlowPPO.load(normalized).predict(seen, deterministic=True)
+    np.testing.assert_allclose(program(th.as_tensor(raw)).numpy(), expected, atol=1e-4)
+
+    out = tmp_path / "out.zip"
+    assert main(["train", *arguments, "--timesteps", "32", "--n-envs", "2", "--output", str(out), *statistics]) == 0
+    trained: Any = VecNormalize.load(str(tmp_path / "out_vecnormalize.pkl"), make_vec_env("Pendulum-v1"))
+    # The reset and 16 steps of two environments, and those that reset() of learn has seen, on top of the statistics before
+    assert trained.obs_rms.count > env.obs_rms.count + 30 and "out_vecnormalize.pkl" in capsys.readouterr().out
+
+
+def test_record_with_statistics(toy: str, tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    env = VecNormalize(make_vec_env(toy))
+    ScoReFlowPPO("FlowPolicy", env, **SMALL).save(tmp_path / "model.zip")
+    env.save(str(tmp_path / "statistics.pkl"))
+    arguments = ["record", str(tmp_path / "model.zip"), str(tmp_path / "toy.gif"), "--env", toy]
+    assert main(arguments) == 2 and not (tmp_path / "toy.gif").exists()
+    assert main([*arguments, "--vec-normalize", str(tmp_path / "statistics.pkl")]) == 0
+    assert (tmp_path / "toy.gif").exists()
+
+
+def test_statistics_that_are_missing_or_wrong(
+    normalized: Path, chunked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statistics = ("--vec-normalize", normalized.with_name("vecnormalize.pkl"))
+    env, out = ("--env", "Pendulum-v1"), ("--timesteps", 1, "--output", tmp_path / "out.zip")
+    for command in (("evaluate", normalized, *env), ("train", normalized, *env, *out)):
+        assert "pass the file that VecNormalize.save wrote, --vec-normalize" in error_of(capsys, *command)
+    onnx = ("export", normalized, tmp_path / "policy.pt2")
+    assert "pass the file that VecNormalize.save wrote, --vec-normalize" in error_of(capsys, *onnx)
+    assert "--vec-normalize needs --env too" in error_of(capsys, *onnx, *statistics)
+    assert "trained without VecNormalize" in error_of(capsys, "evaluate", chunked, *env, *statistics)
+    nowhere = ("--vec-normalize", tmp_path / "none.pkl")
+    assert "there is no file" in error_of(capsys, "evaluate", normalized, *env, *nowhere)
+    (tmp_path / "bad.pkl").write_bytes(b"no pickle")
+    assert "holds no statistics" in error_of(capsys, "evaluate", normalized, *env, "--vec-normalize", tmp_path / "bad.pkl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pkl"]
+
+
+def test_training_goes_on_after_an_interruption(
+    chunked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["train", str(chunked), "--env", "Pendulum-v1", "--n-envs", "2", "--timesteps", "128"]
+    assert main([*arguments, "--output", str(tmp_path / "whole.zip")]) == 0
+    train, iterations = ScoReFlowPPO.train, list[int]()
+
+    def interrupted(model: ScoReFlowPPO) -> None:
+        if len(iterations) == 2:
+            raise KeyboardInterrupt
+        iterations.append(model.num_timesteps)
+        train(model)
+
+    resumable = [*arguments, "--output", str(tmp_path / "resumed.zip"), "--checkpoints", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoReFlowPPO, "train", interrupted)
+        assert main(resumable) == 130
+    assert "Run the same command again to go on." in capsys.readouterr().err
+    assert main(resumable) == 0
+    whole, resumed = (ScoReFlowPPO.load(tmp_path / f"{name}.zip") for name in ("whole", "resumed"))
+    assert resumed.num_timesteps == whole.num_timesteps == 128 and same_weights(resumed, whole)
+
+
+def test_damaged_files_and_missed_tolerances_are_one_line(
+    chunked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = bytearray(chunked.read_bytes())
+    start = damaged.index(b"policy.pth") + 2000
+    damaged[start : start + 500] = bytes(500)
+    (tmp_path / "damaged.zip").write_bytes(damaged)
+    assert "cannot be loaded" in error_of(capsys, "evaluate", tmp_path / "damaged.zip", "--env", "Pendulum-v1")
+    export = ("export", chunked, tmp_path / "policy.pt2", "--tolerance")
+    assert "pass a larger --tolerance" in error_of(capsys, *export, "-1")
+    assert main([str(argument) for argument in (*export, "1e-3")]) == 0
+
+
+def test_output_that_nobody_reads(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["inspect", "builtin:hopper-medium"]) == 141
+        monkeypatch.undo()
+    assert capfd.readouterr().err == ""

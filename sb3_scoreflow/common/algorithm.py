@@ -20,18 +20,17 @@ from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.checks import SB3_RULES, check_argument
 from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.common.divergence import check_losses, check_parameters, check_rollout, warn_of_foreign_observations
-from sb3_scoreflow.common.env_attributes import chunk_settings
+from sb3_scoreflow.common.known_env import KnownEnvironment
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
-from sb3_scoreflow.common.saved_algorithm import SavedAlgorithm
 from sb3_scoreflow.common.saved_files import WrongPolicyError, cloning_of
 from sb3_scoreflow.common.stored_defaults import buffer_arguments, complete, policy_arguments
-from sb3_scoreflow.common.utils import ArgumentError, usable_cores, warn, warn_of_threads
+from sb3_scoreflow.common.utils import ArgumentError, usable_cores, warn_of_threads
 
 SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
 
-class FlowAlgorithm(SavedAlgorithm):
+class FlowAlgorithm(KnownEnvironment):
     """
     An on-policy algorithm that trains a :class:`~sb3_scoreflow.FlowMatchingPolicy`.
 
@@ -96,6 +95,7 @@ class FlowAlgorithm(SavedAlgorithm):
         self.algorithm = type(self).__name__  # a file tells who wrote it
         self._check_arguments()
         self._check_chunks(self.env)
+        self._check_normalization()
         base, purpose = self._buffer_base()
         buffer = base if self.rollout_buffer_class is None else self.rollout_buffer_class
         if not (isinstance(buffer, type) and issubclass(buffer, base)):
@@ -309,29 +309,6 @@ class FlowAlgorithm(SavedAlgorithm):
         wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         check_action_space(wrapped.action_space)  # Stable-Baselines3 would say less, without a remedy
         return wrapped
-
-    def _check_chunks(self, env: VecEnv | None) -> None:
-        """Warn if another environment makes other steps of the same chunks: gamma and values are per step."""
-        new = chunk_settings(env) if env is not None else None
-        old = self.__dict__.get("chunks")
-        if old and new and dict(old) != new:
-            warn(
-                f"The environment executes chunks with {new}, the one before did with {old}: gamma={self.gamma} and the "
-                "critic's values are per chunk, and mean something else now. Wrap it as the one before, or adapt gamma.",
-            )
-        if new is not None:
-            #: How the environment executes chunks: n_executed, discount
-            self.chunks = new
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """
-        As in Stable-Baselines3; warns if the environment executes another part of each chunk than the one before.
-
-        :param env: environment
-        :param force_reset: whether to reset it before training goes on
-        """
-        super().set_env(env, force_reset)
-        self._check_chunks(self.env)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         # An info is one environment step, as is one that an adapter of another simulator leaves out.

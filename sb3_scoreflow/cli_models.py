@@ -1,0 +1,206 @@
+"""The commands of ``sb3-scoreflow`` that make models, or use them."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_scoreflow.bc import pretrain_bc
+from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.saved_files import written_by
+from sb3_scoreflow.demonstrations import load_demonstrations
+from sb3_scoreflow.envs import ActionChunking
+from sb3_scoreflow.export import export_onnx, export_program
+from sb3_scoreflow.registry import ALGORITHMS
+from sb3_scoreflow.resuming import learn_resumable
+from sb3_scoreflow.videos import record_video
+
+#: Suffix of an exported file -> what writes it
+_EXPORTERS = {".onnx": export_onnx, ".pt2": export_program}
+
+
+def clone(args: argparse.Namespace) -> None:
+    output = _output(args.output)
+    demonstrations = load_demonstrations(args.source)
+    env = make_vec_env(args.env, seed=args.seed, wrapper_class=lambda single: _chunked(single, args.horizon, {}))
+    model = ALGORITHMS[args.algo]("FlowPolicy", env, seed=args.seed)
+    pretrain_bc(model, demonstrations, n_batches=args.batches, seed=args.seed, progress_bar=_shows_bar("tqdm"))
+    model.save(output)
+    print(f"Cloned {demonstrations.n_episodes:,} episodes, {len(demonstrations):,} transitions: {output}")
+
+
+def train(args: argparse.Namespace) -> None:
+    output = _output(args.output)
+    model = _load(args.model)
+    env = _env_of(model, args, args.n_envs)
+    model = type(model).load(args.model, env=env, seed=args.seed, verbose=1)
+    bar = _shows_bar("tqdm", "rich")
+    if args.checkpoints is None:
+        model.learn(args.timesteps, progress_bar=bar)
+    else:
+        model.num_timesteps = model.num_env_steps = 0  # as learn begins, whatever the model was trained for before
+        learn_resumable(model, args.timesteps, args.checkpoints, progress_bar=bar)
+    model.save(output)
+    print(f"Trained for {model.num_timesteps:,} time steps, {model.num_env_steps:,} steps of the environment: {output}")
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        statistics = output.with_name(f"{output.stem}_vecnormalize.pkl")
+        normalizer.save(str(statistics))
+        print(f"Its statistics of VecNormalize: {statistics}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    model = _load(args.model)
+    env = _env_of(model, args, 1)
+    if isinstance(env, VecNormalize):
+        env.training = env.norm_reward = False
+    for name, deterministic in (("deterministic", True), ("exploring", False)):
+        successes: list[bool] = []
+
+        def note_success(names: dict[str, Any], _: dict[str, Any], noted: list[bool] = successes) -> None:
+            if names["done"] and names["info"].get("is_success") is not None:
+                noted.append(bool(names["info"]["is_success"]))
+
+        env.seed(args.seed)
+        th.manual_seed(args.seed)
+        returns, _ = evaluate_policy(
+            model, env, args.episodes, deterministic, callback=note_success, return_episode_rewards=True
+        )
+        n = len(returns)  # type: ignore[arg-type]
+        error = f"{np.std(returns, ddof=1) / np.sqrt(n):.2f}" if n > 1 else "unknown"
+        rate = f", success {np.mean(successes):.1%}" if successes else ""
+        print(
+            f"{name:<13}  mean {np.mean(returns):.2f}, std {np.std(returns):.2f}, standard error {error}{rate} (episodes: {n})"
+        )
+
+
+def export(args: argparse.Namespace) -> None:
+    exporter = _EXPORTERS.get(Path(args.output).suffix.lower())
+    if exporter is None:
+        raise ValueError(f"{args.output} must end with {' or '.join(_EXPORTERS)}: the suffix tells the format.")
+    if args.vec_normalize and not args.env:
+        raise ValueError("--vec-normalize needs --env too: the environment that the statistics belong to.")
+    try:
+        description = exporter(_with_statistics(args), args.output, tolerance=args.tolerance)
+    except RuntimeError as error:
+        if "tolerance" not in str(error):
+            raise
+        raise ValueError(str(error).replace("pass a larger tolerance", "pass a larger --tolerance")) from error
+    inputs = ", ".join(f"{part['input']} {part['shape']}" for part in description["inputs"])
+    print(f"Exported the policy: {args.output} (inputs, after the batch: {inputs})")
+
+
+def record(args: argparse.Namespace) -> None:
+    recording = record_video(_with_statistics(args), args.env, args.output, n_episodes=args.episodes, seed=args.seed)
+    returns = ", ".join(f"{value:.2f}" for value in recording.returns)
+    print(f"Recorded {recording.n_frames:,} frames: {recording.path} (returns: {returns})")
+
+
+def _load(path: str) -> FlowAlgorithm:
+    """
+    :param path: of a saved model
+    :return: the model, of the algorithm that wrote it
+    :raises FileNotFoundError: if there is no file
+    :raises ValueError: if none of this package's algorithms wrote it, or it is damaged
+    """
+    if not any(Path(name).is_file() for name in (path, f"{path}.zip")):
+        raise FileNotFoundError(f"There is no file {path}. Pass what `sb3-scoreflow clone` or model.save() wrote.")
+    writer = written_by(path)
+    for algorithm in ALGORITHMS.values():
+        if algorithm.__name__ == writer:
+            try:
+                return algorithm.load(path)
+            except ImportError:  # of a package that the model needs
+                raise
+            except Exception as error:  # whatever unpickling makes of a damaged file
+                raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}. Save it again.") from error
+    own = " or ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
+    found = "is no saved model" if writer is None else f"was written by {writer}"
+    raise ValueError(f"{path} {found}. Pass what `sb3-scoreflow clone`, or save() of {own} wrote.")
+
+
+def _with_statistics(args: argparse.Namespace) -> FlowAlgorithm:
+    """:return: the model; where there are statistics of a VecNormalize, in the environment that has them"""
+    model = _load(args.model)
+    args.horizon, args.seed = None, getattr(args, "seed", 0)
+    if args.vec_normalize is None:
+        _check_statistics(model, args)
+        return model
+    return type(model).load(args.model, env=_env_of(model, args, 1))
+
+
+def _check_statistics(model: FlowAlgorithm, args: argparse.Namespace) -> None:
+    """:raises ValueError: if a VecNormalize was around the environment in training and is not now, or the other way round"""
+    had, has = getattr(model, "sees_normalized", None), args.vec_normalize is not None
+    if had and not has:
+        raise ValueError(
+            f"{args.model} was trained on observations that VecNormalize had normalized, and does not hold their statistics: "
+            "pass the file that VecNormalize.save wrote, --vec-normalize vecnormalize.pkl."
+        )
+    if has and had is False:
+        raise ValueError(f"{args.model} was trained without VecNormalize: leave --vec-normalize out.")
+
+
+def _env_of(model: FlowAlgorithm, args: argparse.Namespace, n_envs: int) -> VecEnv:
+    """
+    :param model: decides on chunks, where ``args`` do not
+    :param args: env, horizon, seed
+    :param n_envs: number of environments
+    :return: what it can act in
+    :raises FileNotFoundError: if there is no file of statistics
+    :raises ValueError: if it cannot, or statistics are missing, or do not fit
+    """
+    shape, chunks = model.action_space.shape or (), getattr(model, "chunks", {})
+
+    def wrap(env: gym.Env) -> gym.Env:
+        single = env.action_space.shape
+        horizon = args.horizon or (shape[0] if shape[1:] == single else 1)
+        return _chunked(env, horizon, chunks if shape == (horizon, *(single or ())) else {})
+
+    env = make_vec_env(args.env, n_envs, seed=args.seed, wrapper_class=wrap)
+    try:
+        check_for_correct_spaces(env, model.observation_space, model.action_space)
+    except ValueError as error:
+        raise ValueError(f"{args.env} does not fit {args.model}: {error}. Pass its environment, without --horizon.") from error
+    _check_statistics(model, args)
+    if args.vec_normalize is None:
+        return env
+    path = Path(args.vec_normalize).expanduser()
+    try:
+        return VecNormalize.load(str(path), env)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--vec-normalize: there is no file {path}. Pass what VecNormalize.save wrote.") from error
+    except Exception as error:  # whatever unpickling makes of another file
+        raise ValueError(f"--vec-normalize: {path} holds no statistics that fit {args.env}: {error}") from error
+
+
+def _chunked(env: gym.Env, horizon: int, chunks: dict[str, Any]) -> gym.Env:
+    """
+    :param env: of single steps; episodes are counted in those
+    :param horizon: actions of a chunk, 1 for none
+    :param chunks: further arguments of ``ActionChunking``
+    :return: what executes chunks
+    """
+    return env if horizon == 1 else ActionChunking(env, horizon, **chunks)
+
+
+def _output(path: str) -> Path:
+    """:return: where to save; checked, and its folder made, before work begins that would be lost"""
+    output = Path(path).expanduser()
+    if output.suffix not in ("", ".zip") or output.is_dir():
+        raise ValueError(f"--output {path} must be the name of a file that ends with .zip.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output.with_suffix(".zip")
+
+
+def _shows_bar(*packages: str) -> bool:
+    return sys.stderr.isatty() and all(importlib.util.find_spec(package) is not None for package in packages)
