@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from sb3_scoreflow.bc.execution import check_normalized_alike, execution_of
 from sb3_scoreflow.bc.facts import cloning_facts
 from sb3_scoreflow.bc.fits_critic import FitsCritic
 from sb3_scoreflow.bc.history import History, Metrics, logger_of
+from sb3_scoreflow.bc.restored import restored_on_error
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.encoders import check_random_shift
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
@@ -161,19 +161,14 @@ class BehaviorCloning:
         :raises DivergenceError: if the loss becomes NaN or infinite
         :raises OSError: if images that stay in a file cannot be read any more
         """
-        if n_epochs is not None and n_batches is not None:
-            raise ValueError(f"Give n_epochs or n_batches, not both (got n_epochs={n_epochs}, n_batches={n_batches}).")
-        counts = dict(n_epochs=n_epochs, n_batches=n_batches, log_interval=log_interval, n_eval_episodes=n_eval_episodes)
-        check_numbers(fractions={}, counts=counts, amounts=dict(critic_batches=critic_batches or 0))
-        epoch, default = -(-len(self.training) // self.batch_size), n_batches is None and n_epochs is None
-        if n_batches is None:
-            n_batches = default_batches(epoch) if n_epochs is None else n_epochs * epoch
+        n_batches, fit_critic = self.check(
+            n_epochs, n_batches, critic_batches=critic_batches, n_eval_episodes=n_eval_episodes, log_interval=log_interval
+        )
         evaluation = None if eval_env is None else checked_eval_env(eval_env, self.policy, self.execution)
-        fit_critic = self._critic_fit(critic_batches, CRITIC_BATCHES if default else n_batches // 5)
         path = None if checkpoint is None else Path(checkpoint).expanduser()
         history = History(logger_of(self.algorithm))
         self.history = history.metrics
-        with _restored_on_error(self):
+        with restored_on_error(self.policy, None if self.execution is None else self.execution.vec_normalize):
             self.policy.stop_average()  # of what was learned before
             if self.execution is not None:
                 self.execution.fit_normalization(self.training)
@@ -198,6 +193,35 @@ class BehaviorCloning:
         if path is not None:
             path.unlink(missing_ok=True)
         return Metrics(history.metrics)
+
+    def check(
+        self,
+        n_epochs: int | None = None,
+        n_batches: int | None = None,
+        *,
+        critic_batches: int | None = None,
+        n_eval_episodes: int = 10,
+        log_interval: int = 1000,
+    ) -> tuple[int, Callable[[], dict[str, float]] | None]:
+        """
+        What :meth:`train` would refuse, before work begins that would be lost.
+
+        :param n_epochs: see :meth:`train`, as for all others
+        :param n_batches: gradient steps
+        :param critic_batches: of the critic
+        :param n_eval_episodes: of the evaluation
+        :param log_interval: gradient steps between log points
+        :return: number of gradient steps, and what fits the critic after them, if something does
+        :raises ValueError: if an argument is impossible
+        """
+        if n_epochs is not None and n_batches is not None:
+            raise ValueError(f"Give n_epochs or n_batches, not both (got n_epochs={n_epochs}, n_batches={n_batches}).")
+        counts = dict(n_epochs=n_epochs, n_batches=n_batches, log_interval=log_interval, n_eval_episodes=n_eval_episodes)
+        check_numbers(fractions={}, counts=counts, amounts=dict(critic_batches=critic_batches or 0))
+        epoch, default = -(-len(self.training) // self.batch_size), n_batches is None and n_epochs is None
+        if n_batches is None:
+            n_batches = default_batches(epoch) if n_epochs is None else n_epochs * epoch
+        return n_batches, self._critic_fit(critic_batches, CRITIC_BATCHES if default else n_batches // 5)
 
     def fit_critic(self, n_batches: int) -> dict[str, float]:
         """
@@ -381,24 +405,3 @@ class BehaviorCloning:
         """The observations that normalization needs: images stay where they are."""
         observations, keys = demonstrations.observations, self.policy.normalizer.keys
         return {key: observations[key] for key in keys} if isinstance(observations, dict) else observations
-
-
-@contextmanager
-def _restored_on_error(cloning: BehaviorCloning) -> Iterator[None]:
-    """The policy, and the statistics of a ``VecNormalize``, as they were before the block if it raises anything."""
-    policy = cloning.policy
-    before, was_training = {name: tensor.clone() for name, tensor in policy.state_dict().items()}, policy.training
-    normalizer = None if cloning.execution is None else cloning.execution.vec_normalize
-    # norm_obs=False leaves it without statistics of observations
-    statistics = (
-        {} if normalizer is None else {n: deepcopy(v) for n, v in vars(normalizer).items() if n in ("obs_rms", "ret_rms")}
-    )
-    try:
-        yield
-    except BaseException:
-        policy.load_state_dict(before)
-        for name, value in statistics.items():
-            setattr(normalizer, name, value)
-        raise
-    finally:
-        policy.set_training_mode(was_training)

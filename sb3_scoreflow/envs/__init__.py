@@ -4,6 +4,7 @@ from sb3_scoreflow.envs.action_chunking import ActionChunking
 from sb3_scoreflow.envs.envpool import EnvPoolVecEnv
 from sb3_scoreflow.envs.kitchen import KITCHEN_TASK_SETS, FlatKitchen, completed_tasks, make_kitchen
 from sb3_scoreflow.envs.metaworld import MetaWorldEnv, make_metaworld
+from sb3_scoreflow.envs.registered import register_tasks
 from sb3_scoreflow.envs.robomimic import RobomimicEnv, make_robomimic
 from sb3_scoreflow.envs.select_observations import SelectObservations
 from sb3_scoreflow.envs.state import Resumable
@@ -21,4 +22,7 @@ __all__ = [
     "make_kitchen",
     "make_metaworld",
     "make_robomimic",
+    "register_tasks",
 ]
+
+register_tasks()

@@ -12,7 +12,7 @@ from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
 
 #: Arguments of ``pretrain_bc`` that are no settings, but objects of a run
-_NO_SETTINGS = ("model", "demonstrations", "eval_env", "callback")
+_NO_SETTINGS = ("model", "demonstrations", "eval_env", "callback", "checkpoint")
 
 
 class SettingsError(ValueError):
@@ -59,10 +59,11 @@ class Cloning:
         :param env_id: its environment
         :raises SettingsError: if the demonstrations do not fit it, or a setting is impossible
         """
-        own = inspect.signature(BehaviorCloning).parameters
+        own, checked = (inspect.signature(each).parameters for each in (BehaviorCloning, BehaviorCloning.check))
         try:
-            BehaviorCloning(model, self.demonstrations, **{k: v for k, v in self.arguments.items() if k in own})
-        except ValueError as error:
+            cloning = BehaviorCloning(model, self.demonstrations, **{k: v for k, v in self.arguments.items() if k in own})
+            cloning.check(**{k: v for k, v in self.arguments.items() if k in checked})
+        except (TypeError, ValueError) as error:
             raise SettingsError(f"demonstrations={self.source!r} cannot be cloned for {env_id}: {error}") from error
 
     def as_callback(self) -> dict[str, dict[str, Any]]:

@@ -168,6 +168,7 @@ def test_a_newcomer_needs_no_more_than_its_line_in_the_registry(tmp_path: Path, 
         (dict(demonstrations="no/such/file.hdf5"), "error: demonstrations='no/such/file.hdf5' cannot be loaded"),
         (dict(demonstrations=FEW, cloning=dict(epochs=3)), "error: cloning has no setting 'epochs': it takes n_epochs"),
         (dict(cloning=dict(n_epochs=3)), "error: cloning=.* needs demonstrations"),
+        (dict(demonstrations=FEW, cloning=dict(checkpoint="x")), "error: cloning has no setting 'checkpoint'"),
     ],
 )
 @pytest.mark.parametrize("flag", [[], ["-optimize"]])
@@ -175,6 +176,36 @@ def test_wrong_demonstrations(more: dict[str, Any], message: str, flag: list[str
     with pytest.raises(SystemExit, match=f"(?s){message}"):
         train(tmp_path / "logs", "scoreflow_ppo", "Corridor-v0", *flag, **more)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "cloning", "message"),
+    [
+        ("fpo", dict(n_epochs=1, n_batches=1), "Give n_epochs or n_batches, not both"),
+        ("fpo", dict(n_batches=0), "n_batches must be"),
+        ("fpo", dict(n_batches="many"), "n_batches must be|not supported"),
+        ("fpo", dict(log_interval=0), "log_interval must be"),
+        ("rldt", dict(critic_batches=5), "critic_batches=5 needs an algorithm with a value function"),
+    ],
+)
+def test_settings_that_only_cloning_itself_refused(
+    algorithm: str, cloning: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=f"(?s)error: demonstrations=.* cannot be cloned for Hopper-v5: .*({message})"):
+        train(tmp_path / "logs", algorithm, "Hopper-v5", demonstrations=FEW, cloning=cloning)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_of_hyperparameters(tmp_path: Path) -> None:
+    """Of Meta-World, where it is installed; with less of everything."""
+    pytest.importorskip("metaworld")
+    env, module = "sb3_scoreflow/push-v3", "sb3_scoreflow.zoo.hyperparams.fpo"
+    source = dict(source="metaworld:push-v3", n_episodes=1, max_episode_steps=200)
+    run = train(tmp_path, "fpo", env, "-conf", module, demonstrations=source, cloning=dict(n_batches=2))
+    model = ALGORITHMS["fpo"].load(next(run.glob("*.zip")))
+    assert bool(model.policy.pretrained) and model.action_space.shape == (4, 4)
+    (config,) = run.glob("*/config.yml")
+    assert "max_episode_steps: 200" in config.read_text()
 
 
 def test_demonstrations_can_be_switched_off(tmp_path: Path) -> None:
