@@ -96,11 +96,12 @@ def write_hub_folder(
         normalizer.save(str(folder / "vec_normalize.pkl"))
     config = training_config(model, env)
     arguments = dict(algo=algorithm, env=env_id, env_kwargs=dict(env_kwargs or {}), seed=model.seed)
-    _write_settings(folder, config, arguments, None if run_folder is None else Path(run_folder).expanduser())
+    run = None if run_folder is None else Path(run_folder).expanduser()
+    _write_settings(folder, config, arguments, run)
     if video is not None:
         shutil.copyfile(video, folder / "replay.mp4")
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    card = card_text(model, algorithm, name, env_id, results, config, repo_id)
+    card = card_text(model, algorithm, name, env_id, results, config, repo_id, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 

@@ -1,6 +1,8 @@
 """The model card, and the settings of training, that are published with a model."""
 
 import inspect
+import shlex
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
@@ -55,6 +57,7 @@ def card_text(
     results: dict[str, Any],
     config: dict[str, Any],
     repo_id: str | None,
+    run: Path | None,
 ) -> str:
     """
     :param model: of this package
@@ -64,6 +67,7 @@ def card_text(
     :param results: of its evaluation
     :param config: settings of its training
     :param repo_id: where it will be, if that is known
+    :param run: folder of the run of the RL Zoo that trained it
     :return: ``README.md``, with the header that the Hub reads
     """
     import yaml
@@ -129,6 +133,12 @@ model = load_from_hub("{repo_id or f"USER/{name}"}", trust=True)
 actions, _ = model.predict(observations, deterministic=True)
 ```
 
+or with the RL Zoo, in its environment:
+
+```bash
+{_commands(algorithm, name, env_id, repo_id, run)}
+```
+
 Loading unpickles parts of `{name}.zip` (by cloudpickle), which executes whatever code is in them. What they are is listed in
 `{name}/data`, under `:serialized:`.
 
@@ -146,6 +156,46 @@ Loading unpickles parts of `{name}.zip` (by cloudpickle), which executes whateve
 
 {written_with}
 """
+
+
+def _commands(algorithm: str, name: str, env_id: str, repo_id: str | None, run: Path | None) -> str:
+    """:return: what a shell runs to see the model act and, if the zoo trained it, to train it again"""
+    user, _, repo = (repo_id or f"USER/{name}").rpartition("/")
+    zoo, task = "python -m sb3_scoreflow.zoo", f"--algo {algorithm} --env {env_id} -f logs"
+    named = "" if repo == name else f" -name {repo}"
+    lines = [f"TRUST_REMOTE_CODE=True {zoo} load_from_hub {task} -orga {user}{named}", f"{zoo} enjoy {task}"]
+    for path in [] if run is None else sorted(run.glob("**/args.yml"))[:1]:
+        options = _training_options(path)
+        lines += [f"{zoo} train {options}  # how it was trained"] if options else []
+    return "\n".join(lines)
+
+
+def _training_options(path: Path) -> str:
+    """
+    :param path: of the arguments that the zoo was run with
+    :return: those of them that training depends on, as for a shell; nothing if it is another file
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The file is an OrderedDict; whatever else would be executed is refused."""
+
+    tag = "tag:yaml.org,2002:python/object/apply:collections.OrderedDict"
+    Loader.add_constructor(tag, lambda loader, node: dict(loader.construct_sequence(node, deep=True)[0]))
+    try:
+        given = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except yaml.YAMLError:  # not the zoo's
+        return ""
+    options = []
+    for name in ("algo", "env", "seed", "n_timesteps", "conf_file", "env_kwargs", "hyperparams"):
+        value = given.get(name)
+        if isinstance(value, dict):
+            value = [f"{key}:{item!r}" for key, item in value.items()]
+        if value in (None, [], -1):
+            continue
+        words = value if isinstance(value, list) else [without_folders(str(value))]
+        options += [f"--{name.replace('_', '-')}", *map(shlex.quote, words)]
+    return " ".join(map(str, options))
 
 
 def _cloning_text(model: FlowAlgorithm) -> str:

@@ -2,10 +2,16 @@
 
 import base64
 import builtins
+import importlib
 import json
+import runpy
+import shlex
 import shutil
+import sys
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -18,7 +24,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_scoreflow import ALGORITHMS, FPO, ActionChunking, Demonstrations, ScoReFlowPPO, pretrain_bc
+from sb3_scoreflow import FPO, ActionChunking, Demonstrations, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.common.utils import without_folders
 from sb3_scoreflow.hub import load_from_hub, push_to_hub, write_hub_folder
 from tests.conformance.envs import make_toy
@@ -229,30 +235,65 @@ def test_statistics_of_vec_normalize_go_along(tmp_path: Path, monkeypatch: pytes
     assert before["mean_reward"] == pytest.approx(after["mean_reward"])
 
 
-def test_rl_zoo_reads_the_folder(model: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own loader, environment and file names, with files of the folder in place of downloads."""
+def commands_of(folder: Path) -> list[list[str]]:
+    """:return: words of the lines of the card's first shell block"""
+    block = (folder / "README.md").read_text().split("```bash\n")[1].split("```")[0]
+    return [shlex.split(line, comments=True) for line in block.splitlines()]
+
+
+def test_commands_of_the_card(
+    model: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The zoo downloads what was published, makes the environment with its chunks, and acts as the model."""
     pytest.importorskip("rl_zoo3")
-    from huggingface_sb3 import EnvironmentName
-    from requests.exceptions import HTTPError
-    from rl_zoo3 import create_test_env, get_saved_hyperparams
-    from rl_zoo3 import load_from_hub as zoo
-    from rl_zoo3.utils import get_model_path
+    import huggingface_sb3
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     def download(repo_id: str, filename: str) -> str:
-        assert repo_id == "somebody/fpo-Pendulum-v1"
-        if not (folder / filename).is_file():
-            raise HTTPError
+        assert repo_id == "USER/fpo-Pendulum-v1"
+        if not (folder / filename).is_file():  # as huggingface_hub does
+            response: Any = SimpleNamespace(headers={}, request=None)
+            raise RemoteEntryNotFoundError("404", response=response)
         return str(folder / filename)
 
-    monkeypatch.setattr(zoo, "load_from_hub", download)
-    zoo.download_from_hub("fpo", EnvironmentName("Pendulum-v1"), 0, str(tmp_path), "somebody")
-    _, path, log_path = get_model_path(0, str(tmp_path), "fpo", EnvironmentName("Pendulum-v1"))
-    config, statistics = get_saved_hyperparams(f"{log_path}/Pendulum-v1", test_mode=True)
-    env = create_test_env("Pendulum-v1", stats_path=statistics, seed=0, should_render=False, hyperparams=config)
-    assert env.get_attr("n_executed") == [2]
-    loaded = ALGORITHMS["fpo"].load(path, env=env, device="cpu")
-    obs: Any = env.reset()
-    assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    monkeypatch.setattr(huggingface_sb3, "load_from_hub", download)
+    monkeypatch.chdir(tmp_path)
+    (trust, *load), enjoy = commands_of(folder)
+    assert trust == "TRUST_REMOTE_CODE=True" and load[:3] == enjoy[:3] == ["python", "-m", "sb3_scoreflow.zoo"]
+    monkeypatch.setattr(sys, "argv", ["load_from_hub", *load[4:]])
+    zoo = importlib.import_module("sb3_scoreflow.zoo")
+    zoo.register()
+    with pytest.raises(RemoteEntryNotFoundError):  # the zoo alone: when it succeeds, our verb is not needed any more
+        runpy.run_module("rl_zoo3.load_from_hub", run_name="__main__")
+    zoo.main(load[3:])
+    capsys.readouterr()
+    zoo.main([*enjoy[3:], "--no-render", "-n", "100"])
+    wrapper: Any = ActionChunking
+    env = make_vec_env("Pendulum-v1", seed=0, wrapper_class=wrapper, wrapper_kwargs=dict(horizon=4, n_executed=2))
+    observation, total, dones = env.reset(), 0.0, np.array([False])
+    while not dones[0]:
+        observation, rewards, dones, _ = env.step(model.predict(observation, deterministic=True)[0])
+        total += float(rewards[0])
+    assert f"Episode Reward: {total:.2f}" in capsys.readouterr().out
+
+
+def test_command_of_training(model: Any, tmp_path: Path) -> None:
+    arguments = OrderedDict(
+        algo="fpo", env="Pendulum-v1", seed=7, n_timesteps=-1, device="cpu", conf_file=f"/home/{SECRET}/own.yml",
+        env_kwargs=OrderedDict(g=9.0), hyperparams={"n_envs": 2, "learning_rate": "lin_1e-4"}
+    )  # fmt: skip
+    (tmp_path / "run" / "Pendulum-v1").mkdir(parents=True)
+    (tmp_path / "run" / "Pendulum-v1" / "args.yml").write_text(yaml.dump(arguments))
+    folder = write_hub_folder(
+        model, tmp_path / "hub", make_env(), n_eval_episodes=1, run_folder=tmp_path / "run", repo_id="somebody/policy"
+    )
+    load, _, train = commands_of(folder)
+    assert load[-4:] == ["-orga", "somebody", "-name", "policy"]
+    expected = "--algo fpo --env Pendulum-v1 --seed 7 --conf-file own.yml --env-kwargs g:9.0 --hyperparams"
+    assert train == ["python", "-m", "sb3_scoreflow.zoo", "train", *expected.split(), "learning_rate:'lin_1e-4'", "n_envs:2"]
+    (tmp_path / "run" / "Pendulum-v1" / "args.yml").write_text("!!python/object/apply:os.getcwd []")
+    other = write_hub_folder(model, tmp_path / "other", make_env(), n_eval_episodes=1, run_folder=tmp_path / "run")
+    assert len(commands_of(other)) == 2  # not the zoo's file: nothing in it is executed
 
 
 def test_remedies(model: Any, tmp_path: Path) -> None:

@@ -55,6 +55,13 @@ def _record_training() -> None:
         _run("rl_zoo3.record_training")
 
 
+def _load_from_hub() -> None:
+    """Of a file that is not there, huggingface_hub raises another error today than the one that the zoo catches."""
+    exceptions, errors = (importlib.import_module(name) for name in ("requests.exceptions", "huggingface_hub.errors"))
+    with _replaced(exceptions, "HTTPError", errors.HfHubHTTPError):
+        _run("rl_zoo3.load_from_hub")
+
+
 #: Name on the command line -> what it runs
 VERBS: dict[str, Callable[[], None]] = {
     "train": _train,
@@ -62,6 +69,8 @@ VERBS: dict[str, Callable[[], None]] = {
     "enjoy": partial(_call, "rl_zoo3.enjoy", "enjoy"),
     "record_video": partial(_run, "rl_zoo3.record_video"),
     "record_training": _record_training,
+    "load_from_hub": _load_from_hub,
+    "plot": partial(_call, "rl_zoo3.plots", "plot_train"),
     "plot_train": partial(_call, "rl_zoo3.plots", "plot_train"),
     "all_plots": partial(_call, "rl_zoo3.plots", "all_plots"),
     "plot_from_file": partial(_call, "rl_zoo3.plots", "plot_from_file"),

@@ -69,7 +69,8 @@ def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     (curve,) = plotted.values()
     results = [np.load(run / "evaluations.npz")["results"].mean(1) for run in runs]
     np.testing.assert_allclose(curve["mean"], np.mean(results, 0))
-    main(["plot_train", "-a", "fpo", *folders, "-w", "2"])
+    for verb in ("plot", "plot_train"):
+        main([verb, "-a", "fpo", *folders, "-w", "2"])
     image = tmp_path / "image.svg"
     main(["plot_from_file", "-i", str(output.with_suffix(".pkl")), "-o", str(image)])
     assert image.exists()
@@ -126,3 +127,31 @@ def test_as_a_user_runs_them(vec_env: str, tmp_path: Path) -> None:
     search = ["--n-trials", "2", "--no-optim-plots", "--vec-env", vec_env]
     printed = zoo("optimize", "--env", "Pendulum-v1", *common, "-n", "64", "--eval-episodes", "1", *search, "-params", *small)
     assert "Best trial:" in printed
+
+
+@pytest.mark.slow
+def test_the_other_verbs_as_a_user_runs_them(tmp_path: Path) -> None:
+    import imageio_ffmpeg
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    system = {**os.environ, "MPLBACKEND": "agg", "MUJOCO_GL": "egl", "PATH": path}
+
+    def zoo(verb: str, *arguments: str) -> str:
+        command = [sys.executable, "-m", "sb3_scoreflow.zoo", verb, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=system, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    agent = ["--algo", "rldt", "--env", "Reacher-v5", "-f", "logs"]
+    small = ["n_envs:2", "n_steps:16", "batch_size:16", "policy_kwargs:dict(net_arch=[16])"]
+    for _ in range(2):  # the zoo's all_plots fails with a single run
+        zoo("train", *agent, "-n", "64", "--eval-freq", "16", "--eval-episodes", "1", "--save-freq", "32", "-params", *small)
+    zoo("record_video", *agent, "-n", "8")
+    zoo("record_training", *agent, "-n", "8")
+    assert (tmp_path / "logs/rldt/Reacher-v5_2/videos/training.mp4").stat().st_size > 0
+    zoo("all_plots", "-a", "rldt", "-e", "Reacher-v5", "-f", "logs", "--no-display", "-o", "plot")
+    zoo("plot", "-a", "rldt", "-e", "Reacher-v5", "-f", "logs")
+    zoo("plot_from_file", "-i", "plot.pkl", "-o", "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 0
