@@ -33,7 +33,7 @@ def clone(args: argparse.Namespace) -> None:
     demonstrations = load_demonstrations(args.source)
     env = make_vec_env(args.env, seed=args.seed, wrapper_class=lambda single: _chunked(single, args.horizon, {}))
     model = ALGORITHMS[args.algo]("FlowPolicy", env, seed=args.seed)
-    pretrain_bc(model, demonstrations, n_batches=args.batches, seed=args.seed, progress_bar=_shows_bar("tqdm"))
+    pretrain_bc(model, demonstrations, n_batches=args.batches, seed=args.seed, progress_bar=_shows_bar())
     model.save(output)
     print(f"Cloned {demonstrations.n_episodes:,} episodes, {len(demonstrations):,} transitions: {output}")
 
@@ -43,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
     model = _load(args.model)
     env = _env_of(model, args, args.n_envs)
     model = type(model).load(args.model, env=env, seed=args.seed, verbose=1)
-    bar = _shows_bar("tqdm", "rich")
+    bar = _shows_bar()
     if args.checkpoints is None:
         model.learn(args.timesteps, progress_bar=bar)
     else:
@@ -202,5 +202,5 @@ def _output(path: str) -> Path:
     return output.with_suffix(".zip")
 
 
-def _shows_bar(*packages: str) -> bool:
-    return sys.stderr.isatty() and all(importlib.util.find_spec(package) is not None for package in packages)
+def _shows_bar() -> bool:
+    return sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None

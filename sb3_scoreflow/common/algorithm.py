@@ -23,6 +23,7 @@ from sb3_scoreflow.common.divergence import check_losses, check_parameters, chec
 from sb3_scoreflow.common.known_env import KnownEnvironment
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
+from sb3_scoreflow.common.progress import LearningBar
 from sb3_scoreflow.common.saved_files import WrongPolicyError, cloning_of
 from sb3_scoreflow.common.stored_defaults import buffer_arguments, complete, policy_arguments
 from sb3_scoreflow.common.utils import ArgumentError, usable_cores, warn_of_threads
@@ -200,13 +201,14 @@ class FlowAlgorithm(KnownEnvironment):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         own = self._own_callback()
-        if own is not None:
+        added = [*([] if own is None else [own]), *([LearningBar()] if progress_bar else [])]
+        if added:
             if isinstance(callback, list):
                 callback = CallbackList(callback)
             elif not isinstance(callback, BaseCallback):
                 callback = ConvertCallback(callback)
-            callback = CallbackList([callback, own])
-        return super()._init_callback(callback, progress_bar)
+            callback = CallbackList([callback, *added])
+        return super()._init_callback(callback)
 
     def learn(
         self: SelfFlowAlgorithm,
@@ -225,7 +227,7 @@ class FlowAlgorithm(KnownEnvironment):
         :param log_interval: iterations between logs, None for none
         :param tb_log_name: name of the run for tensorboard, the algorithm's if None
         :param reset_num_timesteps: whether to start counting (and the schedules) anew
-        :param progress_bar: whether to show a progress bar
+        :param progress_bar: whether to show a progress bar (needs tqdm)
         :return: the model
         """
         if self.device.type == "cpu":

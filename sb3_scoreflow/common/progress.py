@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
+
 T = TypeVar("T")
 
 
@@ -20,11 +22,31 @@ def progress(
     """
     if not show:
         return iterable
+    return _with_bar(iterable, _import_tqdm()(total=total, **options), size or (lambda item: 1))
+
+
+class LearningBar(ProgressBarCallback):
+    """
+    Stable-Baselines3's progress bar of ``learn``, but as all others here: in a notebook it is the notebook's, and it needs no
+    package beside tqdm.
+
+    :raises ImportError: if tqdm is not installed
+    """
+
+    def __init__(self) -> None:
+        BaseCallback.__init__(self)  # what comes between asks for another package
+        self._tqdm = _import_tqdm()
+
+    def _on_training_start(self) -> None:
+        self.pbar = self._tqdm(total=self.locals["total_timesteps"] - self.model.num_timesteps)
+
+
+def _import_tqdm() -> Any:
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError('A progress bar needs tqdm: pip install "sb3-scoreflow[examples]".') from error
-    return _with_bar(iterable, tqdm(total=total, **options), size or (lambda item: 1))
+    return tqdm
 
 
 def _with_bar(iterable: Iterable[T], bar: Any, size: Callable[[T], int]) -> Iterator[T]:

@@ -122,15 +122,35 @@ def test_every_n_and_list_callbacks(algorithm: Algorithm, tmp_path: Path) -> Non
     assert len(lines) == 1 + 4
 
 
-def test_progress_bar(algorithm: Algorithm, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_of_stable_baselines(algorithm: Algorithm, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
     pytest.importorskip("rich")
     callback = ProgressBarCallback()
-    model = algorithm.make("FlowPolicy", make_toy(n_envs=2)).learn(64, callback=callback)
+    algorithm.make("FlowPolicy", make_toy(n_envs=2)).learn(64, callback=callback)
     assert callback.pbar.n == callback.pbar.total == 64
-    model.learn(32, progress_bar=True, reset_num_timesteps=False)
-    output = capfd.readouterr()
-    assert "32/32" in output.out + output.err
+
+
+def test_progress_bar(algorithm: Algorithm, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all bars of this package: tqdm.auto's, which in a notebook is the notebook's; rich is not needed."""
+    auto = pytest.importorskip("tqdm.auto")
+    monkeypatch.setitem(sys.modules, "rich", None)
+    bars = []
+
+    class Bar(auto.tqdm):  # type: ignore[name-defined]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            bars.append(self)
+
+    monkeypatch.setattr(auto, "tqdm", Bar)
+    count = CountCalls()
+    model = algorithm.make("FlowPolicy", make_toy(n_envs=2)).learn(64)
+    model.learn(32, callback=[count], progress_bar=True, reset_num_timesteps=False)
+    (bar,) = bars
+    assert bar.n == bar.total == 32 and bar.disable and count.n_calls == 16  # closed bars are disabled
+    assert "32/32" in capfd.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match=r"A progress bar needs tqdm: pip install"):
+        model.learn(32, progress_bar=True)
 
 
 # ------------------------------------------------------------------ environments
