@@ -83,7 +83,7 @@ SPACES = [
     spaces.Discrete(5),
     spaces.Discrete(3, start=-1),
     spaces.MultiDiscrete([3, 4]),
-    spaces.MultiDiscrete([[3, 4], [2, 2]], dtype=np.int32, start=[[1, 0], [0, 5]]),
+    spaces.MultiDiscrete([[3, 4], [2, 2]], dtype=np.int32, start=[[1, 0], [0, 5]]),  # type: ignore[list-item,arg-type]
     spaces.MultiBinary(3),
     spaces.MultiBinary((2, 3)),
     spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 1, (1,)))),
@@ -94,9 +94,10 @@ SPACES = [
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_spaces(space: spaces.Space) -> None:
     space.seed(3)
-    restored = through_json(space)
+    restored: Any = through_json(space)
     assert type(restored) is type(space) and restored == space and restored.dtype == space.dtype
     if isinstance(space, spaces.Dict):
+        assert isinstance(restored, spaces.Dict)
         assert list(restored.spaces) == list(space.spaces)
     if isinstance(space, spaces.Box):
         assert restored.low.tobytes() == space.low.tobytes() and restored.high.tobytes() == space.high.tobytes()

@@ -374,6 +374,7 @@ def test_made_up_descriptions(algorithm: Algorithm) -> None:
         changed = with_data(file, lambda data, name=name, text=description: data["_plain"].update({name: text}))  # type: ignore[misc]
         with pytest.raises(ValueError, match=message):
             algorithm.cls.load(changed, trusted=False)
+    wrong: Any
     for wrong in ([], {"_plain": []}):
         with pytest.raises(ValueError, match="no JSON object with descriptions"):
             algorithm.cls.load(rewritten(file, {"data": json.dumps(wrong).encode()}), trusted=False)
