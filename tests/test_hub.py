@@ -190,7 +190,7 @@ def test_nothing_is_unpickled_without_trust(model: Any, folder: Path, tmp_path: 
     loaded = load_from_hub("somebody/policy", device="cpu", revision="abc")
     obs: Any = make_env(3).reset()
     assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
-    loaded.note = Payload(marker)  # type: ignore[attr-defined]
+    loaded.note = Payload(marker)
     loaded.save(repo / path.name)
     copy_of(repo, monkeypatch, tmp_path / "2")
     with pytest.raises(ValueError, match=r"describes: note \(.*huggingface\.co/somebody/policy/tree/abc: .*pass trust=True"):

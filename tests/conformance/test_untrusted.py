@@ -155,7 +155,18 @@ def test_a_payload_in_data(algorithm: Algorithm, tmp_path: Path) -> None:
         algorithm.cls.load(file, trusted=False)
     assert not marker.exists()
     assert algorithm.cls.load(file, custom_objects={"note": "mine"}, trusted=False).note == "mine"
+    path = tmp_path / "model.zip"
+    path.write_bytes(file.getvalue())
+    other = algorithm.make("FlowPolicy", make_toy(), seed=1)
+    other.set_parameters(path)  # reads weights only
+    assert_same(other.get_parameters(), model.get_parameters())
+    model.policy.pretrained.fill_(1.0)
+    model.save(path)
+    other.load_clone(path, trusted=False)
     assert not marker.exists()
+    other.load_clone(path)
+    assert marker.exists()
+    marker.unlink()
     algorithm.cls.load(file)
     assert marker.exists()
 
