@@ -76,6 +76,8 @@ def describe(value: Any) -> Any:
         return {_KIND: "tuple", "items": describe(list(value))}
     if kind is deque:
         return {_KIND: "deque", "items": describe(list(value)), "maxlen": value.maxlen}
+    if kind is dict and all(type(key) is str and key != _KIND for key in value):
+        return {key: describe(each) for key, each in value.items()}
     if kind in (dict, OrderedDict):  # the latter is what Stable-Baselines3 keeps observations in
         return {_KIND: kind.__name__, "items": [[describe(key), describe(each)] for key, each in value.items()]}
     if kind is np.ndarray or isinstance(value, np.generic):
@@ -103,7 +105,9 @@ def restore(description: Any, name: str) -> Any:
         return [restore(each, f"{name}[{index}]") for index, each in enumerate(description)]
     if not isinstance(description, dict):
         return description
-    kind = description.get(_KIND)
+    if _KIND not in description:
+        return {key: restore(each, f"{name}[{key!r}]") for key, each in description.items()}
+    kind = description[_KIND]
     try:
         if kind == "tuple":
             return tuple(restore(description["items"], name))

@@ -266,7 +266,7 @@ def _objects(
         elif name in plain and name not in kept_elsewhere:
             try:
                 objects[name] = restore(_without_given(name, plain[name], given), name)
-            except (NotPlainError, KeyError, TypeError, ValueError) as error:
+            except (NotPlainError, AttributeError, KeyError) as error:
                 missing.append(str(error) if isinstance(error, NotPlainError) else f"{name} ({error!r})")
         elif name in _SPACES and env is not None:
             objects[name] = getattr(cls._wrap_env(env), name)
@@ -285,13 +285,7 @@ def _without_given(name: str, description: Any, given: Mapping[str, Any]) -> Any
     if name != "_built_from":
         return description
     parts = dict(policy=given.get("policy_kwargs") or {}, buffer=given.get("rollout_buffer_kwargs") or {})
-    return {
-        **description,
-        "items": [
-            [part, {**entries, "items": [pair for pair in entries["items"] if pair[0] not in parts[part]]}]
-            for part, entries in description["items"]
-        ],
-    }
+    return {part: {key: each for key, each in description[part].items() if key not in user} for part, user in parts.items()}
 
 
 def _excluded(cls: Any) -> set[str]:

@@ -380,7 +380,8 @@ def test_made_up_descriptions(algorithm: Algorithm) -> None:
     file = saved(algorithm.make("FlowPolicy", make_toy()))
     for name, description, message in (
         ("policy_class", {"kind": "class", "name": "os:system"}, r"policy_class \(the class os:system\)"),
-        ("_built_from", {"kind": "dict"}, r"_built_from \(KeyError"),
+        ("_built_from", {"other": {}}, r"_built_from \(KeyError"),
+        ("_built_from", [], r"_built_from \(AttributeError"),
     ):
         changed = with_data(file, lambda data, name=name, text=description: data["_plain"].update({name: text}))  # type: ignore[misc]
         with pytest.raises(ValueError, match=message):
