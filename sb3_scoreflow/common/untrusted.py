@@ -266,7 +266,7 @@ def _objects(
         elif name in plain and name not in kept_elsewhere:
             try:
                 objects[name] = restore(_without_given(name, plain[name], given), name)
-            except (NotPlainError, AttributeError, KeyError) as error:
+            except (NotPlainError, AttributeError, KeyError, TypeError) as error:
                 missing.append(str(error) if isinstance(error, NotPlainError) else f"{name} ({error!r})")
         elif name in _SPACES and env is not None:
             objects[name] = getattr(cls._wrap_env(env), name)

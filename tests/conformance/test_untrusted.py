@@ -381,7 +381,7 @@ def test_made_up_descriptions(algorithm: Algorithm) -> None:
     for name, description, message in (
         ("policy_class", {"kind": "class", "name": "os:system"}, r"policy_class \(the class os:system\)"),
         ("_built_from", {"other": {}}, r"_built_from \(KeyError"),
-        ("_built_from", [], r"_built_from \(AttributeError"),
+        ("_built_from", [], r"_built_from \(TypeError"),
     ):
         changed = with_data(file, lambda data, name=name, text=description: data["_plain"].update({name: text}))  # type: ignore[misc]
         with pytest.raises(ValueError, match=message):
