@@ -20,13 +20,19 @@ from sb3_scoreflow.bc.checks import checked_eval_env
 from sb3_scoreflow.bc.execution import execution_of
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.env_attributes import ask
+from sb3_scoreflow.common.plain import describe, restore
 from sb3_scoreflow.common.saved_files import written_by
+from sb3_scoreflow.common.untrusted import UntrustedFileError
 from sb3_scoreflow.common.utils import ArgumentError, warn, without_folders
 from sb3_scoreflow.hub_card import card_text, training_config
 from sb3_scoreflow.registry import ALGORITHMS
 
 #: Learning curves, which are no model although they are a zip file
 _METRICS = "train_eval_metrics.zip"
+#: The same as vec_normalize.pkl, to be read without unpickling
+_STATISTICS = "vec_normalize.json"
+_NORMALIZER_ARGUMENTS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+_NORMALIZER_STATISTICS = ("obs_rms", "ret_rms")
 
 
 def write_hub_folder(
@@ -46,8 +52,8 @@ def write_hub_folder(
     Evaluate a model and write what :func:`push_to_hub` uploads, to look at it before.
 
     ``ALGORITHM-ENVIRONMENT.zip`` and what is in it, ``results.json``, ``args.yml``, ``config.yml``, ``env_kwargs.yml``,
-    ``train_eval_metrics.zip``, ``README.md`` (the model card), and, where there are such, ``vec_normalize.pkl`` and
-    ``replay.mp4``. Of absolute paths in settings, the last part is kept.
+    ``train_eval_metrics.zip``, ``README.md`` (the model card), and, where there are such, ``vec_normalize.pkl``,
+    ``vec_normalize.json`` and ``replay.mp4``. Of absolute paths in settings, the last part is kept.
 
     :param model: to be published
     :param folder: to be made, or empty
@@ -94,6 +100,7 @@ def write_hub_folder(
     normalizer = unwrap_vec_normalize(env)
     if normalizer is not None:
         normalizer.save(str(folder / "vec_normalize.pkl"))
+        (folder / _STATISTICS).write_text(json.dumps(_described(normalizer)) + "\n")
     config = training_config(model, env)
     arguments = dict(algo=algorithm, env=env_id, env_kwargs=dict(env_kwargs or {}), seed=model.seed)
     run = None if run_folder is None else Path(run_folder).expanduser()
@@ -149,10 +156,11 @@ def load_from_hub(
     **kwargs: Any,
 ) -> FlowAlgorithm:
     """
-    Download a model and load it, by the algorithm that wrote it.
+    Download a model and load it, by the algorithm that wrote it; without unpickling anything, unless you trust it.
 
     :param repo_id: "user/name"
-    :param trust: whether the files may be unpickled, which can execute anything
+    :param trust: whether the files may be unpickled, which can execute anything; else the model is rebuilt from weights and
+        JSON
     :param revision: commit, branch or tag; a commit is what was looked at, for good
     :param filename: of the model, if there is more than one
     :param token: of the Hub, for private repositories
@@ -161,18 +169,11 @@ def load_from_hub(
     :return: the model
     :raises FileNotFoundError: if the repository has no such model
     :raises ImportError: if huggingface_hub is not installed
-    :raises ValueError: without ``trust``, or if another package's algorithm wrote the file, or there are several models
+    :raises ValueError: without ``trust``, if the model can be restored by unpickling only; or if another package's algorithm
+        wrote the file, or there are several models
     """
     hub = _import_hub("load_from_hub")
-    if not trust:
-        where = f"https://huggingface.co/{repo_id}/tree/{revision or 'main'}"
-        raise ArgumentError(
-            "load_from_hub: a model file of Stable-Baselines3 is unpickled (by cloudpickle), which executes whatever code is "
-            f"in it. Before that, look at {where}: whose it is, who uploaded it, and, in the file 'data' of the model's "
-            "folder, which entries have a ':serialized:' part: these are unpickled, as is vec_normalize.pkl. If you trust "
-            "whoever wrote them, pass trust=True, and revision='<the commit that you looked at>'."
-        )
-    patterns = ["*.zip", "vec_normalize.pkl"]
+    patterns = ["*.zip", "vec_normalize.pkl", _STATISTICS]
     folder = Path(hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
     found = sorted(path.name for path in folder.glob("*.zip") if path.name != _METRICS)
     if filename is None and len(found) > 1:
@@ -187,10 +188,18 @@ def load_from_hub(
             f"{repo_id}: {path.name} was written by {writer or 'an unknown algorithm'}, not by one of {sorted(classes)}: load "
             "it with that algorithm's load."
         )
-    statistics = folder / "vec_normalize.pkl"
-    if statistics.is_file():
-        env = _normalized(env, statistics, repo_id)
-    return classes[writer].load(path, env=env, **kwargs)
+    try:
+        if any((folder / name).is_file() for name in ("vec_normalize.pkl", _STATISTICS)):
+            env = _normalized(env, folder, repo_id, trust)
+        return classes[writer].load(path, env=env, trusted=trust, **kwargs)
+    except UntrustedFileError as error:
+        where = f"https://huggingface.co/{repo_id}/tree/{revision or 'main'}"
+        raise ArgumentError(
+            f"load_from_hub: without trust, nothing is unpickled, as that executes whatever code is in a file; but {error} "
+            f"Look at {where}: whose it is, who uploaded it, and, in the file 'data' of the model's folder, which entries "
+            "have a ':serialized:' part: these are unpickled, as is vec_normalize.pkl. If you trust whoever wrote them, pass "
+            "trust=True, and revision='<the commit that you looked at>'."
+        ) from error
 
 
 def algorithm_name(model: FlowAlgorithm) -> str:
@@ -268,7 +277,7 @@ def _write_settings(folder: Path, config: dict[str, Any], arguments: dict[str, A
             archive.write(path, path.name)
 
 
-def _normalized(env: GymEnv | None, statistics: Path, repo_id: str) -> VecNormalize | None:
+def _normalized(env: GymEnv | None, folder: Path, repo_id: str, trust: bool) -> VecNormalize | None:
     if env is None:
         warn(
             f"{repo_id}: the model sees observations that VecNormalize has normalized. Pass env, which then gets the "
@@ -276,8 +285,31 @@ def _normalized(env: GymEnv | None, statistics: Path, repo_id: str) -> VecNormal
         )
         return None
     inner = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
-    normalizer = VecNormalize.load(str(statistics), inner)
+    pickled = folder / "vec_normalize.pkl"
+    trusted = trust and pickled.is_file()
+    normalizer = VecNormalize.load(str(pickled), inner) if trusted else _plain_normalizer(inner, folder)
     normalizer.training = normalizer.norm_reward = False
+    return normalizer
+
+
+def _described(normalizer: VecNormalize) -> Any:
+    """:return: what :func:`_plain_normalizer` makes another one of"""
+    names = (*_NORMALIZER_ARGUMENTS, *_NORMALIZER_STATISTICS)
+    return describe({name: getattr(normalizer, name, None) for name in names})
+
+
+def _plain_normalizer(env: VecEnv, folder: Path) -> VecNormalize:
+    """:raises UntrustedFileError: if the statistics are pickled only, or are others than the environment's"""
+    try:
+        state = restore(json.loads((folder / _STATISTICS).read_text(encoding="utf-8")), "vec_normalize")
+        normalizer = VecNormalize(env, **{name: state[name] for name in _NORMALIZER_ARGUMENTS})
+        for name in _NORMALIZER_STATISTICS:
+            setattr(normalizer, name, state[name])
+        normalizer.normalize_obs(env.observation_space.sample())
+    except Exception as error:  # a description that was made up may fail in any way
+        raise UntrustedFileError(
+            f"there is no readable {_STATISTICS}, with the statistics that vec_normalize.pkl has pickled ({error!r})."
+        ) from error
     return normalizer
 
 

@@ -129,7 +129,7 @@ sb3_scoreflow for {model.num_env_steps:,} environment steps, seed {model.seed}.
 ```python
 from sb3_scoreflow.hub import load_from_hub
 
-model = load_from_hub("{repo_id or f"USER/{name}"}", trust=True)
+model = load_from_hub("{repo_id or f"USER/{name}"}")
 actions, _ = model.predict(observations, deterministic=True)
 ```
 

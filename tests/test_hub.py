@@ -4,6 +4,7 @@ import base64
 import builtins
 import importlib
 import json
+import pickle
 import runpy
 import shlex
 import shutil
@@ -28,6 +29,7 @@ from sb3_scoreflow import FPO, ActionChunking, Demonstrations, ScoReFlowPPO, pre
 from sb3_scoreflow.common.utils import without_folders
 from sb3_scoreflow.hub import load_from_hub, push_to_hub, write_hub_folder
 from tests.conformance.envs import make_toy
+from tests.payload import Payload
 
 hub = pytest.importorskip("huggingface_hub")
 
@@ -169,7 +171,7 @@ def test_pushed_model_is_loaded_and_nothing_secret_is_in_it(
     arguments: dict[str, Any] = dict(token="hf_token", private=True, n_eval_episodes=1, run_folder=run.parent)
     assert push_to_hub(model, "somebody/policy", make_env(), **arguments) == "https://hub/somebody/policy"
     uploaded = FakeApi.uploaded
-    assert 'load_from_hub("somebody/policy", trust=True)' in (uploaded / "README.md").read_text()
+    assert 'load_from_hub("somebody/policy")' in (uploaded / "README.md").read_text()
     assert "- logs" in (uploaded / "args.yml").read_text()
     with zipfile.ZipFile(uploaded / "train_eval_metrics.zip") as archive:
         assert archive.namelist() == ["0.monitor.csv"]
@@ -185,10 +187,50 @@ def test_pushed_model_is_loaded_and_nothing_secret_is_in_it(
     assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
 
 
-def test_nothing_is_downloaded_without_trust(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("it was asked for nothing"))
-    with pytest.raises(ValueError, match=r"executes.*huggingface\.co/somebody/policy/tree/main.*pass trust=True"):
-        load_from_hub("somebody/policy")
+def test_nothing_is_unpickled_without_trust(model: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker, path = tmp_path / "marker", folder / "fpo-Pendulum-v1.zip"
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    shutil.copy(path, repo)
+    copy_of(repo, monkeypatch, tmp_path / "1")
+    loaded = load_from_hub("somebody/policy", device="cpu", revision="abc")
+    obs: Any = make_env(3).reset()
+    assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    loaded.note = Payload(marker)
+    loaded.save(repo / path.name)
+    copy_of(repo, monkeypatch, tmp_path / "2")
+    with pytest.raises(ValueError, match=r"describes: note \(.*huggingface\.co/somebody/policy/tree/abc: .*pass trust=True"):
+        load_from_hub("somebody/policy", device="cpu", revision="abc")
+    assert not marker.exists()
+    copy_of(repo, monkeypatch, tmp_path / "3")
+    load_from_hub("somebody/policy", device="cpu", revision="abc", trust=True)
+    assert marker.exists()
+
+
+def test_statistics_of_vec_normalize_without_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = VecNormalize(make_vec_env("Pendulum-v1", 2), clip_obs=3.0)
+    model = make_model(training).learn(64)
+    repo = write_hub_folder(model, tmp_path / "repo", VecNormalize(make_vec_env("Pendulum-v1")), n_eval_episodes=1)
+    marker, statistics = tmp_path / "marker", repo / "vec_normalize.json"
+    trusted = VecNormalize.load(str(repo / "vec_normalize.pkl"), make_vec_env("Pendulum-v1"))
+    (repo / "vec_normalize.pkl").write_bytes(pickle.dumps(Payload(marker)))
+    copy_of(repo, monkeypatch, tmp_path / "1")
+    arguments: dict[str, Any] = dict(revision="abc", device="cpu")
+    loaded = load_from_hub("somebody/policy", env=make_vec_env("Pendulum-v1"), **arguments)
+    normalizer = loaded.get_vec_normalize_env()
+    assert normalizer is not None and not normalizer.training and normalizer.clip_obs == trusted.clip_obs
+    raw = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    assert np.array_equal(np.asarray(normalizer.normalize_obs(raw)), np.asarray(trusted.normalize_obs(raw)))
+    loaded.learn(64)
+    text = statistics.read_text()
+    for i, wrong in enumerate((None, "{", "[1]", text.replace('"clip_obs"', '"normalize_obs"'), text.replace("[3]", "[1]"))):
+        statistics.unlink(missing_ok=True)
+        if wrong is not None:
+            statistics.write_text(wrong)
+        copy_of(repo, monkeypatch, tmp_path / f"wrong {i}")
+        with pytest.raises(ValueError, match=r"there is no readable vec_normalize\.json, .*pass trust=True"):
+            load_from_hub("somebody/policy", env=make_vec_env("Pendulum-v1"), **arguments)
+    assert not marker.exists()
 
 
 def test_models_that_are_not_there(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

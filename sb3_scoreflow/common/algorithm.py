@@ -160,18 +160,20 @@ class FlowAlgorithm(KnownEnvironment):
 
     # ------------------------------------------------------------------ cloning
 
-    def load_clone(self, source: "FlowAlgorithm | FlowMatchingPolicy | str | Path") -> None:
+    def load_clone(self, source: "FlowAlgorithm | FlowMatchingPolicy | str | Path", trusted: bool = True) -> None:
         """
         Start from another model's clone: the actor (features, velocity field, observation statistics), whichever algorithm of
         this package it was cloned with. Critics, noise and optimizers are this model's own; ScoReFlowPPO's critic can be
         fitted to the same demonstrations by ``pretrain_critic``.
 
         :param source: a model, a policy, or the path of a file that either was saved to
+        :param trusted: whether a file may be unpickled, which executes whatever is in it
         :raises FileNotFoundError: if there is no such file
-        :raises ValueError: if the source is no flow policy, was not pretrained, or its actor differs in space or architecture
+        :raises ValueError: if the source is no flow policy, was not pretrained, or its actor differs in space or architecture;
+            without trust, if a file could be restored by unpickling only
         """
         model = source if isinstance(source, FlowAlgorithm) else None
-        policy = clone_policy(source, self.device) if not isinstance(source, FlowAlgorithm) else source.policy
+        policy = clone_policy(source, self.device, trusted) if not isinstance(source, FlowAlgorithm) else source.policy
         before = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
         copy_actor(policy, self.policy)
         try:

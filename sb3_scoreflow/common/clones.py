@@ -10,11 +10,13 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.utils import ConstantSchedule
+from stable_baselines3.common.utils import ConstantSchedule, get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
+from sb3_scoreflow.common.saved_policy import read_policy
 from sb3_scoreflow.common.stored_defaults import complete
+from sb3_scoreflow.common.untrusted import UntrustedFileError, untrusted_clone
 
 #: What decides how an actor acts, and cannot be seen in its weights' shapes alone.
 _ARCHITECTURE = (
@@ -30,14 +32,17 @@ _ARCHITECTURE = (
 _ACTOR = ("features_extractor.", "velocity_field.", "normalizer.", "pretrained")
 
 
-def clone_policy(source: FlowMatchingPolicy | str | os.PathLike[str], device: th.device | str = "auto") -> FlowMatchingPolicy:
+def clone_policy(
+    source: FlowMatchingPolicy | str | os.PathLike[str], device: th.device | str = "auto", trusted: bool = True
+) -> FlowMatchingPolicy:
     """
     :param source: a policy, or the path of a file that a model or a policy was saved to (".zip" is added if there is no such
         file)
     :param device: where the policy is loaded
+    :param trusted: whether the file may be unpickled, which executes whatever is in it
     :return: the policy; of one from a file, what belongs to the actor
     :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if it is of another kind
+    :raises ValueError: if it is of another kind; without trust, if it could be restored by unpickling only
     """
     if isinstance(source, FlowMatchingPolicy):
         return source
@@ -52,7 +57,7 @@ def clone_policy(source: FlowMatchingPolicy | str | os.PathLike[str], device: th
         raise FileNotFoundError(
             f"There is no file {source} (seen from {Path.cwd()}), nor one with the suffix .zip: check the path."
         )
-    policy_class, arguments, state = _read(path, device)
+    policy_class, arguments, state = _read(path, device, trusted)
     if not (isinstance(policy_class, type) and issubclass(policy_class, FlowMatchingPolicy)):
         raise ValueError(
             f"source={str(source)!r} holds a {getattr(policy_class, '__name__', policy_class)}, which is no "
@@ -64,22 +69,27 @@ def clone_policy(source: FlowMatchingPolicy | str | os.PathLike[str], device: th
     return policy.to(device if device != "auto" else policy.device)
 
 
-def _read(path: Path, device: th.device | str) -> tuple[Any, dict[str, Any], dict[str, th.Tensor]]:
+def _read(path: Path, device: th.device | str, trusted: bool) -> tuple[Any, dict[str, Any], dict[str, th.Tensor]]:
     """:return: class of the policy, its arguments and its state"""
     is_model = zipfile.is_zipfile(path) and "policy.pth" in zipfile.ZipFile(path).namelist()
     schedule = ConstantSchedule(0.0)
     if is_model:
-        data, parameters, _ = load_from_zip_file(path, device=device)
-        assert data is not None
-        state: Any = parameters["policy"]
+        data: Any
+        state: Any
+        if trusted:
+            data, parameters, _ = load_from_zip_file(path, device=device)
+            state = parameters["policy"]
+        else:
+            data, state = untrusted_clone(path, get_device(device))
         spaces = {name: data[name] for name in ("observation_space", "action_space")}
         policy_class, arguments = data.get("policy_class"), data.get("policy_kwargs", {})
         if isinstance(policy_class, type):
             arguments = complete(arguments, data.get("_built_from", {}).get("policy", {}), policy_class)
         return policy_class, {**arguments, **spaces, "lr_schedule": schedule}, state
     try:
-        saved = th.load(path, map_location=device if device != "auto" else "cpu", weights_only=False)
-        state, arguments = saved["state_dict"], saved["data"]
+        arguments, state = read_policy(path, get_device(device), trusted)
+    except UntrustedFileError:
+        raise
     except Exception as error:  # whatever unpickling comes up with
         raise ValueError(f"source={str(path)!r} is no file that a model or a policy was saved to ({error!r}).") from error
     own = "velocity_field.output_layer.weight" in state

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_scoreflow.common.arguments import ArgumentResolution
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.saved_files import WrongPolicyError, foreign_file_error, saved_data, written_by
+from sb3_scoreflow.common.untrusted import PLAIN, described, read_untrusted, untrusted_model
 from sb3_scoreflow.common.utils import DivergenceError, atomic_path, non_finite_parameter
 
 SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
@@ -29,6 +30,7 @@ class SavedAlgorithm(ArgumentResolution):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        trusted: bool = True,
         **kwargs: Any,
     ) -> SelfSavedAlgorithm:
         """
@@ -41,19 +43,31 @@ class SavedAlgorithm(ArgumentResolution):
         :param custom_objects: attribute -> value instead of that in the file
         :param print_system_info: whether to print the versions of what the file was written with
         :param force_reset: whether to reset the environment before training goes on
+        :param trusted: whether the file may be unpickled, which executes whatever is in it. If not, the model is rebuilt from
+            weights and JSON alone, and acts and trains to the last bit as otherwise
         :param kwargs: arguments to be changed
         :return: the model
-        :raises ValueError: if another algorithm wrote the file, or an argument is impossible
+        :raises ValueError: if another algorithm wrote the file, or an argument is impossible; without trust, if something in
+            the file can be restored by unpickling only
         """
         changed = {**(custom_objects or {}), **kwargs}
         if "lr_schedule" in changed and "learning_rate" not in changed:
             kwargs["learning_rate"] = changed["learning_rate"] = changed["lr_schedule"]
+        file = path
+        if not trusted:
+            contents, writer = read_untrusted(path), written_by(path)
+            if writer is not None and _is_foreign(path, writer, cls):
+                raise foreign_file_error(path, writer, cls.__name__)
+            file, objects = untrusted_model(contents, cls, env, changed)
+            custom_objects = {**objects, **(custom_objects or {})}
         try:
-            return super().load(
-                path, env, device, custom_objects, print_system_info, force_reset, **kwargs, _given=list(changed)
+            model = super().load(
+                file, env, device, custom_objects, print_system_info, force_reset, **kwargs, _given=list(changed)
             )
         except WrongPolicyError as error:
             raise foreign_file_error(path, written_by(path), cls.__name__) from error
+        vars(model).pop(PLAIN, None)
+        return model
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
         """
@@ -97,12 +111,13 @@ class SavedAlgorithm(ArgumentResolution):
         culprit = non_finite_parameter(self.policy)
         if culprit is not None:
             raise DivergenceError(f"Not saved: parameter '{culprit}' is NaN or infinite. Load the last checkpoint instead.")
-        if not isinstance(path, (str, Path)):
-            super().save(path, exclude, include)
-            return
-        path = Path(path)
-        with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
-            super().save(temporary, exclude, include)
+        with described(self, exclude, include):
+            if not isinstance(path, (str, Path)):
+                super().save(path, exclude, include)
+                return
+            path = Path(path)
+            with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
+                super().save(temporary, exclude, include)
 
 
 def _is_foreign(path: Any, writer: str, own: type[SavedAlgorithm]) -> bool:

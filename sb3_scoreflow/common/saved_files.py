@@ -26,7 +26,7 @@ def saved_data(path: Any) -> dict[str, Any]:
             data = json.loads(archive.read("data"))
         if file is not path:
             file.close()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, RecursionError, zipfile.BadZipFile):
         return {}
     return data if isinstance(data, dict) else {}
 

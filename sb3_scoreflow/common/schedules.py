@@ -10,6 +10,8 @@ from typing import Any
 
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
+from sb3_scoreflow.common.plain import describable
+
 
 class Progress(float):
     """
@@ -32,6 +34,7 @@ class Progress(float):
 START, END = Progress(1.0), Progress(0.0, 10**15)
 
 
+@describable("initial_value", "final_value", "half_life")
 class HalfLifeSchedule:
     """
     Exponential decay over the transitions that the policy has been trained with since construction or pretraining: ``final +
@@ -65,6 +68,7 @@ class HalfLifeSchedule:
         return f"HalfLifeSchedule({self.initial_value}, {self.final_value}, half_life={self.half_life})"
 
 
+@describable("initial_value", "final_value", "warmup_fraction")
 class CosineSchedule:
     """
     Linear warm-up from 0, then cosine decay.
@@ -93,6 +97,7 @@ class CosineSchedule:
         return f"CosineSchedule({self.initial_value}, {self.final_value}, warmup_fraction={self.warmup_fraction})"
 
 
+@describable("initial_value", "final_value", "hold_fraction")
 class HoldCosineSchedule:
     """
     Hold a value, then let it decay along a cosine: the noise schedule "learn_decay" of ScoRe-Flow and ReinFlow.

@@ -3,6 +3,7 @@ The data sets of D4RL (Fu et al., 2020, arXiv:2004.07219), read from its files w
 """
 
 import difflib
+import hashlib
 import os
 import re
 import warnings
@@ -13,6 +14,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.d4rl_checksums import CHECKSUMS, MAX_BYTES, Checksum
 from sb3_scoreflow.demonstrations.download import download
 from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
 from sb3_scoreflow.demonstrations.sources import register_source
@@ -148,7 +150,8 @@ def load_d4rl(
     progress_bar: bool = True,
 ) -> Demonstrations:
     """
-    The source ``d4rl:NAME``, such as ``d4rl:hopper-medium-v2``. A file that is not in the directory is downloaded to it.
+    The source ``d4rl:NAME``, such as ``d4rl:hopper-medium-v2``. A file that is not in the directory is downloaded to it,
+    and compared with the size and SHA-256 that are known of it (of most; see ``d4rl_checksums.py``).
 
     Episodes end where the file's ``terminals`` (a termination) or ``timeouts`` (a truncation) say so; in a file without
     ``timeouts``, where the task's step limit is reached as well. AntMaze's end at ``timeouts`` only: its ``terminals`` mark
@@ -185,7 +188,11 @@ def load_d4rl(
     path = folder / file.rpartition("/")[2]
     task = _TASKS[_task_of(spec)]
 
+    known = CHECKSUMS.get(file)
+
     def check(partial: Path) -> None:
+        if known is not None:
+            _check_checksum(partial, known)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # reading it below warns
             read_hdf5(partial, task.max_episode_steps, task.ends, max_bytes)
@@ -197,6 +204,7 @@ def load_d4rl(
             check=check,
             advice=f"Without network, fetch the file elsewhere and put it at {path}, or name the folder that has it by "
             f"`directory` or ${DIRECTORY_VARIABLE}; a mirror can be named by `base_url` or ${URL_VARIABLE}.",
+            max_bytes=MAX_BYTES if known is None else known.n_bytes,
             progress_bar=progress_bar,
             noun="D4RL file",
         )
@@ -212,6 +220,20 @@ def load_d4rl(
     if task.reward_argument is not None:
         demonstrations.metadata[task.reward_argument] = False
     return demonstrations
+
+
+def _check_checksum(path: Path, known: Checksum) -> None:
+    """:raises ValueError: if the file is another one than that which is known"""
+    digest, n_bytes = hashlib.sha256(), path.stat().st_size
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    if (n_bytes, digest.hexdigest()) != known:
+        raise ValueError(
+            f"It has {n_bytes:,} bytes and the SHA-256 {digest.hexdigest()}. The one that is known has {known.n_bytes:,} "
+            f"bytes and {known.sha256}: somebody has changed it, on the server or on the way. Files that you put there "
+            "yourself are not compared."
+        )
 
 
 def _nearest(spec: str) -> str:

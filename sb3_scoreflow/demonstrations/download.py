@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -33,6 +34,10 @@ _BLOCK = 1 << 18
 
 class _BrokenTransferError(Exception):
     """The transfer ended early; another attempt may bring the rest."""
+
+
+class _RefusedTransferError(Exception):
+    """The server sends what is not wanted; another attempt would bring the same."""
 
 
 @dataclass
@@ -101,19 +106,28 @@ class _Partial:
 
 
 def download(
-    url: str, path: Path, *, check: Callable[[Path], object], advice: str, progress_bar: bool = True, noun: str = "file"
+    url: str,
+    path: Path,
+    *,
+    check: Callable[[Path], object],
+    advice: str,
+    max_bytes: int,
+    progress_bar: bool = True,
+    noun: str = "file",
 ) -> None:
     """
     Fetch a file that is not there yet. What arrives is kept until it is complete: a call after a failed one resumes it, if the
     server supports that and has the same file still. Of several processes, one downloads and the others wait for it.
 
-    :param url: ``http`` or ``https``
+    :param url: ``http`` or ``https``. Redirections are followed to such, from ``https`` to ``https`` only
     :param path: Where to; missing folders are made
     :param check: Gets the path of the complete download before that takes its place; raises OSError or ValueError if it is bad
     :param advice: Last sentences of the error messages: what to do instead
+    :param max_bytes: No more than so many are stored
     :param progress_bar: Show a progress bar if tqdm is installed, else one line
     :param noun: What error messages call the file
-    :raises ConnectionError: if the file cannot be fetched, or not completely
+    :raises ConnectionError: if the file cannot be fetched, or not completely, is too large, or is said to be elsewhere than on
+        the web
     :raises OSError: if the folder cannot be written, or the check failed; nothing is at ``path`` then
     """
     with contextlib.ExitStack() as stack:
@@ -125,8 +139,8 @@ def download(
             return
         partial = _Partial(path)
         try:
-            _fetch(url, partial, path.name, progress_bar)
-        except (_BrokenTransferError, urllib.error.URLError) as error:
+            _fetch(url, partial, path.name, max_bytes, progress_bar)
+        except (_BrokenTransferError, _RefusedTransferError, urllib.error.URLError) as error:
             n_bytes, origin = partial.resumable(url)
             kept = f"{n_bytes:,} bytes are kept in {partial.path}: the next call fetches the rest. " if origin else ""
             raise ConnectionError(f"{url} could not be downloaded to {path}: {_reason(error)}. {kept}{advice}") from error
@@ -159,17 +173,18 @@ def alone(path: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-def _fetch(url: str, partial: _Partial, name: str, progress_bar: bool) -> None:
+def _fetch(url: str, partial: _Partial, name: str, max_bytes: int, progress_bar: bool) -> None:
     """
     Several attempts, each of which resumes where the last one ended.
 
     :raises _BrokenTransferError: if none completes the file
+    :raises _RefusedTransferError: if what the server sends is refused
     :raises urllib.error.URLError: if the server cannot be reached or refuses, which further attempts would not change
     """
     attempt = 1
     while True:
         try:
-            _transfer(url, partial, name, progress_bar)
+            _transfer(url, partial, name, max_bytes, progress_bar)
             return
         except _BrokenTransferError:
             if attempt == _ATTEMPTS:
@@ -178,11 +193,12 @@ def _fetch(url: str, partial: _Partial, name: str, progress_bar: bool) -> None:
         time.sleep(_PAUSE)
 
 
-def _transfer(url: str, partial: _Partial, name: str, progress_bar: bool) -> None:
+def _transfer(url: str, partial: _Partial, name: str, max_bytes: int, progress_bar: bool) -> None:
     """
     One request for what is missing.
 
     :raises _BrokenTransferError: if it is incomplete
+    :raises _RefusedTransferError: if it is too large, or elsewhere than on the web
     :raises urllib.error.URLError: if the server cannot be reached or refuses
     """
     n_bytes, known = partial.resumable(url)
@@ -203,11 +219,16 @@ def _transfer(url: str, partial: _Partial, name: str, progress_bar: bool) -> Non
         else:
             # The whole file: a first request, no support for Range, or the server's file is another one now
             n_bytes, origin = 0, _origin(url, response.headers)
+            if origin.size is not None and origin.size > max_bytes:
+                raise _RefusedTransferError(f"the file has {origin.size:,} bytes, but may have {max_bytes:,} at most")
             partial.restart(origin)
         with open(partial.path, "ab") as file:
             for block in _with_progress(_blocks(response), name, n_bytes, origin.size, progress_bar):
-                file.write(block)
                 n_bytes += len(block)
+                if n_bytes > max_bytes:  # a server that does not say how many there are
+                    partial.discard()
+                    raise _RefusedTransferError(f"the file has more than the {max_bytes:,} bytes that it may have at most")
+                file.write(block)
     # http.client does not complain when the connection is closed early
     if origin.size is not None and n_bytes != origin.size:
         raise _BrokenTransferError(f"the connection ended after {n_bytes:,} of {origin.size:,} bytes")
@@ -228,7 +249,7 @@ def _open(request: urllib.request.Request, partial: _Partial) -> Any:
     :raises urllib.error.URLError: if the server cannot be reached or refuses
     """
     try:
-        return urllib.request.urlopen(request, timeout=_TIMEOUT)
+        return _opener().open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -239,6 +260,38 @@ def _open(request: urllib.request.Request, partial: _Partial) -> Any:
         raise
     except (OSError, http.client.HTTPException) as error:
         raise _BrokenTransferError(f"the server did not answer properly ({type(error).__name__}: {error})") from error
+
+
+class _Redirections(urllib.request.HTTPRedirectHandler):
+    """Those of the standard library, which would follow to ftp, and from an encrypted connection to one that is not."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        target = urllib.parse.urljoin(req.full_url, headers.get("Location") or "")
+        scheme = urllib.parse.urlsplit(target).scheme
+        if scheme not in ("http", "https") or (req.type == "https" and scheme == "http"):
+            fp.close()
+            raise _RefusedTransferError(
+                f"the server says that the file is at {target!r:.200}, which is not followed from {req.type}"
+            )
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """:return: What opens addresses of the web, and no others: the standard library's also opens ftp, files and data"""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+        _Redirections,
+    ):
+        opener.add_handler(handler())
+    return opener
 
 
 def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:

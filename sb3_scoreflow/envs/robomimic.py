@@ -16,6 +16,7 @@ from gymnasium.error import ResetNeeded
 
 from sb3_scoreflow.envs.action_chunking import check_finite
 from sb3_scoreflow.envs.robosuite_control import OperationalSpaceControl, can_control
+from sb3_scoreflow.envs.robosuite_models import checked_model
 from sb3_scoreflow.envs.robosuite_settings import Settings, import_robosuite, quiet, read_settings
 from sb3_scoreflow.envs.robosuite_state import numbers_of, robosuite_state, set_numbers, set_robosuite_state
 from sb3_scoreflow.envs.state import NoStateError
@@ -172,7 +173,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         :param model_xml: The model of the state (``model_file``), which later episodes have too; the present one if None. In
             Lift, models differ by the size of the cube. Models of robosuite 1.4 have other names in them and do not load
         :return: Observation and info, as from ``reset``
-        :raises ValueError: if the state does not fit the model
+        :raises ValueError: if the state does not fit the model, or the model names files that are not robosuite's own
         """
         self._episode_seed = None
         with quiet():
@@ -181,7 +182,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
                 self.robosuite_env.reset()
                 self.robosuite_env.deterministic_reset = False
             else:
-                self.robosuite_env.reset_from_xml_string(self.robosuite_env.edit_model_xml(model_xml))
+                self.robosuite_env.reset_from_xml_string(checked_model(self.robosuite_env, model_xml))
         state = np.asarray(state, dtype=np.float64)
         if state.shape != self.state.shape:
             raise ValueError(

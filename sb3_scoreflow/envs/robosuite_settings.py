@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from sb3_scoreflow.envs.robosuite_models import check_names
 from sb3_scoreflow.safe_hdf5.groups import Group, open_root
 
 ROBOSUITE_TYPE = 1
@@ -98,8 +99,8 @@ def read_settings(dataset_or_task: str | os.PathLike[str] | Mapping[str, Any], c
     :return: The settings. One warning lists what robosuite would ignore
     :raises ImportError: if robosuite is not installed, or h5py where a file is given
     :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if the task or a change is unknown, the env is not one of robosuite's, or actions would change their
-        meaning
+    :raises ValueError: if the task or a change is unknown, the env is not one of robosuite's, actions would change their
+        meaning, or ``env_args`` name a file
     """
     base = import_robosuite().environments.base
     known = sorted(base.REGISTERED_ENVS)
@@ -114,6 +115,8 @@ def read_settings(dataset_or_task: str | os.PathLike[str] | Mapping[str, Any], c
             f"make_robomimic() got unknown arguments {unknown}. Besides its own, it takes those of robosuite's {env_name}: "
             f"{sorted(accepted - _SUPERSEDED)}."
         )
+    used = accepted - _SUPERSEDED - changes.keys()
+    check_names({key: value for key, value in env_args["env_kwargs"].items() if key in used}, origin)
     env_kwargs = {**env_args["env_kwargs"], **changes}
     ignored = {
         f"env_kwargs[{key!r}]": value for key, value in env_kwargs.items() if key not in accepted and key not in _SUPERSEDED

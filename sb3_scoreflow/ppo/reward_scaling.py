@@ -5,6 +5,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_scoreflow.common.magnitudes import ABSURD, COUNTS_AS, ESTABLISHED, LIMIT, warn_of_outlier
+from sb3_scoreflow.common.plain import describable
 
 
 def unit_of(mean: float, variance: float) -> float:
@@ -18,6 +19,7 @@ def unit_of(mean: float, variance: float) -> float:
     return variance**0.5 if variance > (1e-6 * mean) ** 2 else abs(mean) or 1.0
 
 
+@describable("gamma", "statistics", "returns", "_warned")
 class ReturnStatistics:
     """
     Running standard deviation of the discounted return ``G_t = gamma G_{t-1} + r_t``, reset at the end of every episode.

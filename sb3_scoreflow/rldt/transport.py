@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch as th
 
 from sb3_scoreflow.common.checks import Choice, Number, OrNone, Rule, check_argument
+from sb3_scoreflow.common.plain import describable
 from sb3_scoreflow.common.utils import ArgumentError, check_choice
 
 Kernel = Literal["rbf", "delta"]
@@ -93,6 +94,7 @@ def transport_field(
     return TransportField(weights @ gradients, repulsion)
 
 
+@describable("kernel", "bandwidth", "temperature", "temperature_scaling")
 @dataclass
 class Transport:
     """

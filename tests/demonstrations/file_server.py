@@ -32,6 +32,8 @@ class FileServer:
     content_length: bool = True
     content_range: Callable[[str], str] = str
     """Makes the Content-Range that is sent from the right one."""
+    redirections: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Status and address by path."""
     hang_up: int = 0
     """This many requests get no answer at all."""
     requests: list[Request] = field(default_factory=list)
@@ -68,6 +70,12 @@ class FileServer:
             self.hang_up -= 1
             handler.close_connection = True
             return
+        if handler.path in self.redirections:
+            status, address = self.redirections[handler.path]
+            handler.send_response(status)
+            handler.send_header("Location", address)
+            handler.send_header("Content-Length", "0")
+            return handler.end_headers()
         body = self.files.get(handler.path)
         if body is None:
             return handler.send_error(404)

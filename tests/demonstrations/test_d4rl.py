@@ -1,4 +1,6 @@
+import hashlib
 import io
+import re
 import socket
 import sys
 import warnings
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from sb3_scoreflow.demonstrations import Demonstrations, d4rl, load_demonstrations, normalized_score
+from sb3_scoreflow.demonstrations.d4rl_checksums import CHECKSUMS, MAX_BYTES, Checksum
 from tests.demonstrations.file_server import FileServer
 
 HOPPER = "/gym_mujoco_v2/hopper_medium-v2.hdf5"
@@ -55,6 +58,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sb3_scoreflow.demonstrations.download._PAUSE", 0.0)
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("D4RL_DATASET_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(d4rl, "CHECKSUMS", {})  # the server of the tests has other files
     return tmp_path / "data"
 
 
@@ -407,3 +411,37 @@ def test_envs(name: str, kwargs: dict[str, Any], n_observations: int, n_actions:
     assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
     assert env.spec is not None and env.spec.max_episode_steps == task.max_episode_steps
     env.close()
+
+
+@pytest.mark.filterwarnings("ignore:Dropped")
+def test_checksums(server: FileServer, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = server.files[HOPPER]
+    right = Checksum(len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(d4rl, "CHECKSUMS", {HOPPER[1:]: right})
+    server.files[HOPPER] = content[:-1] + bytes([content[-1] ^ 1])
+    with pytest.raises(OSError, match=rf"no valid D4RL file, .*The one that is known has .* and {right.sha256}: somebody"):
+        load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
+    server.files[HOPPER] = content[:-1]
+    with pytest.raises(OSError, match=rf"It has {len(content) - 1:,} bytes .* has {len(content):,} bytes"):
+        load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
+    server.files[HOPPER] = content + b"x"
+    with pytest.raises(ConnectionError, match=rf"has {len(content) + 1:,} bytes, but may have {len(content):,} at most"):
+        load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
+    assert list(directory.iterdir()) == []
+    server.files[HOPPER] = content
+    assert load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False).episode_lengths.tolist() == [400, 1000, 1000]
+    # What the user has put there
+    store(directory, "hopper_medium-v2.hdf5", n=2401)
+    load_demonstrations("d4rl:hopper-medium-v2")
+
+
+def test_checksums_are_those_of_known_files() -> None:
+    assert len(CHECKSUMS) == 91 and set(CHECKSUMS) <= set(d4rl.DATASETS.values())
+    assert all(re.fullmatch("[0-9a-f]{64}", each.sha256) for each in CHECKSUMS.values())
+    assert len({each.sha256 for each in CHECKSUMS.values()}) == len(CHECKSUMS)
+    # As TensorFlow Datasets has it
+    assert CHECKSUMS["gym_mujoco_v2/hopper_medium-v2.hdf5"] == (
+        152_756_557,
+        "5bdf1bc4a713c82941de44633df669b36c89850b652a25985166796d25cf71a0",
+    )
+    assert max(each.n_bytes for each in CHECKSUMS.values()) < MAX_BYTES

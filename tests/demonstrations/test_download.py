@@ -1,5 +1,6 @@
 import builtins
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -7,7 +8,9 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from sb3_scoreflow.demonstrations.download import download
 from tests.demonstrations.file_server import FileServer
 
 CONTENT = os.urandom(1_000_000)
+OPTIONS: dict[str, Any] = {"progress_bar": False, "max_bytes": 10_000_000}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +38,7 @@ def server() -> Iterator[FileServer]:
 
 
 def fetch(server: FileServer, path: Path, check: Any = lambda partial: None, **kwargs: Any) -> None:
-    download(f"{server.url}/a/file.bin", path, check=check, advice="Do this.", **{"progress_bar": False, **kwargs})
+    download(f"{server.url}/a/file.bin", path, check=check, advice="Do this.", **{**OPTIONS, **kwargs})
 
 
 def assert_done(path: Path) -> None:
@@ -239,7 +243,7 @@ def test_no_such_file_on_the_server(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(
         ConnectionError, match=rf"{server.url}/b could not be downloaded to {path}: the server answered 404 Not F"
     ):
-        download(f"{server.url}/b", path, check=print, advice="Do this.", progress_bar=False)
+        download(f"{server.url}/b", path, check=print, advice="Do this.", **OPTIONS)
     assert os.listdir(tmp_path) == []
     assert len(server.requests) == 1
 
@@ -251,7 +255,7 @@ def test_no_server(tmp_path: Path) -> None:
         with pytest.raises(
             ConnectionError, match=rf"{url} could not .* to {tmp_path}/f: there is no connection .*\. Do this\.$"
         ):
-            download(url, tmp_path / "f", check=print, advice="Do this.")
+            download(url, tmp_path / "f", check=print, advice="Do this.", **OPTIONS)
     assert os.listdir(tmp_path) == []
 
 
@@ -338,3 +342,59 @@ def test_progress_without_tqdm(
     server.content_length = False
     fetch(server, tmp_path / "two", progress_bar=True)
     assert capsys.readouterr() == ("", "Downloading two\n")
+
+
+@pytest.mark.parametrize("content_length", [True, False])
+def test_files_that_are_too_large(server: FileServer, tmp_path: Path, content_length: bool) -> None:
+    server.content_length = content_length
+    said = "1,000,000 bytes, but may have 999,999" if content_length else "more than the 999,999 bytes that it may have"
+    with pytest.raises(ConnectionError, match=rf"file\.bin could not be .*: the file has {said} at most\. Do this\.$"):
+        fetch(server, tmp_path / "file.bin", max_bytes=999_999)
+    assert os.listdir(tmp_path) == []
+    assert len(server.requests) == 1
+    fetch(server, tmp_path / "file.bin", max_bytes=1_000_000)
+    assert_done(tmp_path / "file.bin")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirections(server: FileServer, tmp_path: Path, status: int) -> None:
+    for address in (f"{server.url}/a/file.bin", "/a/file.bin"):
+        server.redirections["/old"] = status, address
+        download(f"{server.url}/old", tmp_path / "file.bin", check=print, advice="Do this.", **OPTIONS)
+        assert_done(tmp_path / "file.bin")
+        (tmp_path / "file.bin").unlink()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("scheme", ["ftp", "file", "data"])
+def test_redirections_to_elsewhere(server: FileServer, tmp_path: Path, status: int, scheme: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    address = {"ftp": "ftp://127.0.0.1/file", "file": secret.as_uri(), "data": "data:,x"}[scheme]
+    server.redirections["/a/file.bin"] = status, address
+    with pytest.raises(ConnectionError, match=rf"says that the file is at '{address}', which is not followed from http\. Do"):
+        fetch(server, tmp_path / "file.bin")
+    assert os.listdir(tmp_path) == ["secret"]
+    assert len(server.requests) == 1
+
+
+def test_a_redirection_in_circles(server: FileServer, tmp_path: Path) -> None:
+    server.redirections["/a/file.bin"] = 302, "/a/file.bin"
+    with pytest.raises(ConnectionError, match=r"the server answered 302 .*infinite loop"):
+        fetch(server, tmp_path / "file.bin")
+
+
+def test_a_redirection_from_an_encrypted_connection() -> None:
+    request = urllib.request.Request("https://example.org/file")
+    for address in ("http://example.org/file", "ftp://example.org/file"):
+        headers = Message()
+        headers["Location"] = address
+        with pytest.raises(module._RefusedTransferError, match=rf"'{address}', which is not followed from https"):
+            module._Redirections().http_error_302(request, io.BytesIO(), 302, "Found", headers)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/file", "data:,x"])
+def test_addresses_that_are_not_of_the_web(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConnectionError, match=rf"could not be downloaded .*unknown url type: {url.partition(':')[0]}"):
+        download(url, tmp_path / "file", check=print, advice="Do this.", **OPTIONS)
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,302 @@
+"""
+Files of strangers: models and policies from weights and JSON alone. Nothing is unpickled but by ``torch.load(...,
+weights_only=True)``, and what that does not do is refused, by name.
+"""
+
+import inspect
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_scoreflow.common.moved_arguments import MovedArgument
+from sb3_scoreflow.common.plain import NotPlainError, describe, restore
+from sb3_scoreflow.common.utils import ArgumentError, warn
+
+#: The entry of a file's ``data`` that describes what else would have to be unpickled
+PLAIN = "_plain"
+#: What has a state dict of its own in the file
+STATES = ("policy", "policy.optimizer", "reference")
+#: Recomputed from others whenever a model is set up
+_DERIVED = frozenset({"lr_schedule"})
+#: Where an episode was, and what the log has averages of: begins anew in files of releases that did not describe it
+_PASSING = frozenset({"_last_obs", "_last_episode_starts", "_last_original_obs", "ep_info_buffer", "ep_success_buffer"})
+_SPACES = ("observation_space", "action_space")
+
+#: A member of an archive that is larger than this must not have been packed by a factor of more than that. What
+#: Stable-Baselines3 and PyTorch write is not packed at all.
+_LARGE, _MAX_EXPANSION = 2**26, 100
+
+
+class UntrustedFileError(ArgumentError):
+    """A file that cannot be loaded with ``trusted=False``."""
+
+
+class Contents(NamedTuple):
+    """What is in a model's file, none of it unpickled."""
+
+    origin: str
+    """What messages call the file."""
+    data: dict[str, Any]
+    """Attributes, as Stable-Baselines3 writes them."""
+    plain: dict[str, Any]
+    """Descriptions of those among them that are pickled."""
+    states: dict[str, bytes]
+    """State dicts by the names of their entries; they hold weights and plain values only."""
+
+
+class UntrustedModel(NamedTuple):
+    """A model file that is safe to load."""
+
+    file: io.BytesIO
+    """The same model without pickles, for Stable-Baselines3's ``load``."""
+    objects: dict[str, Any]
+    """Attribute -> value of what was pickled in it, its ``custom_objects``."""
+
+
+def _describe_attributes(model: Any, exclude: Any, include: Any) -> dict[str, Any]:
+    """
+    :param model: an algorithm that is about to be saved
+    :param exclude: names that are not saved, beside the usual ones
+    :param include: names that are saved, although they usually are not
+    :return: name -> description of the attributes that Stable-Baselines3 will pickle
+    """
+    left_out = {*model._excluded_save_params(), *(exclude or ())} - {*(include or ())}
+    left_out |= {name.split(".")[0] for name in model._get_torch_save_params()[0]} | _DERIVED
+    return {name: describe(value) for name, value in vars(model).items() if name not in left_out and not _is_json(value)}
+
+
+def read_untrusted(path: Any) -> Contents:
+    """
+    :param path: of a saved model, or a file object
+    :return: what is in it
+    :raises UntrustedFileError: if it is none, or has more than JSON, pickles (which are left alone) and weights in it
+    """
+    origin = str(path) if isinstance(path, (str, Path)) else "The file"
+    file = open_path(path, "r", suffix="zip")
+    file.seek(0)  # wherever it is: zip files are read from their end
+    content = io.BytesIO(file.read())
+    if file is not path:
+        file.close()
+    with _refusing(origin), zipfile.ZipFile(content) as archive:
+        _check_archive(archive, "it")
+        states = _states(archive)
+        data = json.loads(archive.read("data"))
+        plain = data.pop(PLAIN, {}) if isinstance(data, dict) else None
+        if not isinstance(plain, dict):
+            raise ValueError("its entry 'data' is no JSON object with descriptions")
+    return Contents(origin, data, plain, states)
+
+
+def untrusted_model(contents: Contents, cls: type, env: GymEnv | None, given: Mapping[str, Any]) -> UntrustedModel:
+    """
+    :param contents: of a saved model
+    :param cls: the algorithm that shall load it
+    :param env: has the spaces, if the file does not describe them
+    :param given: attribute -> value that the user gives in place of the file's
+    :return: what to load
+    :raises UntrustedFileError: if something in the file could be restored by unpickling only; the message names it
+    """
+    origin, data, plain, states = contents
+    _check_names(data, cls, origin, given)
+    objects, missing = _objects(data, plain, cls, env, given)
+    if missing:
+        raise UntrustedFileError(
+            f"{origin}: trusted=False unpickles nothing, and these entries of 'data' are pickles that nothing else in the "
+            f"file describes: {', '.join(missing)}. Pass their values by custom_objects={{name: value}} (the spaces come "
+            "with env), or, if you trust whoever wrote the file, load it with trusted=True and save it again: this release "
+            "describes all but your own classes and functions."
+        )
+    folder = data.get("tensorboard_log")
+    if folder is not None and "tensorboard_log" not in given:
+        warn(f"{origin}: the file names a folder to log to, {folder!r:.200}, which is not used: pass tensorboard_log.")
+        data["tensorboard_log"] = None
+    rest = {name: None if name in objects else value for name, value in data.items()}
+    safe = io.BytesIO()
+    with zipfile.ZipFile(safe, "w") as archive:
+        archive.writestr("data", json.dumps(rest))
+        for name, state in states.items():
+            archive.writestr(name, state)
+    safe.seek(0)
+    return UntrustedModel(safe, objects)
+
+
+def untrusted_clone(path: Path, device: th.device | str) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
+    """
+    :param path: of a saved model
+    :param device: where the weights go
+    :return: what the policy of the model is built from, by the names that Stable-Baselines3 has in ``data``, and its state
+    :raises UntrustedFileError: if that could be restored by unpickling only
+    """
+    _, data, plain, states = read_untrusted(path)
+    try:
+        for name in ("policy_class", "policy_kwargs", "_built_from", *_SPACES):
+            if name in plain:
+                data[name] = restore(plain[name], name)
+            elif isinstance(data[name], dict) and ":serialized:" in data[name]:
+                raise NotPlainError(f"{name} ({data[name].get(':type:')!s:.100})")
+    except (NotPlainError, KeyError) as error:
+        raise UntrustedFileError(
+            f"{path}: trusted=False unpickles nothing, and nothing else in the file describes {error}. If you trust whoever "
+            "wrote it, pass trusted=True, or load the model with trusted=True and save it again."
+        ) from error
+    return data, load_weights(io.BytesIO(states["policy.pth"]), "policy.pth", device)
+
+
+def load_weights(file: IO[bytes], name: str, device: th.device | str = "cpu") -> Any:
+    """
+    :param file: that PyTorch has written, since 1.6
+    :param name: of it, for messages
+    :param device: where tensors go
+    :return: what ``torch.load(..., weights_only=True)`` gives
+    :raises ValueError: if it has more than weights and plain values in it
+    """
+    try:
+        # Older formats, and programs (TorchScript): in old releases of PyTorch, these are not covered by weights_only
+        with zipfile.ZipFile(file) as archive:
+            _check_archive(archive, f"'{name}'")
+            if any(member.rpartition("/")[2] == "constants.pkl" for member in archive.namelist()):
+                raise ValueError(f"'{name}' is a TorchScript program")
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"'{name}' is no file of PyTorch (since 1.6)") from error
+    file.seek(0)
+    try:
+        return th.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # a file that was made up may fail in any way
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip() or f"{type(error).__name__}: {error}"
+        raise ValueError(f"'{name}' holds something else than weights ({reason.splitlines()[0]:.300})") from error
+
+
+@contextmanager
+def described(model: Any, exclude: Any, include: Any) -> Iterator[None]:
+    """
+    While a model is saved, it has the description of what Stable-Baselines3 pickles as an attribute of its own.
+
+    :param model: an algorithm
+    :param exclude: names that are not saved, beside the usual ones
+    :param include: names that are saved, although they usually are not
+    """
+    vars(model)[PLAIN] = _describe_attributes(model, exclude, include)
+    try:
+        yield
+    finally:
+        del vars(model)[PLAIN]
+
+
+@contextmanager
+def _refusing(origin: str) -> Iterator[None]:
+    """Whatever is wrong with an archive says which file it is."""
+    try:
+        yield
+    except (ValueError, KeyError, RecursionError, zipfile.BadZipFile, EOFError) as error:
+        raise UntrustedFileError(
+            f"{origin} is not loaded with trusted=False: {error}. It is damaged, or was made to do harm: fetch it again, or "
+            "ask whoever wrote it."
+        ) from error
+
+
+def _check_archive(archive: zipfile.ZipFile, name: str) -> None:
+    """:raises ValueError: if a member would fill the memory, or two have one name"""
+    members = archive.infolist()
+    for member in members:
+        if member.file_size > max(_LARGE, _MAX_EXPANSION * member.compress_size):
+            raise ValueError(
+                f"'{member.filename}' of {name} has {member.file_size} bytes packed into {member.compress_size}, which no "
+                "release writes"
+            )
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError(f"{name} has two entries of one name")
+
+
+def _states(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    """:return: the state dicts of a model's file, looked at, by the names of their entries"""
+    states = {}
+    for name in archive.namelist():
+        if not name.endswith(".pth"):
+            continue
+        content = archive.read(name)
+        loaded = load_weights(io.BytesIO(content), name)
+        if name == "pytorch_variables.pth":
+            if loaded:  # Stable-Baselines3 would set attributes of that name
+                raise ValueError(f"'{name}' has {sorted(map(str, loaded))}, which no algorithm of this package has")
+        elif name.removesuffix(".pth") not in STATES:
+            raise ValueError(f"'{name}' is none of the states that a model has, {list(STATES)}")
+        states[name] = content
+    return states
+
+
+def _check_names(data: Mapping[str, Any], cls: Any, origin: str, given: Mapping[str, Any]) -> None:
+    """:raises UntrustedFileError: if the file would replace what is no attribute that a file has: a method, an environment"""
+    kept_elsewhere = _excluded(cls)
+    wrong = []
+    for name, value in data.items():
+        own = inspect.getattr_static(cls, name, None)
+        is_setting = own is None or isinstance(own, (bool, int, float, str, MovedArgument))
+        pickled = isinstance(value, dict) and ":serialized:" in value
+        if name not in given and (not is_setting or name.startswith("__") or (name in kept_elsewhere and not pickled)):
+            wrong.append(name)
+    if wrong:
+        raise UntrustedFileError(
+            f"{origin} is not loaded with trusted=False: its entry 'data' has {sorted(wrong)}, which a file must not set. "
+            "Pass them by custom_objects={name: value}, if they are meant to be there."
+        )
+
+
+def _objects(
+    data: Mapping[str, Any], plain: Mapping[str, Any], cls: Any, env: GymEnv | None, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """:return: attribute -> value of what is pickled in a file, and what could not be restored"""
+    kept_elsewhere = _excluded(cls)
+    objects: dict[str, Any] = {}
+    missing, passing = [], []
+    for name, value in data.items():
+        if not (isinstance(value, dict) and ":serialized:" in value):
+            continue
+        if name in given:
+            objects[name] = given[name]
+        elif name in _DERIVED:
+            objects[name] = None
+        elif name in plain and name not in kept_elsewhere:
+            try:
+                objects[name] = restore(_without_given(name, plain[name], given), name)
+            except (NotPlainError, AttributeError, KeyError, TypeError) as error:
+                missing.append(str(error) if isinstance(error, NotPlainError) else f"{name} ({error!r})")
+        elif name in _SPACES and env is not None:
+            objects[name] = getattr(cls._wrap_env(env), name)
+        elif name in _PASSING:
+            passing.append(name)
+            objects[name] = None
+        else:
+            missing.append(f"{name} ({value.get(':type:')!s:.100})")
+    if passing and not missing:
+        warn(f"The file does not describe {', '.join(passing)}: episodes begin anew, and so do the log's running means.")
+    return objects, missing
+
+
+def _without_given(name: str, description: Any, given: Mapping[str, Any]) -> Any:
+    """:return: the description of what a policy or buffer was built from, but for what the user gives now"""
+    if name != "_built_from":
+        return description
+    parts = dict(policy=given.get("policy_kwargs") or {}, buffer=given.get("rollout_buffer_kwargs") or {})
+    return {part: {key: each for key, each in description[part].items() if key not in user} for part, user in parts.items()}
+
+
+def _excluded(cls: Any) -> set[str]:
+    """:return: names of attributes that a file has only if the user wanted it"""
+    return set(object.__new__(cls)._excluded_save_params())
+
+
+def _is_json(value: Any) -> bool:
+    """As Stable-Baselines3 asks it."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True

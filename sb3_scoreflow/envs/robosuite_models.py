@@ -1,0 +1,97 @@
+"""
+Models (MJCF) and settings from robomimic's files, which may be anybody's: they name no files but robosuite's own.
+
+MuJoCo reads whatever file a model names, and loads plugins, which are programs.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+#: Elements that bring in other files, or programs
+_FORBIDDEN = frozenset({"include", "extension", "plugin"})
+#: Nothing that robosuite calls a robot, a gripper or a controller ends so
+_SUFFIXES = (".json", ".xml", ".yaml", ".yml", ".pkl", ".npz", ".hdf5")
+
+
+def checked_model(env: Any, model_xml: str) -> str:
+    """
+    :param env: robosuite's
+    :param model_xml: the model of a demonstration, with the paths of whoever recorded it
+    :return: the model with the paths of here
+    :raises ValueError: if it is no XML, or names files outside of robosuite's assets, other models or plugins, or has entities
+    """
+    import robosuite.models
+
+    _check(model_xml, None)
+    edited = str(env.edit_model_xml(model_xml))
+    _check(edited, Path(robosuite.models.assets_root).resolve())
+    return edited
+
+
+def _check(model_xml: str, assets: Path | None) -> None:
+    """
+    :param model_xml: a model
+    :param assets: folder that files have to be in; None not to look at files
+    :raises ValueError: see :func:`checked_model`
+    """
+
+    def refuse(what: str) -> None:
+        raise ValueError(
+            f"`model_xml` {what}. A model of a demonstration may only name files below robosuite's assets, so it is not "
+            "loaded: leave `model_xml` out, for the env's own model, or fetch the demonstrations again."
+        )
+
+    def on_doctype(name: str, *_: Any) -> None:
+        refuse(f"has a document type, {name!r:.100}, which may bring in other files, or fill the memory")
+
+    def on_element(tag: str, attributes: dict[str, str]) -> None:
+        if tag.lower() in _FORBIDDEN:
+            refuse(f"has an element <{tag}> {attributes!r:.200}, which brings in another file or a program")
+        for name, value in attributes.items():
+            if name.lower() == "strippath" and value != "false":
+                refuse(f"has {name}={value!r:.100} in <{tag}>, by which its files would be others than it says")
+            if assets is not None and name.lower().startswith("file") and not _is_below(value, assets):
+                refuse(f"names the file {value!r:.300} in <{tag}>, which is not below {assets}")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = on_doctype
+    parser.StartElementHandler = on_element
+    try:
+        parser.Parse(model_xml, True)
+    except expat.ExpatError as error:
+        raise ValueError(f"`model_xml` is no XML ({error}): pass the attribute `model_file` of a demonstration.") from error
+
+
+def _is_below(path: str, folder: Path) -> bool:
+    """Whether it is, links followed; what is relative depends on where MuJoCo looks, and is not."""
+    return "\0" not in path and os.path.isabs(path) and Path(path).resolve().is_relative_to(folder)
+
+
+def check_names(settings: Mapping[str, Any], origin: str) -> None:
+    """
+    :param settings: ``env_kwargs`` that are handed on to robosuite
+    :param origin: where they are from, for the message
+    :raises ValueError: if one of them is the path of a file
+    """
+    for entry, value in _texts(settings, "env_kwargs"):
+        if "/" in value or "\\" in value or value.lower().endswith(_SUFFIXES):
+            raise ValueError(
+                f"{origin} has {entry}={value!r:.300}, which is the path of a file. Settings from a file of demonstrations "
+                "have to stand in it: if you trust the path, pass what it is for to make_robomimic(), as in "
+                "controller_configs=..."
+            )
+
+
+def _texts(value: Any, entry: str) -> Iterator[tuple[str, str]]:
+    """:return: all texts in it, with the way to them"""
+    if isinstance(value, str):
+        yield entry, value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _texts(each, f"{entry}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, each in enumerate(value):
+            yield from _texts(each, f"{entry}[{index}]")
