@@ -18,8 +18,9 @@ from torch import nn
 
 from sb3_scoreflow.common.action_space import decode_action
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.files import atomic_path
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
-from sb3_scoreflow.common.utils import ArgumentError, atomic_path, check_whole_numbers
+from sb3_scoreflow.common.utils import ArgumentError, check_whole_numbers
 from sb3_scoreflow.common.versions import versions
 from sb3_scoreflow.envs.action_chunking import check_chunk_arguments
 

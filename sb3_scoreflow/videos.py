@@ -14,7 +14,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
-from sb3_scoreflow.common.utils import ArgumentError, atomic_path
+from sb3_scoreflow.common.files import atomic_path
+from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.envs import ActionChunking
 
 #: An environment with ``render_mode="rgb_array"``, something that makes one, or the id of one.

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal, NoReturn, get_args
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import (
     get_action_dim,
     is_image_space,
@@ -23,6 +22,7 @@ from sb3_scoreflow.common.net_arch import resolve_net_arch
 from sb3_scoreflow.common.networks import ObservationNormalizer, VelocityField
 from sb3_scoreflow.common.observations import batch_size, blocks, image_keys, take
 from sb3_scoreflow.common.ppo_only import spread_arguments
+from sb3_scoreflow.common.saved_policy import SavedPolicy
 from sb3_scoreflow.common.utils import DivergenceError, check_choice, check_whole_numbers, non_finite_parameter
 
 ObservationNormalization = Literal["auto", "running", "fixed", "none"]
@@ -35,7 +35,7 @@ _DETERMINISTIC_BLOCK = 8
 _IMAGE_BLOCK = 256
 
 
-class FlowMatchingPolicy(AveragedActor, BasePolicy):
+class FlowMatchingPolicy(AveragedActor, SavedPolicy):
     """
     A flow-matching policy for Box actions of any shape with finite bounds.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.common.utils import atomic_path
+from sb3_scoreflow.common.files import atomic_path
 from sb3_scoreflow.demonstrations.arrays import Array, LoadedObservations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.lazy import READ_ERRORS, LazyImages
