@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_scoreflow.bc import pretrain_bc
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.files import as_path
 from sb3_scoreflow.common.saved_files import written_by
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
 from sb3_scoreflow.demonstrations.arrays import named_observations
@@ -150,7 +151,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    exporter = _EXPORTERS.get(Path(args.output).suffix.lower())
+    exporter = _EXPORTERS.get(as_path(args.output).suffix.lower())
     if exporter is None:
         raise ValueError(f"{args.output} must end with {' or '.join(_EXPORTERS)}: the suffix tells the format.")
     description = exporter(_load(args.model), args.output)
@@ -171,7 +172,7 @@ def _load(path: str) -> FlowAlgorithm:
     :raises FileNotFoundError: if there is no file
     :raises ValueError: if none of this package's algorithms wrote it
     """
-    if not any(Path(name).is_file() for name in (path, f"{path}.zip")):
+    if not any(as_path(name).is_file() for name in (path, f"{path}.zip")):
         raise FileNotFoundError(f"There is no file {path}. Pass what `sb3-scoreflow clone` or model.save() wrote.")
     writer = written_by(path)
     for algorithm in ALGORITHMS.values():
@@ -217,7 +218,7 @@ def _chunked(env: gym.Env, horizon: int, chunks: dict[str, Any]) -> gym.Env:
 
 def _output(path: str) -> Path:
     """:return: where to save; checked, and its folder made, before work begins that would be lost"""
-    output = Path(path).expanduser()
+    output = as_path(path)
     if output.suffix not in ("", ".zip") or output.is_dir():
         raise ValueError(f"--output {path} must be the name of a file that ends with .zip.")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from sb3_scoreflow.bc.fits_critic import FitsCritic
 from sb3_scoreflow.bc.history import History, Metrics, logger_of
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.encoders import check_random_shift
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.progress import progress
 from sb3_scoreflow.common.schedules import CosineSchedule
@@ -135,7 +136,7 @@ class BehaviorCloning:
         log_interval: int = 1000,
         callback: BCCallback | None = None,
         progress_bar: bool = False,
-        checkpoint: str | Path | None = None,
+        checkpoint: AnyPath | None = None,
     ) -> dict[str, list[float]]:
         """
         One run of gradient steps.
@@ -170,7 +171,7 @@ class BehaviorCloning:
             n_batches = default_batches(epoch) if n_epochs is None else n_epochs * epoch
         evaluation = None if eval_env is None else checked_eval_env(eval_env, self.policy, self.execution)
         fit_critic = self._critic_fit(critic_batches, CRITIC_BATCHES if default else n_batches // 5)
-        path = None if checkpoint is None else Path(checkpoint).expanduser()
+        path = None if checkpoint is None else as_path(checkpoint)
         history = History(logger_of(self.algorithm))
         self.history = history.metrics
         with _restored_on_error(self):

@@ -12,6 +12,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.download import download
 from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
@@ -141,7 +142,7 @@ def _suggest(name: str) -> str | None:
 def load_d4rl(
     spec: str,
     *,
-    directory: str | os.PathLike[str] | None = None,
+    directory: AnyPath | None = None,
     base_url: str | None = None,
     max_episode_steps: int | None = None,
     max_bytes: int | None = None,
@@ -181,7 +182,7 @@ def load_d4rl(
         )
     import_h5py()  # a missing package shall not be found out after the download
     file = DATASETS[spec]
-    folder = Path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY).expanduser()
+    folder = as_path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY)
     path = folder / file.rpartition("/")[2]
     task = _TASKS[_task_of(spec)]
 
