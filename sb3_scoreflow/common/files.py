@@ -159,12 +159,11 @@ def fsync(path: str | Path) -> None:
 
 
 @contextmanager
-def temporary_folder(parent: Path, prefix: str = ".") -> Iterator[Path]:
+def temporary_folder(parent: Path) -> Iterator[Path]:
     """
-    A folder that is removed in the end, with all that is in it; after a kill, by the next call for the same parent.
+    A hidden folder that is removed in the end, with all that is in it; after a kill, by the next call for the same parent.
 
     :param parent: where to; made if it is missing
-    :param prefix: of its name; with the dot it is hidden
     :return: context manager giving the folder
     """
     parent.mkdir(parents=True, exist_ok=True)
@@ -172,20 +171,31 @@ def temporary_folder(parent: Path, prefix: str = ".") -> Iterator[Path]:
         remove_leftovers(parent)
         lock: FileLock | None = None
         while lock is None:
-            folder = parent / f"{prefix}sb3_scoreflow-{_host()}-{uuid.uuid4().hex}-tmp"
+            folder = parent / f".sb3_scoreflow-{_host()}-{uuid.uuid4().hex}-tmp"
             try:
-                _active[folder] = os.getpid()
-                folder.mkdir()
-                lock = _locked(folder)
-                if lock is not None:
-                    yield folder
-            finally:
-                try:
-                    _remove(folder)
-                finally:  # whoever is interrupted here leaves something that the next call may remove
-                    del _active[folder]
+                with removed(folder):
+                    folder.mkdir()
+                    lock = _locked(folder)
                     if lock is not None:
-                        lock.release()
+                        yield folder
+            finally:
+                if lock is not None:
+                    lock.release()
+
+
+@contextmanager
+def removed(folder: Path) -> Iterator[None]:
+    """
+    :param folder: that is removed after the block, in which it may be made; inside of :func:`temporary_folder` by SIGTERM, too
+    """
+    _active[folder] = os.getpid()
+    try:
+        yield
+    finally:
+        try:
+            _remove(folder)
+        finally:
+            del _active[folder]
 
 
 def remove_leftovers(parent: Path) -> None:
@@ -194,8 +204,8 @@ def remove_leftovers(parent: Path) -> None:
 
     :param parent: the folder
     """
-    for folder in parent.glob("*sb3_scoreflow-*-tmp"):
-        found = re.fullmatch(r"\.?sb3_scoreflow-([0-9a-f]{8})-[0-9a-f]{32}-tmp", folder.name)
+    for folder in parent.glob(".sb3_scoreflow-*-tmp"):
+        found = re.fullmatch(r"\.sb3_scoreflow-([0-9a-f]{8})-[0-9a-f]{32}-tmp", folder.name)
         if found is None or folder in _active or not (found[1] == _host() or _is_stale(folder)):
             continue
         lock = FileLock(folder / _LOCK, timeout=0)

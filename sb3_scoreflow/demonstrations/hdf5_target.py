@@ -90,6 +90,7 @@ class HDF5Target(io.RawIOBase):
         if not self.closed:
             super().close()
             os.close(self._handle)
+            self._handle = -1  # the number may become another file's, and HDF5 may not have closed this one
 
 
 @contextmanager

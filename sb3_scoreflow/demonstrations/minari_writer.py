@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import itertools
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_scoreflow.common.files import atomic_folder, fsync, temporary_folder
+from sb3_scoreflow.common.files import atomic_folder, fsync, removed, temporary_folder
 from sb3_scoreflow.demonstrations.arrays import Array, map_observations, named_observations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.hdf5 import check_key
@@ -114,11 +115,17 @@ def _new_folder() -> Iterator[tuple[str, Path]]:
     :return: An id that nobody else has, and where Minari puts that dataset. It is removed afterwards
     :raises OSError: if there is no room for a dataset without episodes, with which Minari's HDF5 would not cope
     """
-    with temporary_folder(_root(), prefix="") as folder:
+    root = _root()
+    with temporary_folder(root) as folder:  # of the same name: whoever finds the dataset knows by it if somebody is at it
+        for left in root.glob("sb3_scoreflow-*-v0"):
+            match = re.fullmatch(r"(sb3_scoreflow-[0-9a-f]{8}-[0-9a-f]{32})-v0", left.name)
+            if match is not None and not (root / f".{match[1]}-tmp").exists():
+                shutil.rmtree(left, ignore_errors=True)
         (folder / "room").write_bytes(bytes(_ROOM))
         fsync(folder / "room")
-        (folder / "room").unlink()
-        yield f"{folder.name}/x-v0", folder / "x-v0"
+        first_id = folder.name.removeprefix(".").removesuffix("-tmp") + "-v0"
+        with removed(root / first_id):
+            yield first_id, root / first_id
 
 
 def _fill(folder: Path, dataset_id: str, demonstrations: Demonstrations) -> None:

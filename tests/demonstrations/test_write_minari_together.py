@@ -127,7 +127,7 @@ def test_a_killed_writer_leaves_nothing_in_the_way(root: Path, moment: str) -> N
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     left = left_over(root)
-    assert len(left) == (2 if moment == BEFORE_IT_IS_HIDDEN else 1)
+    assert len(left) == (3 if moment == BEFORE_IT_IS_HIDDEN else 1)
     with pytest.raises(FileNotFoundError, match="no Minari dataset 'lab/killed-v0'"):
         load_demonstrations("minari:lab/killed-v0", download=False)
     write_minari(numbered(7), "lab/killed-v0")
