@@ -1,5 +1,6 @@
 """Everything that writes a file or folder, small, and what reads it: for tests of kills, full disks and kinds of paths."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from copy import deepcopy
@@ -68,9 +69,18 @@ def read_lerobot(path: Any) -> None:
     assert len(load_demonstrations(source)) == len(load_demonstrations(source.encode())) == 1000
 
 
+class Stopped(Exception):
+    """What ends cloning after its first checkpoint: a finished one leaves none."""
+
+
+def stop(_: Any) -> bool:
+    raise Stopped
+
+
 def clone(path: Any) -> None:
-    policy = deepcopy(model().policy)
-    pretrain_bc(policy, demonstrations(100), n_batches=2, seed=0, checkpoint=path)
+    arguments: dict[str, Any] = dict(n_batches=3, log_interval=1, seed=0, checkpoint=path, callback=stop)
+    with contextlib.suppress(Stopped):
+        pretrain_bc(deepcopy(model().policy), demonstrations(100), **arguments)
 
 
 def learn(path: Any) -> None:

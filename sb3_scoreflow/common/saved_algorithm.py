@@ -104,8 +104,8 @@ class SavedAlgorithm(ArgumentResolution):
             super().save(path, exclude, include)
             return
         path = as_path(path)
-        with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
-            super().save(temporary, exclude, include)
+        with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary, temporary.open("wb") as file:
+            super().save(file, exclude, include)  # by a file object, which is closed although the disk is full
 
 
 def _is_foreign(path: Any, writer: str, own: type[SavedAlgorithm]) -> bool:
