@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.common.utils import atomic_path
+from sb3_scoreflow.common.files import atomic_path
 from sb3_scoreflow.demonstrations.hdf5 import import_h5py
 
 

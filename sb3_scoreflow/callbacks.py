@@ -4,7 +4,6 @@ import math
 import os
 from contextlib import nullcontext
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -18,7 +17,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_nor
 
 from sb3_scoreflow.common.clones import clone_policy
 from sb3_scoreflow.common.env_attributes import ask
-from sb3_scoreflow.common.utils import ArgumentError, atomic_path, warn
+from sb3_scoreflow.common.files import AnyPath, as_path, atomic_path
+from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.demonstrations import normalized_score
 
 
@@ -79,8 +79,8 @@ class FlowEvalCallback(EvalCallback):
         callback_after_eval: BaseCallback | None = None,
         n_eval_episodes: int = 10,
         eval_freq: int = 10_000,
-        log_path: str | None = None,
-        best_model_save_path: str | None = None,
+        log_path: AnyPath | None = None,
+        best_model_save_path: AnyPath | None = None,
         stochastic: bool = False,
         n_standard_errors: float = 1.0,
         score_name: str | None = None,
@@ -102,8 +102,8 @@ class FlowEvalCallback(EvalCallback):
             callback_after_eval,
             n_eval_episodes,
             eval_freq,
-            None if log_path is None else str(log_path),
-            None if best_model_save_path is None else str(best_model_save_path),
+            None if log_path is None else str(as_path(log_path)),
+            None if best_model_save_path is None else str(as_path(best_model_save_path)),
             verbose=verbose,
             warn=warn,
         )
@@ -198,7 +198,8 @@ class FlowEvalCallback(EvalCallback):
         if self.best_model_save_path is not None:
             self.model.save(os.path.join(self.best_model_save_path, "best_model"))
             if normalizer is not None:
-                normalizer.save(os.path.join(self.best_model_save_path, "vecnormalize.pkl"))
+                with atomic_path(os.path.join(self.best_model_save_path, "vecnormalize.pkl")) as path:
+                    normalizer.save(str(path))
         if self.restore_best:
             self._best_parameters = deepcopy(self.model.get_parameters())
             self._best_statistics = None if normalizer is None else _statistics(normalizer)
@@ -219,7 +220,7 @@ class FlowEvalCallback(EvalCallback):
         if stochastic is not None:
             self.evaluations_stochastic.append(stochastic.returns)
             arrays["stochastic_results"] = self.evaluations_stochastic
-        with atomic_path(Path(f"{self.log_path}.npz")) as path:
+        with atomic_path(f"{self.log_path}.npz") as path:
             np.savez(
                 path,
                 timesteps=self.evaluations_timesteps,

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_scoreflow.bc import pretrain_bc
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.files import as_path, atomic_path
 from sb3_scoreflow.common.saved_files import written_by
 from sb3_scoreflow.demonstrations import load_demonstrations
 from sb3_scoreflow.envs import ActionChunking
@@ -54,7 +55,8 @@ def train(args: argparse.Namespace) -> None:
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None:
         statistics = output.with_name(f"{output.stem}_vecnormalize.pkl")
-        normalizer.save(str(statistics))
+        with atomic_path(statistics) as temporary:
+            normalizer.save(str(temporary))
         print(f"Its statistics of VecNormalize: {statistics}")
 
 
@@ -84,7 +86,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    exporter = _EXPORTERS.get(Path(args.output).suffix.lower())
+    exporter = _EXPORTERS.get(as_path(args.output).suffix.lower())
     if exporter is None:
         raise ValueError(f"{args.output} must end with {' or '.join(_EXPORTERS)}: the suffix tells the format.")
     if args.vec_normalize and not args.env:
@@ -112,7 +114,7 @@ def _load(path: str) -> FlowAlgorithm:
     :raises FileNotFoundError: if there is no file
     :raises ValueError: if none of this package's algorithms wrote it, or it is damaged
     """
-    if not any(Path(name).is_file() for name in (path, f"{path}.zip")):
+    if not any(as_path(name).is_file() for name in (path, f"{path}.zip")):
         raise FileNotFoundError(f"There is no file {path}. Pass what `sb3-scoreflow clone` or model.save() wrote.")
     writer = written_by(path)
     for algorithm in ALGORITHMS.values():
@@ -174,7 +176,7 @@ def _env_of(model: FlowAlgorithm, args: argparse.Namespace, n_envs: int) -> VecE
     _check_statistics(model, args)
     if args.vec_normalize is None:
         return env
-    path = Path(args.vec_normalize).expanduser()
+    path = as_path(args.vec_normalize)
     try:
         return VecNormalize.load(str(path), env)
     except FileNotFoundError as error:
@@ -195,7 +197,7 @@ def _chunked(env: gym.Env, horizon: int, chunks: dict[str, Any]) -> gym.Env:
 
 def _output(path: str) -> Path:
     """:return: where to save; checked, and its folder made, before work begins that would be lost"""
-    output = Path(path).expanduser()
+    output = as_path(path)
     if output.suffix not in ("", ".zip") or output.is_dir():
         raise ValueError(f"--output {path} must be the name of a file that ends with .zip.")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,9 @@ from torch import nn
 
 from sb3_scoreflow.common.action_sampler import ActionSampler
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.files import AnyPath, as_path, atomic_path
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
-from sb3_scoreflow.common.utils import ArgumentError, atomic_path
+from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.common.versions import versions
 from sb3_scoreflow.envs.action_chunking import check_chunk_arguments
 
@@ -31,7 +32,7 @@ _Run = Callable[[list[np.ndarray]], np.ndarray]
 
 def export_onnx(
     model: FlowAlgorithm | FlowMatchingPolicy,
-    path: str | Path,
+    path: AnyPath,
     *,
     inference_steps: int | None = None,
     x0_input: bool = False,
@@ -104,7 +105,7 @@ def export_onnx(
 
 def export_program(
     model: FlowAlgorithm | FlowMatchingPolicy,
-    path: str | Path,
+    path: AnyPath,
     *,
     inference_steps: int | None = None,
     x0_input: bool = False,
@@ -135,7 +136,8 @@ def export_program(
             program = th.export.export(exported, tensors, dynamic_shapes=(tuple(batch for _ in tensors),))
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # paths of this machine
-            th.export.save(program, temporary, extra_files={METADATA_KEY: json.dumps(description)})
+            with temporary.open("wb") as file:  # from a path, PyTorch writes without telling what the disk said
+                th.export.save(program, file, extra_files={METADATA_KEY: json.dumps(description)})
             loaded = th.export.load(temporary).module()
         if tolerance is not None:
             exported.check(lambda inputs: loaded(*map(th.as_tensor, inputs)).numpy(), tolerance)
@@ -259,7 +261,7 @@ class _Exported(nn.Module):
 
 @contextmanager
 def _prepared(
-    model: Any, path: str | Path, suffix: str, inference_steps: int | None, x0_input: bool, n_executed: int | None
+    model: Any, path: AnyPath, suffix: str, inference_steps: int | None, x0_input: bool, n_executed: int | None
 ) -> Iterator[tuple[_Exported, dict[str, Any], Path]]:
     """
     :return: context manager giving the module to be exported, its description, and where to write to: the file is moved to its
@@ -272,7 +274,7 @@ def _prepared(
             f"model must be an algorithm of this package, such as ScoReFlowPPO, or its policy, got {type(model).__name__}: "
             "pass the result of ScoReFlowPPO.load(path)."
         )
-    path = Path(path).expanduser()
+    path = as_path(path)
     path = path if path.suffix else path.with_suffix(suffix)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: there is no folder {path.parent} (seen from {Path.cwd()}): make it first.")

@@ -20,6 +20,7 @@ from sb3_scoreflow.bc.checks import checked_eval_env
 from sb3_scoreflow.bc.execution import execution_of
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.env_attributes import ask
+from sb3_scoreflow.common.files import AnyPath, as_path, atomic_folder, temporary_folder
 from sb3_scoreflow.common.plain import describe, restore
 from sb3_scoreflow.common.saved_files import written_by
 from sb3_scoreflow.common.untrusted import UntrustedFileError
@@ -37,7 +38,7 @@ _NORMALIZER_STATISTICS = ("obs_rms", "ret_rms")
 
 def write_hub_folder(
     model: FlowAlgorithm,
-    folder: str | Path,
+    folder: AnyPath,
     eval_env: GymEnv,
     *,
     env_id: str | None = None,
@@ -45,7 +46,7 @@ def write_hub_folder(
     n_eval_episodes: int = 10,
     seed: int = 0,
     video: Any = None,
-    run_folder: str | Path | None = None,
+    run_folder: AnyPath | None = None,
     repo_id: str | None = None,
 ) -> Path:
     """
@@ -53,7 +54,8 @@ def write_hub_folder(
 
     ``ALGORITHM-ENVIRONMENT.zip`` and what is in it, ``results.json``, ``args.yml``, ``config.yml``, ``env_kwargs.yml``,
     ``train_eval_metrics.zip``, ``README.md`` (the model card), and, where there are such, ``vec_normalize.pkl``,
-    ``vec_normalize.json`` and ``replay.mp4``. Of absolute paths in settings, the last part is kept.
+    ``vec_normalize.json`` and ``replay.mp4``. Of absolute paths in settings, the last part is kept. The folder appears in one
+    step, when it is complete.
 
     :param model: to be published
     :param folder: to be made, or empty
@@ -70,6 +72,7 @@ def write_hub_folder(
     :raises FileExistsError: if there is something in the folder
     :raises FileNotFoundError: if the video does not exist
     :raises ImportError: if huggingface_hub is not installed
+    :raises OSError: if it cannot be written, as when the disk is full
     :raises ValueError: if the model is of another kind, or the environment does not fit it or has no name
     """
     _import_hub("write_hub_folder")
@@ -79,10 +82,11 @@ def write_hub_folder(
         )
     if n_eval_episodes < 1:
         raise ArgumentError(f"n_eval_episodes must be at least 1, got {n_eval_episodes}.")
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
+    run = None if run_folder is None else as_path(run_folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"folder: {folder} is not empty, and all that is in it would be published: pass a new one.")
-    video = None if video is None else Path(getattr(video, "video_path", video)).expanduser()
+    video = None if video is None else as_path(getattr(video, "video_path", video))
     if video is not None and not video.is_file():
         raise FileNotFoundError(f"video: there is no file {video} (seen from {Path.cwd()}): check the path.")
     training = model.get_env()
@@ -93,23 +97,22 @@ def write_hub_folder(
     algorithm, name = algorithm_name(model), file_name(model, env_id)
     results = _evaluate(model, env, n_eval_episodes, seed)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save(folder / f"{name}.zip", exclude=["tensorboard_log"])  # a path
-    with zipfile.ZipFile(folder / f"{name}.zip") as archive:
-        archive.extractall(folder / name)  # to be looked at on the Hub, without loading
-    normalizer = unwrap_vec_normalize(env)
-    if normalizer is not None:
-        normalizer.save(str(folder / "vec_normalize.pkl"))
-        (folder / _STATISTICS).write_text(json.dumps(_described(normalizer)) + "\n")
-    config = training_config(model, env)
-    arguments = dict(algo=algorithm, env=env_id, env_kwargs=dict(env_kwargs or {}), seed=model.seed)
-    run = None if run_folder is None else Path(run_folder).expanduser()
-    _write_settings(folder, config, arguments, run)
-    if video is not None:
-        shutil.copyfile(video, folder / "replay.mp4")
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    card = card_text(model, algorithm, name, env_id, results, config, repo_id, run)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    with atomic_folder(folder) as new:
+        model.save(new / f"{name}.zip", exclude=["tensorboard_log"])  # a path
+        with zipfile.ZipFile(new / f"{name}.zip") as archive:
+            archive.extractall(new / name)  # to be looked at on the Hub, without loading
+        normalizer = unwrap_vec_normalize(env)
+        if normalizer is not None:
+            normalizer.save(str(new / "vec_normalize.pkl"))
+            (new / _STATISTICS).write_text(json.dumps(_described(normalizer)) + "\n")
+        config = training_config(model, env)
+        arguments = dict(algo=algorithm, env=env_id, env_kwargs=dict(env_kwargs or {}), seed=model.seed)
+        _write_settings(new, config, arguments, run)
+        if video is not None:
+            shutil.copyfile(video, new / "replay.mp4")
+        (new / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        card = card_text(model, algorithm, name, env_id, results, config, repo_id, run)
+        (new / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
@@ -137,8 +140,8 @@ def push_to_hub(
     :raises ImportError: if huggingface_hub is not installed
     """
     hub = _import_hub("push_to_hub")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = write_hub_folder(model, Path(temporary) / "hub", eval_env, repo_id=repo_id, **kwargs)
+    with temporary_folder(Path(tempfile.gettempdir())) as temporary:
+        folder = write_hub_folder(model, temporary / "hub", eval_env, repo_id=repo_id, **kwargs)
         api = hub.HfApi(token=token)
         url = api.create_repo(repo_id=repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -15,7 +16,8 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
-from sb3_scoreflow.common.utils import ArgumentError, atomic_path
+from sb3_scoreflow.common.files import AnyPath, as_path, atomic_path
+from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.envs import ActionChunking
 
 #: An environment with ``render_mode="rgb_array"``, something that makes one, or the id of one.
@@ -40,7 +42,7 @@ class Recording(NamedTuple):
 def record_video(
     model: Any,
     env: Env,
-    path: str | Path,
+    path: AnyPath,
     n_episodes: int = 1,
     n_steps: int | None = None,
     seed: int = 0,
@@ -75,14 +77,14 @@ def record_video(
     limits = (n_episodes, n_steps, seed, deterministic)
     with _on_stage(model, env) as stage:
         fps = stage.fps if fps is None else fps
-        n_frames, written_fps = _write(Path(path), stage.frames(*limits), fps, width, every)
-        return Recording(Path(path), n_frames, written_fps, stage.camera.returns)
+        n_frames, written_fps = _write(as_path(path), stage.frames(*limits), fps, width, every)
+        return Recording(as_path(path), n_frames, written_fps, stage.camera.returns)
 
 
 def record_comparison(
     models: Mapping[str, Any],
     env: str | Callable[[], gym.Env],
-    path: str | Path,
+    path: AnyPath,
     n_episodes: int = 1,
     n_steps: int | None = None,
     seed: int = 0,
@@ -118,8 +120,8 @@ def record_comparison(
         stages = {label: stack.enter_context(_on_stage(model, env)) for label, model in models.items()}
         fps = next(iter(stages.values())).fps if fps is None else fps
         streams = {label: stage.frames(n_episodes, n_steps, seed, deterministic) for label, stage in stages.items()}
-        n_frames, written_fps = _write(Path(path), _side_by_side(streams), fps, width, every)
-        return {label: Recording(Path(path), n_frames, written_fps, s.camera.returns) for label, s in stages.items()}
+        n_frames, written_fps = _write(as_path(path), _side_by_side(streams), fps, width, every)
+        return {label: Recording(as_path(path), n_frames, written_fps, s.camera.returns) for label, s in stages.items()}
 
 
 # ------------------------------------------------------------------ environments
@@ -255,14 +257,14 @@ def _vectorize(model: Any, env: str | gym.Env | Callable[[], gym.Env], stack: Ex
 # ------------------------------------------------------------------ files
 
 
-def _check(path: str | Path, n_episodes: int, n_steps: int | None, width: int | None, every: int | None) -> None:
+def _check(path: AnyPath, n_episodes: int, n_steps: int | None, width: int | None, every: int | None) -> None:
     """:raises ArgumentError: if an argument is impossible; before anything is rendered"""
     for name, value in (("n_episodes", n_episodes), ("n_steps", n_steps), ("width", width), ("every", every)):
         if value is not None and value < 1:
             raise ArgumentError(f"{name} must be at least 1, got {value!r}: leave it out.")
-    if Path(path).suffix.lower() not in (".mp4", ".gif"):
-        raise ArgumentError(f"path must end with .mp4 or .gif, got {str(path)!r}.")
-    (_import_av if Path(path).suffix.lower() == ".mp4" else _import_pillow)()
+    if as_path(path).suffix.lower() not in (".mp4", ".gif"):
+        raise ArgumentError(f"path must end with .mp4 or .gif, got {os.fsdecode(path)!r}.")
+    (_import_av if as_path(path).suffix.lower() == ".mp4" else _import_pillow)()
 
 
 def _write(path: Path, frames: Iterable[np.ndarray], fps: float, width: int | None, every: int | None) -> tuple[int, float]:

@@ -23,6 +23,7 @@ from sb3_scoreflow.bc.history import History, Metrics, logger_of
 from sb3_scoreflow.bc.restored import restored_on_error
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.encoders import check_random_shift
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.progress import progress
 from sb3_scoreflow.common.schedules import CosineSchedule
@@ -135,7 +136,7 @@ class BehaviorCloning:
         log_interval: int = 1000,
         callback: BCCallback | None = None,
         progress_bar: bool = False,
-        checkpoint: str | Path | None = None,
+        checkpoint: AnyPath | None = None,
     ) -> dict[str, list[float]]:
         """
         One run of gradient steps.
@@ -165,7 +166,7 @@ class BehaviorCloning:
             n_epochs, n_batches, critic_batches=critic_batches, n_eval_episodes=n_eval_episodes, log_interval=log_interval
         )
         evaluation = None if eval_env is None else checked_eval_env(eval_env, self.policy, self.execution)
-        path = None if checkpoint is None else Path(checkpoint).expanduser()
+        path = None if checkpoint is None else as_path(checkpoint)
         history = History(logger_of(self.algorithm))
         self.history = history.metrics
         with restored_on_error(self.policy, None if self.execution is None else self.execution.vec_normalize):

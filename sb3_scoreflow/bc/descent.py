@@ -9,8 +9,9 @@ import torch as th
 from torch.optim.swa_utils import AveragedModel
 
 from sb3_scoreflow.bc.averaging import copy_parameters, warmed_up_average
+from sb3_scoreflow.common.files import atomic_path
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
-from sb3_scoreflow.common.utils import ArgumentError, atomic_path
+from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.demonstrations import Demonstrations
 
 
@@ -92,8 +93,9 @@ class Descent:
             "order": th.from_numpy(self._order),
             "next": self._next,
         }
-        with atomic_path(path) as temporary:
-            th.save(state, temporary)
+        # By a file object: from a path, PyTorch writes without telling what the disk said
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            th.save(state, file)
 
     def restore(self, path: Path, fingerprint: str) -> dict[str, list[float]]:
         """

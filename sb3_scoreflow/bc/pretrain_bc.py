@@ -1,11 +1,10 @@
 """Cloning in one line."""
 
-from pathlib import Path
-
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_scoreflow.bc.behavior_cloning import BCCallback, BehaviorCloning
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.files import AnyPath
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.demonstrations import Demonstrations
 
@@ -30,7 +29,7 @@ def pretrain_bc(
     callback: BCCallback | None = None,
     progress_bar: bool = False,
     seed: int | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoint: AnyPath | None = None,
 ) -> dict[str, list[float]]:
     """
     Clone demonstrations in one call of :class:`BehaviorCloning`.

@@ -1,7 +1,6 @@
 """What the algorithms of this package share on top of Stable-Baselines3's OnPolicyAlgorithm."""
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.checks import SB3_RULES, check_argument
 from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.common.divergence import check_losses, check_parameters, check_rollout, warn_of_foreign_observations
+from sb3_scoreflow.common.files import AnyPath
 from sb3_scoreflow.common.known_env import KnownEnvironment
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
@@ -160,7 +160,7 @@ class FlowAlgorithm(KnownEnvironment):
 
     # ------------------------------------------------------------------ cloning
 
-    def load_clone(self, source: "FlowAlgorithm | FlowMatchingPolicy | str | Path", trusted: bool = True) -> None:
+    def load_clone(self, source: "FlowAlgorithm | FlowMatchingPolicy | AnyPath", trusted: bool = True) -> None:
         """
         Start from another model's clone: the actor (features, velocity field, observation statistics), whichever algorithm of
         this package it was cloned with. Critics, noise and optimizers are this model's own; ScoReFlowPPO's critic can be

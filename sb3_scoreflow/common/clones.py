@@ -13,6 +13,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import ConstantSchedule, get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_scoreflow.common.files import AnyPath, as_path, is_path
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.saved_policy import read_policy
 from sb3_scoreflow.common.stored_defaults import complete
@@ -33,7 +34,7 @@ _ACTOR = ("features_extractor.", "velocity_field.", "normalizer.", "pretrained")
 
 
 def clone_policy(
-    source: FlowMatchingPolicy | str | os.PathLike[str], device: th.device | str = "auto", trusted: bool = True
+    source: FlowMatchingPolicy | AnyPath, device: th.device | str = "auto", trusted: bool = True
 ) -> FlowMatchingPolicy:
     """
     :param source: a policy, or the path of a file that a model or a policy was saved to (".zip" is added if there is no such
@@ -46,21 +47,21 @@ def clone_policy(
     """
     if isinstance(source, FlowMatchingPolicy):
         return source
-    if not isinstance(source, (str, os.PathLike)):
+    if not is_path(source):
         raise ValueError(
             f"source must be a model or policy of this package or the path of its file, got {type(source).__name__}."
         )
-    path = Path(source).expanduser()
+    path = as_path(source)
     if not path.is_file():
         path = path.with_name(path.name + ".zip")
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file {source} (seen from {Path.cwd()}), nor one with the suffix .zip: check the path."
+            f"There is no file {os.fsdecode(source)} (seen from {Path.cwd()}), nor one with the suffix .zip: check the path."
         )
     policy_class, arguments, state = _read(path, device, trusted)
     if not (isinstance(policy_class, type) and issubclass(policy_class, FlowMatchingPolicy)):
         raise ValueError(
-            f"source={str(source)!r} holds a {getattr(policy_class, '__name__', policy_class)}, which is no "
+            f"source={os.fsdecode(source)!r} holds a {getattr(policy_class, '__name__', policy_class)}, which is no "
             "FlowMatchingPolicy: pass a file of this package's algorithms or policies."
         )
     known = inspect.signature(policy_class).parameters

@@ -1,6 +1,5 @@
 """An algorithm in a file: saving and loading, as in Stable-Baselines3 but atomic, and told apart by who wrote it."""
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch as th
@@ -8,10 +7,11 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_scoreflow.common.arguments import ArgumentResolution
+from sb3_scoreflow.common.files import as_path, atomic_path, is_path
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.saved_files import WrongPolicyError, foreign_file_error, saved_data, written_by
 from sb3_scoreflow.common.untrusted import PLAIN, described, read_untrusted, untrusted_model
-from sb3_scoreflow.common.utils import DivergenceError, atomic_path, non_finite_parameter
+from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter
 
 SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
 
@@ -50,6 +50,7 @@ class SavedAlgorithm(ArgumentResolution):
         :raises ValueError: if another algorithm wrote the file, or an argument is impossible; without trust, if something in
             the file can be restored by unpickling only
         """
+        path = as_path(path) if is_path(path) else path
         changed = {**(custom_objects or {}), **kwargs}
         if "lr_schedule" in changed and "learning_rate" not in changed:
             kwargs["learning_rate"] = changed["learning_rate"] = changed["lr_schedule"]
@@ -79,6 +80,7 @@ class SavedAlgorithm(ArgumentResolution):
         :raises ValueError: if they do not fit, or another algorithm wrote the file
         """
         from_file = not isinstance(load_path_or_dict, dict)
+        load_path_or_dict = as_path(load_path_or_dict) if is_path(load_path_or_dict) else load_path_or_dict
         writer = written_by(load_path_or_dict) if from_file else None
         if writer is not None and _is_foreign(load_path_or_dict, writer, type(self)):
             raise foreign_file_error(load_path_or_dict, writer, type(self).__name__)
@@ -107,17 +109,18 @@ class SavedAlgorithm(ArgumentResolution):
         :param exclude: names of attributes not to save
         :param include: names of attributes to save although they are excluded by default
         :raises DivergenceError: if a parameter is NaN or infinite
+        :raises OSError: if it cannot be written, as when the disk is full
         """
         culprit = non_finite_parameter(self.policy)
         if culprit is not None:
             raise DivergenceError(f"Not saved: parameter '{culprit}' is NaN or infinite. Load the last checkpoint instead.")
         with described(self, exclude, include):
-            if not isinstance(path, (str, Path)):
+            if not is_path(path):
                 super().save(path, exclude, include)
                 return
-            path = Path(path)
-            with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
-                super().save(temporary, exclude, include)
+            path = as_path(path)
+            with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary, temporary.open("wb") as file:
+                super().save(file, exclude, include)  # by a file object, which is closed although the disk is full
 
 
 def _is_foreign(path: Any, writer: str, own: type[SavedAlgorithm]) -> bool:

@@ -2,11 +2,11 @@
 
 import json
 import zipfile
-from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.save_util import open_path
 
+from sb3_scoreflow.common.files import as_path, is_path
 from sb3_scoreflow.common.utils import ArgumentError
 
 #: Room of the policy -> algorithm, in files of 0.1.0, which did not write its name
@@ -21,6 +21,7 @@ def saved_data(path: Any) -> dict[str, Any]:
     :return: attribute -> value; empty if the file is no saved model
     """
     try:
+        path = as_path(path) if is_path(path) else path
         file = open_path(path, "r", suffix="zip")
         with zipfile.ZipFile(file) as archive:
             data = json.loads(archive.read("data"))
@@ -57,8 +58,7 @@ def cloning_of(source: Any) -> dict[str, Any] | None:
     :param source: a model, a policy, or the path of a saved one
     :return: what a model, or its file, tells of its cloning; None if it tells nothing, as policies do
     """
-    path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
-    facts = getattr(source, "cloning", None) if path is None else saved_data(path).get("cloning")
+    facts = saved_data(source).get("cloning") if is_path(source) else getattr(source, "cloning", None)
     return facts if isinstance(facts, dict) else None
 
 
@@ -73,7 +73,7 @@ def foreign_file_error(path: Any, writer: str | None, algorithm: str) -> ValueEr
     :param algorithm: name of the one that cannot read it
     :return: an error that says so, and what to do
     """
-    file = path if isinstance(path, (str, Path)) else "The file"
+    file = as_path(path) if is_path(path) else "The file"
     if writer is None:
         return ValueError(f"{file} was not written by {algorithm}: load it with the algorithm that wrote it.")
     if "algorithm" in saved_data(path) or writer in _OF_0_1_0.values():  # this package alone writes that

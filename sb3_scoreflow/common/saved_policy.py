@@ -1,6 +1,7 @@
-"""A policy in a file of its own: weights and JSON, so that it loads without unpickling."""
+"""A policy in a file of its own: weights and JSON, so that it loads without unpickling. Saving is atomic."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,6 +9,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_device
 
+from sb3_scoreflow.common.files import as_path, atomic_path, is_path
 from sb3_scoreflow.common.plain import NotPlainError, describe, restore
 from sb3_scoreflow.common.untrusted import UntrustedFileError, load_weights
 
@@ -20,12 +22,18 @@ _ARGUMENTS = "arguments"
 class SavedPolicy(BasePolicy):
     """A policy that is saved with its constructor's arguments as JSON."""
 
-    def save(self, path: str) -> None:
+    def save(self, path: Any) -> None:
         """
         Save the policy. With networks or optimizers of your own classes, the arguments are pickled, as in Stable-Baselines3.
 
-        :param path: of the file
+        :param path: path (no suffix is added) or file object
+        :raises OSError: if it cannot be written, as when the disk is full
         """
+        if is_path(path):
+            # By a file object: from a path, PyTorch writes without telling what the disk said
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                self.save(file)
+            return
         arguments = self._get_constructor_parameters()
         description = describe({name: value for name, value in arguments.items() if name != "lr_schedule"})
         try:
@@ -36,11 +44,11 @@ class SavedPolicy(BasePolicy):
         th.save({"state_dict": self.state_dict(), _ARGUMENTS: json.dumps(description)}, path)
 
     @classmethod
-    def load(cls: type[SelfSavedPolicy], path: str, device: th.device | str = "auto", trusted: bool = True) -> SelfSavedPolicy:
+    def load(cls: type[SelfSavedPolicy], path: Any, device: th.device | str = "auto", trusted: bool = True) -> SelfSavedPolicy:
         """
         Load a policy.
 
-        :param path: of the file
+        :param path: path or file object
         :param device: device of the networks
         :param trusted: whether the file may be unpickled, which executes whatever is in it
         :return: the policy
@@ -52,21 +60,22 @@ class SavedPolicy(BasePolicy):
         return policy.to(device=get_device(device))
 
 
-def read_policy(path: str | Path, device: th.device | str, trusted: bool) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
+def read_policy(path: Any, device: th.device | str, trusted: bool) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
     """
-    :param path: of a policy's file
+    :param path: of a policy's file, or a file object
     :param device: where the weights go
     :param trusted: whether it may be unpickled
     :return: arguments of the policy's constructor, mostly without ``lr_schedule``, and its state
     :raises ValueError: without trust, if it has more than weights and JSON in it
     """
+    path = as_path(path) if is_path(path) else path
     if trusted:
         saved = th.load(path, map_location=device, weights_only=False)
         arguments = restore(json.loads(saved[_ARGUMENTS]), "policy") if _ARGUMENTS in saved else saved["data"]
         return arguments, saved["state_dict"]
     try:
-        with open(path, "rb") as file:
-            saved = load_weights(file, Path(path).name, device)
+        with path.open("rb") if isinstance(path, Path) else nullcontext(path) as file:
+            saved = load_weights(file, getattr(path, "name", "the file"), device)
         arguments = restore(json.loads(saved[_ARGUMENTS]), "policy")
         if not isinstance(arguments, dict):
             raise ValueError("it holds no arguments of a policy")

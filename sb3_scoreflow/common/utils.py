@@ -1,13 +1,11 @@
-"""Small helpers shared by the rooms: argument checks, processor cores, atomic writing."""
+"""Small helpers shared by the rooms: argument checks, processor cores."""
 
 import math
 import os
 import re
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from numbers import Integral
 from pathlib import Path
@@ -149,29 +147,3 @@ def warn_of_threads(threads: int, cores: int) -> None:
             "training.",
             stacklevel=3,
         )
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """
-    Write to a temporary file beside ``path`` and move it there when the block ends without an exception.
-
-    A crash or a full disk then leaves the previous file as it was.
-
-    :param path: final path; missing parent folders are created
-    :return: context manager giving the temporary path (same suffix)
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp creates files readable by their owner alone; a saved model should have the usual permissions.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

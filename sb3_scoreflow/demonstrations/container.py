@@ -4,13 +4,13 @@ The container that all demonstrations end up in, whatever their source.
 It knows no files and no sources: modules that read and write import it, and it imports none of them.
 """
 
-import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from sb3_scoreflow.common.files import AnyPath
 from sb3_scoreflow.common.html import html_table
 from sb3_scoreflow.demonstrations.arrays import (
     Array,
@@ -30,10 +30,10 @@ from sb3_scoreflow.demonstrations.trajectories import check_trajectories
 class Files(Protocol):
     """What :meth:`Demonstrations.save` and :meth:`Demonstrations.load_hdf5` call."""
 
-    def write_hdf5(self, demonstrations: "Demonstrations", path: str | os.PathLike[str]) -> None: ...
+    def write_hdf5(self, demonstrations: "Demonstrations", path: AnyPath) -> None: ...
     def read_hdf5(
         self,
-        path: str | os.PathLike[str],
+        path: AnyPath,
         max_episode_steps: int | None = None,
         ends: str | None = None,
         max_bytes: int | None = None,
@@ -328,19 +328,18 @@ class Demonstrations:
         rows = facts(self._task_arrays(), self.statistics(), self.metadata).items()
         return html_table(["", type(self).__name__], rows)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: AnyPath) -> None:
         """
         Write an HDF5 file with D4RL's layout. An existing file is replaced, in one step: readers see the old or the new one.
 
         :param path: Where to; missing folders are made, ``~`` is expanded
         :raises ImportError: if h5py is not installed
+        :raises OSError: if it cannot be written, as when the disk is full
         """
         self._files.write_hdf5(self, path)
 
     @staticmethod
-    def load_hdf5(
-        path: str | os.PathLike[str], max_episode_steps: int | None = None, max_bytes: int | None = None
-    ) -> "Demonstrations":
+    def load_hdf5(path: AnyPath, max_episode_steps: int | None = None, max_bytes: int | None = None) -> "Demonstrations":
         """
         Read an HDF5 file with D4RL's layout, as written by :meth:`save`.
 

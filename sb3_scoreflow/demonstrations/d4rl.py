@@ -13,6 +13,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.d4rl_checksums import CHECKSUMS, MAX_BYTES, Checksum
 from sb3_scoreflow.demonstrations.download import download
@@ -143,7 +144,7 @@ def _suggest(name: str) -> str | None:
 def load_d4rl(
     spec: str,
     *,
-    directory: str | os.PathLike[str] | None = None,
+    directory: AnyPath | None = None,
     base_url: str | None = None,
     max_episode_steps: int | None = None,
     max_bytes: int | None = None,
@@ -184,7 +185,7 @@ def load_d4rl(
         )
     import_h5py()  # a missing package shall not be found out after the download
     file = DATASETS[spec]
-    folder = Path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY).expanduser()
+    folder = as_path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY)
     path = folder / file.rpartition("/")[2]
     task = _TASKS[_task_of(spec)]
 

@@ -8,7 +8,6 @@ belongs to) and ``NAME.lock`` (keeps other processes waiting).
 import contextlib
 import http.client
 import json
-import os
 import sys
 import time
 import urllib.error
@@ -21,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from sb3_scoreflow.common.files import move
 from sb3_scoreflow.common.progress import progress
 
 _ATTEMPTS = 3
@@ -101,7 +101,7 @@ class _Partial:
         """
         :param path: Where to, in the same folder; in one step
         """
-        os.replace(self.path, path)
+        move(self.path, path)
         self._origin_path.unlink(missing_ok=True)
 
 

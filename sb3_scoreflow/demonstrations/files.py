@@ -1,9 +1,9 @@
 """Demonstrations from a path: what the file or folder is, its suffix says."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from sb3_scoreflow.common.files import as_path
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.hdf5 import read_hdf5
 from sb3_scoreflow.demonstrations.imitation_folder import is_imitation_folder, read_imitation_folder
@@ -27,7 +27,7 @@ def load_file(spec: str, **kwargs: Any) -> Demonstrations:
     :return: The demonstrations
     """
     path = spec.removeprefix("//")
-    expanded = Path(path).expanduser()
+    expanded = as_path(path)
     if is_imitation_folder(expanded):
         return read_imitation_folder(path, **kwargs)
     # What is not there, or no file, is told in one place

@@ -7,7 +7,6 @@ Rewards may be missing; so may ``timeouts``, where the step limit is known.
 
 import contextlib
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.common.utils import atomic_path
+from sb3_scoreflow.common.files import AnyPath, as_path, atomic_path
 from sb3_scoreflow.demonstrations.arrays import Array, LoadedObservations
 from sb3_scoreflow.demonstrations.container import Demonstrations
+from sb3_scoreflow.demonstrations.hdf5_target import HDF5Target, hdf5_target
 from sb3_scoreflow.demonstrations.lazy import READ_ERRORS, LazyImages
 from sb3_scoreflow.demonstrations.recognize import describe_file, describe_folder, describe_hdf5
 from sb3_scoreflow.safe_hdf5.arrays import Array as HDF5Array
@@ -36,7 +36,7 @@ _KEYS = ("observations", "actions", "rewards", "terminals", _TIMEOUTS)
 
 
 def read_hdf5(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     max_episode_steps: int | None = None,
     ends: str | None = None,
     max_bytes: int | None = None,
@@ -58,7 +58,7 @@ def read_hdf5(
     """
     if ends not in (None, _TIMEOUTS):
         raise ValueError(f"`ends` must be {_TIMEOUTS!r}, or None for `terminals` and `timeouts`, got {ends!r}.")
-    path = Path(path).expanduser()
+    path = as_path(path)
     with open_hdf5(path) as file:
         try:
             _check_keys(file, path)
@@ -89,14 +89,15 @@ def read_hdf5(
         raise ValueError(f"The demonstration file {path} does not fit: {error}") from error
 
 
-def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> None:
+def write_hdf5(demonstrations: Demonstrations, path: AnyPath) -> None:
     """
     :param demonstrations: What to write; their metadata become attributes of the file
     :param path: Where to; missing folders are made, ``~`` is expanded, an existing file is replaced in one step
+    :raises OSError: if it cannot be written, as when the disk is full; a file that was there stays as it was
     :raises ValueError: if an observation key or an entry of the metadata cannot be stored in HDF5, or is reserved
     """
     h5py = import_h5py()
-    path = Path(path).expanduser()
+    path = as_path(path)
     arrays: dict[str, Array] = {
         "actions": demonstrations.actions,
         "rewards": demonstrations.rewards,
@@ -110,12 +111,9 @@ def write_hdf5(demonstrations: Demonstrations, path: str | os.PathLike[str]) -> 
     else:
         arrays["observations"] = demonstrations.observations
     _check_metadata(demonstrations.metadata)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, hdf5_target(temporary) as target, h5py.File(target, "w") as file:
         for name, array in arrays.items():
-            if isinstance(array, LazyImages):
-                _write_images(file, name, array)
-            else:
-                file.create_dataset(name, data=array, compression="gzip", shuffle=True)
+            _write(file, name, array, target)
         file.attrs.update({**demonstrations.metadata, _VERSION_ATTRIBUTE: FORMAT_VERSION})
 
 
@@ -246,21 +244,24 @@ def _read(node: HDF5Array | dict[str, HDF5Array]) -> LoadedObservations:
     return {key: array.read() for key, array in node.items()} if isinstance(node, dict) else node.read()
 
 
-def _write_images(file: Any, name: str, images: LazyImages) -> None:
+def _write(file: Any, name: str, array: Array, target: HDF5Target) -> None:
     """
     :param file: The open ``h5py.File``
     :param name: Of the new dataset
-    :param images: To copy, a block of chunks at a time
+    :param array: To copy, a block of chunks at a time
+    :param target: What the file is written to
+    :raises OSError: if that fails
     """
-    image_bytes = math.prod(images.shape[1:])
-    # Chunks of whole images: h5py's own choice has parts of many images in a chunk, which would be compressed many times over
-    chunk_rows = min(max(1, _CHUNK_BYTES // image_bytes), len(images))
-    block_rows = chunk_rows * max(1, _WRITE_BYTES // (chunk_rows * image_bytes))
-    dataset = file.create_dataset(
-        name, images.shape, images.dtype, chunks=(chunk_rows, *images.shape[1:]), compression="gzip", shuffle=True
-    )
-    for start in range(0, len(images), block_rows):
-        dataset[start : start + block_rows] = images[start : start + block_rows]
+    row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
+    chunks: Any = True
+    if isinstance(array, LazyImages):
+        # Of whole images: h5py's own choice has parts of many images in a chunk, which would be compressed many times over
+        chunks = (min(max(1, _CHUNK_BYTES // row_bytes), len(array)), *array.shape[1:])
+    dataset = file.create_dataset(name, array.shape, array.dtype, chunks=chunks, compression="gzip", shuffle=True)
+    block_rows = dataset.chunks[0] * max(1, _WRITE_BYTES // (dataset.chunks[0] * row_bytes))
+    for start in range(0, len(array), block_rows):
+        dataset[start : start + block_rows] = array[start : start + block_rows]
+        target.check()
 
 
 def _read_metadata(file: Group, path: Path) -> dict[str, str | int | float | bool]:

@@ -1,11 +1,11 @@
 """The folders in which imitation saves trajectories since version 1.0: data sets of Hugging Face, read without it."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.lerobot_folder import INSTALL
 from sb3_scoreflow.demonstrations.lerobot_table import to_numpy
@@ -24,7 +24,7 @@ def is_imitation_folder(path: Path) -> bool:
     return isinstance(features, dict) and set(_NEEDED) <= set(features)
 
 
-def read_imitation_folder(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Demonstrations:
+def read_imitation_folder(path: AnyPath, *, max_bytes: int | None = None) -> Demonstrations:
     """
     Read what ``imitation.data.serialize.save`` has written. Its ``infos`` are not read: decoding them would run code.
 
@@ -39,7 +39,7 @@ def read_imitation_folder(path: str | os.PathLike[str], *, max_bytes: int | None
         import pyarrow.ipc
     except ImportError as error:
         raise ImportError(f"The folders of imitation need pyarrow, which is not installed: {INSTALL}") from error
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     files = sorted(folder.glob("*.arrow"))
     if not files:
         raise FileNotFoundError(f"There is no file data-*.arrow in {folder}: it is not complete. Copy all of it.")

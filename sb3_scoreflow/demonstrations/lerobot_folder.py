@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_scoreflow.common.files import as_path
 from sb3_scoreflow.demonstrations.recognize import describe_source
 from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError
 
@@ -207,7 +208,7 @@ def open_folder(spec: str) -> LeRobotFolder:
     :raises OSError: if its ``info.json`` is damaged
     :raises UnusableFileError: if it is of another version
     """
-    path = Path(spec).expanduser()
+    path = as_path(spec)
     if not path.exists() and (lerobot_home() / spec).is_dir():
         path = lerobot_home() / spec
     if not (path / "meta" / "info.json").is_file():
@@ -242,7 +243,7 @@ def open_folder(spec: str) -> LeRobotFolder:
 def lerobot_home() -> Path:
     """:return: Where LeRobot puts what it downloads"""
     cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_LEROBOT_HOME") or Path(cache) / "lerobot").expanduser()
+    return as_path(os.environ.get("HF_LEROBOT_HOME") or Path(cache) / "lerobot")
 
 
 @contextlib.contextmanager

@@ -3,15 +3,13 @@
 import contextlib
 import io
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sb3_scoreflow.common.files import AnyPath, as_path, atomic_folder
 from sb3_scoreflow.demonstrations.arrays import Array
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.lerobot_folder import DATA_PATH, SIDECAR, VIDEO_PATH, import_parquet
@@ -26,7 +24,7 @@ _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 def write_lerobot(
     demonstrations: Demonstrations,
-    folder: str | os.PathLike[str],
+    folder: AnyPath,
     *,
     fps: int,
     task: str | Sequence[str] = "",
@@ -40,7 +38,7 @@ def write_lerobot(
     ``next.done``. Images are stored without loss, as PNG in the tables. What LeRobot has no place for, the metadata and the
     keys, is in ``meta/sb3_scoreflow.json``.
 
-    The folder appears in one step, when it is complete. Until then it is a hidden folder beside its place.
+    The folder appears in one step, when it is complete. Until then it is in a hidden folder beside its place.
 
     :param demonstrations: What to write
     :param folder: Where to; missing parent folders are made, ``~`` is expanded
@@ -53,9 +51,9 @@ def write_lerobot(
     :raises ValueError: if ``fps`` or ``task`` do not fit, or LeRobot has no place for an array
     """
     import_parquet()
-    path = Path(folder).expanduser()
+    path = as_path(folder)
     if path.exists():
-        raise _exists(path)
+        raise FileExistsError(f"{path} exists already. Choose another folder, or remove it first.")
     if isinstance(fps, bool) or not isinstance(fps, (int, float, np.number)) or not fps >= 1 or fps % 1:
         raise ValueError(f"`fps` must be an integer of at least 1, got {fps!r}: how many transitions there are per second.")
     tasks = [task] * demonstrations.n_episodes if isinstance(task, str) else list(task)
@@ -63,27 +61,14 @@ def write_lerobot(
         raise ValueError(
             f"`task` must be a str, or one for each of the {demonstrations.n_episodes} episodes, got {task!r:.200}."
         )
-    hidden = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        _Writer(demonstrations, hidden, int(fps)).write(tasks, robot_type)
-        try:
-            # Nothing is replaced: a folder with something in it, or a file, makes it fail
-            os.rename(hidden, path)
-        except OSError as error:
-            raise (_exists(path) if path.exists() else error) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _exists(path: Path) -> FileExistsError:
-    """:return: The error to raise"""
-    return FileExistsError(f"{path} exists already. Choose another folder, or remove it first.")
+    with atomic_folder(path) as new:
+        _Writer(demonstrations, new, int(fps)).write(tasks, robot_type)
 
 
 class _Writer:
     """
     :param demonstrations: What to write
-    :param path: Of a folder that does not exist
+    :param path: Of an empty folder
     :param fps: Transitions per second
     :raises ValueError: if LeRobot has no place for an array
     """

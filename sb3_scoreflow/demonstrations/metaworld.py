@@ -9,12 +9,12 @@ import importlib.metadata
 import json
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.download import alone
 from sb3_scoreflow.demonstrations.hdf5 import import_h5py, read_hdf5, write_hdf5
@@ -37,7 +37,7 @@ def load_metaworld(
     seed: int = 0,
     only_successes: bool = False,
     max_episode_steps: int = 500,
-    directory: str | os.PathLike[str] | None = None,
+    directory: AnyPath | None = None,
 ) -> Demonstrations:
     """
     The source ``metaworld:TASK``, such as ``metaworld:peg-insert-side-v3``: Meta-World's scripted expert of the task, rolled
@@ -73,7 +73,7 @@ def load_metaworld(
         **{f"{package}_version": importlib.metadata.version(package) for package in ("metaworld", "mujoco")},
     }
     key = hashlib.sha256(json.dumps({**facts, "n_episodes": n_episodes}, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY).expanduser()
+    folder = as_path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY)
     path = folder / f"{tasks[0]}-{key}.hdf5"
     if not path.exists():
         try:

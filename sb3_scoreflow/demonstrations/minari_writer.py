@@ -4,11 +4,8 @@ import contextlib
 import inspect
 import itertools
 import json
-import os
 import re
 import shutil
-import time
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +16,15 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from sb3_scoreflow.common.files import atomic_folder, fsync, removed, temporary_folder
 from sb3_scoreflow.demonstrations.arrays import Array, map_observations, named_observations
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.hdf5 import check_key
+from sb3_scoreflow.demonstrations.hdf5_target import HDF5Target, hdf5_target
 from sb3_scoreflow.demonstrations.minari_folder import METADATA_KEY, import_minari, local_path
 
-_STALE_SECONDS = 24 * 3600
-"""Nothing is written so long without a sign of life."""
+_ROOM = 2**16
+"""Bytes that a dataset without episodes does not need."""
 
 
 def write_minari(
@@ -38,8 +37,7 @@ def write_minari(
     there a second time. Images are stored as they are; ``jpeg_encoding=True`` makes them smaller and inexact.
 
     The dataset appears in one step, when it is complete: of several processes that write the same id, one succeeds. Until
-    then it is a hidden folder beside its place. What a process that was killed has left of it is removed by a later call,
-    after a day.
+    then it is in a hidden folder beside its place. What a process that was killed has left of it is removed by the next call.
 
     :param demonstrations: What to write, metadata included
     :param dataset_id: Such as ``lab/pick-and-place-v0``
@@ -69,19 +67,21 @@ def write_minari(
         if env is not None:
             _check_env(env)
         observation_space, action_space = _dataset_spaces(demonstrations, env)
-        _make_namespace(path)
-        _remove_stale(path)
         # Minari recommends facts about the author that a private dataset need not have
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", category=UserWarning)
-        with _new_folder(path) as (first_id, first, hidden):
-            # Without episodes, in the root of all datasets, as no other place can be named; then away from sight
-            minari.create_dataset_from_buffers(
-                first_id, [], env=env, observation_space=observation_space, action_space=action_space, **kwargs
-            )
-            shutil.move(first, hidden)
-            _fill(hidden, dataset_id, demonstrations)
-            _put_in_place(hidden, path, dataset_id)
+        try:
+            with atomic_folder(path) as new:
+                _make_namespace(path)
+                # Without episodes, in the root of all datasets, as no other place can be named; then away from sight
+                with _new_folder() as (first_id, first):
+                    minari.create_dataset_from_buffers(
+                        first_id, [], env=env, observation_space=observation_space, action_space=action_space, **kwargs
+                    )
+                    shutil.move(first / "data", new)
+                _fill(new, dataset_id, demonstrations)
+        except FileExistsError as error:
+            raise (_exists(dataset_id, path) if path.exists() else error) from error
 
 
 def _exists(dataset_id: str, path: Path) -> FileExistsError:
@@ -99,11 +99,10 @@ def _root() -> Path:
 
 def _make_namespace(path: Path) -> None:
     """
-    Make the folders above a dataset, with the files by which Minari knows them for namespaces. Others may be doing the same.
+    Make the files by which Minari knows the folders above a dataset for namespaces. Others may be doing the same.
 
-    :param path: Where the dataset will be
+    :param path: Where the dataset will be, in a folder that exists
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     root = _root()
     for folder in itertools.takewhile(lambda folder: folder != root, path.parents):
         with contextlib.suppress(FileExistsError), open(folder / "namespace_metadata.json", "x", encoding="utf-8") as file:
@@ -111,20 +110,22 @@ def _make_namespace(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _new_folder(path: Path) -> Iterator[tuple[str, Path, Path]]:
+def _new_folder() -> Iterator[tuple[str, Path]]:
     """
-    :param path: Where the dataset will be
-    :return: An id of its own, where Minari puts that dataset, and a hidden place beside ``path``. Whatever is left in either
-        is removed afterwards
+    :return: An id that nobody else has, and where Minari puts that dataset. It is removed afterwards
+    :raises OSError: if there is no room for a dataset without episodes, with which Minari's HDF5 would not cope
     """
-    name = uuid.uuid4().hex
-    first_id = f"writing-{name}-v0"
-    first, hidden = local_path(first_id), path.with_name(f".{path.name}.{name}.tmp")
-    try:
-        yield first_id, first, hidden
-    finally:
-        for folder in (first, hidden):
-            shutil.rmtree(folder, ignore_errors=True)
+    root = _root()
+    with temporary_folder(root) as folder:  # of the same name: whoever finds the dataset knows by it if somebody is at it
+        for left in root.glob("sb3_scoreflow-*-v0"):
+            match = re.fullmatch(r"(sb3_scoreflow-[0-9a-f]{8}-[0-9a-f]{32})-v0", left.name)
+            if match is not None and not (root / f".{match[1]}-tmp").exists():
+                shutil.rmtree(left, ignore_errors=True)
+        (folder / "room").write_bytes(bytes(_ROOM))
+        fsync(folder / "room")
+        first_id = folder.name.removeprefix(".").removesuffix("-tmp") + "-v0"
+        with removed(root / first_id):
+            yield first_id, root / first_id
 
 
 def _fill(folder: Path, dataset_id: str, demonstrations: Demonstrations) -> None:
@@ -135,41 +136,14 @@ def _fill(folder: Path, dataset_id: str, demonstrations: Demonstrations) -> None
     """
     from minari.dataset.minari_storage import MinariStorage
 
-    MinariStorage.read(folder / "data").update_episodes(_buffers(demonstrations))
+    storage: Any = MinariStorage.read(folder / "data")
+    with hdf5_target(storage._file_path) as target:
+        storage._file_path = target
+        storage.update_episodes(_buffers(demonstrations, target))
     file = folder / "data" / "metadata.json"
     metadata = json.loads(file.read_text(encoding="utf-8"))
     metadata.update({"dataset_id": dataset_id, METADATA_KEY: demonstrations.metadata})
     file.write_text(json.dumps(metadata), encoding="utf-8")
-
-
-def _put_in_place(folder: Path, path: Path, dataset_id: str) -> None:
-    """
-    :param folder: The complete dataset
-    :param path: Where it goes, in the same parent folder
-    :param dataset_id: For the error message
-    :raises FileExistsError: if there is something
-    """
-    try:
-        # Nothing is replaced: a folder with something in it, or a file, makes it fail
-        os.rename(folder, path)
-    except OSError as error:
-        if path.exists():
-            raise _exists(dataset_id, path) from error
-        raise
-
-
-def _remove_stale(path: Path) -> None:
-    """
-    :param path: Where a dataset will be. What killed processes have left there, or in the root, a day ago or more, is removed
-    """
-    left = [*_root().glob("writing-*-v0"), *path.parent.glob(".*.tmp")]
-    for folder in left:
-        if re.fullmatch(r"writing-[0-9a-f]{32}-v0|\..+-v\d+\.[0-9a-f]{32}\.tmp", folder.name) is None:
-            continue
-        with contextlib.suppress(OSError):
-            newest = max(file.stat().st_mtime for file in (folder, *folder.rglob("*")))
-            if newest < time.time() - _STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_env(env: Any) -> None:
@@ -236,8 +210,13 @@ def _space_like(array: Array, space: spaces.Space | None, name: str) -> spaces.S
     return space
 
 
-def _buffers(demonstrations: Demonstrations) -> Iterator[Any]:
-    """:return: The episodes as Minari takes them, one at a time: images in a file are read as they are written"""
+def _buffers(demonstrations: Demonstrations, target: HDF5Target) -> Iterator[Any]:
+    """
+    :param demonstrations: To write
+    :param target: What they are written to
+    :return: The episodes as Minari takes them, one at a time: images in a file are read as they are written
+    :raises OSError: if the one before could not be written
+    """
     from minari.data_collector import EpisodeBuffer
 
     for rows in demonstrations.episode_slices:
@@ -251,6 +230,7 @@ def _buffers(demonstrations: Demonstrations) -> Iterator[Any]:
             terminations=demonstrations.terminations[rows],
             truncations=demonstrations.truncations[rows],
         )
+        target.check()
 
 
 def _check_no_images(demonstrations: Demonstrations, version: str) -> None:

@@ -2,13 +2,13 @@
 
 import contextlib
 import math
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.layouts import SCALES, describe_layouts, find_layout, warn_if_scaled
 from sb3_scoreflow.demonstrations.recognize import describe_file
@@ -19,9 +19,9 @@ _NORMALIZATION = "normalization.npz"
 
 
 def read_npz(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     *,
-    normalization: str | os.PathLike[str] | bool | None = None,
+    normalization: AnyPath | bool | None = None,
     images: bool = False,
     max_bytes: int | None = None,
 ) -> Demonstrations:
@@ -46,7 +46,7 @@ def read_npz(
     :raises OSError: if it is damaged, or no archive
     :raises ValueError: if it has another layout, its arrays do not fit each other, hold objects, or are too large
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     limit = resolve_limit(max_bytes, path.stat().st_size if path.exists() else 0)
     try:
         with _opened(path) as archive:
@@ -74,7 +74,7 @@ def read_npz(
         raise ValueError(f"The demonstration file {path} does not fit: {error}") from error
 
 
-def _read_scales(path: Path, normalization: str | os.PathLike[str] | bool | None) -> dict[str, np.ndarray] | None:
+def _read_scales(path: Path, normalization: AnyPath | bool | None) -> dict[str, np.ndarray] | None:
     """
     :param path: Of the data
     :param normalization: See :func:`read_npz`
@@ -86,7 +86,7 @@ def _read_scales(path: Path, normalization: str | os.PathLike[str] | bool | None
     if normalization is True:
         raise UnusableFileError("`normalization` must be a path, False, or None for normalization.npz beside it, got True.")
     beside = path.with_name(_NORMALIZATION)
-    scales = beside if normalization is None else Path(normalization).expanduser()
+    scales = beside if normalization is None else as_path(normalization)
     if normalization is None and not scales.exists():
         return None
     with _opened(scales) as archive:

@@ -1,6 +1,5 @@
 """Pickled demonstrations. Unpickling runs whatever code a file names, so it takes the word of the user."""
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.layouts import describe_layouts, find_layout, warn_if_scaled
 from sb3_scoreflow.demonstrations.recognize import UNPICKLING
@@ -20,7 +20,7 @@ def load_pickle(spec: str, *, allow_pickle: bool = False) -> Demonstrations:
     return read_pickle(spec, allow_pickle=allow_pickle)
 
 
-def read_pickle(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> Demonstrations:
+def read_pickle(path: AnyPath, *, allow_pickle: bool = False) -> Demonstrations:
     """
     Unpickle demonstrations, which **runs whatever code the file names**: do it only if you trust where it is from.
 
@@ -34,7 +34,7 @@ def read_pickle(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> 
     :raises OSError: if it cannot be unpickled
     :raises ValueError: if ``allow_pickle`` is not True, or there is something else in it
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} (seen from {Path.cwd()}). Check the path.")
     if allow_pickle is not True:

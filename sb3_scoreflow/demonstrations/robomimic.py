@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_scoreflow.common.files import as_path
 from sb3_scoreflow.demonstrations.arrays import Array, clean_array, clean_vector
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.hdf5 import open_hdf5
@@ -73,7 +74,7 @@ def load_robomimic(
         take their data from another file, or are larger than ``max_bytes``
     """
     cache = BlockCache(cache_bytes)
-    path = Path(spec).expanduser()
+    path = as_path(spec)
     if not path.suffix and not path.exists():
         raise FileNotFoundError(
             f"There is no demonstration file {path} (seen from {Path.cwd()}). '{_SOURCE}:' takes the path of a file, as in "

@@ -17,9 +17,9 @@ import inspect
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.demonstrations.recognize import describe_source
 
@@ -57,7 +57,7 @@ def register_source(name: str, suggest: Callable[[str], str | None] | None = Non
 
 
 def load_demonstrations(
-    source: str | os.PathLike[str], *, n_episodes: int | None = None, n_transitions: int | None = None, **kwargs: Any
+    source: AnyPath, *, n_episodes: int | None = None, n_transitions: int | None = None, **kwargs: Any
 ) -> Demonstrations:
     """
     Load demonstrations from a file or another source.
@@ -89,16 +89,16 @@ def load_demonstrations(
     return demonstrations
 
 
-def _parse(source: str | os.PathLike[str]) -> tuple[str, str]:
+def _parse(source: AnyPath) -> tuple[str, str]:
     """
     :param source: As given by the user
     :return: Name of the source and what is left for it
     :raises ValueError: if the source is unknown
     """
-    path = os.fspath(source)
+    path = os.fsdecode(source)
     name, colon, spec = path.partition(":")
     is_drive = len(name) == 1
-    if not isinstance(source, str) or not colon or is_drive or Path(path).expanduser().exists():
+    if not isinstance(source, (str, bytes)) or not colon or is_drive or as_path(path).exists():
         return "file", path
     if name in _SOURCES:
         return name, spec

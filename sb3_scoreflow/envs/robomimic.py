@@ -4,7 +4,6 @@ Tasks of robosuite, with the observations, the rewards and the horizons of robom
 robosuite is imported where it is used. robomimic is not needed: its files say how to make the env.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
+from sb3_scoreflow.common.files import AnyPath
 from sb3_scoreflow.envs.action_chunking import check_finite
 from sb3_scoreflow.envs.robosuite_control import OperationalSpaceControl, can_control
 from sb3_scoreflow.envs.robosuite_models import checked_model
@@ -29,7 +29,7 @@ _ABSOLUTE_POSITION = 2.0
 
 
 def make_robomimic(
-    dataset_or_task: str | os.PathLike[str] | Mapping[str, Any],
+    dataset_or_task: AnyPath | Mapping[str, Any],
     cameras: str | Sequence[str] = (),
     observation_keys: Sequence[str] | None = None,
     horizon: int | None = None,

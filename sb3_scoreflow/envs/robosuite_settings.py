@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.envs.robosuite_models import check_names
 from sb3_scoreflow.safe_hdf5.groups import Group, open_root
 
@@ -92,7 +93,7 @@ class Settings(NamedTuple):
     """robomimic's number of steps for this task."""
 
 
-def read_settings(dataset_or_task: str | os.PathLike[str] | Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
+def read_settings(dataset_or_task: AnyPath | Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
     """
     :param dataset_or_task: A file of demonstrations, its ``env_args``, or the name of a task
     :param changes: Takes the place of what is in ``env_kwargs``
@@ -177,12 +178,12 @@ def quiet() -> Iterator[None]:
         logger.removeFilter(is_error)
 
 
-def _env_args(source: str | os.PathLike[str] | Mapping[str, Any], known: Sequence[str]) -> tuple[dict[str, Any], str]:
+def _env_args(source: AnyPath | Mapping[str, Any], known: Sequence[str]) -> tuple[dict[str, Any], str]:
     """:return: ``env_args`` with all that is needed, and what error messages call their source"""
     if isinstance(source, Mapping):
         env_args, origin = dict(source), "The dict of env_args"
-    elif isinstance(source, os.PathLike) or (isinstance(source, str) and _is_path(source)):
-        env_args, origin = _read_file(Path(source).expanduser()), f"{source}"
+    elif isinstance(source, (bytes, os.PathLike)) or (isinstance(source, str) and _is_path(source)):
+        env_args, origin = _read_file(as_path(source)), os.fsdecode(source)
     elif isinstance(source, str):
         name = _SHORT_NAMES.get(source.lower(), source)
         if name not in known:
@@ -210,7 +211,7 @@ def _env_args(source: str | os.PathLike[str] | Mapping[str, Any], known: Sequenc
 
 
 def _is_path(name: str) -> bool:
-    return name.endswith((".hdf5", ".h5")) or os.sep in name or Path(name).expanduser().is_file()
+    return name.endswith((".hdf5", ".h5")) or os.sep in name or as_path(name).is_file()
 
 
 def _standard_args(env_name: str) -> dict[str, Any]:

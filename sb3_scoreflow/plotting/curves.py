@@ -1,13 +1,14 @@
 """Learning curves: read from what Stable-Baselines3 and its zoo write, drawn as a mean with a band over seeds."""
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from stable_baselines3.common.monitor import load_results
 
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.common.utils import ArgumentError, check_choice
 from sb3_scoreflow.plotting.axes import axes_of
 
@@ -21,7 +22,7 @@ class Curve(NamedTuple):
     y: np.ndarray  #: NaN where it is not known, same shape
 
 
-def read_monitor(folder: str | Path, x: Literal["steps", "seconds"] = "steps", window: int = 100) -> Curve:
+def read_monitor(folder: AnyPath, x: Literal["steps", "seconds"] = "steps", window: int = 100) -> Curve:
     """
     Returns of the episodes in the ``monitor.csv`` files of one run, in the order in which they ended.
 
@@ -34,6 +35,7 @@ def read_monitor(folder: str | Path, x: Literal["steps", "seconds"] = "steps", w
     check_choice("x", x, ("steps", "seconds"))
     if window < 1:
         raise ArgumentError(f"window must be at least 1 episode, got {window!r}: pass 100.")
+    folder = as_path(folder)
     results = load_results(str(folder))
     if len(results) == 0:
         raise ArgumentError(f"folder={str(folder)!r} has monitor files of no episode: wait until one has ended.")
@@ -43,7 +45,7 @@ def read_monitor(folder: str | Path, x: Literal["steps", "seconds"] = "steps", w
     return Curve(position.to_numpy(dtype=float)[window - 1 :], means)
 
 
-def read_progress(path: str | Path, y: str = "rollout/ep_rew_mean", x: str = "time/total_timesteps") -> Curve:
+def read_progress(path: AnyPath, y: str = "rollout/ep_rew_mean", x: str = "time/total_timesteps") -> Curve:
     """
     A column of ``progress.csv``, which Stable-Baselines3's logger writes ("csv").
 
@@ -57,22 +59,22 @@ def read_progress(path: str | Path, y: str = "rollout/ep_rew_mean", x: str = "ti
     for name in (y, x):
         if not any(name in row for row in rows):
             known = sorted({key for row in rows for key in row})
-            raise ArgumentError(f"{path} has no column {name!r}; it has {', '.join(known)}.")
+            raise ArgumentError(f"{os.fsdecode(path)} has no column {name!r}; it has {', '.join(known)}.")
     pairs = [(row[x], row[y]) for row in rows if x in row and y in row]
     return Curve(*np.array(pairs, float).reshape(-1, 2).T)
 
 
-def read_rows(path: str | Path) -> list[dict[str, float]]:
+def read_rows(path: AnyPath) -> list[dict[str, float]]:
     """
     :param path: of ``progress.csv``, or its folder
     :return: its rows, without empty cells
     """
-    path = Path(path)
+    path = as_path(path)
     with (path / "progress.csv" if path.is_dir() else path).open(newline="") as file:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def read_evaluations(path: str | Path, key: str = "results") -> Curve:
+def read_evaluations(path: AnyPath, key: str = "results") -> Curve:
     """
     Means over the episodes of every evaluation in ``evaluations.npz``, as EvalCallback and the zoo write it.
 
@@ -82,7 +84,7 @@ def read_evaluations(path: str | Path, key: str = "results") -> Curve:
     :return: the curve over timesteps
     :raises ArgumentError: if the file has no such key
     """
-    path = Path(path)
+    path = as_path(path)
     with np.load(path / "evaluations.npz" if path.is_dir() else path) as file:
         if key not in file:
             raise ArgumentError(f"{path} has no {key!r}; it has {', '.join(sorted(file))}.")

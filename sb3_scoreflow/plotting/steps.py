@@ -1,14 +1,15 @@
 """Quantities by denoising step: the score's coefficient, the noise, and gradients."""
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
 
 from sb3_scoreflow.common import flow
+from sb3_scoreflow.common.files import AnyPath
 from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.plotting.axes import axes_of, shade
 from sb3_scoreflow.plotting.chains import policy_of, repeated
@@ -81,7 +82,7 @@ def plot_noise(policy: Any, obs: Any, ax: Any = None) -> Any:
     return ax
 
 
-def read_logged(path: str | Path, quantity: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_logged(path: AnyPath, quantity: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     What ``progress.csv`` has of a quantity by denoising step.
 
@@ -98,12 +99,14 @@ def read_logged(path: str | Path, quantity: str) -> tuple[np.ndarray, np.ndarray
     complete = [row for row in rows if keys and all(key in row for key in keys)]
     if not complete:
         writer = "RLDT" if quantity == "velocity_grad_norm" else "ScoReFlowPPO"
-        raise ArgumentError(f"{path} has no columns like {_KEYS[quantity]}, which {writer} logs: pass a file of a run of it.")
+        raise ArgumentError(
+            f"{os.fsdecode(path)} has no columns like {_KEYS[quantity]}, which {writer} logs: pass a file of a run of it."
+        )
     timesteps = np.array([row["time/total_timesteps"] for row in complete])
     return timesteps, np.array([float(found[key][1]) for key in keys]), np.array([[row[k] for k in keys] for row in complete])
 
 
-def plot_logged(path: str | Path, quantity: str, ax: Any = None) -> Any:
+def plot_logged(path: AnyPath, quantity: str, ax: Any = None) -> Any:
     """
     Draw a quantity by denoising step over training, one line for each step, from dark (the first) to bright.
 

@@ -1,19 +1,17 @@
 """A folder of checkpoints: each is written elsewhere and renamed, so that a kill leaves it whole or not there at all."""
 
 import json
-import os
 import pickle
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from sb3_scoreflow.common.files import atomic_folder, remove_folder, remove_leftovers
 from sb3_scoreflow.common.utils import ArgumentError
 
 _PREFIX = "checkpoint_"
-_UNFINISHED = ".unfinished_"
 MODEL, STATE, FACTS = "model.zip", "state.pkl.z", "checkpoint.json"
 
 
@@ -70,8 +68,7 @@ class CheckpointFolder:
                 f"folder={str(self.path)!r} is used by another process, which trains there: wait for its end, or pass another "
                 "folder."
             ) from error
-        for leftover in self.path.glob(f"{_UNFINISHED}*"):  # of a process that was killed: nobody else has the lock
-            shutil.rmtree(leftover)
+        remove_leftovers(self.path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,22 +95,11 @@ class CheckpointFolder:
         :raises OSError: if the disk is full, for instance; the checkpoints of before are still there
         """
         name = f"{_PREFIX}{model.num_timesteps:012d}"
-        unfinished = self.path / f"{_UNFINISHED}{name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        try:
+        # One of the same moment is the end of a run that is prolonged
+        with atomic_folder(self.path / name, replace=True) as unfinished:
             model.save(unfinished / MODEL, include=include)
             (unfinished / STATE).write_bytes(zlib.compress(pickle.dumps(state), 1))
             (unfinished / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-            for file in (MODEL, STATE, FACTS):
-                _to_disk(unfinished / file)
-            _to_disk(unfinished)
-            self._discard(self.path / name)  # of the same moment: the end of a run that is prolonged
-            os.replace(unfinished, self.path / name)
-            _to_disk(self.path)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
         self._prune()
         return Checkpoint(self.path / name)
 
@@ -126,22 +112,4 @@ class CheckpointFolder:
         best = self.best()
         for checkpoint in self.all()[: -self.keep]:
             if checkpoint != best:
-                self._discard(checkpoint.path)
-
-    def _discard(self, path: Path) -> None:
-        """Remove a checkpoint; one that is removed in part only is none any more."""
-        if path.exists():
-            target = path.with_name(f"{_UNFINISHED}{path.name}_old")
-            os.replace(path, target)
-            shutil.rmtree(target)
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file's, or folder's, content is on the disk: renaming is fast, and power may fail."""
-    if os.name == "nt":  # which opens no folders, and flushes files that were opened for writing only
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+                remove_folder(checkpoint.path)

@@ -1,13 +1,13 @@
 """``learn`` that is called again after whatever killed it, and gives what it would have given."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.files import AnyPath, as_path
 from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.resuming.arguments import arguments_of, check_same_arguments
 from sb3_scoreflow.resuming.callbacks import CallbackStates
@@ -20,7 +20,7 @@ AnyFlowAlgorithm = TypeVar("AnyFlowAlgorithm", bound=FlowAlgorithm)
 def learn_resumable(
     model: AnyFlowAlgorithm,
     total_timesteps: int,
-    folder: str | Path,
+    folder: AnyPath,
     start: Callable[[AnyFlowAlgorithm], Any] | None = None,
     callback: MaybeCallback = None,
     save_freq: int = 10_000,
@@ -57,10 +57,10 @@ def learn_resumable(
     callbacks = [callback] if not isinstance(callback, list) else callback
     callbacks = [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks if each is not None]
     states, arguments = CallbackStates(callbacks), arguments_of(model)
-    with CheckpointFolder(Path(folder).expanduser(), keep) as checkpoints:
+    with CheckpointFolder(as_path(folder), keep) as checkpoints:
         newest = checkpoints.newest()
         if newest is not None:
-            check_same_arguments(arguments, newest.facts()["arguments"], str(folder))
+            check_same_arguments(arguments, newest.facts()["arguments"], str(as_path(folder)))
         elif start is not None:
             start(model)
         run = RunCheckpoints(checkpoints, states, arguments, save_freq)

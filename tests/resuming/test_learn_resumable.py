@@ -16,6 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_scoreflow import Demonstrations, ScoReFlowPPO, learn_resumable, pretrain_bc
+from sb3_scoreflow.common import files
 from sb3_scoreflow.resuming import CheckpointFolder
 from tests.conformance.algorithm import Algorithm
 from tests.resuming.runs import N_ENVS, KillAt, Killed, difference, make_env, run
@@ -239,9 +240,9 @@ def test_another_process_at_the_folder(ratio: Algorithm, tmp_path: Path) -> None
 
 
 def test_leftovers_of_a_kill_are_removed(ratio: Algorithm, tmp_path: Path) -> None:
-    leftover = tmp_path / ".unfinished_checkpoint_000000000000"
-    leftover.mkdir(parents=True)
-    (leftover / "model.zip").write_bytes(b"half")
+    leftover = tmp_path / f".sb3_scoreflow-{files._host()}-{'0' * 32}-tmp"
+    (leftover / "checkpoint_000000000000").mkdir(parents=True)
+    (leftover / "checkpoint_000000000000/model.zip").write_bytes(b"half")
     run(ratio, tmp_path, 1)
     assert not leftover.exists() and {each.name for each in tmp_path.iterdir() if each.name != ".lock"} == {
         f"checkpoint_{steps:012d}" for steps in (0, ratio.iteration(N_ENVS))
