@@ -21,6 +21,7 @@ from sb3_scoreflow.common.checks import SB3_RULES, check_argument
 from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.common.divergence import check_losses, check_parameters, check_rollout, warn_of_foreign_observations
 from sb3_scoreflow.common.env_attributes import chunk_settings
+from sb3_scoreflow.common.guard import guard_env
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
 from sb3_scoreflow.common.saved_algorithm import SavedAlgorithm
@@ -308,7 +309,7 @@ class FlowAlgorithm(SavedAlgorithm):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         check_action_space(wrapped.action_space)  # Stable-Baselines3 would say less, without a remedy
-        return wrapped
+        return guard_env(wrapped)
 
     def _check_chunks(self, env: VecEnv | None) -> None:
         """Warn if another environment makes other steps of the same chunks: gamma and values are per step."""
