@@ -21,7 +21,7 @@ from sb3_scoreflow.common.checks import SB3_RULES, check_argument
 from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.common.divergence import check_losses, check_parameters, check_rollout, warn_of_foreign_observations
 from sb3_scoreflow.common.env_attributes import chunk_settings
-from sb3_scoreflow.common.guard import guard_env
+from sb3_scoreflow.common.guard import guard_env, guard_evaluations
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
 from sb3_scoreflow.common.saved_algorithm import SavedAlgorithm
@@ -207,7 +207,9 @@ class FlowAlgorithm(SavedAlgorithm):
             elif not isinstance(callback, BaseCallback):
                 callback = ConvertCallback(callback)
             callback = CallbackList([callback, own])
-        return super()._init_callback(callback, progress_bar)
+        initialized = super()._init_callback(callback, progress_bar)
+        guard_evaluations(initialized)
+        return initialized
 
     def learn(
         self: SelfFlowAlgorithm,

@@ -237,8 +237,8 @@ def _diverged(name: str, values: Any, index: int | None = None) -> EnvDivergedEr
     env, component = (position[0], position[1:]) if index is None else (index, position)
     where = f" in component {component[0] if len(component) == 1 else component}" if component else ""
     return EnvDivergedError(
-        f"Environment {env} returned the {name} {array[position]}{where}; nothing was learned from it. Fix the environment, "
-        "or clip there what it returns, and go on from the last checkpoint.",
+        f"Environment {env} returned a NaN or infinite {name} ({array[position]}{where}); nothing was learned from it. Fix "
+        "the environment, or clip there what it returns, and go on from the last checkpoint.",
         env,
     )
 

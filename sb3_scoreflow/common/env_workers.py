@@ -6,6 +6,7 @@ inherits its siblings' ends of pipes, so that the pipe of a dead one is never cl
 or the end of the process, whichever comes first.
 """
 
+import io
 import os
 import pickle
 import selectors
@@ -39,6 +40,8 @@ PATIENCE = 60.0
 _LOOK = 1.0
 #: Seconds that processes have to close their environments: all of them are well; one is at a step; one has failed
 _GRACE = {"well": 60.0, "waiting": 10.0, "failed": 2.0}
+#: Bytes that are read at once
+_CHUNK = 1 << 20
 
 Ready = Callable[[float], list[int]]
 
@@ -160,8 +163,9 @@ class Workers:
         self.n_stale = [0] * n
         self._ready = [_ready(c.fileno(), p.sentinel) for c, p in zip(self.connections, self.processes, strict=True)]
         for index, (pipe, process) in enumerate(zip(self.connections, self.processes, strict=True)):
-            # Where there are file descriptors, a process may end in the middle of a message
-            pipe._recv = partial(type(pipe)._recv, pipe, read=partial(_read, self._ready[index], process))
+            # Where there are file descriptors, a process may end in the middle of a message. Without a reference to the pipe,
+            # which is closed when nothing refers to it any more.
+            pipe._recv = partial(_receive_bytes, self._ready[index], process, pipe.fileno())
         venv.remotes = tuple(Remote(self, index) for index in range(n))
 
     def take_over(self, space: spaces.Space) -> None:
@@ -355,18 +359,23 @@ def _ready(pipe: int, sentinel: int) -> Ready:
     return lambda seconds: [key.fd for key, _ in selector.select(seconds)]
 
 
-def _read(ready: Ready, process: Any, pipe: int, size: int) -> bytes:
+def _receive_bytes(ready: Ready, process: Any, pipe: int, size: int) -> io.BytesIO:
     """
-    A part of a message.
+    What ``Connection._recv`` does, but for the end of the process.
 
-    :raises EOFError: if the process has ended before all of it was sent
+    :raises EOFError: if the process has ended before all was sent
     """
-    while pipe not in (found := ready(_LOOK)):
-        if found or not process.is_alive():
-            if pipe in ready(0):
-                break
+    buffer = io.BytesIO()
+    while buffer.tell() < size:
+        found = ready(_LOOK)
+        if pipe in found or ((found or not process.is_alive()) and pipe in ready(0)):
+            chunk = os.read(pipe, min(size - buffer.tell(), _CHUNK))
+            if not chunk:
+                raise EOFError
+            buffer.write(chunk)
+        elif found or not process.is_alive():
             raise EOFError
-    return os.read(pipe, size)
+    return buffer
 
 
 def _name_call(message: tuple[str, Any]) -> str:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -68,6 +69,15 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
     return venv
 
 
+def guard_evaluations(callback: BaseCallback) -> None:
+    """:param callback: of which, and of those that it calls, the environments of evaluations are guarded"""
+    if isinstance(callback, EvalCallback):
+        guard_env(callback.eval_env)
+    inner = [value for name, value in vars(callback).items() if isinstance(value, BaseCallback) and name != "parent"]
+    for each in [*getattr(callback, "callbacks", ()), *inner]:
+        guard_evaluations(each)
+
+
 @dataclass
 class _Guard:
     """What a guarded environment knows beyond what it was."""
@@ -105,7 +115,8 @@ class _Guarded(VecEnv):
             function, arguments, state, *rest = self.__reduce_ex__(protocol)
         finally:
             self.__class__ = guarded
-        return function, arguments, {name: value for name, value in state.items() if name != "_guard"}, *rest
+        # Not `function` itself, of which pickle knows that it makes an object of this very class
+        return _call, (function, *arguments), {name: value for name, value in state.items() if name != "_guard"}, *rest
 
 
 class _GuardedDummy(_Guarded):
@@ -148,6 +159,10 @@ class _GuardedSubproc(_Guarded):
         if not self.closed:
             self.closed = True
             self._workers.close(self.waiting)
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def _change_class(venv: Any, guarded: Any, guard: _Guard) -> None:
