@@ -99,8 +99,9 @@ def test_nothing_is_learned_from_a_wrong_answer(algorithm: Algorithm, fault: Any
         model.learn(2 * algorithm.iteration(2))
     assert model.num_timesteps == 8 and model.rollout_buffer.pos == 4
     assert all(th.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
-    assert env.obs_rms.count == pytest.approx(10, abs=0.01), "of a reset and four steps"  # type: ignore[union-attr]
-    assert np.isfinite(env.obs_rms.mean).all() and np.isfinite(env.ret_rms.var)  # type: ignore[union-attr]
+    statistics: Any = env.obs_rms
+    assert statistics.count == pytest.approx(10, abs=0.01), "of a reset and four steps"
+    assert np.isfinite(statistics.mean).all() and np.isfinite(env.ret_rms.var)
 
 
 def test_nan_rewards_of_the_first_rollout_stop_at_their_step(algorithm: Algorithm) -> None:
