@@ -158,8 +158,6 @@ def test_other_spaces() -> None:
     assert observation_fault(3.0, spaces.Discrete(5)) is None
     assert observation_fault(2.5, spaces.Discrete(5)) is not None
     assert observation_fault(np.array([1, 0, 1]), spaces.MultiBinary(3)) is None
-        observation_fault("a", spaces.Text(5))
-    )
     assert observation_fault((1, 2), spaces.Tuple([spaces.Discrete(2)] * 2)) is None
     assert reset_fault((OBS, None), BOX) is None  # Stable-Baselines3 does not look at it
     assert step_fault((OBS[None], 0.0, False, False, {}), BOX) is None
