@@ -39,7 +39,7 @@ PATIENCE = 60.0
 #: Seconds between looks at a process whose end is not seen in its sentinel, which a child of its own may hold open
 _LOOK = 1.0
 #: Seconds that processes have to close their environments: all of them are well; one is at a step; one has failed
-_GRACE = {"well": 60.0, "waiting": 10.0, "failed": 2.0}
+_GRACE = {"well": 60.0, "waiting": 5.0, "failed": 2.0}
 #: Bytes that are read at once
 _CHUNK = 1 << 20
 
