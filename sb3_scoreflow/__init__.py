@@ -3,6 +3,7 @@
 from sb3_scoreflow.bc import BehaviorCloning, pretrain_bc
 from sb3_scoreflow.common.action_sampler import ActionSampler
 from sb3_scoreflow.common.encoders import ViTExtractor
+from sb3_scoreflow.common.guard import EnvDivergedError, EnvFailedError, guard_env
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.schedules import CosineSchedule, HalfLifeSchedule, HoldCosineSchedule
 from sb3_scoreflow.common.utils import DivergenceError
@@ -29,12 +30,15 @@ __all__ = [
     "CosineSchedule",
     "Demonstrations",
     "DivergenceError",
+    "EnvDivergedError",
+    "EnvFailedError",
     "FlowMatchingPolicy",
     "HalfLifeSchedule",
     "HoldCosineSchedule",
     "ScoReFlowPPO",
     "ViTExtractor",
     "collect_demonstrations",
+    "guard_env",
     "learn_resumable",
     "load_demonstrations",
     "normalized_score",

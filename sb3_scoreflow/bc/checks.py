@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_scoreflow.bc.execution import Execution
+from sb3_scoreflow.common.guard import guard_env
 from sb3_scoreflow.common.magnitudes import check_magnitudes
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.demonstrations import Demonstrations
@@ -248,7 +249,7 @@ def checked_eval_env(eval_env: GymEnv, policy: FlowMatchingPolicy, execution: Ex
     :return: it, vectorized, with images as the policy takes them
     :raises ValueError: if its spaces or its normalization are not those of training
     """
-    env = OnPolicyAlgorithm._wrap_env(eval_env)
+    env = guard_env(OnPolicyAlgorithm._wrap_env(eval_env))
     try:
         check_for_correct_spaces(env, policy.observation_space, policy.action_space)
     except ValueError as error:

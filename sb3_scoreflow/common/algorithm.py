@@ -20,6 +20,7 @@ from sb3_scoreflow.common.checks import SB3_RULES, check_argument
 from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_actor
 from sb3_scoreflow.common.divergence import check_losses, check_parameters, check_rollout, warn_of_foreign_observations
 from sb3_scoreflow.common.files import AnyPath
+from sb3_scoreflow.common.guard import guard_env, guard_evaluations
 from sb3_scoreflow.common.known_env import KnownEnvironment
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
@@ -210,7 +211,9 @@ class FlowAlgorithm(KnownEnvironment):
             elif not isinstance(callback, BaseCallback):
                 callback = ConvertCallback(callback)
             callback = CallbackList([callback, *added])
-        return super()._init_callback(callback)
+        initialized = super()._init_callback(callback)
+        guard_evaluations(initialized)
+        return initialized
 
     def learn(
         self: SelfFlowAlgorithm,
@@ -312,7 +315,7 @@ class FlowAlgorithm(KnownEnvironment):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         check_action_space(wrapped.action_space)  # Stable-Baselines3 would say less, without a remedy
-        return wrapped
+        return guard_env(wrapped)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         # An info is one environment step, as is one that an adapter of another simulator leaves out.

@@ -13,7 +13,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 #: Asymmetric, different in every dimension.
 ACTION_SPACE = spaces.Box(np.array([-1.0, 0.5], np.float32), np.array([3.0, 0.75], np.float32), dtype=np.float32)
@@ -139,6 +140,16 @@ def make_toy(kind: str = "flat", n_envs: int = 1, **kwargs: Any) -> VecEnv:
     :param kwargs: of :class:`ToyEnv`
     """
     return DummyVecEnv(toy_env_fns(n_envs, kind=kind, **kwargs))
+
+
+class Foreign(VecEnvWrapper):
+    """A wrapper of the user's, which might replace NaN: what is behind it is not refused before the algorithm has it."""
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        return self.venv.step_wait()
 
 
 def toys(env: VecEnv) -> list[ToyEnv]:

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_scoreflow import DivergenceError
 from tests.conformance.algorithm import Algorithm
-from tests.conformance.envs import make_toy
+from tests.conformance.envs import Foreign, make_toy
 
 
 class Autosave(BaseCallback):
@@ -50,7 +50,7 @@ def test_divergence_ends_a_trial_and_not_a_study() -> None:
 
 
 def test_nan_reward(algorithm: Algorithm, tmp_path: Path) -> None:
-    env = make_toy(n_envs=2, fault="reward", faulty_from=21)
+    env = Foreign(make_toy(n_envs=2, fault="reward", faulty_from=21))
     model = algorithm.make("FlowPolicy", env)
     message = (
         r"The environment returned NaN or infinite rewards \(24 entries, the first at step 4 of env 0\): fix the environment"
@@ -64,7 +64,7 @@ def test_nan_reward(algorithm: Algorithm, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "float64"])
 def test_nan_observation(algorithm: Algorithm, kind: str) -> None:
-    model = algorithm.make("FlowPolicy", make_toy(kind, fault="observation", faulty_from=21))
+    model = algorithm.make("FlowPolicy", Foreign(make_toy(kind, fault="observation", faulty_from=21)))
     with pytest.raises(
         DivergenceError, match="The policy produced a NaN or infinite action: an observation, or what the networks"
     ):
@@ -75,7 +75,7 @@ def test_nan_observation(algorithm: Algorithm, kind: str) -> None:
 
 def test_nan_in_the_observation_after_the_rollout(algorithm: Algorithm) -> None:
     """It is not stored, but its value is bootstrapped from."""
-    model = algorithm.make("FlowPolicy", make_toy(fault="observation", faulty_from=16, length=100))
+    model = algorithm.make("FlowPolicy", Foreign(make_toy(fault="observation", faulty_from=16, length=100)))
     with pytest.raises(
         DivergenceError, match=r"is nan in iteration 1, before the parameters changed: check rewards and observations"
     ):
@@ -120,7 +120,8 @@ def test_huge_rewards_are_scaled(replay: Algorithm) -> None:
 
 
 def test_rollout_with_nan_is_not_kept(replay: Algorithm) -> None:
-    model = replay.make("FlowPolicy", make_toy(n_envs=2, fault="reward", faulty_from=21)).learn(replay.iteration(2))
+    env = Foreign(make_toy(n_envs=2, fault="reward", faulty_from=21))
+    model = replay.make("FlowPolicy", env).learn(replay.iteration(2))
     with pytest.raises(DivergenceError, match="The environment returned NaN or infinite rewards"):
         model.learn(replay.iteration(2), reset_num_timesteps=False)
     assert (model.rollout_buffer.n_rollouts, model.rollout_buffer.fill) == (1, pytest.approx(1 / 3))
