@@ -76,7 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         to.add_argument("--vec-normalize", metavar="FILE.pkl", help=f"{text}; they are unpickled, as the model is")
 
     source = "builtin:hopper-medium, d4rl:hopper-medium-v2, minari:..., lerobot:..., robomimic:FILE, or the path of a file"
-    model = "file of a saved model, such as clone.zip; it is unpickled, so take files from sources that you trust only"
+
+    def add_model(to: argparse.ArgumentParser) -> None:
+        to.add_argument("model", metavar="MODEL.zip", help="file of a saved model, such as clone.zip; it is unpickled")
+        text = "read weights and JSON of the model's file alone, and unpickle nothing: for files of strangers"
+        to.add_argument("--untrusted", action="store_true", help=text)
 
     inspecting = command("inspect", inspect, "Show what is in demonstrations: episodes, ranges, and what looks wrong.")
     inspecting.add_argument("source", metavar="SOURCE", help=source)
@@ -93,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add_seed(clone)
 
     train = command("train", cli_models.train, "Fine-tune a saved model, with the algorithm that it was saved by.")
-    train.add_argument("model", metavar="MODEL.zip", help=model)
+    add_model(train)
     add_env(train)
     add_horizon(train, None, "as the model does")
     text = "decisions to learn from, over all environments; each is a chunk of actions where the horizon is not 1"
@@ -109,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command(
         "evaluate", cli_models.evaluate, "Measure returns of a saved model, for deterministic and for exploring actions."
     )
-    evaluate.add_argument("model", metavar="MODEL.zip", help=model)
+    add_model(evaluate)
     add_env(evaluate)
     add_horizon(evaluate, None, "as the model does")
     evaluate.add_argument("--episodes", type=_at_least(1), default=20, metavar="N", help="of either kind (default: 20)")
@@ -119,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     export = command(
         "export", cli_models.export, "Write the deterministic policy as a file that runs without Stable-Baselines3."
     )
-    export.add_argument("model", metavar="MODEL.zip", help=model)
+    add_model(export)
     export.add_argument("output", metavar="POLICY", help="policy.onnx (ONNX), or policy.pt2 (a program of torch.export)")
     text = "largest difference from the model, as a share of an action's range, with which the file is written (default: 1e-5)"
     export.add_argument("--tolerance", type=float, default=1e-5, metavar="SHARE", help=text)
@@ -127,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--env", metavar="ID", help="environment of the statistics, with --vec-normalize only")
 
     record = command("record", cli_models.record, "Record a video of a saved model.")
-    record.add_argument("model", metavar="MODEL.zip", help=model)
+    add_model(record)
     record.add_argument("output", metavar="VIDEO", help="video.mp4 or video.gif")
     add_env(record)
     record.add_argument("--episodes", type=_at_least(1), default=1, metavar="N", help="episodes to record (default: 1)")

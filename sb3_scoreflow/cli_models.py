@@ -18,6 +18,7 @@ from sb3_scoreflow.bc import pretrain_bc
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.files import as_path, atomic_path
 from sb3_scoreflow.common.saved_files import written_by
+from sb3_scoreflow.common.untrusted import UntrustedFileError
 from sb3_scoreflow.demonstrations import load_demonstrations
 from sb3_scoreflow.envs import ActionChunking
 from sb3_scoreflow.export import export_onnx, export_program
@@ -41,9 +42,9 @@ def clone(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     output = _output(args.output)
-    model = _load(args.model)
+    model = _load(args.model, not args.untrusted)
     env = _env_of(model, args, args.n_envs)
-    model = type(model).load(args.model, env=env, seed=args.seed, verbose=1)
+    model = type(model).load(args.model, env=env, seed=args.seed, verbose=1, trusted=not args.untrusted)
     bar = _shows_bar()
     if args.checkpoints is None:
         model.learn(args.timesteps, progress_bar=bar)
@@ -61,7 +62,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    model = _load(args.model)
+    model = _load(args.model, not args.untrusted)
     env = _env_of(model, args, 1)
     if isinstance(env, VecNormalize):
         env.training = env.norm_reward = False
@@ -107,9 +108,10 @@ def record(args: argparse.Namespace) -> None:
     print(f"Recorded {recording.n_frames:,} frames: {recording.path} (returns: {returns})")
 
 
-def _load(path: str) -> FlowAlgorithm:
+def _load(path: str, trusted: bool) -> FlowAlgorithm:
     """
     :param path: of a saved model
+    :param trusted: whether it may be unpickled
     :return: the model, of the algorithm that wrote it
     :raises FileNotFoundError: if there is no file
     :raises ValueError: if none of this package's algorithms wrote it, or it is damaged
@@ -120,8 +122,8 @@ def _load(path: str) -> FlowAlgorithm:
     for algorithm in ALGORITHMS.values():
         if algorithm.__name__ == writer:
             try:
-                return algorithm.load(path)
-            except ImportError:  # of a package that the model needs
+                return algorithm.load(path, trusted=trusted)
+            except (ImportError, UntrustedFileError):  # a package that the model needs; what trust would be needed for
                 raise
             except Exception as error:  # whatever unpickling makes of a damaged file
                 raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}. Save it again.") from error
@@ -132,12 +134,12 @@ def _load(path: str) -> FlowAlgorithm:
 
 def _with_statistics(args: argparse.Namespace) -> FlowAlgorithm:
     """:return: the model; where there are statistics of a VecNormalize, in the environment that has them"""
-    model = _load(args.model)
+    model = _load(args.model, not args.untrusted)
     args.horizon, args.seed = None, getattr(args, "seed", 0)
     if args.vec_normalize is None:
         _check_statistics(model, args)
         return model
-    return type(model).load(args.model, env=_env_of(model, args, 1))
+    return type(model).load(args.model, env=_env_of(model, args, 1), trusted=not args.untrusted)
 
 
 def _check_statistics(model: FlowAlgorithm, args: argparse.Namespace) -> None:

@@ -356,6 +356,28 @@ def test_damaged_files_and_missed_tolerances_are_one_line(
     assert main([str(argument) for argument in (*export, "1e-3")]) == 0
 
 
+def test_files_of_strangers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = tmp_path / "executed"
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return Path.touch, (marker,)
+
+    model = ScoReFlowPPO("FlowPolicy", "Pendulum-v1", **SMALL)
+    model.save(tmp_path / "model.zip")
+    model.payload = Payload()
+    model.save(tmp_path / "harmful.zip")
+    arguments = ["--env", "Pendulum-v1", "--episodes", "1"]
+    assert main(["evaluate", str(tmp_path / "model.zip"), *arguments, "--untrusted"]) == 0
+    with_trust = capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "model.zip"), *arguments]) == 0
+    assert capsys.readouterr().out == with_trust
+    said = error_of(capsys, "evaluate", tmp_path / "harmful.zip", *arguments, "--untrusted")
+    assert "payload" in said and not marker.exists()
+    assert main(["evaluate", str(tmp_path / "harmful.zip"), *arguments]) == 0
+    assert marker.exists()  # so the option is what keeps it from running
+
+
 def test_output_that_nobody_reads(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)

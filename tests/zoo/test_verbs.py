@@ -145,9 +145,9 @@ def test_the_other_verbs_as_a_user_runs_them(tmp_path: Path) -> None:
         return done.stdout
 
     agent = ["--algo", "rldt", "--env", "Reacher-v5", "-f", "logs"]
-    small = ["n_envs:2", "n_steps:16", "batch_size:16", "policy_kwargs:dict(net_arch=[16])"]
+    small = ["n_envs:1", "n_steps:16", "batch_size:16", "policy_kwargs:dict(net_arch=[16])"]
     for _ in range(2):  # the zoo's all_plots fails with a single run
-        zoo("train", *agent, "-n", "64", "--eval-freq", "16", "--eval-episodes", "1", "--save-freq", "32", "-params", *small)
+        zoo("train", *agent, "-n", "32", "--eval-freq", "16", "--eval-episodes", "2", "--save-freq", "16", "-params", *small)
     zoo("record_video", *agent, "-n", "8")
     zoo("record_training", *agent, "-n", "8")
     assert (tmp_path / "logs/rldt/Reacher-v5_2/videos/training.mp4").stat().st_size > 0
