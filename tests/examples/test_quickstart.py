@@ -55,14 +55,3 @@ def test_example(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert pixels.shape == (480, 840, 3) and (colors[counts.argmax()] == 1).all()
     for rgb in ((31, 119, 180), (255, 127, 14)):  # matplotlib's first two colors: while exploring, and deterministic
         assert (np.abs(colors * 255 - rgb) < 1).all(-1).any()
-
-
-def test_importing_it_leaves_matplotlibs_backend_alone() -> None:
-    """A notebook that takes functions from it goes on showing its figures."""
-    before = matplotlib.get_backend()
-    matplotlib.use("svg")
-    try:
-        runpy.run_path(str(EXAMPLE))
-        assert matplotlib.get_backend() == "svg"
-    finally:
-        matplotlib.use(before)
