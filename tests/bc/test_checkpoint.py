@@ -1,5 +1,8 @@
 """Cloning that was interrupted goes on from its file, and ends as if it had not been."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +113,27 @@ def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
         pretrain_bc(model, make_demonstrations(), checkpoint=path, **SETTINGS)
     assert all(th.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
     assert path.read_bytes() == content
+
+
+def clone_by_program(folder: Path, name: str, n_kills: int) -> dict[str, th.Tensor]:
+    """:return: the clone's state, of a program that was killed at random moments, and run again until it ended"""
+    rng = np.random.default_rng(0)
+    output = folder / f"{name}.pth"
+    command = [sys.executable, "-m", "tests.bc.clone_run", str(folder / f"{name}.pt"), str(output)]
+    for _ in range(n_kills):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdout.readline() == "begins\n"
+            time.sleep(rng.uniform(0.0, 0.6))
+            process.kill()
+        if output.exists():  # it was fast
+            break
+    if not output.exists():
+        assert subprocess.run(command, timeout=120).returncode == 0
+    assert {path.name for path in folder.iterdir() if name in path.name or path.name.startswith(".sb3")} == {output.name}
+    return ScoReFlowPPO.policy_aliases["FlowPolicy"].load(str(output)).state_dict()
+
+
+@pytest.mark.parametrize("n_kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_programs(n_kills: int, tmp_path: Path) -> None:
+    whole, killed = (clone_by_program(tmp_path, name, n) for name, n in (("whole", 0), ("killed", n_kills)))
+    assert all(th.equal(whole[name], killed[name]) for name in whole)
