@@ -12,8 +12,8 @@ from sb3_scoreflow import ALGORITHMS
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 
 
-def series(memory: Any, files: Any = 9, threads: Any = 3, n: int = 40) -> soak.Series:
-    return np.stack(np.broadcast_arrays(np.arange(n), memory, files, threads), 1).tolist()
+def series(memory: Any, files: Any = 9, threads: Any = 3, monitor: Any = 0.0, n: int = 40) -> soak.Series:
+    return np.stack(np.broadcast_arrays(np.arange(n), memory, files, threads, monitor), 1).tolist()
 
 
 def test_flat() -> None:
@@ -22,7 +22,10 @@ def test_flat() -> None:
     for flat in (series(300.0), series(300 + noise), series(np.minimum(300 + 10 * np.arange(40), 320)), series(300.0, once)):
         assert soak.judge(flat)["flat"]
     leak = series(300 + np.arange(40.0))
-    assert soak.judge(leak) == dict(flat=False, memory_mb=[314.5, 334.5], memory_growth=0.0636, more=dict(files=0, threads=0))
+    expected = dict(memory_mb=[314.5, 334.5], memory_growth=0.0636, monitor_mb=[0.0, 0.0], more=dict(files=0, threads=0))
+    assert soak.judge(leak) == dict(flat=False, **expected)
+    of_monitor = soak.judge(series(300 + np.arange(40.0), monitor=np.arange(40.0)))
+    assert of_monitor["flat"] and of_monitor["memory_mb"] == [300.0, 300.0] and of_monitor["monitor_mb"] == [14.5, 34.5]
     for column, growing in (("files", series(300.0, np.arange(40))), ("threads", series(300.0, 9, np.arange(40)))):
         verdict = soak.judge(growing)
         assert not verdict["flat"] and verdict["more"][column] == 30
@@ -34,7 +37,20 @@ def test_parts(part: str, name: str, tmp_path: Path) -> None:
     n = {"learn": 64 * soak.N_ENVS, "calls": 3, "files": 3}[part]
     rows = np.array(soak.PARTS[part](name, tmp_path, n))
     assert len(rows) == {"learn": 64, "calls": 3, "files": 3}[part] and rows[-1, 0] == n
-    assert (rows[:, 1] > 50).all() and (rows[:, 1:] == rows[:, 1:].clip(1, 10_000)).all()
+    assert (rows[:, 1] > 50).all() and (rows[:, 1:4] == rows[:, 1:4].clip(1, 10_000)).all()
+
+
+def test_what_monitors_keep() -> None:
+    """A million episodes: what is said of them is what the process has got more."""
+    env = soak.make_env(1)
+    (monitor,) = env.envs  # type: ignore[attr-defined]
+    before = soak.held(0, env)
+    for name in ("episode_returns", "episode_times"):
+        getattr(monitor, name).extend(np.random.default_rng(0).uniform(size=1_000_000).tolist())
+    monitor.episode_lengths.extend([50] * 1_000_000)
+    after = soak.held(1, env)
+    assert after[4] - before[4] == pytest.approx(88, rel=0.1)  # two numbers and three references for each
+    assert after[4] - before[4] == pytest.approx(after[1] - before[1], rel=0.2)
 
 
 @pytest.mark.slow
