@@ -6,6 +6,8 @@ Properties are tried on few examples, the same ones every time; on as many as ar
 
 import os
 
+import gymnasium as gym
+import pytest
 import torch as th
 from hypothesis import HealthCheck, settings
 
@@ -15,3 +17,13 @@ ANY_TIME = settings(deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("few", ANY_TIME, max_examples=20, derandomize=True, database=None)
 settings.register_profile("nightly", ANY_TIME, max_examples=int(os.environ.get("EXAMPLES", 10_000)), print_blob=True)
 settings.load_profile("few")  # --hypothesis-profile takes another one
+
+_TIME_LIMIT = gym.wrappers.TimeLimit
+
+
+@pytest.fixture(autouse=True)
+def gymnasium_as_it_is() -> None:
+    """rl_zoo3 replaces a class of Gymnasium, for good, when it is imported, be it to collect tests."""
+    for module in (gym.wrappers, gym.wrappers.common, gym.envs.registration):
+        if hasattr(module, "TimeLimit"):
+            vars(module)["TimeLimit"] = _TIME_LIMIT

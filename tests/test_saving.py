@@ -146,12 +146,11 @@ def test_minari_on_a_full_disk(
 
 
 def write_again_and_again(writer: Writer, path: Path, begun: Event) -> None:
-    writer.write(path)
-    begun.set()
     while True:
         if writer.files:
             remove_folder(path)
         writer.write(path)
+        begun.set()
 
 
 def check_kills(writer: Writer, folder: Path, n_kills: int) -> None:

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from sb3_scoreflow.registry import ALGORITHMS
+from sb3_scoreflow.zoo.hyperparameter_files import HYPERPARAMETERS
 from sb3_scoreflow.zoo.sampling import ArgumentSampler
-
-#: One file per algorithm, named as it is; "default.yml" is for those that have none.
-_HYPERPARAMETERS = Path(__file__).parent / "hyperparams"
 
 
 def missing(error: ImportError) -> ImportError:
@@ -40,5 +38,5 @@ def hyperparameter_file(algorithm: str) -> Path:
     :param algorithm: its name in the registry
     :return: the file of hyperparameters that it is trained with where ``--conf-file`` is left out
     """
-    own = _HYPERPARAMETERS / f"{algorithm}.yml"
+    own = HYPERPARAMETERS / f"{algorithm}.yml"
     return own if own.exists() else own.with_name("default.yml")

@@ -144,6 +144,16 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """As a terminal's process is: pytest-xdist's workers ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def is_gone(pid: int) -> bool:
     """:return: whether there is no such process, not even as a zombie"""
     return not Path(f"/proc/{pid}").exists() if Path("/proc/self").exists() else not _exists(pid)

@@ -131,8 +131,8 @@ def test_saving_is_atomic(algorithm: Algorithm, tmp_path: Path, monkeypatch: pyt
     model.save(tmp_path / "model")
     good = (tmp_path / "model.zip").read_bytes()
 
-    def fail_midway(path: Path, **kwargs: Any) -> None:
-        Path(path).write_bytes(b"half a file")
+    def fail_midway(file: Any, **kwargs: Any) -> None:
+        file.write(b"half a file")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(base_class, "save_to_zip_file", fail_midway)

@@ -9,6 +9,7 @@ import torch as th
 
 from sb3_scoreflow.rldt import rldt as module
 from sb3_scoreflow.rldt.actor import ActorEvaluation
+from tests.conformance.envs import Foreign
 from tests.rldt.helpers import SIZE, TinyEnv, iterate, logs_of, make_model, moved_networks, state_of
 
 
@@ -96,6 +97,8 @@ def test_a_nan_actor_loss_raises_before_the_actor_changes(loss: str, monkeypatch
 
 def test_a_nan_reward_raises_before_anything_changes_and_is_not_kept() -> None:
     model = make_model(lambda: TinyEnv([1.0, math.nan, 2.0]))
+    env: Any = model.get_env()
+    model.set_env(Foreign(env))  # else it would be refused in its step
     iterate(model)
     before = state_of(model.policy)
     with pytest.raises(FloatingPointError, match="rewards"):

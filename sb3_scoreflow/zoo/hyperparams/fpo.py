@@ -1,5 +1,5 @@
 """The hyperparameters of fpo.yml as a module."""
 
-from sb3_scoreflow.zoo.hyperparams import hyperparams_of
+from sb3_scoreflow.zoo.hyperparameter_files import hyperparams_of
 
 __getattr__ = hyperparams_of("fpo")
