@@ -136,8 +136,9 @@ def export_program(
             program = th.export.export(exported, tensors, dynamic_shapes=(tuple(batch for _ in tensors),))
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # paths of this machine
-            with temporary.open("wb") as file:  # from a path, PyTorch writes without telling what the disk said
-                th.export.save(program, file, extra_files={METADATA_KEY: json.dumps(description)})
+            file = io.BytesIO()  # where a disk refuses what PyTorch writes, it ends the process, when it frees the writer
+            th.export.save(program, file, extra_files={METADATA_KEY: json.dumps(description)})
+            temporary.write_bytes(file.getvalue())
             loaded = th.export.load(temporary).module()
         if tolerance is not None:
             exported.check(lambda inputs: loaded(*map(th.as_tensor, inputs)).numpy(), tolerance)
