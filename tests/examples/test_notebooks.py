@@ -10,14 +10,22 @@ nbformat = pytest.importorskip("nbformat")
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NAMES = ["getting_started", "own_demonstrations", "from_ppo", "deploy", "multimodal"]
-#: Type of what has to be shown in the end -> how often
+#: What has to be shown in the end -> how often
 SHOWN: dict[str, dict[str, int]] = {
-    "getting_started": {"image/png": 1, "text/html": 2},
-    "own_demonstrations": {},
-    "from_ppo": {"image/png": 1},
+    "getting_started": {"picture": 1, "video": 2, "table": 2},
+    "own_demonstrations": {"table": 3},
+    "from_ppo": {"picture": 1},
     "deploy": {},
-    "multimodal": {"image/png": 3},
+    "multimodal": {"picture": 3},
 }
+
+
+def kinds(data: dict[str, str]) -> list[str]:
+    """:return: what an output shows"""
+    html = data.get("text/html", "")
+    found = {"picture": "image/png" in data, "video": "data:video/mp4;base64," in html, "table": "<table" in html}
+    assert bool(html) == (found["video"] or found["table"])
+    return [kind for kind, is_shown in found.items() if is_shown]
 
 
 def read(name: str) -> Any:
@@ -74,8 +82,7 @@ def test_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     # No warnings, but for what PyTorch's exporter says where there is no torchvision
     warned = [output.text for output in outputs if output.get("name") == "stderr"]
     assert [text for text in warned if "torchvision is not installed" not in text] == []
-    shown = [kind for output in outputs for kind in output.get("data", {}) if kind in ("image/png", "text/html")]
+    shown = [kind for output in outputs for kind in kinds(output.get("data", {}))]
     assert {kind: shown.count(kind) for kind in shown} == SHOWN[name]
     # Videos are in the notebook, not beside it
-    assert all("data:video/mp4;base64," in o.data["text/html"] for o in outputs if "text/html" in o.get("data", {}))
     assert list(tmp_path.iterdir()) == []
