@@ -63,3 +63,14 @@ def test_from_the_command_line_to_the_files(tmp_path: Path) -> None:
         for result in part.values():
             assert result["more"] == {"files": 0, "threads": 0}
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_docs_have_the_committed_figures() -> None:
+    text = (study.RESULTS.parents[1] / "docs/reliability.md").read_text()
+    for results in study.read_summary(study.RESULTS / "soak")["parts"].values():
+        for name, result in results.items():
+            before, after = result["memory_mb"]
+            row = f"| {before:.0f}, {after:.0f} | {round(100 * result['memory_growth'], 1) + 0.0:.1f}% | 0, 0 |"
+            start = f"| {ALGORITHMS[name].__name__} | {result['amount']:,} "
+            assert any(line.startswith(start) and row in line for line in text.splitlines()), row
+            assert result["flat"]
