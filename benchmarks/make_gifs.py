@@ -6,8 +6,7 @@ GIFs of a clone and of what fine-tuning makes of it, side by side from the same 
 
 Without a screen, set ``MUJOCO_GL=egl``. Hopper is cloned and fine-tuned as in ``benchmarks.finetune``, Lift as in
 ``benchmarks.lift`` (its demonstrations are made where they are missing), and shown from the first start at which the clone
-fails. A GIF that gets larger than 2 MB is made again with
-fewer frames.
+fails. A GIF that gets larger than 2 MB is made again with fewer frames.
 """
 
 import argparse

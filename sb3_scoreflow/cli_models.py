@@ -150,6 +150,10 @@ def _check_statistics(model: FlowAlgorithm, args: argparse.Namespace) -> None:
             f"{args.model} was trained on observations that VecNormalize had normalized, and does not hold their statistics: "
             "pass the file that VecNormalize.save wrote, --vec-normalize vecnormalize.pkl."
         )
+    if has and args.untrusted:
+        raise ValueError(
+            "--vec-normalize is a pickle, which --untrusted does not read. If you trust whoever wrote it, leave --untrusted out."
+        )
     if has and had is False:
         raise ValueError(f"{args.model} was trained without VecNormalize: leave --vec-normalize out.")
 

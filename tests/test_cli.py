@@ -376,6 +376,9 @@ def test_files_of_strangers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "payload" in said and not marker.exists()
     assert main(["evaluate", str(tmp_path / "harmful.zip"), *arguments]) == 0
     assert marker.exists()  # so the option is what keeps it from running
+    pickled = ("--vec-normalize", tmp_path / "harmful.pkl")
+    said = error_of(capsys, "evaluate", tmp_path / "model.zip", *arguments, "--untrusted", *pickled)
+    assert "--vec-normalize is a pickle" in said
 
 
 def test_output_that_nobody_reads(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
