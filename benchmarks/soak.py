@@ -9,9 +9,10 @@ For each algorithm of the registry, on a trivial environment and each in a proce
 - ``calls``: 100 calls of ``learn`` with tensorboard, on one model
 - ``files``: 1000 times a model is saved and loaded
 
-A series is flat if its files and threads never exceed what they were in its first quarter, and the median memory of its last
-quarter exceeds that of its second one by less than 2%, not counting what Stable-Baselines3's ``Monitor`` around every
-environment keeps: return, length and time of every episode, for its ``get_episode_rewards``. It is for Linux.
+A series is flat if files and threads come back, in its last quarter, to what they were at most in its first (a sample may
+meet a thread that is about to end), and the median memory of its last quarter exceeds that of its second one by less than 2%,
+not counting what Stable-Baselines3's ``Monitor`` around every environment keeps: return, length and time of every episode, for
+its ``get_episode_rewards``. It is for Linux.
 """
 
 import argparse
@@ -153,7 +154,7 @@ def judge(series: Series) -> dict[str, Any]:
     first, second, last = rows[:quarter], rows[quarter : 2 * quarter], rows[-quarter:]
     before, after = (np.median(part[:, 1] - part[:, 4]) for part in (second, last))
     growth = float(after / before - 1)
-    excess = rows[quarter:, 2:4].max(0) - first[:, 2:4].max(0)
+    excess = last[:, 2:4].min(0) - first[:, 2:4].max(0)
     more = {name: max(int(number), 0) for name, number in zip(COLUMNS[2:4], excess, strict=True)}
     return {
         "flat": growth < MAX_GROWTH and not any(more.values()),

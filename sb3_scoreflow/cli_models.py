@@ -152,7 +152,7 @@ def _check_statistics(model: FlowAlgorithm, args: argparse.Namespace) -> None:
         )
     if has and args.untrusted:
         raise ValueError(
-            "--vec-normalize is a pickle, which --untrusted does not read. If you trust whoever wrote it, leave --untrusted out."
+            "--vec-normalize is a pickle, which --untrusted does not read: leave --untrusted out if you trust who wrote it."
         )
     if has and had is False:
         raise ValueError(f"{args.model} was trained without VecNormalize: leave --vec-normalize out.")

@@ -28,7 +28,9 @@ def test_flat() -> None:
     assert of_monitor["flat"] and of_monitor["memory_mb"] == [300.0, 300.0] and of_monitor["monitor_mb"] == [14.5, 34.5]
     for column, growing in (("files", series(300.0, np.arange(40))), ("threads", series(300.0, 9, np.arange(40)))):
         verdict = soak.judge(growing)
-        assert not verdict["flat"] and verdict["more"][column] == 30
+        assert not verdict["flat"] and verdict["more"][column] == 21
+    ending = soak.judge(series(300.0, 9, np.where(np.arange(40) == 35, 4, 3)))  # seen once, gone in the next sample
+    assert ending["flat"] and ending["more"] == dict(files=0, threads=0)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
