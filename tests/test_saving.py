@@ -173,7 +173,8 @@ def check_kills(writer: Writer, folder: Path, n_kills: int) -> None:
         n_left += bool(left)
         if number == signal.SIGTERM:
             assert not left
-        if not writer.files or path.exists():
+        # A run that was killed before its first checkpoint has nothing but its lock
+        if not writer.files or (path.exists() and any(not each.name.startswith(".") for each in path.iterdir())):
             writer.read(path)
         if writer.files:
             remove_folder(path)
@@ -183,7 +184,8 @@ def check_kills(writer: Writer, folder: Path, n_kills: int) -> None:
     assert n_left > n_kills / 8  # of the half that were killed by SIGKILL: they hit the writing
 
 
-KILLED = ["model", "policy", "demonstrations", "lerobot", "cloning", "checkpoints"]
+#: Cloning, most of which is no writing, is killed in tests/bc/test_checkpoint.py
+KILLED = ["model", "policy", "demonstrations", "lerobot", "checkpoints"]
 
 
 @pytest.mark.parametrize("name", ["model", "demonstrations", "lerobot"])

@@ -70,7 +70,7 @@ def read_lerobot(path: Any) -> None:
 
 
 class Stopped(Exception):
-    """What ends cloning after its first checkpoint: a finished one leaves none."""
+    """What ends cloning after its next checkpoint: a finished one leaves none."""
 
 
 def stop(_: Any) -> bool:
@@ -78,7 +78,7 @@ def stop(_: Any) -> bool:
 
 
 def clone(path: Any) -> None:
-    arguments: dict[str, Any] = dict(n_batches=3, log_interval=1, seed=0, checkpoint=path, callback=stop)
+    arguments: dict[str, Any] = dict(n_batches=100_000, log_interval=1, seed=0, checkpoint=path, callback=stop)
     with contextlib.suppress(Stopped):
         pretrain_bc(deepcopy(model().policy), demonstrations(100), **arguments)
 
