@@ -140,7 +140,7 @@ def test_from_the_command_line_to_the_files(tmp_path: Path, monkeypatch: pytest.
     for module in (finetune, runs):
         monkeypatch.setattr(module, "CLONE_BATCHES", 20)
     monkeypatch.setattr(runs, "N_FINAL_EPISODES", 2)
-    demonstrations = record(Expert(), "Hopper-v5", 0.0, n_episodes=3, seed=0)  # type: ignore[arg-type]
+    demonstrations = record(Expert(), "Hopper-v5", 0.0, n_episodes=3, seed=0)
     (tmp_path / "data").mkdir()
     demonstrations.save(tmp_path / "data" / "hopper-precise.hdf5")
     before = copy.deepcopy(SUMMARY["a"])
