@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import finetune, study
+from benchmarks import finetune, learning, study
 from benchmarks.curves import CurveTable, Run
 from benchmarks.make_expert_demonstrations import record
 from benchmarks.provenance import ROOT
@@ -96,7 +96,10 @@ def test_documentation_has_the_tables_of_the_results(name: str) -> None:
     assert tables(study.read_summary(RESULTS))[name] in (ROOT / page).read_text()
 
 
-def test_only_summarizing_keeps_what_the_runs_have_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_summarizing_keeps_what_the_runs_have_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "_N_RESAMPLES", 100)
     for name in ("summary.json", "curves.csv.gz"):
         shutil.copy(RESULTS / name, tmp_path)
     before = study.read_summary(tmp_path)
