@@ -104,9 +104,11 @@ def badge(label: str, value: str, color: str) -> str:
     left, right = (6.6 * len(part) + 14 for part in (label, value))
     width = f"{left + right:.0f}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{label}: {value}" {FONT}>\n'
-        f'<clipPath id="r"><rect width="{width}" height="20" rx="3"/></clipPath><g clip-path="url(#r)">'
-        f'<rect width="{left:.0f}" height="20" fill="#555"/><rect x="{left:.0f}" width="{right:.0f}" height="20" fill="{color}"/></g>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img"'
+        f' aria-label="{label}: {value}" {FONT}>\n'
+        f'<clipPath id="r"><rect width="{width}" height="20" rx="3"/></clipPath>\n'
+        f'<g clip-path="url(#r)"><rect width="{left:.0f}" height="20" fill="#555"/>'
+        f'<rect x="{left:.0f}" width="{right:.0f}" height="20" fill="{color}"/></g>\n'
         + text(left / 2, 14, label, 11, "white")
         + text(left + right / 2, 14, value, 11, "white")
         + "\n</svg>\n"
