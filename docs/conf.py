@@ -36,7 +36,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 
-_LINK = re.compile(r"(?<!!)\]\((?P<path>\.\./[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
+_LINK = re.compile(r"\]\((?P<path>\.\./[^)#\s]*)(#[^)\s]*)?\)")
+_PICTURES = (".gif", ".png", ".svg")
 
 
 def _link_outside(app: Any, docname: str, source: list[str]) -> None:
@@ -49,7 +50,8 @@ def _link_outside(app: Any, docname: str, source: list[str]) -> None:
         target = (Path(app.srcdir) / docname).parent / match["path"]
         if target.is_dir():
             return "]{.folder}"
-        return f"](path:{match['path']})" if target.is_file() else match[0]
+        linked = target.is_file() and not match["path"].endswith(_PICTURES)
+        return f"](path:{match['path']})" if linked else match[0]
 
     source[0] = _LINK.sub(replace, source[0])
 
