@@ -3,17 +3,31 @@
 import os
 import re
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import quickstart, study
+from benchmarks import finetune, quickstart, study
 from benchmarks.provenance import ROOT
 from benchmarks.tables import TABLES, listed, markdown, with_interval
 
 FIGURES = ROOT / "docs/figures"
+
+
+def test_figure_of_the_readme_has_its_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("summary.json", "curves.csv.gz"):
+        shutil.copy(study.RESULTS / "finetune" / name, tmp_path)
+    drawn = {}
+    monkeypatch.setattr(study, "plot", lambda rows, path, **settings: drawn.update({path.name: rows}))
+    finetune.main(["--env", "Hopper-v5", "--variants", "--output", str(tmp_path)])
+    (panels,) = drawn["overview.png"]
+    labels = {finetune.VARIANTS[name].label for name in finetune.OVERVIEW}
+    assert [panel.title for panel in panels] == [f"{env}, deterministic policy" for env in ("Hopper-v5", "HalfCheetah-v5")]
+    assert all(set(panel.curves) == labels and panel.column == "return_deterministic" for panel in panels)
+    assert set(drawn) == {"figure.png", "overview.png"} and "finetune/overview.png" in (ROOT / "README.md").read_text()
 
 
 def test_a_table() -> None:
