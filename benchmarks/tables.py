@@ -6,6 +6,7 @@ The tables of results in README.md and docs/benchmarks.md, in Markdown, from the
 A test compares both pages with what this prints. The tables of ``benchmarks.tasks`` are in ``benchmarks/tasks/tables.py``.
 """
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -174,7 +175,8 @@ TABLES: dict[str, tuple[Any, Callable[[], str]]] = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(arguments)
     for name, (page, table) in TABLES.items():
         print(f"{page.relative_to(ROOT)}: {name}\n\n{table()}\n")
 

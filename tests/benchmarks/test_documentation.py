@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import finetune, quickstart, study
+from benchmarks import finetune, quickstart, study, tables
 from benchmarks.provenance import ROOT
 from benchmarks.tables import TABLES, listed, markdown, with_interval
 
@@ -40,6 +40,13 @@ def test_a_table() -> None:
 def test_pages_have_the_tables_of_the_results(name: str) -> None:
     page, table = TABLES[name]
     assert table() in page.read_text(), f"Copy it from `python -m benchmarks.tables` to {page.relative_to(ROOT)}."
+
+
+def test_command_prints_all_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.main([])
+    printed = capsys.readouterr().out
+    assert all(table() in printed for _, table in TABLES.values())
+    assert printed.startswith("README.md: overview\n\n| Task |")
 
 
 def test_tables_say_what_the_summaries_do() -> None:
