@@ -92,7 +92,7 @@ def test_tables() -> None:
 
 @pytest.mark.parametrize("name", study.read_summary(RESULTS))
 def test_documentation_has_the_tables_of_the_results(name: str) -> None:
-    page = "README.md" if name == AGGREGATE else "docs/tasks.md"
+    page = "docs/benchmarks.md" if name == AGGREGATE else "docs/tasks.md"
     assert tables(study.read_summary(RESULTS))[name] in (ROOT / page).read_text()
 
 
