@@ -6,9 +6,10 @@ from typing import Any
 
 import cloudpickle
 import gymnasium as gym
+import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_scoreflow.common.utils import ArgumentError, check_whole_numbers
+from sb3_scoreflow.common.utils import ArgumentError
 
 #: What this class itself tells Ray of its actors
 _OWN_OPTIONS = frozenset("num_cpus num_gpus max_restarts max_task_retries max_concurrency name lifetime get_if_exists".split())
@@ -31,8 +32,7 @@ def env_functions(env_fns: Any, n_envs: int | None) -> list[Callable[[], gym.Env
     :return: a function for each environment
     :raises ArgumentError: if there is none, or another number than ``n_envs``
     """
-    if n_envs is not None:
-        check_whole_numbers({"n_envs": n_envs})
+    _check_count("n_envs", n_envs)
     if isinstance(env_fns, str) or callable(env_fns):
         made: Any = make_vec_env(env_fns, n_envs or 1, vec_env_cls=_Functions)  # type: ignore[arg-type]
         return made.env_fns
@@ -73,8 +73,7 @@ def check_arguments(
     max_restarts: int,
 ) -> None:
     """:raises ArgumentError: naming the argument that is out of its range"""
-    if envs_per_worker is not None:
-        check_whole_numbers({"envs_per_worker": envs_per_worker})
+    _check_count("envs_per_worker", envs_per_worker)
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if amount is not None and not 0 <= amount < math.inf:
             raise ArgumentError(f"{name} must be 0 or more, got {amount!r}: pass 1.")
@@ -88,3 +87,8 @@ def check_arguments(
         raise ArgumentError(
             f"worker_options has {fixed}, which are set otherwise: leave them out; `num_cpus` and `num_gpus` are arguments."
         )
+
+
+def _check_count(name: str, number: int | None) -> None:
+    if number is not None and (isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1):
+        raise ArgumentError(f"{name} must be a positive integer, got {number!r}: pass 4, or leave it out.")

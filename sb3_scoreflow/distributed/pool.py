@@ -151,8 +151,8 @@ class Pool:
             return self.ray.get(ref, timeout=PATIENCE)
         except errors.RayTaskError as error:  # not of an environment: those are answers
             raise EnvFailedError(
-                f"The worker of {worker} could not answer {call}: {error.cause!r}. What environments return, infos included, "
-                "has to be picklable.",
+                f"The worker of {worker} could not answer {call}: {error.cause!r}. What it is sent has to unpickle there: "
+                "install the packages of which it is, or pass worker_options=dict(runtime_env=...).",
                 worker.indices[0],
             ) from error
         except (errors.RayActorError, errors.ObjectLostError, errors.NodeDiedError, errors.OutOfMemoryError) as error:

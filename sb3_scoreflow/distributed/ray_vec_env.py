@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
@@ -17,7 +18,7 @@ from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.distributed.arguments import check_arguments, env_functions, pickled_functions
 from sb3_scoreflow.distributed.pool import Lost, Pool, Worker
 from sb3_scoreflow.distributed.session import check_resources, connect, cores, import_ray
-from sb3_scoreflow.distributed.worker import Arrays, Failure, Resets, empty_observations
+from sb3_scoreflow.distributed.worker import Arrays, Failure, Resets, Steps, empty_observations
 
 
 class RayVecEnv(VecEnv):
@@ -75,6 +76,7 @@ class RayVecEnv(VecEnv):
         self.closed, self.waiting = False, False
         functions = env_functions(env_fns, n_envs)
         check_arguments(envs_per_worker, num_cpus, num_gpus, worker_options, step_timeout, start_timeout, max_restarts)
+        pickled_functions(functions, range(len(functions)))  # an error comes before anything is started
         own_ray, self.ray = connect(address), import_ray()
         num_cpus = (0.0 if own_ray else 1.0) if num_cpus is None else num_cpus
         options = {**(worker_options or {}), "num_cpus": num_cpus, "num_gpus": num_gpus}
@@ -146,14 +148,12 @@ class RayVecEnv(VecEnv):
         infos: list[dict[str, Any]] = []
         for number, worker in enumerate(self.pool.workers):
             if number in self._begun:
-                begun = self._begun[number]
                 infos += [self._lost_info(index) for index in worker.indices]
-                self._enter(worker, begun.observations, dict(enumerate(begun.reset_infos)), observations)
+                self._enter(worker, self._begun[number], observations)
             else:
                 steps = answers[number]
                 rewards[_part(worker)], dones[_part(worker)] = steps.rewards, steps.dones
-                infos += steps.infos
-                self._enter(worker, steps.observations, steps.reset_infos, observations)
+                infos += self._enter(worker, steps, observations)
                 worker.losses = 0
         self._begun, self._last_observations = {}, observations
         return self._assembled(observations), rewards, dones, infos
@@ -165,7 +165,7 @@ class RayVecEnv(VecEnv):
         answers = self._collect(self._numbers, lambda number: self._send_reset(number, self._seeds, self._options), "reset()")
         observations = empty_observations(self.observation_space, self.num_envs)
         for number, worker in enumerate(self.pool.workers):
-            self._enter(worker, answers[number].observations, dict(enumerate(answers[number].reset_infos)), observations)
+            self._enter(worker, answers[number], observations)
         self._last_seeds, self._last_observations = list(self._seeds), observations
         self._reset_seeds()
         self._reset_options()
@@ -260,7 +260,7 @@ class RayVecEnv(VecEnv):
                     "that take long want a larger start_timeout.",
                     worker.indices[0],
                 )
-        found = [pair for number in self._numbers for pair in answers[number]]
+        found = [cloudpickle.loads(pair) for number in self._numbers for pair in answers[number]]
         for index, pair in enumerate(found):
             for name, space, expected in zip(("observation", "action"), pair, found[0], strict=True):
                 if space != expected:
@@ -280,7 +280,7 @@ class RayVecEnv(VecEnv):
             order.append((number, len(asked.setdefault(number, []))))
             asked[number].append(index)
         answers = self._collect(asked, lambda number: self.pool.send(number, "ask", command, call, asked[number], data), call)
-        return [answers[number][position] for number, position in order]
+        return [cloudpickle.loads(answers[number][position]) for number, position in order]
 
     def _located(self, indices: VecEnvIndices) -> list[tuple[Worker, int]]:
         """:return: environments' indices from 0, and their workers"""
@@ -358,11 +358,26 @@ class RayVecEnv(VecEnv):
 
     # ------------------------------------------------------------------ answers
 
-    def _enter(self, worker: Worker, found: Arrays, reset_infos: Mapping[int, dict[str, Any]], observations: Arrays) -> None:
+    def _enter(self, worker: Worker, answer: Steps | Resets, observations: Arrays) -> list[dict[str, Any]]:
+        """
+        :param worker: whose answer it is
+        :param answer: its answer
+        :param observations: of all environments, to be written to
+        :return: infos of steps
+        """
         for key, array in observations.items():
-            array[_part(worker)] = found[key]
-        for i, info in reset_infos.items():
-            self.reset_infos[worker.indices[i]] = info
+            array[_part(worker)] = answer.observations[key]
+        infos = []
+        for index, pickled in zip(worker.indices, answer.infos, strict=True):
+            info = cloudpickle.loads(pickled)
+            if isinstance(answer, Steps):
+                info, reset_info = info
+                infos.append(info)
+                if reset_info is None:
+                    continue
+                info = reset_info
+            self.reset_infos[index] = info
+        return infos
 
     def _lost_info(self, index: int) -> dict[str, Any]:
         """:return: info of the end of an episode that nobody knows more of; of no steps, where they are counted"""

@@ -33,21 +33,25 @@ def empty_observations(space: spaces.Space, n_envs: int) -> Arrays:
 
 
 class Steps(NamedTuple):
-    """A worker's answer to ``step``, with an entry per environment."""
+    """
+    A worker's answer to ``step``, with an entry per environment.
+
+    Ray's arrays cannot be written to. Observations and the like are copied where they arrive; all else goes as bytes.
+    """
 
     observations: Arrays
     rewards: np.ndarray
     dones: np.ndarray
-    infos: list[dict[str, Any]]
-    #: Of environments that were reset
-    reset_infos: dict[int, dict[str, Any]]
+    #: Pickled, with the info of the reset, or None
+    infos: list[bytes]
 
 
 class Resets(NamedTuple):
     """A worker's answer to ``reset``, with an entry per environment."""
 
     observations: Arrays
-    reset_infos: list[dict[str, Any]]
+    #: Pickled
+    infos: list[bytes]
 
 
 class Failure:
@@ -92,7 +96,7 @@ class EnvWorker:
         :param functions: that make the environments, pickled
         :param first: index of the first environment
         :param attributes: to be set, of each environment
-        :return: observation space and action space of each
+        :return: observation space and action space of each, pickled
         """
         self.first = first
         try:
@@ -109,7 +113,7 @@ class EnvWorker:
                 self.envs.append(env)
         except Exception as error:
             return Failure(first + len(self.envs), "its construction", error)
-        return [(env.observation_space, env.action_space) for env in self.envs]
+        return [cloudpickle.dumps((env.observation_space, env.action_space)) for env in self.envs]
 
     def step(self, actions: np.ndarray) -> Any:
         """
@@ -119,21 +123,21 @@ class EnvWorker:
         :return: :class:`Steps`
         """
         n, i = len(self.envs), 0
-        steps = Steps(self._empty(), np.zeros(n, np.float32), np.zeros(n, bool), [], {})
+        observations, rewards, dones = self._empty(), np.zeros(n, np.float32), np.zeros(n, bool)
+        infos: list[bytes] = []
         try:
             for i, env in enumerate(self.checked):
-                observation, steps.rewards[i], terminated, truncated, info = env.step(actions[i])
-                steps.dones[i] = terminated or truncated
+                observation, rewards[i], terminated, truncated, info = env.step(actions[i])
+                dones[i], reset_info = terminated or truncated, None
                 info["TimeLimit.truncated"] = truncated and not terminated
-                if steps.dones[i]:
+                if dones[i]:
                     info["terminal_observation"] = observation
-                    observation, steps.reset_infos[i] = env.reset()
-                _write(steps.observations, i, observation)
-                # The env may write to its own before all is sent
-                steps.infos.append(dict(info))
+                    observation, reset_info = env.reset()
+                _write(observations, i, observation)
+                infos.append(cloudpickle.dumps((info, reset_info)))
         except Exception as error:
             return Failure(self.first + i, "step()", error)
-        return steps
+        return Steps(observations, rewards, dones, infos)
 
     def reset(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> Any:
         """
@@ -147,7 +151,7 @@ class EnvWorker:
                 maybe_options = {"options": options[i]} if options[i] else {}
                 observation, info = env.reset(seed=seeds[i], **maybe_options)
                 _write(resets.observations, i, observation)
-                resets.reset_infos.append(info)
+                resets.infos.append(cloudpickle.dumps(info))
         except Exception as error:
             return Failure(self.first + i, "reset()", error)
         return resets
@@ -158,12 +162,12 @@ class EnvWorker:
         :param call: what it is, for messages
         :param indices: of environments
         :param data: what belongs to the command
-        :return: answer of each of these environments
+        :return: answer of each of these environments, pickled
         """
         answers, index = [], self.first
         try:
             for index in indices:
-                answers.append(COMMANDS[command](self.envs[index - self.first], data))
+                answers.append(cloudpickle.dumps(COMMANDS[command](self.envs[index - self.first], data)))
         except Exception as error:
             return Failure(index, call, error)
         return answers
@@ -194,6 +198,6 @@ COMMANDS: dict[str, Callable[[gym.Env, Any], Any]] = {
     "is_wrapped": is_wrapped,
     "render": lambda env, _: env.render(),
     "state": lambda env, _: env_state(env),
-    "set_state": lambda env, data: set_env_state(env, data.pop(0)),
+    "set_state": set_env_state,
     "close": lambda env, _: env.close(),
 }

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +19,8 @@ class RandomEnds(gym.Env):
     Ends at random, by termination or by truncation. Observations and infos depend on seed, options and actions.
 
     :param space: of observations, a ``Box`` or a ``Dict`` of them
-    :param faults: folder; a file ``NAME-INDEX`` in it is a request, taken away by the environment of that index: "kill", "exit",
-        "stop" (the process), "raise" or "hang"
+    :param faults: folder; a file ``NAME-INDEX`` in it is a request, taken away by the environment of that index in its next
+        step: "kill", "exit", "stop" (the process), "raise", or "wait" (leave a file "here_INDEX", and wait for a file "go")
     :param index: of the environment
     """
 
@@ -65,53 +66,53 @@ class RandomEnds(gym.Env):
                     raise SystemExit(3)
                 case "raise":
                     raise LookupError("no such joint")
-                case "hang":
-                    time.sleep(1000)
+                case "wait":
+                    (path.parent / f"here_{self.index}").touch()
+                    while not (path.parent / "go").exists():
+                        time.sleep(0.01)
 
     def render(self) -> Any:
         return np.full((4, 4, 3), self.index, np.uint8)
 
+    def get_checkpoint(self) -> Any:
+        return self.np_random.bit_generator.state, self.total
+
+    def set_checkpoint(self, state: Any) -> None:
+        self.np_random.bit_generator.state, self.total = state
+
     def pid(self) -> int:
         return os.getpid()
 
+    @property
+    def lock(self) -> Any:
+        """What goes to no other process."""
+        return threading.Lock()
+
     def double(self, value: float, plus: float = 0.0) -> float:
         return 2 * value + plus + self.index
-
-
-class Meeting(RandomEnds):
-    """
-    A step writes a file and ends when there are as many as there are environments, and the file "go".
-
-    :param folder: for the files
-    :param index: of the environment
-    :param n_envs: number of environments
-    """
-
-    def __init__(self, folder: Path, index: int, n_envs: int) -> None:
-        super().__init__(index=index)
-        self.folder, self.n_envs = folder, n_envs
-
-    def step(self, action: np.ndarray) -> Any:
-        (self.folder / f"here-{self.index}").touch()
-        while len(list(self.folder.glob("here-*"))) < self.n_envs or not (self.folder / "go").exists():
-            time.sleep(0.01)
-        return super().step(action)
 
 
 class Broken(RandomEnds):
     """
     Cannot be made.
 
-    :param how: "raise", "exit", or "hang"
+    :param how: "raise" or "exit"
     """
 
     def __init__(self, how: str) -> None:
         super().__init__()
         if how == "raise":
-            raise FileNotFoundError("no meshes here")
-        if how == "exit":
-            os._exit(3)
-        time.sleep(1000)
+            raise LookupError("no meshes here")
+        os._exit(3)
+
+
+def ask_for(faults: Path, name: str, index: int) -> None:
+    """
+    :param faults: of :class:`RandomEnds`
+    :param name: of a fault
+    :param index: of an environment
+    """
+    (faults / f"{name}-{index}").touch()
 
 
 def makers(n_envs: int, **arguments: Any) -> list[Callable[[], gym.Env]]:
