@@ -83,6 +83,11 @@ class RandomEnds(gym.Env):
     def pid(self) -> int:
         return os.getpid()
 
+    def node(self) -> str:
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
     @property
     def lock(self) -> Any:
         """What goes to no other process."""
