@@ -37,14 +37,15 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
     it raises an exception or answers ``step`` or ``reset`` with what Gymnasium does not allow (see docs/reliability.md). The
     algorithms do so with theirs; call it to set ``step_timeout``, or for an environment that no algorithm trains in.
 
-    The innermost environment is changed in place, if it is a ``DummyVecEnv``, a ``SubprocVecEnv`` or a ``RayVecEnv``, which
-    replaces workers that end or hang and does the rest by itself, but for NaN; others are left alone. It
-    remains what it was (``isinstance``, names, attributes, results), and copies of it are not guarded. In the environments'
-    processes, this package is imported.
+    The innermost environment is changed in place, if it is a ``DummyVecEnv``, a ``SubprocVecEnv`` or a ``RayVecEnv`` (which
+    replaces workers that end or hang, and does the rest by itself, but for NaN); others are left alone. It remains what it was
+    (``isinstance``, names, attributes, results), and copies of it are not guarded. In the environments' processes, this package
+    is imported.
 
     :param venv: environment, in any wrappers
     :param step_timeout: seconds that an environment of a ``SubprocVecEnv`` may take for any answer; for a step, with the reset
-        that may follow it. None: any time, with a warning after a minute; a ``step_timeout`` that was set before stays
+        that may follow it. None: any time, with a warning after a minute; a ``step_timeout`` that was set before stays. Of a
+        ``RayVecEnv``, seconds that a worker may take
     :return: ``venv`` itself
     :raises ArgumentError: if ``step_timeout`` is not positive, or the environments are in no processes of their own
     :raises EnvFailedError: if a process has already ended
