@@ -39,8 +39,8 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
 
     The innermost environment is changed in place, if it is a ``DummyVecEnv``, a ``SubprocVecEnv`` or a ``RayVecEnv`` (which
     replaces workers that end or hang, and does the rest by itself, but for NaN); others are left alone. It remains what it was
-    (``isinstance``, names, attributes, results), and copies of it are not guarded. In the environments' processes, this package
-    is imported.
+    (``isinstance``, names, attributes, results), and copies of it are not guarded. In the environments' processes, this
+    package is imported.
 
     :param venv: environment, in any wrappers
     :param step_timeout: seconds that an environment of a ``SubprocVecEnv`` may take for any answer; for a step, with the reset
