@@ -19,7 +19,9 @@ CORES = (2, 16, 64, 128, 256)
 
 def tables(summary: dict[str, Any]) -> list[str]:
     """:return: the lines of the tables"""
-    lines = ["| Environment steps per second, over `DummyVecEnv` | `SubprocVecEnv` | 1 worker | 2 | 4 | 8 | MB per worker |"]
+    lines = [
+        "| Environment steps per second, over `DummyVecEnv` | `SubprocVecEnv` | 1 worker | 2 | 4 | 8 | MB per worker, of 2 |"
+    ]
     lines.append("|---|---|---|---|---|---|---|")
     for name, label in (("hopper", "Hopper-v5, 8 environments"), ("lift", "robosuite Lift, 2 environments")):
         found = summary[name]
@@ -60,6 +62,8 @@ def test_docs() -> None:
     learner = summary["learner"]["cpu_ms_per_chunk"]
     assert f"saturates at about {chunk_ms(summary) / learner:.0f} cores" in " ".join(text.split())
     assert f"{summary['repeats']} turns each" in text
+    turns = [each for name in ("hopper", "lift") for each in summary[name]["seconds_per_step"].values()]
+    assert f"differ by up to {max(max(each) / min(each) for each in turns):.1f} times" in " ".join(text.split())
 
 
 def test_seconds_per_step() -> None:
