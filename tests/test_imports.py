@@ -16,6 +16,7 @@ LEVELS = (
     ("common",),
     ("safe_hdf5",),
     ("envs",),
+    ("distributed",),
     ("demonstrations",),
     ("bc",),
     ("ppo",),

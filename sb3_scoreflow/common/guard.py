@@ -37,13 +37,15 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
     it raises an exception or answers ``step`` or ``reset`` with what Gymnasium does not allow (see docs/reliability.md). The
     algorithms do so with theirs; call it to set ``step_timeout``, or for an environment that no algorithm trains in.
 
-    The innermost environment is changed in place, if it is a ``DummyVecEnv`` or a ``SubprocVecEnv``; others are left alone. It
-    remains what it was (``isinstance``, names, attributes, results), and copies of it are not guarded. In the environments'
-    processes, this package is imported.
+    The innermost environment is changed in place, if it is a ``DummyVecEnv``, a ``SubprocVecEnv`` or a ``RayVecEnv`` (which
+    replaces workers that end or hang, and does the rest by itself, but for NaN); others are left alone. It remains what it was
+    (``isinstance``, names, attributes, results), and copies of it are not guarded. In the environments' processes, this
+    package is imported.
 
     :param venv: environment, in any wrappers
     :param step_timeout: seconds that an environment of a ``SubprocVecEnv`` may take for any answer; for a step, with the reset
-        that may follow it. None: any time, with a warning after a minute; a ``step_timeout`` that was set before stays
+        that may follow it. None: any time, with a warning after a minute; a ``step_timeout`` that was set before stays. Of a
+        ``RayVecEnv``, seconds that a worker may take
     :return: ``venv`` itself
     :raises ArgumentError: if ``step_timeout`` is not positive, or the environments are in no processes of their own
     :raises EnvFailedError: if a process has already ended
@@ -51,7 +53,8 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
     *wrappers, base = _layers(venv)
     if step_timeout is not None and not step_timeout > 0:
         raise ArgumentError(f"step_timeout must be a positive number of seconds, got {step_timeout!r}: pass 300.0, or None.")
-    if step_timeout is not None and not isinstance(base, SubprocVecEnv):
+    checks_answers = getattr(type(base), "checks_answers", False)
+    if step_timeout is not None and not (isinstance(base, SubprocVecEnv) or checks_answers):
         raise ArgumentError(
             f"step_timeout={step_timeout!r} is for environments in processes of their own, which can be ended, and got a "
             f"{type(base).__name__}: pass vec_env_cls=SubprocVecEnv to make_vec_env, or leave out step_timeout."
@@ -62,10 +65,14 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
         workers.take_over(base.observation_space)
     elif isinstance(base, DummyVecEnv) and not isinstance(base, _GuardedDummy):
         _change_class(base, _GuardedDummy, _Guard())
+    elif checks_answers and not isinstance(base, _Guarded):
+        _change_class(base, _Guarded, _Guard())
     if isinstance(base, _Guarded):
         base._guard.refuses_nan &= all(type(wrapper) in _TRANSPARENT for wrapper in wrappers)
     if isinstance(base, _GuardedSubproc) and step_timeout is not None:
         base._workers.step_timeout = step_timeout
+    elif step_timeout is not None:
+        base.step_timeout = step_timeout  # type: ignore[attr-defined]
     return venv
 
 

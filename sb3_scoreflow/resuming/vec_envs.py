@@ -18,7 +18,7 @@ from sb3_scoreflow.envs.state import (
 
 _CONSTANT = frozenset(
     "venv class_attributes observation_space action_space metadata render_mode results_writer envs remotes work_remotes "
-    "processes closed waiting _guard".split()
+    "processes closed waiting pool ray _refs _guard".split()
 )
 
 

@@ -1,0 +1,94 @@
+"""What ``RayVecEnv`` is asked to make, checked before anything is started."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_scoreflow.common.utils import ArgumentError
+
+#: What this class itself tells Ray of its actors
+_OWN_OPTIONS = frozenset("num_cpus num_gpus max_restarts max_task_retries max_concurrency name lifetime get_if_exists".split())
+
+
+class _Functions:
+    """Takes from ``make_vec_env`` the functions that it makes."""
+
+    def __init__(self, env_fns: list[Callable[[], gym.Env]]) -> None:
+        self.env_fns = env_fns
+
+    def seed(self, seed: int | None) -> None:
+        """The environments are seeded later."""
+
+
+def env_functions(env_fns: Any, n_envs: int | None) -> list[Callable[[], gym.Env]]:
+    """
+    :param env_fns: functions, or what ``make_vec_env`` takes
+    :param n_envs: number of environments, or None
+    :return: a function for each environment
+    :raises ArgumentError: if there is none, or another number than ``n_envs``
+    """
+    _check_count("n_envs", n_envs)
+    if isinstance(env_fns, str) or callable(env_fns):
+        made: Any = make_vec_env(env_fns, n_envs or 1, vec_env_cls=_Functions)  # type: ignore[arg-type]
+        return made.env_fns
+    functions = list(env_fns)
+    if not functions or n_envs not in (None, len(functions)):
+        raise ArgumentError(
+            f"`env_fns` has {len(functions)} functions, and n_envs={n_envs}: pass one or more functions, and leave n_envs out."
+        )
+    return functions
+
+
+def pickled_functions(functions: Sequence[Callable[[], gym.Env]], indices: range) -> bytes:
+    """
+    :param functions: that make environments
+    :param indices: of those that are wanted
+    :return: these, pickled together
+    :raises ArgumentError: if one does not pickle
+    """
+    try:
+        return cloudpickle.dumps([functions[index] for index in indices])
+    except Exception as error:  # what pickling raises is up to the objects
+        if len(indices) > 1:
+            for index in indices:
+                pickled_functions(functions, range(index, index + 1))
+        raise ArgumentError(
+            f"The function that makes environment {indices[0]} cannot be pickled ({error}), and has to go to another process. "
+            "Make inside the function what it uses now from outside: files, locks, simulators, environments."
+        ) from error
+
+
+def check_arguments(
+    envs_per_worker: int | None,
+    num_cpus: float | None,
+    num_gpus: float,
+    worker_options: Mapping[str, Any] | None,
+    step_timeout: float | None,
+    start_timeout: float,
+    max_restarts: int,
+) -> None:
+    """:raises ArgumentError: naming the argument that is out of its range"""
+    _check_count("envs_per_worker", envs_per_worker)
+    for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
+        if amount is not None and not 0 <= amount < math.inf:
+            raise ArgumentError(f"{name} must be 0 or more, got {amount!r}: pass 1.")
+    for name, seconds in (("step_timeout", step_timeout), ("start_timeout", start_timeout)):
+        if seconds is not None and not seconds > 0:
+            raise ArgumentError(f"{name} must be a positive number of seconds, got {seconds!r}: pass 300.0.")
+    if isinstance(max_restarts, bool) or not isinstance(max_restarts, int) or max_restarts < 0:
+        raise ArgumentError(f"max_restarts must be 0 or a positive integer, got {max_restarts!r}: pass 3.")
+    fixed = sorted(_OWN_OPTIONS & set(worker_options or {}))
+    if fixed:
+        raise ArgumentError(
+            f"worker_options has {fixed}, which are set otherwise: leave them out; `num_cpus` and `num_gpus` are arguments."
+        )
+
+
+def _check_count(name: str, number: int | None) -> None:
+    if number is not None and (isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1):
+        raise ArgumentError(f"{name} must be a positive integer, got {number!r}: pass 4, or leave it out.")

@@ -1,0 +1,198 @@
+"""The workers of a ``RayVecEnv``: asking them, waiting for their answers, noticing their ends, starting others."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sb3_scoreflow.common.env_errors import EnvFailedError
+from sb3_scoreflow.common.utils import warn
+from sb3_scoreflow.distributed.session import describe_nodes
+from sb3_scoreflow.distributed.worker import EnvWorker, Failure
+
+#: Seconds without an answer after which there is a warning
+PATIENCE = 60.0
+#: Seconds that workers have to close their environments
+GRACE = 10.0
+
+
+class Lost(str):
+    """Stands for the answer of a worker that is gone or was ended; it says why."""
+
+
+@dataclass
+class Worker:
+    """What is known of one."""
+
+    #: Functions that make its environments, pickled
+    functions: bytes
+    #: Of its environments
+    indices: range
+    #: What was set, of each environment, and is set again in another process
+    attributes: list[dict[str, Any]]
+    actor: Any = None
+    process: int = 0
+    host: str = ""
+    #: Times that it was lost since its last step
+    losses: int = 0
+
+    def __str__(self) -> str:
+        first, last = self.indices[0], self.indices[-1]
+        return f"environment {first}" if first == last else f"environments {first} to {last}"
+
+
+@dataclass
+class Pool:
+    """
+    All workers.
+
+    :param ray: the library
+    :param workers: of which none has been started
+    :param options: of Ray, for their actors
+    :param start_timeout: seconds that they have to be placed, and again to make their environments
+    :param step_timeout: seconds that they have for any other answer, None for any time
+    """
+
+    ray: Any
+    workers: list[Worker]
+    options: Mapping[str, Any]
+    start_timeout: float
+    step_timeout: float | None
+    _actor_class: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        fixed = dict(max_restarts=0, max_task_retries=0, max_concurrency=1)
+        self._actor_class = self.ray.remote(EnvWorker).options(**{**self.options, **fixed})
+
+    def start(self, numbers: Iterable[int]) -> dict[int, Any]:
+        """
+        Start workers, in place of those that there may be.
+
+        :param numbers: of workers
+        :return: spaces of the environments of each, a :class:`Failure`, or :class:`Lost`
+        :raises EnvFailedError: if one finds no place in time
+        """
+        workers = {number: self.workers[number] for number in numbers}
+        for worker in workers.values():
+            self._kill(worker)
+            worker.actor = self._actor_class.remote()
+        places = {number: worker.actor.place.remote() for number, worker in workers.items()}
+        made = {
+            number: worker.actor.make.remote(worker.functions, worker.indices[0], worker.attributes)
+            for number, worker in workers.items()
+        }
+        placed, _ = self._wait(places, self.start_timeout, "its start")
+        missing = [number for number in workers if number not in placed]
+        if missing:
+            worker = workers[missing[0]]
+            wanted = {name: value for name, value in self.options.items() if value}
+            self.kill(workers)
+            raise EnvFailedError(
+                f"Ray found no place for {len(missing)} of {len(workers)} workers (of {worker}, for instance) within "
+                f"start_timeout={self.start_timeout:g} seconds. Each wants {wanted}; {describe_nodes(self.ray)}. Ask for less "
+                "by RayVecEnv's arguments, end what else runs there, or pass a larger start_timeout if nodes are to come.",
+                worker.indices[0],
+            )
+        for number, place in placed.items():
+            if not isinstance(place, Lost):
+                workers[number].process, workers[number].host = place
+        return self.gather(made, "its construction", self.start_timeout, "start_timeout")
+
+    def send(self, number: int, method: str, *arguments: Any) -> Any:
+        """
+        :param number: of a worker
+        :param method: of :class:`EnvWorker`
+        :param arguments: of it
+        :return: reference of the answer, None if the worker was ended
+        """
+        actor = self.workers[number].actor
+        return None if actor is None else getattr(actor, method).remote(*arguments)
+
+    def gather(self, refs: Mapping[int, Any], call: str, timeout: float | None, name: str = "step_timeout") -> dict[int, Any]:
+        """
+        Wait for the answers to one call. Workers that do not answer in time are ended.
+
+        :param refs: of :meth:`send`, by number of the worker
+        :param call: what they were asked for
+        :param timeout: seconds, None for any time
+        :param name: of the argument that sets it
+        :return: answer of each, :class:`Lost` of those that are gone
+        """
+        answers, silent = self._wait({number: ref for number, ref in refs.items() if ref is not None}, timeout, call)
+        for number in silent:
+            self._kill(self.workers[number])
+            answers[number] = Lost(f"it did not answer {call} within {name}={timeout:g} seconds, and was ended")
+        return {number: answers.get(number, Lost("its process was ended")) for number in refs}
+
+    def _wait(self, refs: Mapping[int, Any], timeout: float | None, call: str) -> tuple[dict[int, Any], list[int]]:
+        """:return: answers, and numbers of the workers that gave none in time"""
+        answers: dict[int, Any] = {}
+        pending = {ref: number for number, ref in refs.items()}
+        begin, warned = time.monotonic(), False
+        while pending:
+            waited = time.monotonic() - begin
+            left = [limit - waited for limit in (timeout, None if warned else PATIENCE) if limit is not None]
+            ready, _ = self.ray.wait(list(pending), num_returns=len(pending), timeout=max(min(left), 0.0) if left else None)
+            for ref in ready:
+                number = pending.pop(ref)
+                answers[number] = self._get(ref, self.workers[number], call)
+            waited = time.monotonic() - begin
+            if timeout is not None and waited >= timeout:
+                break
+            if pending and waited >= PATIENCE and not warned:
+                warned = True
+                silent = ", ".join(str(self.workers[number]) for number in pending.values())
+                warn(f"Workers did not answer {call} within {PATIENCE:g} seconds, and are waited for: {silent}.")
+        return answers, list(pending.values())
+
+    def _get(self, ref: Any, worker: Worker, call: str) -> Any:
+        errors = self.ray.exceptions
+        try:
+            return self.ray.get(ref, timeout=PATIENCE)
+        except errors.RayTaskError as error:  # not of an environment: those are answers
+            raise EnvFailedError(
+                f"The worker of {worker} could not answer {call}: {error.cause!r}. What it is sent has to unpickle there: "
+                "install the packages of which it is, or pass worker_options=dict(runtime_env=...).",
+                worker.indices[0],
+            ) from error
+        except (errors.RayActorError, errors.ObjectLostError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+            return Lost(" ".join(str(error).split())[:300])
+        except (errors.WorkerCrashedError, errors.GetTimeoutError) as error:
+            return Lost(" ".join(str(error).split())[:300])
+
+    def raise_failures(self, answers: Mapping[int, Any]) -> None:
+        """:raises EnvFailedError: if one of the answers is the exception of an environment"""
+        for answer in answers.values():
+            if isinstance(answer, Failure):
+                raise answer.error()
+
+    def close(self, waiting: bool) -> None:
+        """
+        Let environments close, and end all workers.
+
+        :param waiting: whether they are at a step that nobody will wait for
+        """
+        if not self.ray.is_initialized():  # Ray has ended them
+            return
+        try:
+            refs = {
+                number: worker.actor.ask.remote("close", "close()", worker.indices, None)
+                for number, worker in enumerate(self.workers)
+                if worker.actor is not None
+            }
+            _, silent = self._wait(refs, GRACE, "close()")
+            if silent and not waiting:
+                names = ", ".join(str(self.workers[number]) for number in silent)
+                warn(f"Workers did not close within {GRACE:g} seconds ({names}): what they had to write may be lost.")
+        finally:
+            self.kill(range(len(self.workers)))
+
+    def kill(self, numbers: Iterable[int]) -> None:
+        """:param numbers: of workers to be ended"""
+        for number in numbers:
+            self._kill(self.workers[number])
+
+    def _kill(self, worker: Worker) -> None:
+        if worker.actor is not None:
+            self.ray.kill(worker.actor)
+            worker.actor = None

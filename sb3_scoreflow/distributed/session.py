@@ -1,0 +1,107 @@
+"""Ray: connecting to it, or starting it on this machine; what its nodes have."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sb3_scoreflow.common.utils import ArgumentError, usable_cores
+
+#: Bytes of the object store of a Ray that is started here; it is taken as it is used
+OBJECT_STORE = 256 * 2**20
+
+#: Address of the Ray that was started here
+_own: list[str] = []
+
+
+def import_ray() -> Any:
+    """
+    :return: the library
+    :raises ImportError: if it is not installed
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(f'RayVecEnv needs Ray ({error}): pip install "sb3-scoreflow[ray]"') from error
+    return ray
+
+
+def connect(address: str | None) -> bool:
+    """
+    Connect to Ray, if that has not been done.
+
+    :param address: see :class:`~sb3_scoreflow.distributed.RayVecEnv`
+    :return: whether it is a Ray of this machine that was started here
+    :raises ArgumentError: if Ray is connected to another cluster, or the address is one for Ray's client
+    :raises ConnectionError: if there is no cluster at the address
+    """
+    ray = import_ray()
+    if address is not None and address.startswith("ray://"):
+        raise ArgumentError(
+            f"address={address!r} is for Ray's client, through which every step would take another way round. Start the "
+            "program on a node of the cluster (ray job submit does) with address='auto'."
+        )
+    if not ray.is_initialized():
+        # An address of None would connect to whatever cluster somebody has started on this machine
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        if address != "local":
+            ray.init(address=address)
+            return False
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a library starts nothing that reports
+        ray.init(
+            address="local",
+            num_cpus=usable_cores(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            logging_level="WARNING",
+        )
+        _own[:] = [ray.get_runtime_context().gcs_address]
+    connected = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", "local", connected):
+        raise ArgumentError(
+            f"address={address!r}, but this process is connected to Ray at {connected}: leave `address` out, or call "
+            "ray.shutdown() first."
+        )
+    return connected in _own
+
+
+def cores(ray: Any) -> float:
+    """:return: processors that all nodes have for Ray"""
+    return sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+
+
+def check_resources(ray: Any, needed: Mapping[str, float], n_workers: int) -> None:
+    """
+    :param ray: the library
+    :param needed: resources of a worker
+    :param n_workers: number of workers
+    :raises ArgumentError: if the nodes could not hold them, even if nothing else ran there
+    """
+    fit = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            fit += int(min((has.get(name, 0.0) / each + 1e-9 for name, each in needed.items() if each), default=n_workers))
+    if fit < n_workers:
+        one = ", ".join(f"{name} {each:g}" for name, each in needed.items() if each)
+        raise ArgumentError(
+            f"Ray's nodes have room for {fit} of {n_workers} workers, each of which wants {one}: {describe_nodes(ray)}. Raise "
+            "`envs_per_worker`, ask for less (`num_cpus` may be 0 or a fraction), or add nodes before the environments are "
+            "made."
+        )
+
+
+def describe_nodes(ray: Any) -> str:
+    """:return: what the nodes have, and what of it is free"""
+    free = ray.available_resources()
+    nodes = [
+        "{" + ", ".join(f"{name} {amount:g}" for name, amount in sorted(node["Resources"].items()) if _is_named(name)) + "}"
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    left = ", ".join(f"{name} {amount:g}" for name, amount in sorted(free.items()) if _is_named(name))
+    return f"nodes {', '.join(nodes)}; free {left or 'nothing'}"
+
+
+def _is_named(name: str) -> bool:
+    """:return: whether a resource is one that a user asks for: not memory in bytes, nor a node's own name"""
+    return name not in ("memory", "object_store_memory") and not name.startswith("node:")
