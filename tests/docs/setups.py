@@ -125,7 +125,7 @@ def callbacks(folder: Path) -> Namespace:
 def deployment(folder: Path) -> Namespace:
     (folder / "demo_output").mkdir()
     model_of().save(folder / "demo_output/hopper_scoreflow_ppo")
-    return dict(observation=np.zeros(11, np.float32))
+    return dict(observation=np.zeros(11))
 
 
 def security(folder: Path) -> Namespace:
