@@ -47,8 +47,8 @@ def documented() -> list[Any]:
         target = resolve(path)
         found.append(target)
         if kind == "module":
-            names = getattr(target, "__all__", None) or [name for name in vars(target) if not name.startswith("_")]
-            found += [getattr(target, name) for name in names]
+            own = [name for name, value in vars(target).items() if getattr(value, "__module__", None) == path]
+            found += [getattr(target, name) for name in getattr(target, "__all__", own) if not name.startswith("_")]
     return found
 
 
