@@ -12,7 +12,6 @@ import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-import sb3_scoreflow
 from sb3_scoreflow import FPO, ActionChunking, Demonstrations, ScoReFlowPPO, load_demonstrations, pretrain_bc
 
 Namespace = dict[str, Any]
@@ -143,14 +142,8 @@ def reliability(folder: Path) -> Namespace:
     return dict(make_task=partial(gym.make, "Pendulum-v1"))
 
 
-def readme(folder: Path) -> Namespace:
-    """Its first block is a look at three calls, whose imports are in the quickstart below."""
-    return dict(on_hopper(), **{name: getattr(sb3_scoreflow, name) for name in sb3_scoreflow.__all__})
-
-
 #: By the name of a page; pages that are not here get :func:`on_hopper`
 SETUPS: dict[str, Callable[[Path], Namespace]] = {
-    "README.md": readme,
     "docs/callbacks_pictures.md": callbacks,
     "docs/cameras.md": cameras,
     "docs/demonstrations.md": demonstrations,
