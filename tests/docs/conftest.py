@@ -3,7 +3,7 @@
 import functools
 import inspect
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class FakeHub:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """:return: working directory of the blocks, below which the sources of demonstrations look for theirs"""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))

@@ -9,6 +9,7 @@ from sybil import Example, Sybil
 from sybil.document import Document
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.myst import CodeBlockParser
+from sybil.typing import Evaluator
 
 from tests.docs.commands import check_commands
 
@@ -88,7 +89,7 @@ def run_page(path: Path, namespace: dict[str, Any]) -> int:
     :return: number of blocks
     :raises Exception: what a block raises
     """
-    known = {"python": PythonBlocks(), "bash": check_commands, "yaml": check_yaml}
+    known: dict[str, Evaluator] = {"python": PythonBlocks(), "bash": check_commands, "yaml": check_yaml}
     unknown = {each for each in languages(path.read_text()) if each not in {*known, *NO_CODE} and not each.startswith("{")}
     assert not unknown, f"{path.name}: blocks in {sorted(unknown)}, which nothing checks: use one of {sorted(known)}, or text"
     parsers = [CodeBlockParser(language, evaluator) for language, evaluator in known.items()]

@@ -87,7 +87,7 @@ def demonstrations(folder: Path) -> Namespace:
     env = make_vec_env("Hopper-v5", 2, seed=0)
     return dict(
         env=env,
-        model=model_of(env=env),
+        model=ScoReFlowPPO("FlowPolicy", env, n_steps=8, batch_size=8, device="cpu"),  # networks as other algorithms' have
         observations=np.concatenate([obs, obs]),
         actions=np.concatenate([acts, acts]),
         rewards=np.concatenate([rews, rews]),
