@@ -24,6 +24,7 @@ from sb3_scoreflow.bc.restored import restored_on_error
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.encoders import check_random_shift
 from sb3_scoreflow.common.files import AnyPath, as_path
+from sb3_scoreflow.common.kept_memory import kept_memory
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.progress import progress
 from sb3_scoreflow.common.schedules import CosineSchedule
@@ -125,6 +126,7 @@ class BehaviorCloning:
         #: "bc/time_elapsed", "bc/action_residual", "bc/critic_loss", "bc/eval_return", "bc/eval_return_std"
         self.history: dict[str, list[float]] = {}
 
+    @kept_memory()
     def train(
         self,
         n_epochs: int | None = None,

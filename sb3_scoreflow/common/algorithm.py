@@ -21,6 +21,7 @@ from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_act
 from sb3_scoreflow.common.divergence import check_losses, check_parameters, check_rollout, warn_of_foreign_observations
 from sb3_scoreflow.common.files import AnyPath
 from sb3_scoreflow.common.guard import guard_env, guard_evaluations
+from sb3_scoreflow.common.kept_memory import kept_memory
 from sb3_scoreflow.common.known_env import KnownEnvironment
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
@@ -215,6 +216,7 @@ class FlowAlgorithm(KnownEnvironment):
         guard_evaluations(initialized)
         return initialized
 
+    @kept_memory()
     def learn(
         self: SelfFlowAlgorithm,
         total_timesteps: int,
@@ -225,7 +227,7 @@ class FlowAlgorithm(KnownEnvironment):
         progress_bar: bool = False,
     ) -> SelfFlowAlgorithm:
         """
-        As in Stable-Baselines3.
+        As in Stable-Baselines3; with glibc, freed memory stays in the process until it returns (docs/speed.md).
 
         :param total_timesteps: calls of ``env.step`` over all environments (chunks, with ActionChunking), at least
         :param callback: called in every step
