@@ -126,7 +126,6 @@ class BehaviorCloning:
         #: "bc/time_elapsed", "bc/action_residual", "bc/critic_loss", "bc/eval_return", "bc/eval_return_std"
         self.history: dict[str, list[float]] = {}
 
-    @kept_memory()
     def train(
         self,
         n_epochs: int | None = None,
@@ -171,7 +170,7 @@ class BehaviorCloning:
         path = None if checkpoint is None else as_path(checkpoint)
         history = History(logger_of(self.algorithm))
         self.history = history.metrics
-        with restored_on_error(self.policy, None if self.execution is None else self.execution.vec_normalize):
+        with kept_memory(), restored_on_error(self.policy, None if self.execution is None else self.execution.vec_normalize):
             self.policy.stop_average()  # of what was learned before
             if self.execution is not None:
                 self.execution.fit_normalization(self.training)

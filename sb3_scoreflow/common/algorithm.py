@@ -216,7 +216,6 @@ class FlowAlgorithm(KnownEnvironment):
         guard_evaluations(initialized)
         return initialized
 
-    @kept_memory()
     def learn(
         self: SelfFlowAlgorithm,
         total_timesteps: int,
@@ -240,14 +239,15 @@ class FlowAlgorithm(KnownEnvironment):
         if self.device.type == "cpu":
             warn_of_threads(th.get_num_threads(), usable_cores())
         try:
-            return super().learn(
-                total_timesteps=total_timesteps,
-                callback=callback,
-                log_interval=log_interval,  # type: ignore[arg-type]
-                tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
-                reset_num_timesteps=reset_num_timesteps,
-                progress_bar=progress_bar,
-            )
+            with kept_memory():
+                return super().learn(
+                    total_timesteps=total_timesteps,
+                    callback=callback,
+                    log_interval=log_interval,  # type: ignore[arg-type]
+                    tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+                    reset_num_timesteps=reset_num_timesteps,
+                    progress_bar=progress_bar,
+                )
         finally:
             self._close_event_files()
 
