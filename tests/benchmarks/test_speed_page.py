@@ -78,6 +78,22 @@ def test_one_action_on_intel() -> None:
         assert agrees(table[row][0], times[name]) and agrees(table[row][1], times["predict"] / times[name]), row
 
 
+def test_kept_memory() -> None:
+    updates, table = result("speed/intel/pages.json")["updates"], rows("Memory that is kept")
+    ways = {
+        "nothing": "nothing done",
+        "variables": "glibc's variables at 1 GiB",
+        "mallopt: threshold of 1 GiB, no trimming": "`mallopt` (what the package does)",
+        "blocks of 2000 chains": "blocks of 2,000 chains",
+    }
+    for chains in (4000, 10_000):
+        for name, way in ways.items():
+            entry, (ratio, faults, peak) = updates[f"{chains} chains"][name], table[f"{chains:,}, {way}"]
+            assert agrees(ratio, entry["update_to_products"]), (chains, way)
+            assert faults == f"{entry['page_faults_per_update']:,}" and peak == str(entry["peak_megabytes"])
+            assert entry["accepted"]
+
+
 def test_bfloat16() -> None:
     found, table = result("bfloat16/summary.json"), rows("bfloat16")
     for name, entry in found["speed"].items():
