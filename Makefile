@@ -19,7 +19,7 @@ EXAMPLES ?= 10000
 # as soon as another process (an env worker, a second run) wants the same core. `make OMP_NUM_THREADS=4 ...` overrides.
 export OMP_NUM_THREADS = 1
 
-.PHONY: help install demo test test-slow test-properties test-matrix lint format type check-codestyle commit-checks doc benchmark benchmark-speed build clean
+.PHONY: help install demo test test-slow test-properties test-matrix lint format type check-codestyle commit-checks doc figures benchmark benchmark-speed build clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,10 @@ commit-checks: format lint type  ## What to run before a commit
 
 doc: $(STAMP)  ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+figures: $(STAMP)  ## Draw the schematic, the badges and the figures of docs/concepts.md again
+	$(BIN)/python docs/figures/drawings.py
+	$(BIN)/python docs/figures/concepts.py
 
 benchmark: $(STAMP)  ## Print the benchmark commands (they take long: start them one by one)
 	@echo "export OMP_NUM_THREADS=$(OMP_NUM_THREADS)"

@@ -39,6 +39,8 @@ VARIANTS = {
     "fpo": Variant("FPO", FPO, ITERATION),
     "fpo_searched": Variant("FPO, searched", FPO, dict(n_steps=50, batch_size=250, n_epochs=8)),
 }
+#: Variants of the README's figure, overview.png
+OVERVIEW = ("scoreflow_ppo", "rldt", "fpo", "gaussian_ppo")
 GAUSSIAN_STD = 0.2
 
 
@@ -121,12 +123,16 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
     lowest = {variant: [lowest_over_clone(curve) for curve in runs] for variant, runs in curves.items()}
     summary["lowest_deterministic_over_clone"] = lowest
     study.update_summary(folder, env_id, summary)
-    rows = []
+    rows, overview = [], []
     for env, section in study.read_summary(folder).items():
         of_env = complete(table, env, VARIANTS, section["seeds"])
         labelled = {VARIANTS[name].label: runs for name, runs in of_env.items()}
         rows += [study.return_panels(env, labelled, x) for x in ("env_steps", "cpu_seconds")]
+        few = {VARIANTS[name].label: runs for name, runs in of_env.items() if name in OVERVIEW}
+        overview += [study.Panel(f"{env}, deterministic policy", few, "return_deterministic")] if few else []
     study.plot(rows, folder / "figure.png")
+    if overview:
+        study.plot([overview], folder / "overview.png", dpi=90, sharey=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

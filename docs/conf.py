@@ -14,27 +14,47 @@ project = "sb3_scoreflow"
 author = copyright = "sb3_scoreflow contributors"
 version = release = sb3_scoreflow.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["_build"]
-html_theme = "alabaster"
-html_theme_options = {"description": "ScoRe-Flow for Stable-Baselines3", "page_width": "1100px"}
 
-# The README is not a page here: its links point outside the built site.
-suppress_warnings = ["myst.xref_missing"]
+html_theme = "furo"
+html_title = f"sb3_scoreflow {release}"
+html_theme_options = {"sidebar_hide_name": False, "navigation_with_keys": True}
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 
+# Only what is to be typed is copied, not prompts and output.
+copybutton_prompt_text = r">>> |\$ "
+copybutton_prompt_is_regexp = True
+
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath", "fieldlist", "substitution"]
 # Anchors for headings, as GitHub makes them.
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
 # Types go to the parameter list, which keeps long signatures readable.
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 
+_LINK = re.compile(r"\]\((?P<path>\.\./[^)#\s]*)(#[^)\s]*)?\)")
+_PICTURES = (".gif", ".png", ".svg")
 
-def _link_readme(app: Any, docname: str, source: list[str]) -> None:
-    """Pages link to ../README.md, which is outside this folder: here the link gives the file itself."""
-    source[0] = re.sub(r"\]\(\.\./README\.md(#[\w-]+)?\)", "](path:../README.md)", source[0])
+
+def _link_outside(app: Any, docname: str, source: list[str]) -> None:
+    """
+    Links to files outside this folder, which are right on GitHub, give the file itself here, and links to folders become
+    text. Links that lead nowhere stay, so that the build fails on them.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        target = (Path(app.srcdir) / docname).parent / match["path"]
+        if target.is_dir():
+            return "]{.folder}"
+        linked = target.is_file() and not match["path"].endswith(_PICTURES)
+        return f"](path:{match['path']})" if linked else match[0]
+
+    source[0] = _LINK.sub(replace, source[0])
 
 
 def setup(app: Any) -> None:
-    app.connect("source-read", _link_readme)
+    app.connect("source-read", _link_outside)

@@ -1,11 +1,16 @@
 """Recording experts with and without noise."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EveryNTimesteps
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
-from benchmarks.make_expert_demonstrations import NOISE, record
+from benchmarks.make_expert_demonstrations import NOISE, NormalizedExpert, SaveStatistics, record
 
 
 class Expert:
@@ -17,17 +22,30 @@ class Expert:
 
 
 def test_precise_demonstrations_are_the_experts_actions() -> None:
-    demonstrations = record(Expert(), "Hopper-v5", NOISE["precise"], n_episodes=3, seed=0)  # type: ignore[arg-type]
+    demonstrations = record(Expert(), "Hopper-v5", NOISE["precise"], n_episodes=3, seed=0)
     expected, _ = Expert().predict(demonstrations.observations, deterministic=True)
     np.testing.assert_allclose(demonstrations.actions, expected, atol=1e-6)
     assert demonstrations.n_episodes == 3
 
 
 def test_noise_has_its_standard_deviation() -> None:
-    noisy = record(Expert(), "Hopper-v5", NOISE["noisy"], n_episodes=20, seed=0)  # type: ignore[arg-type]
+    noisy = record(Expert(), "Hopper-v5", NOISE["noisy"], n_episodes=20, seed=0)
     noise = noisy.actions - Expert().predict(noisy.observations, deterministic=True)[0]
     n = noise.size  # the standard deviation of n numbers is known to about 1 / sqrt(2 n)
     assert noise.std() == pytest.approx(NOISE["noisy"], rel=4 / (2 * n) ** 0.5)
     assert abs(noise.mean()) < 4 * NOISE["noisy"] / n**0.5
-    again = record(Expert(), "Hopper-v5", NOISE["noisy"], n_episodes=20, seed=0)  # type: ignore[arg-type]
+    again = record(Expert(), "Hopper-v5", NOISE["noisy"], n_episodes=20, seed=0)
     np.testing.assert_array_equal(again.actions, noisy.actions)
+
+
+def test_expert_on_raw_observations_acts_as_on_normalized_ones(tmp_path: Path) -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", seed=0))
+    model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
+    model.learn(192, callback=EveryNTimesteps(192, SaveStatistics(tmp_path / "statistics.pkl")))
+    expert = NormalizedExpert(model, VecNormalize.load(str(tmp_path / "statistics.pkl"), make_vec_env("Pendulum-v1")))
+    raw = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    statistics: Any = env.obs_rms
+    by_hand = (raw - statistics.mean) / np.sqrt(statistics.var + env.epsilon)
+    expected = model.policy.predict(by_hand.astype(np.float32), deterministic=True)[0]
+    np.testing.assert_allclose(expert.predict(raw)[0], expected, atol=1e-6)
+    assert statistics.count > 190

@@ -11,7 +11,10 @@ from tests.conformance.algorithms import ALGORITHMS
 from tests.resuming.runs import N_ENVS, difference, make_env, run
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+# The other algorithms' own parts of a checkpoint are in tests/resuming
+@pytest.mark.parametrize(
+    "algorithm", [ALGORITHMS[0], *(pytest.param(other, marks=pytest.mark.slow) for other in ALGORITHMS[1:])], ids=str
+)
 def test_it_goes_on_where_it_was(algorithm: Algorithm, tmp_path: Path) -> None:
     size = algorithm.iteration(N_ENVS)
 

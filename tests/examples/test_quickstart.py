@@ -32,7 +32,11 @@ def _default_style() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("algorithm", NAMES)
+#: The others take the same lines, and the last one stands for whatever joins the registry
+SLOW = {"rldt", "fpo"}
+
+
+@pytest.mark.parametrize("algorithm", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
 def test_example(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     register(monkeypatch)
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *TINY, "--output", str(tmp_path), "--algorithm", algorithm])

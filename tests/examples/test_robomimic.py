@@ -26,9 +26,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("algorithm", "options"),
     [
-        ("scoreflow_ppo", []),
+        pytest.param("scoreflow_ppo", [], marks=pytest.mark.slow),
         ("rldt", "--algorithm rldt --cameras agentview --encoder vit --mask valid".split()),
-        ("newcomer", "--algorithm newcomer".split()),
+        pytest.param("newcomer", "--algorithm newcomer".split(), marks=pytest.mark.slow),
     ],
 )
 def test_example(

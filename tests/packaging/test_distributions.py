@@ -20,6 +20,7 @@ FOLDERS = ("benchmarks", "docs", "examples", "sb3_scoreflow", "tests")
 FILES = (
     ".ci/run",
     ".pre-commit-config.yaml",
+    ".readthedocs.yaml",
     "CHANGELOG.md",
     "CITATION.cff",
     "CONTRIBUTING.md",

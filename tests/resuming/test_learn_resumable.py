@@ -45,7 +45,7 @@ class Disturb(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("vec_normalize", [False, True])
+@pytest.mark.parametrize("vec_normalize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_killed_runs_end_as_the_uninterrupted(algorithm: Algorithm, vec_normalize: bool, tmp_path: Path) -> None:
     whole, evaluation = run(algorithm, tmp_path / "whole", vec_normalize=vec_normalize)
     for at in KILLS:
@@ -108,7 +108,7 @@ def check_kills(algorithm: Algorithm, folder: Path, n_kills: int) -> None:
 
 
 def test_killed_from_outside(replay: Algorithm, tmp_path: Path) -> None:
-    check_kills(replay, tmp_path, 2)
+    check_kills(replay, tmp_path, 1)
 
 
 @pytest.mark.slow
