@@ -18,9 +18,6 @@ EXAMPLES ?= 10000
 # One thread. With networks of this size, OpenMP threads that spin while they wait make training 10-20x slower
 # as soon as another process (an env worker, a second run) wants the same core. `make OMP_NUM_THREADS=4 ...` overrides.
 export OMP_NUM_THREADS = 1
-# By default glibc gives every buffer of a minibatch back to the system and page-faults it in again: a third of the time.
-export MALLOC_MMAP_THRESHOLD_ = 1073741824
-export MALLOC_TRIM_THRESHOLD_ = 1073741824
 
 .PHONY: help install demo test test-slow test-properties test-matrix lint format type check-codestyle commit-checks doc figures benchmark benchmark-speed build clean
 
@@ -79,7 +76,7 @@ figures: $(STAMP)  ## Draw the schematic, the badges and the figures of docs/con
 	$(BIN)/python docs/figures/concepts.py
 
 benchmark: $(STAMP)  ## Print the benchmark commands (they take long: start them one by one)
-	@echo "export OMP_NUM_THREADS=$(OMP_NUM_THREADS) MALLOC_MMAP_THRESHOLD_=$(MALLOC_MMAP_THRESHOLD_) MALLOC_TRIM_THRESHOLD_=$(MALLOC_TRIM_THRESHOLD_)"
+	@echo "export OMP_NUM_THREADS=$(OMP_NUM_THREADS)"
 	@grep -h "^    python -m benchmarks" benchmarks/*.py benchmarks/*/__init__.py | sed "s#    python#$(BIN)/python#"
 
 benchmark-speed: $(STAMP)  ## Measure time and memory of every part (docs/speed.md)

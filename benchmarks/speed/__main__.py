@@ -4,15 +4,18 @@ import argparse
 import importlib
 import json
 import time
+from pathlib import Path
 
 import torch as th
 
 from benchmarks.provenance import ROOT, provenance
+from sb3_scoreflow.common.kept_memory import kept_memory
 
 #: Part -> repeats. "threads" is timed by the clock: the machine should do nothing else then.
 PARTS = {
     "sampling": 100,
     "update": 15,
+    "pages": 1,
     "cloning": 15,
     "rldt": 15,
     "training": 7,
@@ -27,8 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all if none is given")
     parser.add_argument("--repeats", type=int, help="rounds of every part instead of its own number")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the results are written")
     arguments = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     for part in arguments.parts:
         if part not in PARTS:
             parser.error(f"{part!r} is no part: choose of {', '.join(PARTS)}.")
@@ -36,8 +40,10 @@ def main() -> None:
         th.manual_seed(0)
         origin, start = provenance(), time.perf_counter()
         repeats = arguments.repeats or PARTS[part]
-        result = {**origin, "repeats": repeats, **importlib.import_module(f"benchmarks.speed.{part}").measure(repeats)}
-        (FOLDER / f"{part}.json").write_text(json.dumps(result, indent=2) + "\n")
+        module = importlib.import_module(f"benchmarks.speed.{part}")
+        with kept_memory():  # as in learn
+            result = {**origin, "repeats": repeats, **module.measure(repeats)}
+        (arguments.folder / f"{part}.json").write_text(json.dumps(result, indent=2) + "\n")
         print(f"{part}: {time.perf_counter() - start:.0f} s")
         for name, entry in result.get("targets", {}).items():
             print(f"  {'pass' if entry['passed'] else 'MISS'}  {name}: {entry['measured']}", entry)

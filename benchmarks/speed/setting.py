@@ -1,5 +1,6 @@
 """What is timed: Hopper's shapes in chunks of 4 actions, a velocity field of 512x3 and a critic of 256x3."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,3 +76,30 @@ def make_model(cls: type[ScoReFlowPPO] | type[PPO], batch_size: int, n_envs: int
         **{"policy_kwargs": dict(net_arch=NET_ARCH), **kwargs},
     )
     return model.learn(N_CHAINS)
+
+
+def make_update(policy: ScoReFlowPolicy, chains: int, block: int, dtype: th.dtype | None = None) -> Callable[[], None]:
+    """
+    :param policy: is updated
+    :param chains: of a minibatch
+    :param block: chains that pass the networks at once; gradients of the blocks are added
+    :param dtype: of autocast's products, None for none
+    :return: function that takes one gradient step of PPO on random chains
+    """
+    obs, advantages, returns = th.randn(chains, OBS_DIM), th.randn(chains), th.randn(chains)
+    with th.no_grad():
+        records, _, old = policy(obs)
+
+    def update() -> None:
+        policy.optimizer.zero_grad()
+        for rows in th.arange(chains).split(block):
+            with th.autocast("cpu", dtype, enabled=dtype is not None):
+                values, log_prob, entropy = policy.evaluate_actions(obs[rows], records[rows])
+            ratio = (log_prob.float() - old[rows]).exp()
+            surrogate = th.min(ratio * advantages[rows], ratio.clamp(0.98, 1.02) * advantages[rows])
+            loss = -surrogate.sum() + 0.5 * (values.float().flatten() - returns[rows]).pow(2).sum() - 0.01 * entropy.sum()
+            (loss / chains).backward()
+        th.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
+        policy.optimizer.step()
+
+    return update

@@ -24,6 +24,7 @@ from sb3_scoreflow.bc.restored import restored_on_error
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.encoders import check_random_shift
 from sb3_scoreflow.common.files import AnyPath, as_path
+from sb3_scoreflow.common.kept_memory import kept_memory
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.progress import progress
 from sb3_scoreflow.common.schedules import CosineSchedule
@@ -169,7 +170,7 @@ class BehaviorCloning:
         path = None if checkpoint is None else as_path(checkpoint)
         history = History(logger_of(self.algorithm))
         self.history = history.metrics
-        with restored_on_error(self.policy, None if self.execution is None else self.execution.vec_normalize):
+        with kept_memory(), restored_on_error(self.policy, None if self.execution is None else self.execution.vec_normalize):
             self.policy.stop_average()  # of what was learned before
             if self.execution is not None:
                 self.execution.fit_normalization(self.training)

@@ -21,6 +21,7 @@ from sb3_scoreflow.common.clones import adopt_statistics, clone_policy, copy_act
 from sb3_scoreflow.common.divergence import check_losses, check_parameters, check_rollout, warn_of_foreign_observations
 from sb3_scoreflow.common.files import AnyPath
 from sb3_scoreflow.common.guard import guard_env, guard_evaluations
+from sb3_scoreflow.common.kept_memory import kept_memory
 from sb3_scoreflow.common.known_env import KnownEnvironment
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.ppo_only import check_policy_kwargs
@@ -225,7 +226,7 @@ class FlowAlgorithm(KnownEnvironment):
         progress_bar: bool = False,
     ) -> SelfFlowAlgorithm:
         """
-        As in Stable-Baselines3.
+        As in Stable-Baselines3; with glibc, freed memory stays in the process until it returns (docs/speed.md).
 
         :param total_timesteps: calls of ``env.step`` over all environments (chunks, with ActionChunking), at least
         :param callback: called in every step
@@ -238,14 +239,15 @@ class FlowAlgorithm(KnownEnvironment):
         if self.device.type == "cpu":
             warn_of_threads(th.get_num_threads(), usable_cores())
         try:
-            return super().learn(
-                total_timesteps=total_timesteps,
-                callback=callback,
-                log_interval=log_interval,  # type: ignore[arg-type]
-                tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
-                reset_num_timesteps=reset_num_timesteps,
-                progress_bar=progress_bar,
-            )
+            with kept_memory():
+                return super().learn(
+                    total_timesteps=total_timesteps,
+                    callback=callback,
+                    log_interval=log_interval,  # type: ignore[arg-type]
+                    tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+                    reset_num_timesteps=reset_num_timesteps,
+                    progress_bar=progress_bar,
+                )
         finally:
             self._close_event_files()
 
