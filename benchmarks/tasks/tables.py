@@ -1,8 +1,9 @@
 """The tables of the documentation, in Markdown, from the summary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.tables.cells import listed, markdown
 from benchmarks.tasks.aggregate import AGGREGATE, REFERENCE, tasks_of
 from benchmarks.tasks.runs import VARIANTS
 
@@ -57,7 +58,7 @@ def aggregate_table(section: Mapping[str, Any]) -> str:
                 f"{tasks['below']} ({tasks['surely_below']})",
             )
         )
-    return _markdown(_OF_ALL, rows)
+    return markdown(_OF_ALL, rows)
 
 
 def task_table(section: Mapping[str, Any]) -> str:
@@ -73,24 +74,15 @@ def task_table(section: Mapping[str, Any]) -> str:
         rows.append(
             (
                 _LABELS[variant],
-                *(_listed(mean[when]["deterministic"]["per_seed"], places) for when in ("start", "end")),
+                *(listed(mean[when]["deterministic"]["per_seed"], places) for when in ("start", "end")),
                 *(_with_interval(gain[kind], "mean", places, "+") for kind in ("deterministic", "exploring")),
-                _listed(section["lowest_deterministic"][variant], 0 if is_return else 1),
+                listed(section["lowest_deterministic"][variant], 0 if is_return else 1),
                 f"{section['cpu_seconds'][variant]['mean']:.0f}",
             )
         )
-    return _markdown(_OF_TASK, rows)
+    return markdown(_OF_TASK, rows)
 
 
 def _with_interval(entry: Mapping[str, Any], name: str, places: int = 2, sign: str = "") -> str:
     numbers = [f"{number:{sign}.{places}f}" for number in (entry[name], *entry.get("ci95", ()))]
     return f"{numbers[0]} [{', '.join(numbers[1:])}]" if numbers[1:] else numbers[0]
-
-
-def _listed(numbers: Sequence[float], places: int) -> str:
-    return ", ".join(f"{number:.{places}f}" for number in numbers)
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    return "\n".join([lines[0].replace("|  |", "| |"), "|" + "---|" * len(header), *lines[1:]])

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import finetune, quickstart, study, tables
+from benchmarks import finetune, quickstart, study
 from benchmarks.provenance import ROOT
-from benchmarks.tables import TABLES, listed, markdown, with_interval
 
 FIGURES = ROOT / "docs/figures"
 
@@ -28,34 +27,6 @@ def test_figure_of_the_readme_has_its_variants(tmp_path: Path, monkeypatch: pyte
     assert [panel.title for panel in panels] == [f"{env}, deterministic policy" for env in ("Hopper-v5", "HalfCheetah-v5")]
     assert all(set(panel.curves) == labels and panel.column == "return_deterministic" for panel in panels)
     assert set(drawn) == {"figure.png", "overview.png"} and "finetune/overview.png" in (ROOT / "README.md").read_text()
-
-
-def test_a_table() -> None:
-    assert with_interval({"mean": 2.345, "ci95": [1.0, 30.06]}, 1) == "2.3 [1.0, 30.1]"
-    assert listed([1.26, -0.04], 1) == "1.3, -0.0"
-    assert markdown(("a", "b"), [("1", ""), ("x", "y")]) == "| a | b |\n|---|---|\n| 1 |  |\n| x | y |"
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_pages_have_the_tables_of_the_results(name: str) -> None:
-    page, table = TABLES[name]
-    assert table() in page.read_text(), f"Copy it from `python -m benchmarks.tables` to {page.relative_to(ROOT)}."
-
-
-def test_command_prints_all_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    tables.main([])
-    printed = capsys.readouterr().out
-    assert all(table() in printed for _, table in TABLES.values())
-    assert printed.startswith("README.md: overview\n\n| Task |")
-
-
-def test_tables_say_what_the_summaries_do() -> None:
-    hopper = study.read_summary(study.RESULTS / "finetune")["Hopper-v5"]
-    final = hopper["return_deterministic"]["variants"]["rldt"]["final"]
-    row = next(line for line in TABLES["overview"][1]().splitlines() if line.startswith("| Hopper-v5"))
-    assert row.split(" | ")[3].startswith(f"{final['mean']:.0f} [{final['ci95'][0]:.0f}, ")
-    row = next(line for line in TABLES["Hopper-v5"][1]().splitlines() if line.startswith("| RLDT"))
-    assert row.endswith(f"| {hopper['cpu_seconds']['rldt']['mean']:.0f} |")
 
 
 def test_quickstart_prints_what_was_recorded() -> None:

@@ -75,7 +75,7 @@ def test_tables() -> None:
     table = aggregate_table(aggregate(SUMMARY, ("rldt", "no_score"), (0, 1))).splitlines()
     assert [line.count("|") for line in table] == 4 * [8]
     assert table[2].startswith("| RLDT | 0.75 [") and table[2].endswith(" | 2 (0) | 0 (0) |")
-    assert table[3].startswith("| ScoReFlowPPO, no score (ReinFlow) | 1.25 [") and table[3].endswith(" |  | 0 (0) | 1 (1) |")
+    assert table[3].startswith("| ScoReFlowPPO, no score (ReinFlow) | 1.25 [") and table[3].endswith(" | | 0 (0) | 1 (1) |")
     gain = {"deterministic": {"mean": 1234.5, "ci95": [-10.0, 20.0]}, "exploring": {"mean": -3.0}}
     ends = {"deterministic": {"per_seed": [1999.6, -1.0]}}
     section = dict(

@@ -1,0 +1,16 @@
+"""
+The tables of results in README.md and in the pages of the documentation, and numbers in their sentences, from the committed
+results.
+
+    python -m benchmarks.tables
+
+A test compares the pages with what this prints.
+"""
+
+from benchmarks.tables import comparison, data, fpo, implementation, rldt, robots, scoreflow_ppo
+from benchmarks.tables.cells import Tables
+from benchmarks.tables.numbers import Number
+
+_PAGES = (comparison, scoreflow_ppo, rldt, fpo, implementation, robots, data)
+TABLES: Tables = {name: table for pages in _PAGES for name, table in pages.TABLES.items()}
+NUMBERS: list[Number] = [number for pages in _PAGES for number in getattr(pages, "NUMBERS", ())]

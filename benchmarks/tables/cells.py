@@ -1,0 +1,53 @@
+"""What the tables are made of: results, and numbers as the pages write them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.provenance import ROOT
+from benchmarks.study import RESULTS
+
+#: Name -> page and table
+Tables = dict[str, tuple[Path, Callable[[], str]]]
+
+
+def page(name: str) -> Path:
+    """:return: path of a page of the documentation"""
+    return ROOT / "docs" / f"{name}.md"
+
+
+def result(name: str) -> Any:
+    """:return: content of a committed result, by the name of its study or of its file"""
+    path = RESULTS / name
+    return json.loads((path if path.suffix else path / "summary.json").read_text(encoding="utf-8"))
+
+
+def with_interval(entry: Mapping[str, Any], places: int = 0, name: str = "mean", factor: float = 1) -> str:
+    """
+    :param entry: of a summary
+    :param places: digits after the point
+    :param name: of the number in the entry; the interval is ``ci95``
+    :param factor: for other units
+    :return: the number and its 95% interval
+    """
+    number, low, high = (f"{factor * value:.{places}f}" for value in (entry[name], *entry["ci95"]))
+    return f"{number} [{low}, {high}]"
+
+
+def listed(numbers: Sequence[float], places: int = 0) -> str:
+    return ", ".join(f"{number:.{places}f}" for number in numbers)
+
+
+def range_of(numbers: Sequence[float], places: int = 0) -> str:
+    return f"{min(numbers):.{places}f} to {max(numbers):.{places}f}"
+
+
+def thousands(steps: float) -> str:
+    """:return: rounded to thousands"""
+    return f"{steps / 1000:.0f},000"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [("| " + " | ".join(cells) + " |").replace("|  |", "| |") for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])

@@ -1,0 +1,93 @@
+"""docs/implementation.md: averaged weights, single steps, clones, the easiest task."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables.cells import Tables, listed, markdown, page, result, with_interval
+from benchmarks.tables.comparison import ENVS
+from benchmarks.tables.numbers import Number
+
+PAGE = page("implementation")
+#: Task of ``benchmarks.clones`` -> label, digits after the point
+_CLONES = {
+    "halfcheetah-precise": ("HalfCheetah, 30 precise episodes", 0),
+    "hopper-medium": ("Hopper, embedded", 0),
+    "peg-insert-side-v3": ("peg-insert-side, 10 successes", 2),
+    "soccer-v3": ("soccer, 10 successes", 2),
+}
+_CLONINGS = {
+    "default": "defaults",
+    "uniform_times": "uniform times",
+    "earlier": "earlier defaults",
+    "regression": "regression",
+}
+
+
+def averages() -> str:
+    """The same training, evaluated with averaged weights and without."""
+    rows = []
+    for env in ENVS:
+        section = result("finetune")[env]
+        for name, label in (("scoreflow_ppo", "average"), ("current_weights", "current weights")):
+            lowest = listed([100 * share for share in section["lowest_deterministic_over_clone"][name]])
+            final = section["return_deterministic"]["variants"][name]["final"]
+            rows.append((f"{env.removesuffix('-v5')}, {label}", lowest, with_interval(final)))
+    return markdown(("", "lowest deterministic evaluation, in percent of the clone's", "in the end"), rows)
+
+
+def _clone(entry: Mapping[str, Any], places: int) -> str:
+    from_random = [f"{entry['random_x0']['mean']:.{places}f}"] if "random_x0" in entry else []
+    return ", ".join([with_interval(entry["deterministic"], places), *from_random])
+
+
+def clones() -> str:
+    """Deterministic, and from random noise."""
+    found = result("clones")
+    rows = [
+        (label, *(_clone(found[task]["mean"][cloning], places) for cloning in _CLONINGS))
+        for task, (label, places) in _CLONES.items()
+    ]
+    return markdown(("", *_CLONINGS.values()), rows)
+
+
+def _share_of_best_clone() -> list[str]:
+    shares = []
+    for task in result("clones").values():
+        means = {cloning: task["mean"][cloning]["deterministic"]["mean"] for cloning in _CLONINGS}
+        shares.append(means["default"] / max(means.values()))
+    return [f"{100 * min(shares):.0f}"]
+
+
+def _finals(env: str, variant: str) -> str:
+    section = result("finetune")[env]
+    kinds = ("exploring", "deterministic")
+    return " / ".join(f"{section[f'return_{kind}']['variants'][variant]['final']['mean']:.0f}" for kind in kinds)
+
+
+def _single_steps() -> list[str]:
+    return [_finals(env, variant) for env in ENVS for variant in ("single_steps", "current_weights")]
+
+
+def _easiest() -> list[str]:
+    variants = result("identity")["results"]["box"]
+    last = [variants[name][-1] for name in ("scoreflow_earlier", "sb3_ppo")]
+    means = [f"{entry['return_deterministic']['mean']:.0f}" for entry in last]
+    return [means[0], str(last[0]["env_steps"]), means[1]]
+
+
+def _pendulum() -> list[str]:
+    variants = result("from_scratch")["Pendulum-v1"]["variants"]
+    return [f"{variants['scoreflow']['return_exploring']['mean']:.0f}"]
+
+
+TABLES: Tables = {
+    "averaged weights": (PAGE, averages),
+    "clones": (PAGE, clones),
+}
+NUMBERS = [
+    Number(PAGE, "Hopper {} (exploring / deterministic) for {}", lambda: _single_steps()[:2]),
+    Number(PAGE, "HalfCheetah {} for {}", lambda: _single_steps()[2:]),
+    Number(PAGE, "{}% of the best one", _share_of_best_clone),
+    Number(PAGE, "at {} of 100 after {} steps, where PPO has {}", _easiest),
+    Number(PAGE, "with both {}", _pendulum),
+]

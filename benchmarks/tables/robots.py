@@ -1,0 +1,157 @@
+"""docs/tasks.md, docs/cameras.md: Lift, precise demonstrations, scripts, speed of simulations, cost of encoders."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.curves import CurveTable, Run
+from benchmarks.study import RESULTS
+from benchmarks.tables.cells import Tables, listed, markdown, page, range_of, result, thousands, with_interval
+from benchmarks.tables.numbers import Number
+
+TASKS, CAMERAS, IMPLEMENTATION = page("tasks"), page("cameras"), page("implementation")
+_ALGORITHMS = {"scoreflow_ppo": "ScoReFlowPPO", "rldt": "RLDT"}
+_FROM_CAMERA = {"scoreflow_ppo": "ScoReFlowPPO", "rldt": "RLDT, critics with the clone's encoder"}
+_ENCODERS = {"NatureCNN": "NatureCNN", "ViT": "ViTExtractor", "ViT, depth 0": "ViTExtractor, `depth=0`"}
+_WORDS = {6: "six", 7: "seven", 8: "eight"}
+
+
+# ---------------------------------------------------------------- Lift
+
+
+def lift() -> str:
+    rows = []
+    for name, label in _ALGORITHMS.items():
+        entry = result("lift")["state"][name]
+        deterministic = entry["return_deterministic"]
+        finals = [with_interval(entry["return_exploring"], 2), with_interval(deterministic, 2)]
+        clones, seconds = listed(entry["clone_deterministic"], 2), range_of(entry["cpu_seconds"])
+        rows.append((label, clones, *finals, listed(deterministic["per_seed"], 2), seconds))
+    header = ("", "clone, deterministic", "exploring", "deterministic, mean and 95% interval", "per seed", "CPU (s)")
+    return markdown(header, rows)
+
+
+def lift_from_camera() -> str:
+    table, rows = CurveTable(RESULTS / "lift").read(), []
+    for name, label in _FROM_CAMERA.items():
+        entry = result("lift")["agentview"][name]
+        (env_steps,), (wall,), (cpu,) = (entry[key] for key in ("env_steps", "wall_seconds", "cpu_seconds"))
+        success = listed(list(table[Run(name, "agentview", 0)]["return_deterministic"]), 2)
+        memory = entry["per_seed"][0]["peak_memory_mb"]  # after each rollout
+        rows.append((label, f"{env_steps:,.0f}", success, f"{wall / 60:.0f}", f"{cpu:.0f}", f"{memory[0]} to {memory[-1]}"))
+    header = (
+        "",
+        "environment steps",
+        "success of the clone and of each evaluation (deterministic, 25 episodes)",
+        "minutes",
+        "CPU of updates (s)",
+        "peak memory (MB)",
+    )
+    return markdown(header, rows)
+
+
+def _steps_to_success(algorithm: str) -> list[str]:
+    """Environment steps at the first evaluation above 95%: of the first seed to get there, and of the last."""
+    table, steps = CurveTable(RESULTS / "lift").read(), []
+    for seed in result("lift")["state"][algorithm]["seeds"]:
+        curve = table[Run(algorithm, "state", seed)]
+        steps.append(curve["env_steps"][curve["return_deterministic"] > 0.95][0])
+    return list(dict.fromkeys([thousands(min(steps)), thousands(max(steps))]))
+
+
+def _lift_steps() -> list[str]:
+    return [thousands(sum(steps) / len(steps)) for steps in [result("lift")["state"]["scoreflow_ppo"]["env_steps"]]]
+
+
+def _lift_demonstrations() -> list[str]:
+    lines = result("lift")["state"]["scoreflow_ppo"]["per_seed"][0]["demonstrations"]
+    facts = {name.strip(): value.strip() for name, value in ((line[:15], line[15:]) for line in lines[:5])}
+    return [facts["episodes"], facts["terminated"].split(".0%")[0]]
+
+
+# ---------------------------------------------------------------- other tasks
+
+
+def _successes(task: str) -> list[str]:
+    """At the default skill: successes, episodes, length."""
+    section = result("scripts")[task]
+    assert section["by_skill"]["1.0"]["success_rate"] == 1
+    entry, episodes = section["by_skill"]["0.5"], section["episodes"]
+    return [f"{entry['success_rate'] * episodes:.0f}", str(episodes), f"{entry['mean_length_of_successes']:.0f}"]
+
+
+def _expert_return() -> float:
+    return float(result("halfcheetah-precise.json")["statistics"]["return_mean"])
+
+
+def _ends_over_expert() -> list[str]:
+    """Of ScoReFlowPPO with all scores and FPO: deterministic returns in the end, in percent of the expert's."""
+    means = result("tasks")["halfcheetah-precise"]["mean"]
+    ends = [end for name in _GAINING for end in means[name]["end"]["deterministic"]["per_seed"]]
+    return range_of([100 * end / _expert_return() for end in ends]).split(" to ")
+
+
+_GAINING = ("scoreflow_ppo", "constant_score", "no_score", "fpo")
+
+
+def _gains_on_push() -> list[str]:
+    gain = result("tasks")["push-v3"]["gain"]["scoreflow_ppo"]
+    return [f"{100 * gain[kind]['mean']:.0f}" for kind in ("exploring", "deterministic")]
+
+
+# ---------------------------------------------------------------- speed
+
+
+def encoders() -> str:
+    found = result("encoder_cost")["encoders"]
+    rows = [
+        (label, *(f"{found[name]['ms_per_image'][kind]:.2f}" for kind in ("forward", "training")))
+        for name, label in _ENCODERS.items()
+    ]
+    return markdown(("", "forward", "forward and backward"), rows)
+
+
+def _transformer() -> list[str]:
+    return [_WORDS[round(ratio)] for ratio in [result("encoder_cost")["encoders"]["ViT"]["ratio_to_NatureCNN"]["training"]]]
+
+
+def _simulations() -> list[str]:
+    """Steps per second of Lift and of transport; the least and the largest ratio to robosuite's own."""
+    tasks: dict[str, Any] = result("robosuite_speed")["tasks"]
+    steps = [f"{tasks[task]['medians']['ours']['cpu']:.0f}" for task in ("lift", "transport")]
+    return [*steps, *range_of([task["ratio_of_medians"]["cpu"] for task in tasks.values()], 1).split(" to ")]
+
+
+def _images() -> list[str]:
+    medians = result("robosuite_speed")["lift_images"]["medians"]
+    return [f"{medians[name]['cpu']:.0f}" for name in ("one image", "one image, no reflections")]
+
+
+def _envpool(suffix: str = "") -> Sequence[str]:
+    tasks = result("envpool_speed")["tasks"]
+    envs = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")
+    return [f"{tasks[env + suffix]['ratio_of_medians']['cpu']:.2f}" for env in envs]
+
+
+TABLES: Tables = {
+    "lift, all returns": (TASKS, lift),
+    "lift, from a camera": (CAMERAS, lift_from_camera),
+    "encoders": (CAMERAS, encoders),
+}
+NUMBERS = [
+    Number(TASKS, "{} demonstrations of a script", lambda: _lift_demonstrations()[:1]),
+    Number(TASKS, "{}% succeed", lambda: _lift_demonstrations()[1:]),
+    Number(TASKS, "{} environment steps) of fine-tuning", _lift_steps),
+    Number(TASKS, "after {} steps on all seeds", lambda: _steps_to_success("scoreflow_ppo")),
+    Number(TASKS, "after {} to {}", lambda: _steps_to_success("rldt")),
+    Number(CAMERAS, "from state it takes {} steps", lambda: _steps_to_success("rldt")[:1]),
+    Number(TASKS, "{} of {} episodes of Can succeed, after {} steps", lambda: _successes("can")),
+    Number(TASKS, "{} of {} of Square, after {};", lambda: _successes("square")),
+    Number(TASKS, "(return {})", lambda: [f"{_expert_return():.0f}"]),
+    Number(TASKS, "{} to {}% of the demonstrations' return", _ends_over_expert),
+    Number(TASKS, "{} points with exploring actions, and {} with", _gains_on_push),
+    Number(TASKS, "{} steps per second of Lift on one core, {} of transport, {} to {} times", _simulations),
+    Number(TASKS, "an image, {} steps per second without a GPU, {} with", _images),
+    Number(TASKS, "Hopper-v5 {}, Walker2d-v5 {}, HalfCheetah-v5 {}", _envpool),
+    Number(TASKS, "chunks of 4 actions {}, {} and {}", lambda: _envpool(", chunks of 4")),
+    Number(IMPLEMENTATION, "it costs {} times as much", _transformer),
+]
