@@ -5,6 +5,7 @@ learns with them. Needs a processor with avx512_bf16 or amx_bf16 to be of intere
     python -m benchmarks.bfloat16
 """
 
+import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,7 @@ def learn(seed: int, enabled: bool) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     th.set_num_threads(1)
     th.manual_seed(0)
     result = {**provenance(), "processor_has": flags(), "repeats": REPEATS, "seeds": list(SEEDS), "steps": STEPS}

@@ -29,6 +29,7 @@ def test_default_is_a_number_of_passes_within_bounds(transitions: int, batch_siz
     assert history["bc/learning_rate"] == [pytest.approx(rate, rel=1e-12)]
 
 
+@pytest.mark.slow
 def test_few_demonstrations_are_not_learned_by_heart() -> None:
     """Their held-out loss ends close to the least on the way; ten thousand steps, whatever the data, pass it by far."""
     rng = np.random.default_rng(0)

@@ -11,7 +11,15 @@ from dataclasses import fields
 import pytest
 
 from sb3_scoreflow.common.capabilities import Capabilities
+from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.algorithms import ALGORITHMS
+
+#: Large encoders, which one algorithm tries in every run, and the others in the nightly
+LARGE = {"vit", "cameras"}
+
+
+def _marks(algorithm: Algorithm, case: Case) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if case.kind in LARGE and algorithm is not ALGORITHMS[0] else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,6 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             continue
         if "case" in metafunc.fixturenames:
             pairs = [(algorithm, case) for algorithm in algorithms for case in algorithm.cases]
-            metafunc.parametrize((fixture, "case"), pairs, ids=[f"{algorithm}-{case}" for algorithm, case in pairs])
+            marked = [pytest.param(*pair, marks=_marks(*pair), id="-".join(map(str, pair))) for pair in pairs]
+            metafunc.parametrize((fixture, "case"), marked)
         else:
             metafunc.parametrize(fixture, algorithms, ids=str)

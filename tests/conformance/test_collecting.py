@@ -169,6 +169,7 @@ def test_buffer_takes_the_documented_memory(likelihoods: Algorithm, kind: str, n
     assert model.rollout_buffer is buffer
 
 
+@pytest.mark.slow
 def test_nothing_grows_over_rollouts(algorithm: Algorithm) -> None:
     n_envs, n_rollouts = 32, 12
     # SB3's Monitor keeps a list of all episodes, so it is left out.

@@ -78,7 +78,8 @@ def test_sampler_is_right_for_every_batch_after_tracing_and_export(algorithm: Al
 
 
 @pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript", "dynamo"])
-@pytest.mark.parametrize("kind", ["flat", "image", "dict"])
+# A dict has vectors and an image
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("flat", "image")), "dict"])
 def test_onnx_acts_as_predict_for_every_batch(algorithm: Algorithm, kind: str, dynamo: bool, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = algorithm.make("FlowPolicy", make_toy(kind), kind)

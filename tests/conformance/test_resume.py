@@ -160,7 +160,7 @@ def check_resume(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("n_envs", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_resumed_run_equals_the_uninterrupted(algorithm: Algorithm, variant: str, n_envs: int, tmp_path: Path) -> None:
     check_resume(algorithm, tmp_path / "model.zip", n_envs, **VARIANTS[variant])
 
