@@ -99,6 +99,9 @@ TABLES: Tables = {
     "depth": (PAGE, depth),
     "from_scratch, early": (PAGE, from_scratch),
 }
+_COST = (
+    "{} s of processor time on one core: {}% for next actions and targets, {}% for critic steps, {}% for actor steps and {}%"
+)
 NUMBERS = [
     Number(PAGE, "of seeds 1 and 2 were cut off at {} steps", _sac_cut_off),
     Number(PAGE, "at {} steps, is {}, {} and {})", _ends_from_scratch),
@@ -107,7 +110,7 @@ NUMBERS = [
     Number(PAGE, "{} against {} deterministic", lambda: _warm_up("return_deterministic")),
     Number(
         PAGE,
-        "{} s of processor time on one core: {}% for next actions and targets, {}% for critic steps, {}% for actor steps and {}%",
+        _COST,
         _shares,
     ),
     Number(PAGE, "{} s becomes {} s and {} s", _particles),
