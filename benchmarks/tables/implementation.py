@@ -85,8 +85,8 @@ TABLES: Tables = {
     "clones": (PAGE, clones),
 }
 NUMBERS = [
-    Number(PAGE, "Hopper {} (exploring / deterministic) for {}", lambda: _single_steps()[:2]),
-    Number(PAGE, "HalfCheetah {} for {}", lambda: _single_steps()[2:]),
+    Number(PAGE, "Hopper | {} | {} |", lambda: _single_steps()[:2]),
+    Number(PAGE, "HalfCheetah | {} | {} |", lambda: _single_steps()[2:]),
     Number(PAGE, "{}% of the best one", _share_of_best_clone),
     Number(PAGE, "at {} of 100 after {} steps, where PPO has {}", _easiest),
     Number(PAGE, "with both {}", _pendulum),

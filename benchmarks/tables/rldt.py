@@ -85,7 +85,7 @@ def _clone() -> list[str]:
 def _ends_from_scratch() -> list[str]:
     curves = _curves("from_scratch", "rldt", "HalfCheetah-v5")
     (steps,) = {curve["env_steps"][-1] for curve in curves}
-    return [*(f"{curve['return_deterministic'][-1]:.0f}" for curve in curves), f"{steps:,.0f}"]
+    return [f"{steps:,.0f}", *(f"{curve['return_deterministic'][-1]:.0f}" for curve in curves)]
 
 
 def _sac_cut_off() -> list[str]:
@@ -99,15 +99,22 @@ TABLES: Tables = {
     "depth": (PAGE, depth),
     "from_scratch, early": (PAGE, from_scratch),
 }
+_COST = (
+    "{} s of processor time on one core: {}% for next actions and targets, {}% for critic steps, {}% for actor steps and {}%"
+)
 NUMBERS = [
     Number(PAGE, "of seeds 1 and 2 were cut off at {} steps", _sac_cut_off),
-    Number(PAGE, "({}, {} and {} at {} steps", _ends_from_scratch),
+    Number(PAGE, "at {} steps, is {}, {} and {})", _ends_from_scratch),
     Number(PAGE, "({} deterministic)", _clone),
     Number(PAGE, "{} against {} while exploring", lambda: _warm_up("return_exploring")),
     Number(PAGE, "{} against {} deterministic", lambda: _warm_up("return_deterministic")),
-    Number(PAGE, "{} s, of which next actions and targets {}%, critic steps {}%, actor steps {}%, rollout {}%", _shares),
+    Number(
+        PAGE,
+        _COST,
+        _shares,
+    ),
     Number(PAGE, "{} s becomes {} s and {} s", _particles),
     Number(PAGE, "takes {} times", lambda: _one_by_one("targets_one_trajectory_at_a_time", 1)),
-    Number(PAGE, "one at a time {} times", lambda: _one_by_one("particles_one_at_a_time", 1)),
+    Number(PAGE, "particles one at a time takes {} times", lambda: _one_by_one("particles_one_at_a_time", 1)),
     Number(PAGE, "one by one {} times", lambda: _one_by_one("critics_one_at_a_time", 2)),
 ]

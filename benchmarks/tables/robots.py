@@ -138,8 +138,8 @@ TABLES: Tables = {
     "encoders": (CAMERAS, encoders),
 }
 NUMBERS = [
-    Number(TASKS, "{} demonstrations of a script", lambda: _lift_demonstrations()[:1]),
-    Number(TASKS, "{}% succeed", lambda: _lift_demonstrations()[1:]),
+    Number(TASKS, "The {} demonstrations", lambda: _lift_demonstrations()[:1]),
+    Number(TASKS, "{}% of the demonstrations succeed", lambda: _lift_demonstrations()[1:]),
     Number(TASKS, "{} environment steps) of fine-tuning", _lift_steps),
     Number(TASKS, "after {} steps on all seeds", lambda: _steps_to_success("scoreflow_ppo")),
     Number(TASKS, "after {} to {}", lambda: _steps_to_success("rldt")),
@@ -148,9 +148,9 @@ NUMBERS = [
     Number(TASKS, "{} of {} of Square, after {};", lambda: _successes("square")),
     Number(TASKS, "(return {})", lambda: [f"{_expert_return():.0f}"]),
     Number(TASKS, "{} to {}% of the demonstrations' return", _ends_over_expert),
-    Number(TASKS, "{} points with exploring actions, and {} with", _gains_on_push),
-    Number(TASKS, "{} steps per second of Lift on one core, {} of transport, {} to {} times", _simulations),
-    Number(TASKS, "an image, {} steps per second without a GPU, {} with", _images),
+    Number(TASKS, "{} points with the stochastic policy and {} with", _gains_on_push),
+    Number(TASKS, "{} steps per second of Lift and {} of transport, {} to {} times", _simulations),
+    Number(TASKS, "{} steps per second without a GPU, or {} with", _images),
     Number(TASKS, "Hopper-v5 {}, Walker2d-v5 {}, HalfCheetah-v5 {}", _envpool),
     Number(TASKS, "chunks of 4 actions {}, {} and {}", lambda: _envpool(", chunks of 4")),
     Number(IMPLEMENTATION, "it costs {} times as much", _transformer),

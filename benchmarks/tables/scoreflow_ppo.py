@@ -158,32 +158,34 @@ def _of_both(stage: str, first: str, second: str) -> Callable[[], list[str]]:
 
 _BEST = [f"best_{name}" for name in _SCORES]
 _SCORE_NUMBERS = [
-    Number(PAGE, "{} in the last evaluations and {} in the mean over training", _of_both("best", "best_learned", "best_none")),
-    Number(PAGE, "published settings {} and {}", _of_both("published", "published_learned", "published_none")),
+    Number(PAGE, "over no score, best settings | {} | {} |", _of_both("best", "best_learned", "best_none")),
+    Number(
+        PAGE, "over no score, published settings | {} | {} |", _of_both("published", "published_learned", "published_none")
+    ),
     Number(
         PAGE,
-        "{} times as many steps as learned ({} for {})",
+        "{} times as many steps to half of the gain as with the learned score ({} instead of {})",
         lambda: [
             f"{_ratio('best_none', 'best_learned', 'HalfCheetah-v5'):.1f}",
             _half("HalfCheetah-v5", "best", "best_none"),
             _half("HalfCheetah-v5", "best", "best_learned"),
         ],
     ),
-    Number(PAGE, "{} in the last evaluations, {} in the mean", _of_both("best", "best_learned", "best_constant")),
+    Number(PAGE, "over constant score, best settings | {} | {} |", _of_both("best", "best_learned", "best_constant")),
     Number(
         PAGE,
-        "mean over training, {}",
+        "deterministic policy | | {} |",
         lambda: [_better("best", "best_learned over best_constant", "mean_over_training", "deterministic")],
     ),
-    Number(PAGE, "probability {} and {}", _of_both("best", "best_none", "published_learned")),
+    Number(PAGE, "published ones | {} | {} |", _of_both("best", "best_none", "published_learned")),
     Number(
         PAGE,
         "{} times as many steps to half of the gain",
         lambda: [f"{_ratio('published_learned', 'best_learned', 'Walker2d-v5'):.1f}"],
     ),
-    Number(PAGE, "Hopper {}, {}, {} (learned, constant, none; clone {})", lambda: _deterministic(_BEST, "Hopper-v5")),
-    Number(PAGE, "HalfCheetah {}, {}, {} ({})", lambda: _deterministic(_BEST, "HalfCheetah-v5")),
-    Number(PAGE, "Walker2d {}, {}, {} ({}", lambda: _deterministic(_BEST, "Walker2d-v5")),
+    Number(PAGE, "Hopper | {} | {} | {} | {} |", lambda: _deterministic(_BEST, "Hopper-v5")),
+    Number(PAGE, "HalfCheetah | {} | {} | {} | {} |", lambda: _deterministic(_BEST, "HalfCheetah-v5")),
+    Number(PAGE, "Walker2d | {} | {} | {} | {} |", lambda: _deterministic(_BEST, "Walker2d-v5")),
     Number(PAGE, "after {} to {} steps in every run and stays down ({})", _falls_of_published),
     Number(PAGE, "in {} of the {} runs, but for the last time after {} to {} steps", _falls_at_best),
     Number(PAGE, "{} seconds of one core at the best settings, {} at", lambda: [_cpu("best"), _cpu("published")]),
@@ -212,17 +214,16 @@ def _default_over(arm: str, part: str = "final", kind: str = "exploring") -> str
 
 
 _DEFAULTS_NUMBERS = [
-    Number(PAGE, "scratch {} and {}", _taken_back("critic_from_scratch")),
-    Number(PAGE, "{} and {}, a clip range", _taken_back("noise_rate_2e-4")),
-    Number(PAGE, "0.01 {} and {}", _taken_back("clip_0.01")),
-    Number(PAGE, "constant rates and noise {} and {}", _taken_back("constant_rates_and_noise")),
+    Number(PAGE, "critic from scratch | {} | {} |", _taken_back("critic_from_scratch")),
+    Number(PAGE, "velocity's rate | {} | {} |", _taken_back("noise_rate_2e-4")),
+    Number(PAGE, "clip range 0.01 | {} | {} |", _taken_back("clip_0.01")),
+    Number(PAGE, "constant rates and noise | {} | {} |", _taken_back("constant_rates_and_noise")),
     Number(
         PAGE,
         "({})",
         lambda: [listed([_arm("ablation", env, "default", "deterministic")["final"]["mean"] for env in _TASKS])],
     ),
-    Number(PAGE, "{}, {}, {}", lambda: _of_deterministic()[:3]),
-    Number(PAGE, "{}", lambda: _of_deterministic()[3:]),
+    *(Number(PAGE, "| {} |", lambda row=row: [_of_deterministic()[row]]) for row in range(4)),  # type: ignore[misc]
     Number(
         PAGE,
         "{} (Hopper), {} (Walker2d) and {} (HalfCheetah)",
@@ -230,9 +231,9 @@ _DEFAULTS_NUMBERS = [
     ),
     Number(PAGE, "{} on Walker2d", lambda: [thousands(_published_to_half("Walker2d-v5")["median"])]),
     Number(PAGE, "{} of {} seeds on Hopper", _reached_on_hopper),
-    *(Number(PAGE, f"{task} {{}} for {{}}", _beside_defaults(env)) for env, task in _TASKS.items()),
+    *(Number(PAGE, f"{task} | {{}} | {{}} |", _beside_defaults(env)) for env, task in _TASKS.items()),
     *(
-        Number(PAGE, "{} for {}", lambda part=part: [_over_all("defaults", arm, part) for arm in ("package", "default")])  # type: ignore[misc]
+        Number(PAGE, "| {} | {} |", lambda part=part: [_over_all("defaults", arm, part) for arm in ("package", "default")])  # type: ignore[misc]
         for part in _PARTS
     ),
     Number(PAGE, "in the end {})", lambda: [_default_over("velocity_4e-4")]),
