@@ -179,7 +179,7 @@ def _restore_space(description: dict[str, Any], name: str) -> spaces.Space:
     if kind == "MultiBinary":
         return spaces.MultiBinary(values["n"])
     if kind == "Dict":
-        return spaces.Dict(OrderedDict(values["spaces"]))  # Gymnasium sorts the keys of a plain dictionary
+        return spaces.Dict(list(values["spaces"].items()))  # Gymnasium sorts the keys of dictionaries
     if kind == "Tuple":
         return spaces.Tuple(values["spaces"])
     raise NotPlainError(f"{name} (a space {kind})")

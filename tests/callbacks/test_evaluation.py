@@ -296,6 +296,10 @@ def test_pickled_as_an_eval_callback_is() -> None:
         env = DummyVecEnv([lambda: Monitor(ToyEnv(record=False))])
         callback = cls(env, n_eval_episodes=2, eval_freq=ITERATION, verbose=0, **kwargs)
         make_model(make_toy(record=False)).learn(2 * ITERATION, callback=callback)
+        callback.locals, callback.globals = (
+            {},
+            {},
+        )  # of the loop, in which older versions of libraries leave what does not pickle
         return pickle.loads(cloudpickle.dumps(callback))  # as Stable-Baselines3 saves objects
 
     theirs, ours = used(EvalCallback), used(FlowEvalCallback, restore_best=True)

@@ -1,5 +1,6 @@
 """Threads, files and memory do not pile up over calls of ``learn``."""
 
+import gc
 import os
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ DESCRIPTORS = Path("/proc/self/fd")
 
 def held() -> tuple[int, int]:
     """Threads, and file descriptors where the system lists them."""
+    gc.collect()  # what other tests have left behind
     return threading.active_count(), len(os.listdir(DESCRIPTORS)) if DESCRIPTORS.exists() else 0
 
 
