@@ -100,7 +100,10 @@ WRAPPERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+# The receding horizon is a kind of its own; of the others one per run
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("receding", "own wrapper") else [pytest.mark.slow]) for name in WRAPPERS]
+)
 def test_critic_is_the_value_of_stepping_the_wrapped_environment(name: str) -> None:
     env = make_vec_env(Rewarded, 2, **WRAPPERS[name])
     model = make_model(env, gamma=0.9, policy_kwargs=dict(net_arch=[64, 64]))

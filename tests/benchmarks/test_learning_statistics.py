@@ -75,6 +75,7 @@ def test_bootstrap_draws_within_tasks() -> None:
     assert constant == {"ours": {"value": 2.0, "ci95": [2.0, 2.0]}}
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_covers_the_mean() -> None:
     rng = np.random.default_rng(0)
     found = interquartile_means({str(i): rng.normal(size=(20, 1)) for i in range(12)})

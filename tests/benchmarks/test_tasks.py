@@ -47,6 +47,11 @@ SUMMARY: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "_N_RESAMPLES", 100)
+
+
 def test_all_tasks_at_once() -> None:
     result = aggregate(SUMMARY, ("rldt", "no_score"), (0, 1))
     assert result["tasks"] == ["a", "b"] and result["seeds"] == [0, 1]
@@ -96,10 +101,7 @@ def test_documentation_has_the_tables_of_the_results(name: str) -> None:
     assert tables(study.read_summary(RESULTS))[name] in (ROOT / page).read_text()
 
 
-def test_only_summarizing_keeps_what_the_runs_have_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(learning, "_N_RESAMPLES", 100)
+def test_only_summarizing_keeps_what_the_runs_have_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("summary.json", "curves.csv.gz"):
         shutil.copy(RESULTS / name, tmp_path)
     before = study.read_summary(tmp_path)

@@ -14,12 +14,10 @@ from sb3_scoreflow.common.capabilities import Capabilities
 from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.algorithms import ALGORITHMS
 
-#: Large encoders, which one algorithm tries in every run, and the others in the nightly
-LARGE = {"vit", "cameras"}
-
 
 def _marks(algorithm: Algorithm, case: Case) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if case.kind in LARGE and algorithm is not ALGORITHMS[0] else []
+    """One algorithm is tried under all names of its policy in every run, the others in the nightly."""
+    return [pytest.mark.slow] if case.alias != "FlowPolicy" and algorithm is not ALGORITHMS[0] else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -76,6 +76,7 @@ def test_a_node_goes_while_learning(cluster: Any) -> None:
         env.close()
 
 
+@pytest.mark.slow
 def test_no_room_elsewhere(cluster: Any) -> None:
     """What only the lost node had is waited for, and no longer than was said."""
     node = add_node(cluster)

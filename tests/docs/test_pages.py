@@ -9,7 +9,7 @@ from tests.docs.pages import PAGES, run_page
 from tests.docs.setups import SETUPS, on_hopper
 
 #: Pages whose environments or files take more than a few seconds to make
-SLOW = {"docs/cameras.md", "docs/demonstrations.md", "docs/reliability.md", "docs/tasks.md"}
+SLOW = {f"docs/{name}.md" for name in ("cameras", "demonstrations", "deployment", "reliability", "scaling", "tasks")}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -40,7 +40,9 @@ def _returns(model: Any) -> dict[str, float]:
     return {"zero noise": mean_return(model), "sampled": mean_return(model, deterministic=False)}
 
 
-@pytest.mark.parametrize("shuffled", [False, True], ids=["real rewards", "shuffled rewards"])
+@pytest.mark.parametrize(
+    "shuffled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["real rewards", "shuffled rewards"]
+)
 def test_training_from_scratch_improves_returns_if_rewards_tell_something(shuffled: bool) -> None:
     """The control: the same code, numbers and test, but rewards that do not depend on the actions."""
     untrained, trained = [], []

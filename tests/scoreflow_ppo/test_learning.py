@@ -82,6 +82,7 @@ def test_fine_tuning_beats_the_clone() -> None:
     assert signs.pvalue < 0.05, (tuned, demonstrated)
 
 
+@pytest.mark.slow
 def test_single_steps_alone_improve_deterministic_actions() -> None:
     """Every chain explores around the deterministic path."""
     demonstrations, _ = timid_demonstrations()
