@@ -5,11 +5,10 @@ Write demonstrations of experts that are nearly free of noise, as others' data o
     python -m benchmarks.make_expert_demonstrations --env Walker2d-v5 --folder demonstrations
     python -m benchmarks.make_expert_demonstrations --env HalfCheetah-v5 --folder demonstrations
 
-HalfCheetah's expert is SAC. Hopper's and Walker2d's are PPO, which takes a fraction of the time there: SAC's return on Hopper
-was 616 after 220,000 of 300,000 steps and 46 minutes. Two files are written for each task, of the deterministic policy
-("precise") and of the same with Gaussian noise of a tenth of the action's bound ("noisy"), both HDF5 in D4RL's layout for
-``load_demonstrations``, and a JSON file that says how they were made. The best of the evaluations is kept: a policy that
-collapses at the end makes no expert.
+HalfCheetah's expert is SAC. Hopper's and Walker2d's are PPO on normalized observations, whose steps take far less processor
+time. Two files are written for each task, of the deterministic policy ("precise") and of the same with Gaussian noise of a
+tenth of the action's bound ("noisy"), both HDF5 in D4RL's layout for ``load_demonstrations``, and a JSON file that says how
+they were made. The best of the evaluations is kept: a policy that collapses at the end makes no expert.
 """
 
 import argparse

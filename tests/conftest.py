@@ -5,6 +5,7 @@ Properties are tried on few examples, the same ones every time; on as many as ar
 """
 
 import os
+import sys
 
 import gymnasium as gym
 import pytest
@@ -12,6 +13,8 @@ import torch as th
 from hypothesis import HealthCheck, settings
 
 th.set_num_threads(1)
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")  # before MuJoCo is imported: rendering would need a screen
 
 ANY_TIME = settings(deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("few", ANY_TIME, max_examples=20, derandomize=True, database=None)

@@ -155,9 +155,14 @@ class Pool:
                 "install the packages of which it is, or pass worker_options=dict(runtime_env=...).",
                 worker.indices[0],
             ) from error
-        except (errors.RayActorError, errors.ObjectLostError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
-            return Lost(" ".join(str(error).split())[:300])
-        except (errors.WorkerCrashedError, errors.GetTimeoutError) as error:
+        except (
+            errors.RayActorError,
+            errors.ObjectLostError,
+            errors.NodeDiedError,
+            errors.OutOfMemoryError,
+            errors.WorkerCrashedError,
+            errors.GetTimeoutError,
+        ) as error:
             return Lost(" ".join(str(error).split())[:300])
 
     def raise_failures(self, answers: Mapping[int, Any]) -> None:

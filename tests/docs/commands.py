@@ -9,11 +9,11 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import tomllib
 from sybil import Example
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def _run_python(arguments: Sequence[str]) -> None:
 
 def _install(arguments: Sequence[str]) -> None:
     """pip: the extras must exist."""
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    known = metadata("sb3-scoreflow").get_all("Provides-Extra", [])
     for argument in arguments:
         found = re.search(r"(?:sb3-scoreflow|^\.)\[([\w,]+)\]", argument)
         missing = set(found[1].split(",")) - set(known) if found else set()
