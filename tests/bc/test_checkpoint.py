@@ -109,7 +109,7 @@ def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     model = make_model()
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    with pytest.raises(ValueError, match="is no checkpoint of cloning"):
+    with pytest.raises(ValueError, match="is not a checkpoint of cloning"):
         pretrain_bc(model, make_demonstrations(), checkpoint=path, **SETTINGS)
     assert all(th.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
     assert path.read_bytes() == content

@@ -58,7 +58,7 @@ def test_what_leaves_statistics_out_is_refused(algorithm: Algorithm, normalized:
     with pytest.raises(ValueError, match="does not hold their statistics"):
         record_video(bare, "Pendulum-v1", tmp_path / "video.gif", n_steps=3)
     pytest.importorskip("huggingface_hub")
-    with pytest.raises(ValueError, match=r"eval_env: the model was trained on observations that VecNormalize"):
+    with pytest.raises(ValueError, match=r"eval_env: the model was trained on observations normalized by VecNormalize"):
         write_hub_folder(bare, tmp_path / "hub", plain())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.zip", "vecnormalize.pkl"]
 
