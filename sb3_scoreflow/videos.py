@@ -63,10 +63,10 @@ def record_video(
     :param path: file; its suffix is ``.mp4`` or ``.gif``. It is replaced when all is done
     :param n_episodes: episodes to record, at least 1
     :param n_steps: env steps to record instead, however many episodes they are
-    :param seed: of the environment and of stochastic actions
+    :param seed: seed of the environment and of stochastic actions
     :param deterministic: whether actions are
     :param fps: frames of the environment per second; that of its metadata if None, 30 if that has none
-    :param width: of the pictures, in pixels; as they are rendered if None
+    :param width: width of the pictures, in pixels; as they are rendered if None
     :param every: only every so many frames are written, at the speed of all; None: all, in a GIF as many as can be shown (50
         per second)
     :return: path, number of frames and returns
@@ -101,10 +101,10 @@ def record_comparison(
     :param path: see :func:`record_video`, as for all others
     :param n_episodes: episodes of each
     :param n_steps: env steps instead
-    :param seed: of every environment and policy
+    :param seed: seed of every environment and policy
     :param deterministic: whether actions are
     :param fps: frames of the environment per second
-    :param width: of the whole picture
+    :param width: width of the whole picture
     :param every: only every so many frames are written
     :return: label -> its recording, all of the same file
     :raises ValueError: as :func:`record_video`, and for less than one model
@@ -258,7 +258,7 @@ def _vectorize(model: Any, env: str | gym.Env | Callable[[], gym.Env], stack: Ex
 
 
 def _check(path: AnyPath, n_episodes: int, n_steps: int | None, width: int | None, every: int | None) -> None:
-    """:raises ArgumentError: if an argument is impossible; before anything is rendered"""
+    """:raises ArgumentError: if an argument is invalid; before anything is rendered"""
     for name, value in (("n_episodes", n_episodes), ("n_steps", n_steps), ("width", width), ("every", every)):
         if value is not None and value < 1:
             raise ArgumentError(f"{name} must be at least 1, got {value!r}: leave it out.")

@@ -211,7 +211,7 @@ def test_errors_are_one_line(chunked: Path, pendulum: Path, tmp_path: Path, caps
     assert "no_such_package" in error_of(capsys, "evaluate", chunked, "--env", "no_such_package:Env-v0")
     assert "must be the name of a file" in error_of(capsys, "clone", pendulum, "--env", "Pendulum-v1", "--output", tmp_path)
     assert "There is no file" in error_of(capsys, "evaluate", tmp_path / "none.zip", "--env", "Pendulum-v1")
-    assert "is no saved model" in error_of(capsys, "train", pendulum, "--env", "Pendulum-v1", "--timesteps", 1, *out)
+    assert "is not a saved model" in error_of(capsys, "train", pendulum, "--env", "Pendulum-v1", "--timesteps", 1, *out)
     PPO("MlpPolicy", "Pendulum-v1").save(tmp_path / "ppo.zip")
     assert "was written by PPO" in error_of(capsys, "evaluate", tmp_path / "ppo.zip", "--env", "Pendulum-v1")
     for mismatch in (("MountainCarContinuous-v0",), ("Pendulum-v1", "--horizon", 5), ("Pendulum-v1", "--horizon", 1)):

@@ -177,7 +177,7 @@ def _assemble(episodes: list[_Episode], max_transitions: int | None, metadata: d
 
 def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> VecEnv:
     """
-    :param env: As given by the user
+    :param env: The value passed by the user
     :param stack: Closes the env if it was made here
     :return: The env, vectorized
     :raises ValueError: if it is chunked
@@ -199,7 +199,7 @@ def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> Vec
 
 def _as_predict(model: Any, deterministic: bool, batched: bool) -> Callable[[Any, Any, np.ndarray], tuple[np.ndarray, Any]]:
     """
-    :param model: As given by the user
+    :param model: The value passed by the user
     :param deterministic: Passed to ``predict``
     :param batched: Whether a function takes a batch of observations
     :return: ``(observations, state, episode_starts) -> (actions, state)``, all batched

@@ -183,7 +183,7 @@ class Demonstrations:
 
     def select_keys(self, keys: Sequence[str]) -> "Demonstrations":
         """
-        :param keys: Of ``Dict`` observations
+        :param keys: keys of ``Dict`` observations
         :return: The same transitions with these parts of the observations only; arrays are shared, not copied
         """
         assert isinstance(self.observations, dict)
@@ -334,7 +334,7 @@ class Demonstrations:
 
         :param path: Where to; missing folders are made, ``~`` is expanded
         :raises ImportError: if h5py is not installed
-        :raises OSError: if it cannot be written, as when the disk is full
+        :raises OSError: if it cannot be written, for example because the disk is full
         """
         self._files.write_hdf5(self, path)
 

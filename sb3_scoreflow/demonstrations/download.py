@@ -159,7 +159,7 @@ def alone(path: Path) -> Iterator[None]:
     """
     Of several processes, let one make a file while the others wait.
 
-    :param path: Of the file; missing folders are made
+    :param path: path of the file; missing folders are made
     :raises OSError: if the folder cannot be written
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -318,7 +318,7 @@ def _reason(error: Exception) -> str:
 def _with_progress(blocks: Iterable[bytes], name: str, initial: int, total: int | None, show: bool) -> Iterable[bytes]:
     """
     :param blocks: What arrives
-    :param name: Of the file
+    :param name: name of the file
     :param initial: Bytes that are there already
     :param total: Bytes in the end, None if unknown
     :param show: Whether to show anything

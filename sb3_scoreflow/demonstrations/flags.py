@@ -81,8 +81,8 @@ def describe_rows_of_episodes(
     observation_shapes: Iterable[tuple[int, ...]], action_shape: tuple[int, ...], lengths: np.ndarray
 ) -> str | None:
     """
-    :param observation_shapes: Of the observation arrays
-    :param action_shape: Of the actions, ``(N, ...)``
+    :param observation_shapes: observation shapes of the observation arrays
+    :param action_shape: action shape of the actions, ``(N, ...)``
     :param lengths: ``(n_episodes,)``
     :return: What looks wrong if entries seem to be episodes instead of transitions; None if nothing does
     """

@@ -93,7 +93,7 @@ def write_hdf5(demonstrations: Demonstrations, path: AnyPath) -> None:
     """
     :param demonstrations: What to write; their metadata become attributes of the file
     :param path: Where to; missing folders are made, ``~`` is expanded, an existing file is replaced in one step
-    :raises OSError: if it cannot be written, as when the disk is full; a file that was there stays as it was
+    :raises OSError: if it cannot be written, for example because the disk is full; a file that was there stays as it was
     :raises ValueError: if an observation key or an entry of the metadata cannot be stored in HDF5, or is reserved
     """
     h5py = import_h5py()
@@ -119,7 +119,7 @@ def write_hdf5(demonstrations: Demonstrations, path: AnyPath) -> None:
 
 def check_key(key: str) -> None:
     """
-    :param key: Of observations
+    :param key: key of observations
     :raises ValueError: if it cannot name an HDF5 dataset: HDF5 would take it for a path, or for another name
     """
     if "/" in key or key in ("", ".") or not _is_storable(key):
@@ -203,7 +203,7 @@ def _check_keys(file: Group, path: Path) -> None:
 def _open(file: Group, key: str) -> HDF5Array | dict[str, HDF5Array]:
     """
     :param file: The open file
-    :param key: Of an array, or of a group of arrays
+    :param key: key of an array, or of a group of arrays
     :return: The array, or those in the group, unread
     :raises UnusableFileError: if it is something else
     """
@@ -247,7 +247,7 @@ def _read(node: HDF5Array | dict[str, HDF5Array]) -> LoadedObservations:
 def _write(file: Any, name: str, array: Array, target: HDF5Target) -> None:
     """
     :param file: The open ``h5py.File``
-    :param name: Of the new dataset
+    :param name: name of the new dataset
     :param array: To copy, a block of chunks at a time
     :param target: What the file is written to
     :raises OSError: if that fails

@@ -18,7 +18,7 @@ class HDF5Target(io.RawIOBase):
     A file for HDF5. What it writes after the disk has failed is kept in memory, so that it can close the file: whoever writes
     calls :meth:`check` often, so that this is not much.
 
-    :param path: of an existing or new file
+    :param path: path of an existing or new file
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +96,7 @@ class HDF5Target(io.RawIOBase):
 @contextmanager
 def hdf5_target(path: Path) -> Iterator[HDF5Target]:
     """
-    :param path: of a file, which is made if it is missing
+    :param path: path of a file, which is made if it is missing
     :return: context manager giving what ``h5py.File`` writes to, and closes, inside the block
     :raises OSError: what the disk said, whatever HDF5 made of it
     """

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 
 def find_layout(names: Collection[str]) -> Layout | None:
     """
-    :param names: Of arrays
+    :param names: names of arrays
     :return: The layout that they are in; None if it is none of these
     """
     return next(
@@ -84,7 +84,7 @@ def _from_dppo(arrays: Mapping[str, Any], scales: Mapping[str, Any] | None) -> D
     """
     The pretraining data of DPPO and ReinFlow. ``terminals`` on the last transition of a trajectory is a termination.
 
-    :param arrays: Of the file
+    :param arrays: arrays of the file
     :param scales: The arrays of its ``normalization.npz``; None if they are as they are
     """
     lengths = np.asarray(arrays["traj_lengths"])

@@ -264,7 +264,7 @@ def readable(path: str, state: tuple[int, ...]) -> Iterator[None]:
     """
     Around code that reads images.
 
-    :param path: Of the file
+    :param path: path of the file
     :param state: What it was when the demonstrations were loaded
     :raises OSError: for what goes wrong inside, with the file's name and a remedy; and if the file has changed
     """

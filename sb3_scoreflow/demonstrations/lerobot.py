@@ -159,7 +159,7 @@ def _choose(folder: LeRobotFolder, observation: Columns | None, images: Columns 
 
 def _by_key(columns: Columns, argument: str) -> dict[str, str]:
     """
-    :param columns: As given by the user
+    :param columns: The value passed by the user
     :param argument: Its name
     :return: Columns by keys of observations
     :raises UnusableFileError: if they are no names, or two have the same key
@@ -200,7 +200,7 @@ def _open_images(
 ) -> dict[str, LazyImages]:
     """
     :param folder: The data set
-    :param rows: Of its episodes
+    :param rows: rows of its episodes
     :param cameras: Which to open, by key
     :param cache: For images
     :param image_size: Height and width to give them

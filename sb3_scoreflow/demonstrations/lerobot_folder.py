@@ -79,7 +79,7 @@ class LeRobotFolder:
     def video(self, episode: Episode, key: str) -> tuple[Path, float]:
         """
         :param episode: One of the data set's
-        :param key: Of a camera
+        :param key: key of a camera
         :return: The file, and the time in seconds at which the episode begins in it
         :raises UnusableFileError: if the data set does not say
         """
@@ -99,7 +99,7 @@ class LeRobotFolder:
 
     def _file(self, entry: str, defaults: dict[int, str], values: dict[str, Any]) -> Path:
         """
-        :param entry: Of ``info.json``: a template of paths
+        :param entry: entry of ``info.json``: a template of paths
         :param defaults: By version, where there is none
         :param values: To put in
         :return: The path
@@ -285,9 +285,9 @@ def open_parquet(path: Path) -> Iterator[Any]:
 
 def no_column(name: str, argument: str, names: Iterable[str]) -> UnusableFileError:
     """
-    :param name: Of a column that is not there
+    :param name: name of a column that is not there
     :param argument: By which the user named it
-    :param names: Of those that are there
+    :param names: names of those that are there
     :return: The error to raise
     """
     names = sorted(names)

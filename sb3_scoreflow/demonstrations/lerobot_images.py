@@ -31,7 +31,7 @@ class DecodedImages(ABC):
     if the cache has room for all of the data set. Between reads files are closed, so that processes can be forked and objects
     pickled; every read checks that they are still the same.
 
-    :param name: Of the camera
+    :param name: name of the camera
     :param paths: The files
     :param files: ``(N,)``, number of each image's file
     :param cache: May be shared by several cameras
@@ -113,7 +113,7 @@ class DecodedImages(ABC):
     def _read(self, path: str, key: str, wanted: dict[int, list[int]], images: np.ndarray) -> None:
         """
         :param path: One of the files
-        :param key: Of its images in the cache
+        :param key: key of its images in the cache
         :param wanted: By number of an image, where it goes
         :param images: To fill
         """
@@ -143,7 +143,7 @@ class VideoFrames(DecodedImages):
     The frames of a camera whose images are in videos.
 
     :param times: ``(N,)``, when each image is shown in its video, in seconds
-    :param fps: Of the data set. Videos may have a multiple of it
+    :param fps: frame rate of the data set. Videos may have a multiple of it
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class VideoFrames(DecodedImages):
         """
         :param container: The open video
         :param stream: In it
-        :param number: Of a frame
+        :param number: number of a frame
         :return: The frames from the last one at or before it that can be decoded alone, with their numbers
         """
         start = stream.start_time or 0
@@ -262,7 +262,7 @@ class EncodedImages(DecodedImages):
 
     def _bytes(self, column: Any) -> list[bytes]:
         """
-        :param column: Of a table
+        :param column: column of a table
         :return: The images in it
         :raises UnusableFileError: if it has none
         """

@@ -100,7 +100,7 @@ class EpisodeRows:
 
     def _check(self, episode: Episode, file: str, n_rows: int, frames: np.ndarray | None, rows: np.ndarray) -> None:
         """
-        :param episode: Of the data set
+        :param episode: episode of the data set
         :param file: For the message
         :param n_rows: How many rows it has there
         :param frames: The file's column of their numbers, if there is one
@@ -135,7 +135,7 @@ class EpisodeRows:
 
     def vectors(self, name: str) -> np.ndarray:
         """
-        :param name: Of a column that was read
+        :param name: name of a column that was read
         :return: ``(N, ...)`` with vectors as entries: what has single numbers has vectors of one, as LeRobot has no scalars
         :raises UnusableFileError: if it has no numbers, or NaN
         """
@@ -170,7 +170,7 @@ class EpisodeRows:
 
 def to_numpy(name: str, column: Any) -> np.ndarray:
     """
-    :param name: Of a column
+    :param name: name of a column
     :param column: ``pyarrow.ChunkedArray``: numbers, or lists of numbers of the same length, nested or not
     :return: ``(N, ...)``
     :raises UnusableFileError: if it is something else

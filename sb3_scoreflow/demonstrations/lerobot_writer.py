@@ -47,7 +47,7 @@ def write_lerobot(
     :param robot_type: What does it
     :raises ImportError: if pyarrow is not installed, or pillow for images
     :raises FileExistsError: if there is such a folder or file
-    :raises OSError: if it cannot be written, as when the disk is full
+    :raises OSError: if it cannot be written, for example because the disk is full
     :raises ValueError: if ``fps`` or ``task`` do not fit, or LeRobot has no place for an array
     """
     import_parquet()
@@ -68,7 +68,7 @@ def write_lerobot(
 class _Writer:
     """
     :param demonstrations: What to write
-    :param path: Of an empty folder
+    :param path: path of an empty folder
     :param fps: Transitions per second
     :raises ValueError: if LeRobot has no place for an array
     """

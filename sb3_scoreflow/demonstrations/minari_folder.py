@@ -64,7 +64,7 @@ def import_minari() -> ModuleType:
 
 def local_path(dataset_id: str) -> Path:
     """
-    :param dataset_id: As given by the user
+    :param dataset_id: The value passed by the user
     :return: Where the dataset is or would be
     :raises ValueError: if the id is malformed
     """
@@ -148,7 +148,7 @@ class MinariFolder:
 
 def open_folder(dataset_id: str, download: bool) -> MinariFolder:
     """
-    :param dataset_id: As given by the user
+    :param dataset_id: The value passed by the user
     :param download: Whether to download it if it is not there
     :return: The dataset
     :raises ImportError: if minari, or a package that the dataset needs, is not installed
@@ -285,8 +285,8 @@ def _nested(tree: dict[str, Any]) -> spaces.Dict:
 
 def open_leaf(array: Group | Array, space: spaces.Space | None, is_jpeg: bool) -> Leaf:
     """
-    :param array: Of an episode
-    :param space: Of its entries, None if it is not recorded
+    :param array: array of an episode
+    :param space: space of its entries, None if it is not recorded
     :param is_jpeg: Whether images are stored as JPEG
     :return: The array, or the images in it, unread
     :raises UnusableFileError: if it does not fit the space

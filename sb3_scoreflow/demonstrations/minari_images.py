@@ -32,8 +32,8 @@ class JPEGImages:
     """
     Images of an episode, undecoded. Has what :func:`~sb3_scoreflow.safe_hdf5.arrays.check_size` asks for.
 
-    :param array: Of the bytes of a JPEG file per row
-    :param shape: Of an image; None if it is not recorded, then that of the first image
+    :param array: array of the bytes of a JPEG file per row
+    :param shape: shape of an image; None if it is not recorded, then that of the first image
     :raises UnusableFileError: if it has no bytes
     """
 

@@ -46,7 +46,7 @@ def write_minari(
     :param kwargs: Passed on to ``minari.create_dataset_from_buffers``: ``author``, ``algorithm_name``, ``eval_env``, ...
     :raises ImportError: if minari is not installed
     :raises FileExistsError: if there is such a dataset, or another process has written it in the meantime
-    :raises OSError: if it cannot be written, as when the disk is full
+    :raises OSError: if it cannot be written, for example because the disk is full
     :raises ValueError: if the id is malformed, the demonstrations are not of this env, the env cannot be made again from its
         spec, a key cannot name an HDF5 dataset, or the data are to be stored in another format than HDF5
     """
@@ -130,7 +130,7 @@ def _new_folder() -> Iterator[tuple[str, Path]]:
 
 def _fill(folder: Path, dataset_id: str, demonstrations: Demonstrations) -> None:
     """
-    :param folder: Of a dataset without episodes
+    :param folder: folder of a dataset without episodes
     :param dataset_id: Which it gets
     :param demonstrations: Which it gets
     """

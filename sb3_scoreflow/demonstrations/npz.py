@@ -76,7 +76,7 @@ def read_npz(
 
 def _read_scales(path: Path, normalization: AnyPath | bool | None) -> dict[str, np.ndarray] | None:
     """
-    :param path: Of the data
+    :param path: path of the data
     :param normalization: See :func:`read_npz`
     :return: The arrays by which the data are scaled; None if there are none
     :raises UnusableFileError: if the file that is to have them lacks one
@@ -99,7 +99,7 @@ def _read_scales(path: Path, normalization: AnyPath | bool | None) -> dict[str, 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """
-    :param path: Of an archive
+    :param path: path of an archive
     :return: It, open inside a ``with`` block
     :raises OSError: if it is damaged, or none
     """
@@ -119,7 +119,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _read(archive: zipfile.ZipFile, names: Iterable[str], limit: int) -> dict[str, np.ndarray]:
     """
     :param archive: The open file
-    :param names: Of arrays in it
+    :param names: names of arrays in it
     :param limit: How many bytes they may take in memory
     :return: The arrays. Before one is read, its head is: what that says is what will be asked of the memory
     :raises UnusableFileError: if one has objects, or all take too much memory

@@ -156,7 +156,7 @@ def _flat_code(arrays: Mapping[str, str], *lines: str, indent: str = "") -> str:
     """
     :param arrays: Expressions, by names: of arrays with one entry per transition, and others
     :param lines: What comes before
-    :param indent: Of what follows these
+    :param indent: indent of what follows these
     :return: Code that makes demonstrations of the arrays; or, where their names tell nothing, what they must be
     """
     observations, actions, rewards, terminations, truncations, either, derived = (

@@ -282,7 +282,7 @@ def _read(
     """
     :param file: The root of the open file
     :param demos: The demonstrations' groups
-    :param name: Of an array in each of them
+    :param name: name of an array in each of them
     :param clean: Checks an array, by its name
     :return: The arrays of all demonstrations, one after the other
     :raises ValueError: if there are NaN or infinities, or the shape is wrong

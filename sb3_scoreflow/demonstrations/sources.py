@@ -91,7 +91,7 @@ def load_demonstrations(
 
 def _parse(source: AnyPath) -> tuple[str, str]:
     """
-    :param source: As given by the user
+    :param source: The value passed by the user
     :return: Name of the source and what is left for it
     :raises ValueError: if the source is unknown
     """

@@ -47,7 +47,7 @@ def env_functions(env_fns: Any, n_envs: int | None) -> list[Callable[[], gym.Env
 def pickled_functions(functions: Sequence[Callable[[], gym.Env]], indices: range) -> bytes:
     """
     :param functions: that make environments
-    :param indices: of those that are wanted
+    :param indices: indices of those that are wanted
     :return: these, pickled together
     :raises ArgumentError: if one does not pickle
     """

@@ -47,8 +47,8 @@ class Pool:
     All workers.
 
     :param ray: the library
-    :param workers: of which none has been started
-    :param options: of Ray, for their actors
+    :param workers: workers of which none has been started
+    :param options: options of Ray, for their actors
     :param start_timeout: seconds that they have to be placed, and again to make their environments
     :param step_timeout: seconds that they have for any other answer, None for any time
     """
@@ -68,7 +68,7 @@ class Pool:
         """
         Start workers, in place of those that there may be.
 
-        :param numbers: of workers
+        :param numbers: numbers of workers
         :return: spaces of the environments of each, a :class:`Failure`, or :class:`Lost`
         :raises EnvFailedError: if one finds no place in time
         """
@@ -100,9 +100,9 @@ class Pool:
 
     def send(self, number: int, method: str, *arguments: Any) -> Any:
         """
-        :param number: of a worker
-        :param method: of :class:`EnvWorker`
-        :param arguments: of it
+        :param number: number of a worker
+        :param method: method of :class:`EnvWorker`
+        :param arguments: arguments of it
         :return: reference of the answer, None if the worker was ended
         """
         actor = self.workers[number].actor
@@ -112,10 +112,10 @@ class Pool:
         """
         Wait for the answers to one call. Workers that do not answer in time are ended.
 
-        :param refs: of :meth:`send`, by number of the worker
+        :param refs: refs of :meth:`send`, by number of the worker
         :param call: what they were asked for
         :param timeout: seconds, None for any time
-        :param name: of the argument that sets it
+        :param name: name of the argument that sets it
         :return: answer of each, :class:`Lost` of those that are gone
         """
         answers, silent = self._wait({number: ref for number, ref in refs.items() if ref is not None}, timeout, call)

@@ -44,8 +44,8 @@ class RayVecEnv(VecEnv):
     :param num_gpus: graphics processors that a worker wants, may be a fraction
     :param worker_options: further options of Ray's actors, such as ``resources``, ``label_selector``,
         ``scheduling_strategy`` or ``runtime_env``
-    :param address: of a cluster of Ray, such as "auto" on one of its nodes. If None, the Ray that the process is connected to;
-        else the environment variable ``RAY_ADDRESS``; else a small one is started on this machine ("local")
+    :param address: address of a Ray cluster, such as "auto" on one of its nodes. None: the cluster that the process is
+        connected to, else the environment variable ``RAY_ADDRESS``, else a new small one on this machine ("local")
     :param step_timeout: seconds that a worker may take for any answer, for a step with the resets that may follow it; then it
         is lost. None: any time, with a warning after a minute
     :param start_timeout: seconds that workers may take to find a place, and to make their environments
@@ -194,7 +194,7 @@ class RayVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
         :param attr_name: name of an attribute, which has to be picklable
-        :param indices: of environments, all if None
+        :param indices: indices of environments, all if None
         :return: the value in each
         """
         return self._ask("get_attr", f"get_attr({attr_name!r})", attr_name, indices)
@@ -203,7 +203,7 @@ class RayVecEnv(VecEnv):
         """
         :param attr_name: name of an attribute of the outermost wrapper; it is set again when a lost worker is replaced
         :param value: which has to be picklable
-        :param indices: of environments, all if None
+        :param indices: indices of environments, all if None
         """
         self._ask("set_attr", f"set_attr({attr_name!r})", (attr_name, value), indices)
         for worker, index in self._located(indices):
@@ -215,7 +215,7 @@ class RayVecEnv(VecEnv):
         """
         :param method_name: name of a method of the environments
         :param method_args: its arguments
-        :param indices: of environments, all if None
+        :param indices: indices of environments, all if None
         :param method_kwargs: its named arguments
         :return: what it returns in each
         """
@@ -224,7 +224,7 @@ class RayVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
         :param wrapper_class: class of a wrapper
-        :param indices: of environments, all if None
+        :param indices: indices of environments, all if None
         :return: whether each is in one
         """
         return self._ask("is_wrapped", "env_is_wrapped()", wrapper_class, indices)
@@ -291,7 +291,7 @@ class RayVecEnv(VecEnv):
         """
         Ask workers, and those that replace lost ones again.
 
-        :param numbers: of workers
+        :param numbers: numbers of workers
         :param send: gives the reference of the answer of a worker
         :param call: what they are asked for
         :return: answer of each
@@ -362,7 +362,7 @@ class RayVecEnv(VecEnv):
         """
         :param worker: whose answer it is
         :param answer: its answer
-        :param observations: of all environments, to be written to
+        :param observations: observations of all environments, to be written to
         :return: infos of steps
         """
         for key, array in observations.items():

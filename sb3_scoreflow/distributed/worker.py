@@ -24,7 +24,7 @@ Arrays = dict[Any, np.ndarray]
 
 def empty_observations(space: spaces.Space, n_envs: int) -> Arrays:
     """
-    :param space: of one environment's observations
+    :param space: space of one environment's observations
     :param n_envs: number of environments
     :return: arrays of the space's shapes and dtypes, as ``DummyVecEnv`` has them
     """
@@ -58,7 +58,7 @@ class Failure:
     """
     What a worker answers if an environment raised an exception.
 
-    :param index: of the environment
+    :param index: index of the environment
     :param call: what it was asked for, such as "step()"
     :param error: the exception, or that of an answer that was refused
     """
@@ -141,8 +141,8 @@ class EnvWorker:
 
     def reset(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> Any:
         """
-        :param seeds: of each environment
-        :param options: of each environment, empty for none
+        :param seeds: seeds of each environment
+        :param options: options of each environment, empty for none
         :return: :class:`Resets`
         """
         resets, i = Resets(self._empty(), []), 0
@@ -160,7 +160,7 @@ class EnvWorker:
         """
         :param command: name of one of ``COMMANDS``
         :param call: what it is, for messages
-        :param indices: of environments
+        :param indices: indices of environments
         :param data: what belongs to the command
         :return: answer of each of these environments, pickled
         """

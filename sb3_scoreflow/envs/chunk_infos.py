@@ -41,7 +41,7 @@ class ChunkInfos:
 
     def add(self, info: Mapping[str, Any]) -> None:
         """
-        :param info: of the next step
+        :param info: info of the next step
         :raises ValueError: if an entry cannot be summed
         """
         # None says nothing, as it does to Stable-Baselines3
@@ -53,7 +53,7 @@ class ChunkInfos:
 
     def complete(self, info: Mapping[str, Any], n_env_steps: int) -> dict[str, Any]:
         """
-        :param info: of the last step
+        :param info: info of the last step
         :param n_env_steps: number of steps
         :return: a copy, as the env may go on writing to its own, with what was collected
         """

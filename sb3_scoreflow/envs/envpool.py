@@ -231,7 +231,7 @@ class EnvPoolVecEnv(VecEnv):
 
         :param ended: Indices of the envs
         :param observations: Last observations of all envs; those of these envs are replaced by the first of the next episode
-        :param infos: Of all envs; written to
+        :param infos: infos of all envs; written to
         """
         seconds = round(time.time() - self._t_start, 6)
         for i in ended:
@@ -350,8 +350,8 @@ def _check_count(name: str, value: Any, optional: bool) -> None:
 def _task_config(envpool: ModuleType, task_id: str, pool_kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     :param envpool: The library
-    :param task_id: As given by the user
-    :param pool_kwargs: As given by the user
+    :param task_id: The value passed by the user
+    :param pool_kwargs: The value passed by the user
     :return: EnvPool's settings of the task
     :raises ValueError: if the task or a setting is unknown, the setting is not to be passed on, or there are several players
     """

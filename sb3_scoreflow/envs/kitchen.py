@@ -181,7 +181,7 @@ def _goal_positions(tasks: Sequence[str]) -> np.ndarray:
 
 def _checked_tasks(tasks: str | Sequence[str]) -> tuple[str, ...]:
     """
-    :param tasks: As given by the user
+    :param tasks: The value passed by the user
     :return: The tasks, each once
     :raises ValueError: if there is none, or one is unknown
     """

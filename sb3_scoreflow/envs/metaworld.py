@@ -215,7 +215,7 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
 
 def check_tasks(task: str | Sequence[str]) -> tuple[str, ...]:
     """
-    :param task: As given by the user
+    :param task: The value passed by the user
     :return: The tasks, each once
     :raises ValueError: if there is none, or one is unknown
     """

@@ -76,7 +76,7 @@ class _Arm:
     """
     :param env: robosuite's
     :param robot: One of its robots
-    :param name: Of the arm, "right" or "left"
+    :param name: name of the arm, "right" or "left"
     """
 
     def __init__(self, env: Any, robot: Any, name: str) -> None:

@@ -30,7 +30,7 @@ def robosuite_state(env: Any) -> dict[str, Any]:
 def set_robosuite_state(env: Any, state: dict[str, Any]) -> None:
     """
     :param env: robosuite's, with the episode begun as that of the state
-    :param state: of :func:`robosuite_state`
+    :param state: state of :func:`robosuite_state`
     """
     for target, arrays in zip((env.sim.model._model, env.sim.data._data), state["arrays"], strict=True):
         set_mujoco_arrays(target, arrays)
@@ -49,7 +49,7 @@ def numbers_of(owner: Any) -> dict[str, Any]:
 def set_numbers(owner: Any, numbers: dict[str, Any]) -> None:
     """
     :param owner: object
-    :param numbers: of :func:`numbers_of`
+    :param numbers: numbers of :func:`numbers_of`
     """
     for name, value in numbers.items():
         setattr(owner, name, value)

@@ -56,7 +56,7 @@ class Selection(NamedTuple):
 def select(space: spaces.Space, observation_keys: str | Sequence[str] | None, owner: str) -> Selection:
     """
     :param space: Space of the observations
-    :param observation_keys: As given by the user
+    :param observation_keys: The value passed by the user
     :param owner: What error messages say has this space
     :return: The leaves to take
     :raises ValueError: if the keys do not fit the space, or a leaf that is asked for is not numeric

@@ -26,7 +26,7 @@ class NoStateError(Exception):
 
 class Resumable(gym.Wrapper[Any, Any, Any, Any]):
     """
-    Lets ``learn_resumable`` save an environment in a process of its own (``SubprocVecEnv``) in the middle of an episode.
+    Lets ``learn_resumable`` save an environment in a separate process (``SubprocVecEnv``) in the middle of an episode.
     It has to be the outermost wrapper; :class:`~sb3_scoreflow.ActionChunking` does the same.
 
     :param env: environment
@@ -46,7 +46,7 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
 
 def has_checkpoints(cls: type) -> bool:
     """
-    :param cls: of an environment
+    :param cls: class of an environment
     :return: whether it says itself what its state is, by the methods ``get_checkpoint()`` and ``set_checkpoint(state)``
     """
     return callable(getattr(cls, "get_checkpoint", None)) and callable(getattr(cls, "set_checkpoint", None))
@@ -77,7 +77,7 @@ def env_state(env: gym.Env) -> list[tuple[str, Any]]:
 def set_env_state(env: gym.Env, state: list[tuple[str, Any]]) -> None:
     """
     :param env: environment, made as the one whose state it is
-    :param state: of :func:`env_state`
+    :param state: state of :func:`env_state`
     :raises ValueError: if the environment has other wrappers
     """
     expected = [name for name, _ in state]
@@ -113,7 +113,7 @@ def attributes_state(owner: Any, exclude: frozenset[str] = frozenset()) -> bytes
 def set_attributes(owner: Any, state: bytes) -> None:
     """
     :param owner: object
-    :param state: of :func:`attributes_state`
+    :param state: state of :func:`attributes_state`
     """
     for name, value in pickle.loads(state).items():
         own = vars(owner).get(name)
@@ -182,7 +182,7 @@ def mujoco_arrays(struct: Any) -> dict[str, Any]:
 def set_mujoco_arrays(struct: Any, arrays: dict[str, Any]) -> None:
     """
     :param struct: MuJoCo's model or data
-    :param arrays: of :func:`mujoco_arrays`, of an equal model
+    :param arrays: arrays of :func:`mujoco_arrays`, of an equal model
     """
     for name, value in arrays.items():
         if isinstance(value, float):

@@ -17,7 +17,7 @@ def axes_of(ax: Any) -> Any:
 
 def new_figure(**kwargs: Any) -> Any:
     """
-    :param kwargs: of matplotlib's ``Figure``
+    :param kwargs: kwargs of matplotlib's ``Figure``
     :return: a figure
     :raises ImportError: without matplotlib
     """

@@ -24,7 +24,7 @@ def sample_chains(policy: Any, obs: Any, n: int = 1, deterministic: bool = False
     :param obs: one observation, as ``predict`` takes it
     :param n: number of chains; of deterministic ones, all are the same
     :param deterministic: whether to start from ``x_0 = 0`` and to take means
-    :param seed: of the noise; torch's global generator is left as it was
+    :param seed: seed of the noise; torch's global generator is left as it was
     :return: points in normalized action units, the last one clamped to [-1, 1], shape ``(K + 1, n, action_dim)``
     """
     policy = policy_of(policy)
@@ -93,7 +93,7 @@ def plot_trajectories(
     :param n_chains: number of stochastic trajectories, at least 0
     :param dims: two dimensions of the flattened action
     :param ax: axes
-    :param seed: of the noise
+    :param seed: seed of the noise
     :return: the axes; their lines are the stochastic trajectories and, last, the deterministic one
     """
     first, second = check_dims(dims, policy_of(policy).action_dim)
@@ -129,9 +129,9 @@ def plot_action_density(
     :param n_chains: number of samples
     :param dims: two dimensions of the flattened action
     :param axes: one for each point
-    :param bins: of each dimension
+    :param bins: bins of each dimension
     :param limit: the histogram is over ``[-limit, limit]``
-    :param seed: of the noise
+    :param seed: seed of the noise
     :return: array of the axes, shape ``(K + 1,)``
     :raises ArgumentError: if the number of axes is another one
     """

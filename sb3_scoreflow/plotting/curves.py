@@ -26,7 +26,7 @@ def read_monitor(folder: AnyPath, x: Literal["steps", "seconds"] = "steps", wind
     """
     Returns of the episodes in the ``monitor.csv`` files of one run, in the order in which they ended.
 
-    :param folder: of the files
+    :param folder: folder of the files
     :param x: "steps": steps of the environments; "seconds": on the clock
     :param window: episodes over which a mean moves; all of them, where there are fewer
     :return: the curve, from the first whole window on
@@ -66,7 +66,7 @@ def read_progress(path: AnyPath, y: str = "rollout/ep_rew_mean", x: str = "time/
 
 def read_rows(path: AnyPath) -> list[dict[str, float]]:
     """
-    :param path: of ``progress.csv``, or its folder
+    :param path: path of ``progress.csv``, or its folder
     :return: its rows, without empty cells
     """
     path = as_path(path)
@@ -106,7 +106,7 @@ def plot_curves(
     :param runs: curves of the seeds, or label -> curves of the seeds
     :param ax: axes
     :param band: "range": from the lowest to the highest run; "std": one standard deviation on both sides; "none"
-    :param n_points: of the line
+    :param n_points: n points of the line
     :param unit: that ``x`` is divided by
     :param line: keyword arguments of ``ax.plot``
     :return: the axes

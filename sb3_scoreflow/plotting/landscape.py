@@ -28,14 +28,14 @@ def plot_q_landscape(
     the transport field as arrows. The other dimensions of the slice are those of the deterministic action; particles are
     projected onto it.
 
-    :param policy: of RLDT, or the model
+    :param policy: policy of RLDT, or the model
     :param obs: one observation
     :param n_particles: number of particles, at least 0
     :param dims: two dimensions of the flattened action
     :param ax: axes
     :param resolution: points per dimension
     :param transport: settings of the field; those of the model if None, and of a policy the defaults
-    :param seed: of the particles
+    :param seed: seed of the particles
     :return: the axes
     :raises ArgumentError: if the policy has no critics of actions
     """

@@ -36,9 +36,9 @@ def plot_score_coefficient(policy: Any, ax: Any = None, n_points: int = 101) -> 
     """
     Draw the coefficient ``alpha(t)`` of the score, with dots where the sampler asks for it.
 
-    :param policy: of ScoReFlowPPO, or the model
+    :param policy: policy of ScoReFlowPPO, or the model
     :param ax: axes
-    :param n_points: of the line, from t = 0 to (almost) 1
+    :param n_points: n points of the line, from t = 0 to (almost) 1
     :return: the axes; their lines are the curve and the dots
     :raises ArgumentError: if the policy has no score drift
     """
@@ -62,7 +62,7 @@ def plot_noise(policy: Any, obs: Any, ax: Any = None) -> Any:
     """
     Draw the standard deviation of every denoising step in one state: mean and range over the action's dimensions.
 
-    :param policy: of ScoReFlowPPO, or the model
+    :param policy: policy of ScoReFlowPPO, or the model
     :param obs: one observation
     :param ax: axes
     :return: the axes
@@ -110,7 +110,7 @@ def plot_logged(path: AnyPath, quantity: str, ax: Any = None) -> Any:
     """
     Draw a quantity by denoising step over training, one line for each step, from dark (the first) to bright.
 
-    :param path: of ``progress.csv``, or its folder
+    :param path: path of ``progress.csv``, or its folder
     :param quantity: see :func:`read_logged`
     :param ax: axes
     :return: the axes

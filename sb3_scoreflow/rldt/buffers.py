@@ -137,7 +137,7 @@ class RolloutHistory(RolloutBuffer):
         :param rewards: without bootstrap, shape ``(n_envs,)``
         :param episode_starts: whether the step was the first of its episode, same shape
         :param dones: whether it was the last, same shape
-        :param infos: of every environment; "TimeLimit.truncated", "terminal_observation" and "is_success" are read
+        :param infos: infos of every environment; "TimeLimit.truncated", "terminal_observation" and "is_success" are read
         :param new_obs: next observations, shape ``(n_envs, ...)`` per part
         """
         slot, step = self._slot, self.pos

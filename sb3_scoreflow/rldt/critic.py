@@ -100,7 +100,7 @@ def critic_loss(
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     :param policy: with the critics
-    :param batch: of every member its own rows
+    :param batch: batch of every member its own rows
     :param encoded: whether the observations are features already (see :func:`encode`)
     :param random_shift: largest shift of the images, in pixels, if they are not
     :return: the members' mean squared errors, added up; and their predictions, shape ``(n_critics, batch)``

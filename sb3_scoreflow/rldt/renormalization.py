@@ -11,8 +11,8 @@ class Renormalization:
     """
     As Stable-Baselines3's replay buffers do it. Parts that wrappers around ``VecNormalize`` reshape are kept as they are seen.
 
-    :param normalizer: of the environment
-    :param observation_space: of the policy
+    :param normalizer: normalizer of the environment
+    :param observation_space: observation space of the policy
     """
 
     def __init__(self, normalizer: VecNormalize, observation_space: spaces.Space) -> None:
@@ -57,7 +57,7 @@ class Renormalization:
 
     def observations(self, key: str, raw: np.ndarray) -> np.ndarray:
         """
-        :param key: of the part, "" where there are no parts
+        :param key: key of the part, "" where there are no parts
         :param raw: shape ``(..., *part_shape)``
         :return: normalized by the present statistics, same shape
         """

@@ -10,7 +10,7 @@ def mean_magnitude(rewards: np.ndarray, magnitude: float) -> tuple[float | None,
     """
     Steps without a reward say nothing about its unit: a rare success would get a tiny one.
 
-    :param rewards: of a rollout, shape ``(n_steps, n_envs)``
+    :param rewards: rewards of a rollout, shape ``(n_steps, n_envs)``
     :param magnitude: running mean of those before, 0 if there are none
     :return: mean of ``|r|`` over the rewards that are not 0, absurd ones bounded, None if all are 0; where the first absurd is
     """

@@ -63,7 +63,7 @@ def transport_field(
     :param temperature: weight of the repulsion, at least 0
     :param temperature_scaling: "gradient" or "none"
     :return: both terms; no gradient flows back from them if the inputs carry none
-    :raises ValueError: if an argument is impossible
+    :raises ValueError: if an argument is invalid
     """
     check_choice("kernel", kernel, get_args(Kernel))
     check_choice("temperature_scaling", temperature_scaling, get_args(TemperatureScaling))
@@ -122,7 +122,7 @@ class Transport:
         """
         :param queries: see :func:`transport_field`, as for the others
         :param particles: samples of the policy
-        :param gradients: of the value at each particle
+        :param gradients: gradients of the value at each particle
         :return: both terms of the field
         """
         return transport_field(

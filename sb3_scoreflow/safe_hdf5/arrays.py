@@ -50,7 +50,7 @@ def reading(name: str) -> Iterator[None]:
 
 def resolve_limit(max_bytes: int | None, file_bytes: int) -> int:
     """
-    :param max_bytes: As given by the user
+    :param max_bytes: The value passed by the user
     :param file_bytes: Size of the file
     :return: How many bytes may be read into memory
     :raises ValueError: if ``max_bytes`` is not an integer of at least 1
@@ -83,7 +83,7 @@ def check_size(arrays: Iterable[Sized], max_bytes: int | None, file_bytes: int) 
     Compare what will be read with what is there, before anything is read.
 
     :param arrays: What will be read
-    :param max_bytes: As given by the user; by default in proportion to the file
+    :param max_bytes: The value passed by the user; by default in proportion to the file
     :param file_bytes: Size of the file
     :raises UnusableFileError: if it is more
     """

@@ -197,7 +197,7 @@ class Attributes:
 
     def get(self, key: str, default: Any = None) -> Any:
         """
-        :param key: Of an attribute
+        :param key: key of an attribute
         :return: Its value, ``default`` if there is none
         :raises UnusableFileError: if it is not a single number or text
         """

@@ -59,7 +59,7 @@ def _walk(file: IO[bytes], start: int, n_bytes: int) -> None:
     """
     :param file: The file
     :param start: Where the heap begins
-    :param n_bytes: Of the file
+    :param n_bytes: n bytes of the file
     :raises OSError: if an object in it has a size that leads nowhere
     """
     file.seek(start)

@@ -23,7 +23,7 @@ class Cloning:
     """
     What is to be cloned, and how.
 
-    :param source: of :func:`~sb3_scoreflow.load_demonstrations`, or a dict of ``source`` and its keyword arguments
+    :param source: source of :func:`~sb3_scoreflow.load_demonstrations`, or a dict of ``source`` and its keyword arguments
     :param arguments: keyword arguments of :func:`~sb3_scoreflow.pretrain_bc`
     :raises SettingsError: if demonstrations cannot be loaded, or there is no such argument
     """
@@ -44,7 +44,7 @@ class Cloning:
     @classmethod
     def taken_from(cls, hyperparams: dict[str, Any]) -> "Cloning | None":
         """
-        :param hyperparams: of a run; ``demonstrations`` and ``cloning`` are taken out
+        :param hyperparams: hyperparams of a run; ``demonstrations`` and ``cloning`` are taken out
         :return: what they say; None if nothing is to be cloned
         """
         demonstrated = "demonstrations" in hyperparams

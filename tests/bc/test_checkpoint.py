@@ -95,7 +95,10 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         clone(path, 2)
     for other in (dict(n_batches=60), dict(learning_rate=1e-4), dict(seed=2)):
-        with pytest.raises(ValueError, match=r"checkpoint=.*clone.pt' is that of another run.*delete it"):
+        with pytest.raises(
+            ValueError,
+            match=r"checkpoint=.*clone.pt' belongs to a run with other.*delete the file",
+        ):
             clone(path, **other)
     with pytest.raises(ValueError, match="other demonstrations"):
         pretrain_bc(make_model(), make_demonstrations(n=50), checkpoint=path, **SETTINGS)
