@@ -406,7 +406,7 @@ def test_damaged_files(algorithm: Algorithm, tmp_path: Path) -> None:
         ({"data": None}, "There is no item named 'data'"),
         ({"data": b"{"}, "Expecting property name"),
         ({"data": b"[" * 100_000}, "recursion"),
-        ({"policy.pth": legacy.getvalue()}, r"'policy\.pth' is not a file of PyTorch \( 1\.6\)"),
+        ({"policy.pth": legacy.getvalue()}, r"'policy\.pth' is not a file of PyTorch \(1\.6 or later\)"),
         ({"policy.pth": script.getvalue()}, r"'policy\.pth' is a TorchScript program"),
         ({"policy.features_extractor.pth": variables.getvalue()}, r"'policy\.features_extractor\.pth' is none of the states"),
         ({"../../escape.pth": variables.getvalue()}, r"'\.\./\.\./escape\.pth' is none of the states"),
