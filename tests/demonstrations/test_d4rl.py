@@ -419,13 +419,15 @@ def test_checksums(server: FileServer, directory: Path, monkeypatch: pytest.Monk
     right = Checksum(len(content), hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(d4rl, "CHECKSUMS", {HOPPER[1:]: right})
     server.files[HOPPER] = content[:-1] + bytes([content[-1] ^ 1])
-    with pytest.raises(OSError, match=rf"no valid D4RL file, .*The one that is known has .* and {right.sha256}: somebody"):
+    with pytest.raises(
+        OSError, match=rf"not send a valid D4RL file, .*The known file has .* and {right.sha256}: the file was"
+    ):
         load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
     server.files[HOPPER] = content[:-1]
     with pytest.raises(OSError, match=rf"It has {len(content) - 1:,} bytes .* has {len(content):,} bytes"):
         load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
     server.files[HOPPER] = content + b"x"
-    with pytest.raises(ConnectionError, match=rf"has {len(content) + 1:,} bytes, but may have {len(content):,} at most"):
+    with pytest.raises(ConnectionError, match=rf"has {len(content) + 1:,} bytes, but at most {len(content):,} are allowed"):
         load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
     assert list(directory.iterdir()) == []
     server.files[HOPPER] = content

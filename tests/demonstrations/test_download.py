@@ -347,8 +347,8 @@ def test_progress_without_tqdm(
 @pytest.mark.parametrize("content_length", [True, False])
 def test_files_that_are_too_large(server: FileServer, tmp_path: Path, content_length: bool) -> None:
     server.content_length = content_length
-    said = "1,000,000 bytes, but may have 999,999" if content_length else "more than the 999,999 bytes that it may have"
-    with pytest.raises(ConnectionError, match=rf"file\.bin could not be .*: the file has {said} at most\. Do this\.$"):
+    said = "1,000,000 bytes, but at most 999,999" if content_length else "more than the 999,999 bytes that"
+    with pytest.raises(ConnectionError, match=rf"file\.bin could not be .*: the file has {said} are allowed\. Do this\.$"):
         fetch(server, tmp_path / "file.bin", max_bytes=999_999)
     assert os.listdir(tmp_path) == []
     assert len(server.requests) == 1

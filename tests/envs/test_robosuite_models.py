@@ -145,9 +145,7 @@ def test_what_it_may_say(env: RobomimicEnv, state: np.ndarray) -> None:
 )
 def test_settings_that_name_files(tmp_path: Path, kwargs: dict[str, Any], entry: str) -> None:
     path = write_file(tmp_path / "file.hdf5", json.dumps(env_args(**kwargs)))
-    with pytest.raises(
-        ValueError, match=rf"file\.hdf5 has {entry}, which is the path of a file\. .*pass the corresponding argument to"
-    ):
+    with pytest.raises(ValueError, match=rf"file\.hdf5 has {entry}, which is the path of a file\. .*pass the corresponding"):
         make_robomimic(path)
     with pytest.raises(ValueError, match=r"^The dict of env_args has"):
         make_robomimic(env_args(**kwargs))
