@@ -266,7 +266,7 @@ def test_a_bad_file_is_not_kept(server: FileServer, tmp_path: Path, kind: type[E
 
     path = tmp_path / "file.bin"
     with pytest.raises(
-        OSError, match=rf"What {server.url}/a/file\.bin sent is no valid map, so .* at {path}: It is upside down\. Do"
+        OSError, match=rf"{server.url}/a/file\.bin did not send a valid map, so .* at {path}: It is upside down\. Do"
     ):
         fetch(server, path, check, noun="map")
     assert os.listdir(tmp_path) == []

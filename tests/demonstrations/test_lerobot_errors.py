@@ -161,18 +161,21 @@ def test_columns_that_differ(tmp_path: Path) -> None:
     [
         (
             {"codebase_version": "v1.6"},
-            r"its `codebase_version` is 'v1\.6'; v2\.0, v2\.1, v3\.0 are read\. Scripts of",
+            r"its `codebase_version` is 'v1\.6'; v2\.0, v2\.1, v3\.0 are supported\. Scripts of",
         ),
         ({"codebase_version": None}, "its `codebase_version` is None"),
         ({"features": []}, r"`features` in its meta/info\.json is \[\]; it must be a dict of dicts"),
         ({"fps": 0}, r"`fps` in its meta/info\.json is 0; it must be a positive number"),
         ({"fps": True}, "`fps` in its meta"),
         ({"total_episodes": 7}, r"counts 7 episodes, but 3 are described\. Fetch `meta` again, or pass `episodes`"),
-        ({"data_path": "../{episode_index:06d}.parquet"}, r"`data_path` .* is '\.\./.* from which no file inside the folder"),
-        ({"data_path": "/etc/passwd"}, "`data_path` .* no file inside the folder"),
-        ({"data_path": "{episode_index.__class__}"}, "`data_path` .* no file inside the folder"),
-        ({"data_path": "{episode_index:099999999d}"}, "`data_path` .* no file inside the folder"),
-        ({"data_path": "data/{other}"}, "`data_path` .* no file inside the folder"),
+        (
+            {"data_path": "../{episode_index:06d}.parquet"},
+            r"`data_path` .* is '\.\./.* not give a file inside the folder",
+        ),
+        ({"data_path": "/etc/passwd"}, "`data_path` .* not give a file inside the folder"),
+        ({"data_path": "{episode_index.__class__}"}, "`data_path` .* not give a file inside the folder"),
+        ({"data_path": "{episode_index:099999999d}"}, "`data_path` .* not give a file inside the folder"),
+        ({"data_path": "data/{other}"}, "`data_path` .* not give a file inside the folder"),
     ],
 )
 def test_odd_info(tmp_path: Path, write: Write, change: dict[str, Any], message: str) -> None:
