@@ -84,7 +84,7 @@ def test_groups_that_contain_themselves(root: Path) -> None:
             for i in range(width):
                 group.pop(f"again{i}", None)
                 group[f"again{i}"] = group
-        with pytest.raises(ValueError, match=r"`.*` is one of more than 1000 groups and arrays, or in .*take them out"):
+        with pytest.raises(ValueError, match=r"`.*` is one of more than 1000 groups and arrays, or in .*remove them"):
             load("handmade-v0")
 
 

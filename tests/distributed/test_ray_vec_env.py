@@ -422,7 +422,7 @@ def test_constructor_raises(ray_module: None) -> None:
 
 
 def test_constructor_ends(ray_module: None) -> None:
-    with pytest.raises(EnvFailedError, match="The worker of environment 0 was lost while it made them"):
+    with pytest.raises(EnvFailedError, match="The worker of environment 0 was lost while it created them"):
         RayVecEnv([partial(Broken, "exit")], address="local")
 
 
