@@ -30,7 +30,7 @@ def read_monitor(folder: AnyPath, x: Literal["steps", "seconds"] = "steps", wind
     :param x: "steps": steps of the environments; "seconds": wall-clock time
     :param window: number of episodes of the moving average; all episodes, if there are fewer
     :return: the curve, from the first complete window on
-    :raises ArgumentError: if no episode has ended, or an argument is impossible
+    :raises ArgumentError: if no episode has ended, or an argument is invalid
     """
     check_choice("x", x, ("steps", "seconds"))
     if window < 1:

@@ -1,7 +1,7 @@
 """
 The global heaps of HDF5 files, which contain strings of variable length.
 
-HDF5 2.0 walks through a heap from object to object by their sizes, and does not detect a lack of progress: with one damaged byte,
+HDF5 2.0 walks through a heap from object to object by their sizes, and does not detect missing progress: after a damaged byte,
 reading an attribute never returns and cannot be interrupted. Therefore, this module walks through all heaps first.
 """
 
