@@ -15,7 +15,7 @@ def first_successes(rewards: np.ndarray, starts: np.ndarray, stops: np.ndarray) 
     if len(values) and (values[0] < 0 or (values != values[0]).any()):
         raise ValueError(
             f"The rewards, {rewards.min():.4g} to {rewards.max():.4g}, are not all 0 or one positive value: they do not mark "
-            "successes. Pass rewards that are 1 there and 0 elsewhere."
+            "successes. Pass rewards that are 1 at successes and 0 elsewhere."
         )
     begin_with_one = (rewards[starts] > 0) & (stops - starts > 1)
     if 2 * np.count_nonzero(begin_with_one) > len(starts):

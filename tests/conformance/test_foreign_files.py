@@ -57,8 +57,8 @@ def test_files_of_each_other(algorithm: Algorithm, suffix: str, tmp_path: Path) 
             algorithm.cls.load(path)
             continue
         message = re.escape(
-            f"{path} was written by {other}, not by {algorithm}: load it with {other}.load(path); to go on from what its "
-            f"policy has learned, call load_clone(path) on a new {algorithm} model."
+            f"{path} was written by {other}, not by {algorithm}: load it with {other}.load(path); to continue with "
+            f"its policy, call load_clone(path) on a new {algorithm} model."
         )
         with pytest.raises(ValueError, match=message):
             algorithm.cls.load(path)

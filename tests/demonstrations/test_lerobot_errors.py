@@ -34,10 +34,12 @@ def write(request: pytest.FixtureRequest) -> Write:
 
 
 def test_missing_folders(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no LeRobot data set .*absent .*Nothing is downloaded.*--local-dir"):
+    with pytest.raises(
+        FileNotFoundError, match=r"There is not a LeRobot data set .*absent .*Nothing is downloaded.*--local-dir"
+    ):
         load(tmp_path / "absent")
     (tmp_path / "videos").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"is no LeRobot data set: it has no meta/info\.json, but \['videos'\]"):
+    with pytest.raises(FileNotFoundError, match=r"is not a LeRobot data set: it has no meta/info\.json, but \['videos'\]"):
         load(tmp_path)
 
 
@@ -69,9 +71,9 @@ def test_missing_folders(tmp_path: Path) -> None:
         ({"image_size": 96}, r"`image_size` must be a height and a width in pixels, got 96\. Pass for instance \(96, 96\)"),
         ({"image_size": (0, 96)}, "`image_size` must be"),
         ({"cache_bytes": -1}, "`cache_bytes` must be an integer of at least 0"),
-        ({"max_bytes": 100}, r"its columns \[.*\] take more than 100 bytes of memory.* raise `max_bytes`"),
+        ({"max_bytes": 100}, r"its columns \[.*\] need more than 100 bytes of memory.* raise `max_bytes`"),
         ({"max_bytes": 0}, "`max_bytes` must be an integer of at least 1"),
-        ({"observation": "text"}, "`text` has the type string, which is no numbers"),
+        ({"observation": "text"}, "`text` has the type string, which is not numeric"),
         ({"observation": "ragged"}, r"`ragged` has entries of different lengths, \[1, 2\]"),
         ({"observation": "holes"}, r"`holes` has 1 entries without a value"),
         ({"done": "next.reward"}, r"`next\.reward` holds values other than 0 and 1"),

@@ -170,7 +170,7 @@ def test_dppo_images(tmp_path: Path) -> None:
         (dppo(images=np.zeros((N, 3, 4, 4))), {"images": True}, r"`images` has shape \(16, 3, 4, 4\) and type float64"),
         (dppo(), {"normalization": True}, "`normalization` must be a path, False, or None"),
         (dppo(states=OBS), {}, r"`states` has values outside of \[-1, 1\], .* Pass `normalization=Fal"),
-        (dppo(actions=scaled(OBS)), {}, r"`actions` has shape \(16, 3\), its scales in normalization\.npz have \(2,\)"),
+        (dppo(actions=scaled(OBS)), {}, r"`actions` has shape \(16, 3\), but its scales in normalization\.npz have \(2,\)"),
         (dict(observations=OBS, actions=ACTS, timeouts=ENDS), {"images": True}, "are for DPPO's layout, this is D4RL's"),
         (
             dict(observations=OBS, actions=ACTS, terminals=ENDS),

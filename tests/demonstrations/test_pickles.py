@@ -80,7 +80,7 @@ def test_dppo(tmp_path: Path) -> None:
 def test_nothing_is_unpickled_unasked(tmp_path: Path, kwargs: dict[str, Any]) -> None:
     path = write(tmp_path / "evil.pkl", Evil())
     for source in (path, f"pickle:{path}"):
-        with pytest.raises(ValueError, match=r"is a pickle, and not read\. Unpickling runs .* `allow_pickle=True`"):
+        with pytest.raises(ValueError, match=r"is a pickle and is not read\. Unpickling executes .* `allow_pickle=True`"):
             load_demonstrations(source, **kwargs)
     with pytest.raises(SystemExit, match="unpickled"):  # it would have been
         load_demonstrations(path, allow_pickle=True)

@@ -54,7 +54,7 @@ def test_success_in_any_unit(unit: float) -> None:
 )
 def test_rewards_that_do_not_tell(rewards: list[list[float]], message: str) -> None:
     d = episodes(*rewards)
-    with pytest.raises(ValueError, match=message + r".*Pass rewards that are 1 there and 0 elsewhere"):
+    with pytest.raises(ValueError, match=message + r".*Pass rewards that are 1 at successes and 0 elsewhere"):
         d.end_at_success()
     success = np.zeros(len(d))
     success[[part.start + 1 for part in d.episode_slices]] = 1

@@ -115,7 +115,7 @@ def test_links_out_of_the_assets(
             r"has a document type, 'mujoco'",
         ),
         ("<mujoco ", '<!DOCTYPE mujoco SYSTEM "http://127.0.0.1:9/x.dtd"><mujoco ', r"has a document type"),
-        ("</mujoco>", "", r"is no XML \(no element found"),
+        ("</mujoco>", "", r"is not valid XML \(no element found"),
     ],
 )
 def test_what_a_model_must_not_have(env: RobomimicEnv, state: np.ndarray, old: str, new: str, message: str) -> None:
