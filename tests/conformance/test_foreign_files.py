@@ -37,7 +37,9 @@ def test_files_of_stable_baselines3(algorithm: Algorithm, writer: str, as_file: 
     source = io.BytesIO(path.read_bytes()) if as_file else path
     assert written_by(source) == writer
     name = "The file" if as_file else str(path)
-    message = re.escape(f"{name} was written by {writer}, not by {algorithm}: load it with {writer}.load(path); to go on from")
+    message = re.escape(
+        f"{name} was written by {writer}, not by {algorithm}: load it with {writer}.load(path); to continue with"
+    )
     for load in (algorithm.cls.load, algorithm.make("FlowPolicy", make_toy()).set_parameters):
         with pytest.raises(ValueError, match=message):
             load(source)

@@ -34,9 +34,7 @@ def write(request: pytest.FixtureRequest) -> Write:
 
 
 def test_missing_folders(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"There is not a LeRobot data set .*absent .*Nothing is downloaded.*--local-dir"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"There is no LeRobot data set .*absent .*Nothing is downloaded.*--local-dir"):
         load(tmp_path / "absent")
     (tmp_path / "videos").mkdir()
     with pytest.raises(FileNotFoundError, match=r"is not a LeRobot data set: it has no meta/info\.json, but \['videos'\]"):

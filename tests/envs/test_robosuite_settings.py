@@ -198,7 +198,7 @@ def test_files(tmp_path: Path) -> None:
         (
             "without",
             None,
-            r"without.hdf5 does not say which env it was recorded in: its group `data` has no attribute .*make_robomimic\('lift'\)",
+            r"without.hdf5 does not say which env it was recorded in: its group `data` has no .*make_robomimic\('lift'\)",
         ),
         ("list", "[1]", r"list.hdf5 does not say which env"),
         ("number", 3, r"number.hdf5 does not say which env"),
