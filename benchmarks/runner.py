@@ -75,7 +75,8 @@ def make(jobs: Sequence[Job], options: argparse.Namespace, ended: Callable[[Job,
         log = files[job].with_suffix(".error.txt")
         if isinstance(outcome, Exception):
             _write(log, "".join(traceback.format_exception(outcome)))
-            failed.append(f"{job.name}: {traceback.format_exception_only(outcome)[-1].strip().splitlines()[-1]} ({log})")
+            cause = getattr(outcome, "cause", None) or outcome  # Ray's error of a run that raised one
+            failed.append(f"{job.name}: {traceback.format_exception_only(cause)[-1].splitlines()[0]} ({log})")
             print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
             continue
         results[job] = {"settings": job.settings, **outcome, "origin": {**origin, **outcome["origin"]}}

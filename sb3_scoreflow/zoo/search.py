@@ -7,9 +7,8 @@ Only :mod:`sb3_scoreflow.zoo.verbs` imports this, where Ray is wanted.
 import importlib
 import json
 import math
-import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,7 @@ class ParallelSearch(FlowExperimentManager):
         if not self.storage.endswith(".log"):
             raise SettingsError(f"--storage {self.storage}: with --workers, it has to be a file that ends in .log.")
         if self.n_jobs != 1:
-            raise SettingsError(
-                f"--n-jobs {self.n_jobs} and --workers {workers} both set the number of trials at a time: drop one."
-            )
+            raise SettingsError(f"--n-jobs {self.n_jobs} and --workers {workers} set the same thing: leave --n-jobs out.")
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Preprocessed:
         self.requested = {name: str(value) for name, value in sorted(hyperparams.items())}
@@ -74,9 +71,7 @@ class ParallelSearch(FlowExperimentManager):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise SettingsError(
-                f"Another search is at work on {path}: wait for its end, or pass another --storage."
-            ) from error
+            raise SettingsError(f"Another search is at work on {path}: wait for it, or pass another --storage.") from error
         with lock:
             left = self._prepare(path)
             if left > 0:
@@ -121,8 +116,7 @@ class ParallelSearch(FlowExperimentManager):
         except (OSError, ValueError) as error:
             raise SettingsError(str(error)) from error
         search = Search(self, path)
-        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # what is to be kept is in the study
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:  # what is to be kept is in the study
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(run_trial, manager=self), {"cpu": 1}),
                 tune_config=tune.TuneConfig(search_alg=search, num_samples=left, max_concurrent_trials=self.workers),
@@ -134,13 +128,20 @@ class ParallelSearch(FlowExperimentManager):
                     verbose=0,
                 ),
             )
-            failed = [result for result in tuner.fit() if result.error]
-        for result in failed:
-            log = Path(f"{path}.trial_{result.config['number']}.error.txt")
-            log.write_text(f"{json.dumps(result.config)}\n{result.error}\n")
-            print(f"failed: trial {result.config['number']}: {str(result.error).strip().splitlines()[-1]} ({log})", flush=True)
-        if failed and not search.n_ended:
-            raise SettingsError(f"The first {len(failed)} trials failed, in {self.retries + 1} attempts each: see above.")
+            results = tuner.fit()
+        self._show_failures(path, [results[i] for i in range(len(results))])
+        if search.n_failed and not search.n_ended:
+            raise SettingsError(
+                f"The first trials ({search.n_failed}) failed, in {self.retries + 1} attempts each: see above."
+            )
+
+    def _show_failures(self, path: Path, results: Sequence[Any]) -> None:
+        for result in results:
+            if result.error:
+                log = Path(f"{path}.trial_{result.config['number']}.error.txt")
+                log.write_text(f"{json.dumps(result.config)}\n{result.error}\n")
+                last = str(result.error).strip().splitlines()[-1]
+                print(f"failed: trial {result.config['number']}: {last} ({log})", flush=True)
 
 
 def run_trial(config: dict[str, Any], manager: ParallelSearch, report: Report = tune.report) -> None:
