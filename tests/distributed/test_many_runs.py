@@ -27,7 +27,6 @@ pytestmark = pytest.mark.usefixtures("ray_module")
         ("somewhere", "address='somewhere' must be 'auto', or HOST:PORT"),
         ("127.0.0.1:99999", "There is no Ray cluster at address='127.0.0.1:99999'"),
         ("ray://127.0.0.1:9", "address=.* is for Ray's client"),
-        ("auto", "Could not find any running Ray instance"),
     ],
 )
 def test_no_cluster_there(tmp_path: Path, address: str, message: str) -> None:
