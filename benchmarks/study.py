@@ -74,48 +74,49 @@ class Made(NamedTuple):
     origin: dict[str, Any]
     """Provenance of the command"""
     origins: dict[str, dict[str, Any]]
-    """Provenance of the runs of every variant; ``others`` has that of seeds with another one"""
+    """Provenance of the runs of every variant: of the first one, and of those where it is another one as ``others``"""
     facts: dict[tuple[str, int], dict[str, Any]]
-    """What a run returned, besides its curves"""
+    """What the run of a variant and a seed returned, besides its curves"""
 
 
-def make_runs(
-    options: argparse.Namespace, run: Callable[[argparse.Namespace, str, int], Result], variants: Mapping[str, Any]
-) -> Made:
+#: Makes the run of a variant and a seed. Its result may have ``curves``: rows of the recorder, by environment
+RunFunction = Callable[[argparse.Namespace, str, int], Result]
+
+
+def make_runs(options: argparse.Namespace, run: RunFunction, variants: Mapping[str, Any]) -> Made:
     """
     :param options: of :func:`parser`, with ``seeds`` and ``variants``
-    :param run: makes the run of a variant and a seed; its result has ``curves``, the rows of every environment
-    :param variants: settings of each; their ``repr`` tells whether they have changed
+    :param run: makes one
+    :param variants: settings of each variant; one whose ``repr`` has changed is run again
     :return: what has been made
     :raises SystemExit: if runs failed
     """
     return make_all_runs([options], run, variants)[0]
 
 
-def make_all_runs(
-    tasks: Sequence[argparse.Namespace],
-    run: Callable[[argparse.Namespace, str, int], Result],
-    variants: Mapping[str, Any],
-) -> list[Made]:
+def make_all_runs(tasks: Sequence[argparse.Namespace], run: RunFunction, variants: Mapping[str, Any]) -> list[Made]:
     """
     As :func:`make_runs`, of several tasks at once.
 
     :param tasks: the options of each, which have the same seeds
-    :return: what has been made, of each
+    :return: what has been made, by task
     """
-    options, origin = tasks[0], provenance()
+    options, made = tasks[0], [Made(provenance(), {}, {}) for _ in tasks]
     # Seeds outside, variants inside: variants that are compared run next to each other in time.
-    keys = [(i, variant, seed) for seed in options.seeds for i, task in enumerate(tasks) for variant in task.variants]
-    made = [Made(origin, {}, {}) for _ in tasks]
-    key_of = {_job(tasks[i], run, variants[variant], variant, seed): (i, variant, seed) for i, variant, seed in keys}
+    keys = {
+        _job(task, run, variants[variant], variant, seed): (i, variant, seed)
+        for seed in options.seeds
+        for i, task in enumerate(tasks)
+        for variant in task.variants
+    }
 
     def ended(job: Job, result: Result) -> None:
-        _, variant, seed = key_of[job]
-        runs = {Run(variant, env, seed): rows for env, rows in result.get("curves", {}).items()}
-        if runs:
-            CurveTable(options.output).add(runs)
+        _, variant, seed = keys[job]
+        curves = {Run(variant, env, seed): rows for env, rows in result.get("curves", {}).items()}
+        if curves:
+            CurveTable(options.output).add(curves)
 
-    for (i, variant, seed), result in zip(keys, runner.make(list(key_of), options, ended), strict=True):
+    for (i, variant, seed), result in zip(keys.values(), runner.make(list(keys), options, ended), strict=True):
         made[i].facts[variant, seed] = {k: v for k, v in result.items() if k not in ("settings", "origin", "curves")}
         first = made[i].origins.setdefault(variant, dict(result["origin"]))
         if result["origin"] not in ({k: v for k, v in first.items() if k != "others"}, *first.get("others", [])):
@@ -127,15 +128,11 @@ def make_all_runs(
 _OF_THE_COMMAND = ("output", "seeds", "variants", "workers", "address", "retries", "again")
 
 
-def _job(options: argparse.Namespace, run: Callable[..., Result], settings: Any, variant: str, seed: int) -> Job:
+def _job(options: argparse.Namespace, run: RunFunction, settings: Any, variant: str, seed: int) -> Job:
     given = {name: value for name, value in vars(options).items() if name not in _OF_THE_COMMAND}
-    decisive = {"variant": variant, "seed": seed, "settings": repr(settings), **given}
-    task = [options.task] if "task" in given else [options.env] if "env" in given else []
-    return Job(
-        " ".join([*task, variant, "seed", str(seed)]),
-        json.loads(json.dumps(decisive, default=str)),
-        partial(run, options, variant, seed),
-    )
+    known = json.loads(json.dumps({**given, "variant": variant, "seed": seed, "settings": repr(settings)}, default=str))
+    task = [name for name in (given.get("task") or given.get("env"),) if name]
+    return Job(" ".join([*task, variant, "seed", str(seed)]), known, partial(run, options, variant, seed))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

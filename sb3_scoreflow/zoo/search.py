@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from ray import tune
+from ray.tune import FailureConfig, RunConfig, Stopper, TuneConfig, Tuner, report, with_parameters, with_resources
 from ray.tune.search.optuna import OptunaSearch
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from stable_baselines3 import HerReplayBuffer
@@ -117,13 +117,13 @@ class ParallelSearch(FlowExperimentManager):
             raise SettingsError(str(error)) from error
         search = Search(self, path)
         with tempfile.TemporaryDirectory() as folder:  # what is to be kept is in the study
-            tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(run_trial, manager=self), {"cpu": 1}),
-                tune_config=tune.TuneConfig(search_alg=search, num_samples=left, max_concurrent_trials=self.workers),
-                run_config=tune.RunConfig(
+            tuner = Tuner(
+                with_resources(with_parameters(run_trial, manager=self), {"cpu": 1}),
+                tune_config=TuneConfig(search_alg=search, num_samples=left, max_concurrent_trials=self.workers),
+                run_config=RunConfig(
                     name="search",
                     storage_path=folder,
-                    failure_config=tune.FailureConfig(max_failures=self.retries),
+                    failure_config=FailureConfig(max_failures=self.retries),
                     stop=Pruner(search, self.workers),
                     verbose=0,
                 ),
@@ -144,7 +144,7 @@ class ParallelSearch(FlowExperimentManager):
                 print(f"failed: trial {result.config['number']}: {last} ({log})", flush=True)
 
 
-def run_trial(config: dict[str, Any], manager: ParallelSearch, report: Report = tune.report) -> None:
+def run_trial(config: dict[str, Any], manager: ParallelSearch, report: Report = report) -> None:
     """
     The zoo's trial, in whatever process.
 
@@ -228,7 +228,7 @@ class Search(OptunaSearch):
         """Nothing: the study is on the disk."""
 
 
-class Pruner(tune.Stopper):
+class Pruner(Stopper):
     """
     The zoo's pruner; it also ends a search that only fails.
 

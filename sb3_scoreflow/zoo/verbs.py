@@ -58,7 +58,9 @@ def _optimize() -> None:
     try:
         search = importlib.import_module("sb3_scoreflow.zoo.search")
     except ImportError as error:
-        raise SettingsError(f'--workers needs Ray Tune ({error}): pip install "sb3-scoreflow[ray]" "ray[tune]"') from error
+        raise SettingsError(
+            f'--workers needs Ray Tune ({error}): pip install "sb3-scoreflow[ray]" "ray[tune]>=2.43"'
+        ) from error
     retries = 1 if ours.retries is None else ours.retries
     return _train_with(partial(search.ParallelSearch, workers=ours.workers, address=ours.address, retries=retries))
 
