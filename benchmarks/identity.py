@@ -60,7 +60,8 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = study.parser(__doc__, "identity", seeds=(0, 1, 2, 3, 4), variants=VARIANTS)
+    parser = study.parser(__doc__, "identity", seeds=(0, 1, 2, 3, 4))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     options = parser.parse_args(arguments)
     of_task = {task: [variant for variant in options.variants if task in VARIANTS[variant][2]] for task in TASKS}

@@ -154,6 +154,7 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
     for variant, curves in complete(table, observed(options), VARIANTS, options.seeds).items():
         entry = section.setdefault(variant, {})
         if variant in options.variants:
+            entry.pop("others", None)
             entry.update(made.origins[variant])
             entry["settings"] = repr(settings(options, variant))
             entry["per_seed"] = [made.facts[variant, seed] for seed in options.seeds]

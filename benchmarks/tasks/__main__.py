@@ -25,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in tables(study.read_summary(options.output)).items()))
         return
     options.data = options.data or options.output / "data"
-    of_tasks = [argparse.Namespace(**{**vars(options), "task": task}) for task in options.task]
-    summarize(options, dict(zip(options.task, study.make_all_runs(of_tasks, run, VARIANTS), strict=True)))
+    names = list(dict.fromkeys(options.task))
+    of_tasks = [argparse.Namespace(**{**vars(options), "task": task}) for task in names]
+    summarize(options, dict(zip(names, study.make_all_runs(of_tasks, run, VARIANTS), strict=True)))
 
 
 if __name__ == "__main__":
