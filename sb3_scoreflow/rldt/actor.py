@@ -115,7 +115,8 @@ def relative_shift(evaluation: ActorEvaluation) -> th.Tensor:
     """
     How far the flow has moved since the reference, in units of the particles' spread (ours): the root mean squared difference
     of the velocities, divided by the root of the particles' mean variance, which counts as at least ``0.02^2`` per dimension.
-    If both policies are Gaussian and the velocity moves alike at all times, half its square is the KL divergence per dimension.
+    If both policies are Gaussian and the velocity moves alike at all times, half its square is their KL divergence per
+    dimension.
 
     :param evaluation: of the actor
     :return: at least 0, a scalar; 0 for a single particle, whose spread is not known
