@@ -157,7 +157,8 @@ def test_critics_of_a_clone_know_long_episodes_before_it_changes(td_lambda: floa
     small: dict[str, Any] = dict(net_arch=[32, 32])
     clone = FlowMatchingPolicy(env.observation_space, env.action_space, **small)  # type: ignore[arg-type]
     clone.pretrained.fill_(1.0)
-    model = RLDT("FlowPolicy", env, td_lambda=td_lambda, policy_kwargs=small, seed=0, device="cpu")
+    sizes: dict[str, Any] = dict(batch_size=64, refresh_size=1000)  # for speed
+    model = RLDT("FlowPolicy", env, td_lambda=td_lambda, policy_kwargs=small, seed=0, device="cpu", **sizes)
     assert model.td_lambda == 0.0
     model.load_clone(clone)
     assert model.td_lambda == (0.95 if td_lambda is None else td_lambda) and model.max_shift == 0.3
