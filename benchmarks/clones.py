@@ -15,14 +15,14 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks import study
-from benchmarks.curves import locked
+from benchmarks.curves import check_seeds, locked
 from benchmarks.learning import mean_and_interval
 from benchmarks.locomotion import HORIZON
 from benchmarks.tasks.families import Locomotion, MetaWorld, Task, demonstrations_of
@@ -98,7 +98,7 @@ def action_error(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> 
     return float(np.sqrt(np.square(error[batch.mask]).mean()))
 
 
-def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     cloning, learning_rate, n_batches, denoising_steps = VARIANTS[variant]
     task = TASKS[options.task]
     demonstrations = demonstrations_of(task, options.data, seed)
@@ -118,21 +118,20 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> None:
         facts[name] = float(np.mean(evaluate_policy(policy, env, options.episodes, deterministic=deterministic)[0]))
     env.close()
     print(task.name, variant, seed, {key: round(value, 3) for key, value in facts.items()}, flush=True)
-    with locked(options.output):
-        summary = study.read_summary(options.output)
-        section = summary.setdefault(task.name, {})
-        section.setdefault("runs", {}).setdefault(variant, {})[str(seed)] = facts
-        study.write_summary(options.output, summary)
+    return facts
 
 
-def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+def summarize(options: argparse.Namespace, made: study.Made) -> None:
     with locked(options.output):
         summary = study.read_summary(options.output)
-        section = summary[options.task]
+        section = summary.setdefault(options.task, {})
+        for (variant, seed), facts in made.facts.items():
+            section.setdefault("runs", {}).setdefault(variant, {})[str(seed)] = facts
+        check_seeds({variant: map(int, runs) for variant, runs in section["runs"].items()}, options.seeds)
         demonstrations = demonstrations_of(TASKS[options.task], options.data, options.seeds[0])
         section["demonstrations"] = demonstrations.describe().splitlines()[1:]
         section["episodes"] = options.episodes
-        section["origins"] = study.origins(section, options.variants, origin)
+        section["origins"] = study.origins(section, made)
         section["seeds"] = sorted({int(seed) for runs in section["runs"].values() for seed in runs})
         section["mean"] = {
             variant: {name: mean_and_interval([run[name] for run in runs.values()]) for name in next(iter(runs.values()))}
@@ -149,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--n-batches", type=int, help="of all clones, for a trial")
     options = parser.parse_args(arguments)
     options.episodes = options.episodes or N_EPISODES[TASKS[options.task].measure]
-    summarize(options, study.make_runs(options, run))
+    summarize(options, study.make_runs(options, run, VARIANTS))
 
 
 if __name__ == "__main__":

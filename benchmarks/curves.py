@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ FIELDS = ("env_steps", "timesteps", "return_exploring", "return_deterministic", 
 #: The returns among them
 RETURNS = ("return_exploring", "return_deterministic")
 Curve = dict[str, np.ndarray]
+#: A curve as the recorder wrote it
+Rows = list[dict[str, str]]
 
 
 class Run(NamedTuple):
@@ -107,7 +110,7 @@ class CurveTable:
     """
     ``curves.csv.gz`` of a study: a row per evaluation; variant, environment and seed stand before the recorder's columns.
 
-    A run is written to ``runs/``, which git ignores, and enters the table when it has ended.
+    A run is recorded in ``runs/``, which git ignores; it enters the table as a whole.
 
     :param folder: of the study
     """
@@ -115,7 +118,7 @@ class CurveTable:
     def __init__(self, folder: Path) -> None:
         self.path, self.runs = folder / "curves.csv.gz", folder / "runs"
 
-    def learn(
+    def record(
         self,
         run: Run,
         model: BaseAlgorithm,
@@ -124,9 +127,9 @@ class CurveTable:
         eval_every: int = 20_000,
         n_eval_episodes: int = 10,
         callbacks: Sequence[BaseCallback] = (),
-    ) -> Curve:
+    ) -> Rows:
         """
-        Train, and put the curve into the table in the place of the one that this run has there.
+        Train, on whatever machine: the table stays as it is.
 
         :param run: what the curve is of
         :param model: what learns
@@ -141,11 +144,10 @@ class CurveTable:
         model.learn(timesteps, callback=[CurveRecorder(path, eval_env, eval_every, n_eval_episodes), *callbacks])
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        self.add({run: rows})
         path.unlink()
-        return _arrays(rows)
+        return rows
 
-    def add(self, runs: Mapping[Run, list[dict[str, str]]]) -> None:
+    def add(self, runs: Mapping[Run, Rows]) -> None:
         """
         :param runs: rows of the recorder as they were written; they replace what the table has of these runs
         """
@@ -165,10 +167,10 @@ class CurveTable:
         """
         :return: all curves; times that an old one does not have are NaN
         """
-        return {run: _arrays(rows) for run, rows in self._rows().items()}
+        return {run: as_curve(rows) for run, rows in self._rows().items()}
 
-    def _rows(self) -> dict[Run, list[dict[str, str]]]:
-        result: dict[Run, list[dict[str, str]]] = {}
+    def _rows(self) -> dict[Run, Rows]:
+        result: dict[Run, Rows] = {}
         if self.path.exists():
             with gzip.open(self.path, "rt", newline="") as file:
                 for row in csv.DictReader(file):
@@ -177,7 +179,11 @@ class CurveTable:
         return result
 
 
-def _arrays(rows: Sequence[Mapping[str, str]]) -> Curve:
+def as_curve(rows: Sequence[Mapping[str, str]]) -> Curve:
+    """
+    :param rows: as they were recorded
+    :return: its columns
+    """
     return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in FIELDS}
 
 
@@ -187,7 +193,24 @@ def complete(curves: Mapping[Run, Curve], env: str, variants: Iterable[str], see
     :param env: environment
     :param variants: those to look for
     :param seeds: of the runs
-    :return: one curve per seed, of the variants that have one for every seed
+    :return: one curve per seed, of the variants that have any
+    :raises SystemExit: if one has some of the seeds only, with the runs that are missing
     """
     runs = {variant: [Run(variant, env, seed) for seed in seeds] for variant in variants}
-    return {variant: [curves[run] for run in of] for variant, of in runs.items() if all(run in curves for run in of)}
+    found = {variant: {run.seed for run in of if run in curves} for variant, of in runs.items()}
+    check_seeds({variant: of for variant, of in found.items() if of}, seeds)
+    return {variant: [curves[run] for run in of] for variant, of in runs.items() if found[variant]}
+
+
+def check_seeds(found: Mapping[str, Iterable[int]], seeds: Sequence[int]) -> None:
+    """
+    :param found: seeds of which there are runs, by variant
+    :param seeds: those that are to be averaged
+    :raises SystemExit: if one of them is missing
+    """
+    missing = [f"{variant} seed {seed}" for variant, of in found.items() for seed in sorted({*seeds} - {*of})]
+    if missing:
+        sys.exit(
+            f"error: There is no summary, as runs are missing: {', '.join(missing)}. Make them, or name with --seeds those "
+            "that all variants have."
+        )

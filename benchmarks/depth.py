@@ -9,6 +9,7 @@ denoising step by itself: of RLDT's alignment and consistency losses at that ste
 step's use of the field in the chain.
 """
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,6 @@ from torch.func import functional_call
 from benchmarks import study
 from benchmarks.learning import mean_and_interval
 from benchmarks.locomotion import N_ENVS, demonstrations_of, make_env
-from benchmarks.provenance import provenance
 from sb3_scoreflow import RLDT, pretrain_bc
 from sb3_scoreflow.common import flow
 from sb3_scoreflow.plotting import plot_by_depth
@@ -112,13 +112,13 @@ class DepthRecorder(BaseCallback):
         )
 
 
-def run(seed: int, denoising_steps: int, timesteps: int) -> list[dict[str, Any]]:
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     env = make_env(ENV_ID, N_ENVS, 1000 * seed)
-    model = RLDT("FlowPolicy", env, seed=seed, device="cpu", denoising_steps=denoising_steps, **SETTINGS)
+    model = RLDT("FlowPolicy", env, seed=seed, device="cpu", denoising_steps=int(variant), **SETTINGS)
     pretrain_bc(model, demonstrations_of(ENV_ID), n_batches=CLONE_BATCHES, seed=seed)
-    recorder = DepthRecorder(timesteps // 8)
-    model.learn(timesteps, callback=recorder)
-    return recorder.rows
+    recorder = DepthRecorder(options.timesteps // 8)
+    model.learn(options.timesteps, callback=recorder)
+    return {"rows": recorder.rows}
 
 
 def spread(norms: list[float]) -> float:
@@ -149,15 +149,12 @@ def plot(runs: dict[int, list[dict[str, Any]]]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = study.parser(__doc__, "depth", seeds=(0, 1, 2), timesteps=30_000).parse_args(arguments)
-    origin = provenance()
-    th.set_num_threads(1)
-    runs: dict[int, dict[int, list[dict[str, Any]]]] = {steps: {} for steps in DENOISING_STEPS}
-    for seed in options.seeds:
-        for steps in DENOISING_STEPS:
-            runs[steps][seed] = run(seed, steps, options.timesteps)
+    options.variants = [str(steps) for steps in DENOISING_STEPS]
+    made = study.make_runs(options, run, dict.fromkeys(options.variants, SETTINGS))
+    runs = {steps: {seed: made.facts[str(steps), seed]["rows"] for seed in options.seeds} for steps in DENOISING_STEPS}
     ratios = {f"K={steps}": {name: spreads(of_k, name) for name in METHODS} for steps, of_k in runs.items()}
     setting = {"seeds": options.seeds, "settings": repr(SETTINGS)}
-    summary = {**origin, **setting, "largest_over_smallest_norm": ratios, "runs": runs}
+    summary = {**made.origin, **setting, "largest_over_smallest_norm": ratios, "runs": runs}
     study.write_summary(options.output, summary)
     figure = plot({steps: by_seed[options.seeds[0]] for steps, by_seed in runs.items()})
     figure.savefig(options.output / "figure.png", dpi=100)

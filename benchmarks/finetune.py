@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks import gaussian_baseline, study
-from benchmarks.curves import RETURNS, Curve, CurveTable, Run, complete
+from benchmarks.curves import RETURNS, Curve, CurveTable, Run, as_curve, complete
 from benchmarks.learning import all_steps_to, final_return, lowest_over_clone, mean_and_interval
 from benchmarks.locomotion import CLONE_BATCHES, DEMONSTRATIONS, HORIZON, clone, demonstrations_of, make_envs
 from benchmarks.study import Variant
@@ -74,12 +74,13 @@ def start(
     return model, eval_env
 
 
-def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     demonstrations, (env, eval_env) = demonstrations_of(options.env), make_envs(options.env, seed)
     model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, lambda: clone(options.env, seed), seed)
-    curve = CurveTable(options.output).learn(Run(variant, options.env, seed), model, options.timesteps, eval_env)
-    last = {name: f"{final_return(curve, name):.0f}" for name in RETURNS}
+    rows = CurveTable(options.output).record(Run(variant, options.env, seed), model, options.timesteps, eval_env)
+    last = {name: f"{final_return(as_curve(rows), name):.0f}" for name in RETURNS}
     print(options.env, variant, seed, "last evaluations:", last, flush=True)
+    return {"curves": {options.env: rows}}
 
 
 def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: float) -> dict[str, Any]:
@@ -95,14 +96,14 @@ def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: flo
     return result
 
 
-def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+def summarize(options: argparse.Namespace, made: study.Made) -> None:
     folder, env_id, seeds = options.output, options.env, options.seeds
     table = CurveTable(folder).read()
     curves = complete(table, env_id, VARIANTS, seeds)
     summary: dict[str, Any] = {
         "env": env_id,
         "seeds": seeds,
-        "origins": study.origins(study.read_summary(folder).get(env_id, {}), options.variants, origin),
+        "origins": study.origins(study.read_summary(folder).get(env_id, {}), made),
         "settings": {name: repr(variant.settings) for name, variant in VARIANTS.items()},
     }
     for column in RETURNS:
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "finetune", seeds=(0, 1, 2), variants=VARIANTS, timesteps=75_000)
     parser.add_argument("--env", default="Hopper-v5", choices=list(DEMONSTRATIONS))
     options = parser.parse_args(arguments)
-    summarize(options, study.make_runs(options, run))
+    summarize(options, study.make_runs(options, run, VARIANTS))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import study
-from benchmarks.curves import RETURNS, CurveTable, Run
+from benchmarks.curves import RETURNS, CurveTable, Run, as_curve
 from benchmarks.learning import final_return, lowest_over_clone
 from benchmarks.locomotion import CLONE_BATCHES, DEMONSTRATIONS, clone, demonstrations_of, make_envs
 from sb3_scoreflow import FPO
@@ -41,17 +41,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
+    curves = {}
     for env_id in options.envs:
         env, eval_env = make_envs(env_id, seed)
         model = FPO("FlowPolicy", env, seed=seed, device="cpu", **{**ITERATION, **VARIANTS[variant]})
         model.load_clone(clone(env_id, seed))
         model.pretrain_critic(demonstrations_of(env_id), CLONE_BATCHES // 5, seed=seed)
-        curve = CurveTable(options.output).learn(Run(variant, env_id, seed), model, options.timesteps, eval_env)
-        print(env_id, variant, seed, {name: round(final_return(curve, name)) for name in RETURNS}, flush=True)
+        curves[env_id] = CurveTable(options.output).record(Run(variant, env_id, seed), model, options.timesteps, eval_env)
+        last = {name: round(final_return(as_curve(curves[env_id]), name)) for name in RETURNS}
+        print(env_id, variant, seed, last, flush=True)
+    return {"curves": curves}
 
 
-def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+def summarize(options: argparse.Namespace, made: study.Made) -> None:
     table = CurveTable(options.output).read()
     entries: dict[str, Any] = {}
     for variant, settings in VARIANTS.items():
@@ -66,7 +69,7 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
                     entry[f"{env_id}, seed {seed}"] = {**last, **mean, "lowest_deterministic_over_clone": lowest}
         if len(entry) > 1:
             entries[variant] = entry
-    sources = study.origins(study.read_summary(options.output), options.variants, origin)
+    sources = study.origins(study.read_summary(options.output), made)
     study.write_summary(options.output, {"origins": sources, "seeds": options.seeds, "settings": entries})
     rows = []
     for env_id in ENV_IDS:
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "fpo_settings", seeds=(100,), variants=VARIANTS, timesteps=75_000)
     parser.add_argument("--envs", nargs="+", default=list(ENV_IDS), choices=ENV_IDS)
     options = parser.parse_args(arguments)
-    summarize(options, study.make_runs(options, run))
+    summarize(options, study.make_runs(options, run, VARIANTS))
 
 
 if __name__ == "__main__":

@@ -36,14 +36,15 @@ VARIANTS = {
 }
 
 
-def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     _, algorithm, settings = VARIANTS[variant]
     arguments = dict(settings)
     env = make_vec_env(options.env, n_envs=arguments.pop("n_envs"), seed=1000 * seed)
     eval_env = make_vec_env(options.env, n_envs=1, seed=1000 * seed + 500)
     model = algorithm("MlpPolicy", env, seed=seed, device="cpu", **arguments)
     table, steps = CurveTable(options.output), options.timesteps
-    table.learn(Run(variant, options.env, seed), model, steps, eval_env, eval_every=steps // 10)
+    rows = table.record(Run(variant, options.env, seed), model, steps, eval_env, eval_every=steps // 10)
+    return {"curves": {options.env: rows}}
 
 
 def return_at(curve: Curve, column: str, env_steps: float) -> float:
@@ -52,7 +53,7 @@ def return_at(curve: Curve, column: str, env_steps: float) -> float:
     return float(np.interp(env_steps, curve["env_steps"][known], curve[column][known]))
 
 
-def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+def summarize(options: argparse.Namespace, made: study.Made) -> None:
     folder, env_id, seeds = options.output, options.env, options.seeds
     table = CurveTable(folder).read()
     runs = complete(table, env_id, VARIANTS, seeds)
@@ -67,7 +68,7 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
         entry["wall_seconds"] = mean_and_interval([float(curve["wall_seconds"][-1]) for curve in curves])
         variants[variant] = entry
         print(variant, {name: round(value["mean"], 1) for name, value in entry.items() if "mean" in value})
-    sources = study.origins(study.read_summary(folder).get(env_id, {}), options.variants, origin)
+    sources = study.origins(study.read_summary(folder).get(env_id, {}), made)
     summary = {"env": env_id, "seeds": seeds, "origins": sources, "common_env_steps": common, "variants": variants}
     study.update_summary(folder, env_id, summary)
     rows = []
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "from_scratch", seeds=(0, 1, 2), variants=VARIANTS, timesteps=250_000)
     parser.add_argument("--env", default="HalfCheetah-v5")
     options = parser.parse_args(arguments)
-    summarize(options, study.make_runs(options, run))
+    summarize(options, study.make_runs(options, run, VARIANTS))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ had): how many steps do algorithms at their defaults need? The hold-out tasks ha
 ``env_steps`` are what the algorithms did: whole rollouts.
 """
 
+import argparse
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -20,7 +20,6 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from benchmarks import study
 from benchmarks.curves import RETURNS
 from benchmarks.learning import mean_and_interval
-from benchmarks.provenance import provenance
 from sb3_scoreflow import RLDT, ScoReFlowPPO
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -40,20 +39,24 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
 STEPS = (1000, 2000, 3840, 8000)
 
 
-def run(task: str, variant: str, seed: int, steps: tuple[int, ...]) -> list[dict[str, float]]:
-    """Train, and evaluate where the first whole rollout reaches each of ``steps``."""
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
+    """Train, and evaluate where the first whole rollout reaches each of ``--steps``."""
+    warnings.simplefilter("ignore")
     cls, arguments, _ = VARIANTS[variant]
-    model = cls("MlpPolicy", IdentityEnvBox(**TASKS[task]), seed=seed, device="cpu", **arguments)
+    settings = TASKS[options.task]
+    model = cls("MlpPolicy", IdentityEnvBox(**settings), seed=seed, device="cpu", **arguments)
+    eval_env = IdentityEnvBox(**settings)
+    eval_env.action_space.seed(seed)  # it draws its observations
     curve = []
-    for total in steps:
+    for total in options.steps:
         if model.num_timesteps < total:
             model.learn(total - model.num_timesteps, reset_num_timesteps=False)
         returns = {}
         for name, deterministic in (("return_deterministic", True), ("return_exploring", False)):
-            mean, _ = evaluate_policy(model, IdentityEnvBox(**TASKS[task]), 20, deterministic=deterministic, warn=False)
+            mean, _ = evaluate_policy(model, eval_env, 20, deterministic=deterministic, warn=False)
             returns[name] = float(np.mean(mean))
         curve.append({"env_steps": model.num_timesteps, **returns})
-    return curve
+    return {"points": curve}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,19 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     options = parser.parse_args(arguments)
-    th.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    summary: dict[str, Any] = {"seeds": options.seeds, **provenance(), "tasks": TASKS, "results": {}}
+    of_task = {task: [variant for variant in options.variants if task in VARIANTS[variant][2]] for task in TASKS}
+    tasks = [argparse.Namespace(**{**vars(options), "task": task, "variants": of}) for task, of in of_task.items()]
+    made = dict(zip(TASKS, study.make_all_runs(tasks, run, VARIANTS), strict=True))
+    summary: dict[str, Any] = {"seeds": options.seeds, **made["box"].origin, "tasks": TASKS, "results": {}}
     for variant in options.variants:
         for task in VARIANTS[variant][2]:
-            curves = [run(task, variant, seed, tuple(options.steps)) for seed in options.seeds]
+            curves = [made[task].facts[variant, seed]["points"] for seed in options.seeds]
             rows: list[dict[str, Any]] = []
             for points in zip(*curves, strict=True):
                 returns = {name: mean_and_interval([point[name] for point in points]) for name in RETURNS}
                 rows.append({"env_steps": points[0]["env_steps"], **returns})
             summary["results"].setdefault(task, {})[variant] = rows
             print(task, variant, *[f"{r['env_steps']}: {r['return_deterministic']['mean']:.1f}" for r in rows], flush=True)
-            study.write_summary(options.output, summary)
+    study.write_summary(options.output, summary)
 
 
 if __name__ == "__main__":

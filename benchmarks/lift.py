@@ -24,7 +24,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecTransposeImage
 
 from benchmarks import make_robosuite_demonstrations, study
-from benchmarks.curves import RETURNS, CurveTable, Run, complete
+from benchmarks.curves import RETURNS, CurveTable, Run, as_curve, complete, locked
 from benchmarks.learning import final_return, mean_and_interval
 from benchmarks.scripts import SCRIPTS
 from benchmarks.study import Variant
@@ -100,10 +100,11 @@ def settings(options: argparse.Namespace, variant: str) -> dict[str, Any]:
 
 def demonstrations_of(options: argparse.Namespace) -> Demonstrations:
     path = options.output / "data" / f"{options.task}_{observed(options)}_{options.episodes}.hdf5"
-    if not path.exists():
-        camera = ["--camera", options.camera, "--no-reflections"] if options.camera else []
-        episodes = ["--task", options.task, "--episodes", str(options.episodes)]
-        make_robosuite_demonstrations.main(["--output", str(path), *episodes, *camera])
+    with locked(path.parent):  # another run may be about to write it too
+        if not path.exists():
+            camera = ["--camera", options.camera, "--no-reflections"] if options.camera else []
+            episodes = ["--task", options.task, "--episodes", str(options.episodes)]
+            make_robosuite_demonstrations.main(["--output", str(path), *episodes, *camera])
     return load_demonstrations(f"robomimic:{path}")
 
 
@@ -114,50 +115,49 @@ def clone(options: argparse.Namespace, env: VecEnv, demonstrations: Demonstratio
     return policy
 
 
-class Runs:
-    """The runs of one command; the variants of a seed share its clone."""
-
-    def __init__(self) -> None:
-        self.clone: FlowMatchingPolicy | None = None
-        self.clone_seed: int | None = None
-        self.facts: dict[tuple[str, int], dict[str, Any]] = {}
-        """What the curves do not tell: the demonstrations, and the peak memory after each rollout"""
-
-    def run(self, options: argparse.Namespace, variant: str, seed: int) -> None:
-        demonstrations = demonstrations_of(options)
-        env = make_env(options.task, options.camera, options.n_envs, 1000 * seed)
-        eval_env = make_env(options.task, options.camera, 1, 1000 * seed + 500)
-        if self.clone is None or self.clone_seed != seed:
-            self.clone, self.clone_seed = clone(options, env, demonstrations, seed), seed
-        arguments = dict(settings(options, variant))
-        arguments["n_steps"] = arguments.pop("iteration") // options.n_envs
-        model: Any = VARIANTS[variant].algorithm("FlowPolicy", env, seed=seed, device="cpu", **arguments)
-        model.load_clone(self.clone)
-        if hasattr(model, "pretrain_critic"):  # the part of pretrain_bc that is the algorithm's own
-            model.pretrain_critic(demonstrations, options.clone_batches // 5, seed=seed)
-        memory, key = PeakMemory(), Run(variant, observed(options), seed)
-        table, evaluation = CurveTable(options.output), (eval_env, options.eval_every, options.n_eval_episodes)
-        curve = table.learn(key, model, options.timesteps, *evaluation, callbacks=[memory])
-        env.close()
-        eval_env.close()
-        success = curve["return_deterministic"].tolist()
-        print(variant, seed, "success of the clone and after each evaluation:", success, flush=True)
-        self.facts[variant, seed] = {
-            "demonstrations": demonstrations.describe().splitlines()[1:],
-            "peak_memory_mb": [round(number) for number in memory.megabytes],
-        }
+#: The variants of a seed that are run in one process share its clone
+_clones: dict[tuple[str, int], FlowMatchingPolicy] = {}
 
 
-def summarize(options: argparse.Namespace, origin: dict[str, Any], runs: Runs) -> None:
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
+    demonstrations = demonstrations_of(options)
+    env = make_env(options.task, options.camera, options.n_envs, 1000 * seed)
+    eval_env = make_env(options.task, options.camera, 1, 1000 * seed + 500)
+    if (str(options), seed) not in _clones:  # before the model, which seeds what it draws
+        _clones.clear()
+        _clones[str(options), seed] = clone(options, env, demonstrations, seed)
+    arguments = dict(settings(options, variant))
+    arguments["n_steps"] = arguments.pop("iteration") // options.n_envs
+    model: Any = VARIANTS[variant].algorithm("FlowPolicy", env, seed=seed, device="cpu", **arguments)
+    model.load_clone(_clones[str(options), seed])
+    if hasattr(model, "pretrain_critic"):  # the part of pretrain_bc that is the algorithm's own
+        model.pretrain_critic(demonstrations, options.clone_batches // 5, seed=seed)
+    memory, key = PeakMemory(), Run(variant, observed(options), seed)
+    table, evaluation = CurveTable(options.output), (eval_env, options.eval_every, options.n_eval_episodes)
+    rows = table.record(key, model, options.timesteps, *evaluation, callbacks=[memory])
+    env.close()
+    eval_env.close()
+    success = as_curve(rows)["return_deterministic"].tolist()
+    print(variant, seed, "success of the clone and after each evaluation:", success, flush=True)
+    return {
+        "curves": {observed(options): rows},
+        "demonstrations": demonstrations.describe().splitlines()[1:],
+        "peak_memory_mb": [round(number) for number in memory.megabytes],
+        "versions": {"robosuite": version("robosuite")},
+    }
+
+
+def summarize(options: argparse.Namespace, made: study.Made) -> None:
     """What was not run just now keeps its origin and facts."""
     folder, table = options.output, CurveTable(options.output).read()
     section = study.read_summary(folder).get(observed(options), {})
     for variant, curves in complete(table, observed(options), VARIANTS, options.seeds).items():
         entry = section.setdefault(variant, {})
         if variant in options.variants:
-            entry.update(origin)
+            entry.pop("others", None)
+            entry.update(made.origins[variant])
             entry["settings"] = repr(settings(options, variant))
-            entry["per_seed"] = [runs.facts[variant, seed] for seed in options.seeds]
+            entry["per_seed"] = [made.facts[variant, seed] for seed in options.seeds]
         entry["seeds"] = options.seeds
         entry["clone_deterministic"] = [float(curve["return_deterministic"][0]) for curve in curves]
         for column in RETURNS:
@@ -185,10 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--n-eval-episodes", type=int, default=50)
     options = parser.parse_args(arguments)
     options.output = options.output or study.RESULTS / options.task
-    runs = Runs()
-    origin = study.make_runs(options, runs.run)
-    origin["versions"]["robosuite"] = version("robosuite")
-    summarize(options, origin, runs)
+    summarize(options, study.make_runs(options, run, VARIANTS))
 
 
 if __name__ == "__main__":

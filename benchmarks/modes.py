@@ -9,8 +9,10 @@ Gaussian starts from the mean and standard deviation of those. Of 4000 samples a
 peak, and how many peaks have at least a quarter of their even share.
 """
 
+import argparse
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +26,6 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks import study
 from benchmarks.learning import mean_and_interval
-from benchmarks.provenance import provenance
 from benchmarks.study import Variant
 from sb3_scoreflow import RLDT, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
 
@@ -83,21 +84,27 @@ def measure(samples: np.ndarray) -> dict[str, float]:
     return {"on_a_peak": float(on_peak.mean()), "peaks_kept": int((shares >= 0.25 / N_PEAKS).sum())}
 
 
-def run(seed: int, timesteps: int) -> dict[str, np.ndarray]:
-    """Samples of every variant, and of the clone."""
+@lru_cache(maxsize=1)
+def clone(seed: int) -> tuple[FlowMatchingPolicy, np.ndarray]:
+    """What the variants of a seed start from, and samples of it."""
     th.manual_seed(seed)
     start = FlowMatchingPolicy(Peaks.observation_space, Peaks.action_space, denoising_steps=K)
     pretrain_bc(start, imprecise_demonstrations(seed), n_batches=3000, seed=seed)
-    samples = {"clone": draw(start)}
-    for variant, (_, algorithm, settings) in VARIANTS.items():
+    return start, draw(start)
+
+
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
+    start, samples = clone(seed)
+    if variant in VARIANTS:
+        _, algorithm, settings = VARIANTS[variant]
         env = make_vec_env(Peaks, n_envs=20, seed=seed)
         model: Any = algorithm("MlpPolicy", env, seed=seed, device="cpu", **settings)
         if algorithm is not PPO:
             model.load_clone(start)
-        model.learn(timesteps)
-        samples[variant] = draw(model)
-        print(seed, variant, measure(samples[variant]), flush=True)
-    return samples
+        model.learn(options.timesteps)
+        samples = draw(model)
+        print(seed, variant, measure(samples), flush=True)
+    return {"samples": samples.tolist()}
 
 
 def plot(samples: dict[str, np.ndarray]) -> Figure:
@@ -114,17 +121,17 @@ def plot(samples: dict[str, np.ndarray]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = study.parser(__doc__, "modes", seeds=(0, 1, 2), timesteps=20_000).parse_args(arguments)
-    origin = provenance()
-    th.set_num_threads(1)
-    runs = [run(seed, options.timesteps) for seed in options.seeds]
+    options.variants = ["clone", *VARIANTS]
+    made = study.make_runs(options, run, {"clone": None, **VARIANTS})
+    samples = {key: np.array(facts["samples"]) for key, facts in made.facts.items()}
     variants = {}
-    for variant in runs[0]:
-        measures = [measure(samples[variant]) for samples in runs]
+    for variant in options.variants:
+        measures = [measure(samples[variant, seed]) for seed in options.seeds]
         variants[variant] = {name: mean_and_interval([m[name] for m in measures]) for name in measures[0]}
     settings = {name: repr(variant.settings) for name, variant in VARIANTS.items()}
     setting = {"seeds": options.seeds, "timesteps": options.timesteps, "settings": settings}
-    study.write_summary(options.output, {**origin, **setting, "variants": variants})
-    plot(runs[0]).savefig(options.output / "figure.png", dpi=100)
+    study.write_summary(options.output, {**made.origin, **setting, "variants": variants})
+    plot({v: samples[v, options.seeds[0]] for v in options.variants}).savefig(options.output / "figure.png", dpi=100)
 
 
 if __name__ == "__main__":

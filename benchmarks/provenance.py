@@ -45,9 +45,14 @@ def provenance() -> dict[str, Any]:
     """
     :return: command, commit, versions and hardware of this run
     """
+    return {"command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]), "commit": commit(), **machine()}
+
+
+def machine() -> dict[str, Any]:
+    """
+    :return: versions and hardware of this process, which need not be the one that was given the command
+    """
     return {
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
-        "commit": commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "platform": platform.system(),
         "cpu": cpu_name(),

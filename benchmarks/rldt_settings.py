@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import study
-from benchmarks.curves import RETURNS, Curve, CurveTable, Run
+from benchmarks.curves import RETURNS, Curve, CurveTable, Run, complete
 from benchmarks.learning import lowest_over_clone, mean_and_interval
 from benchmarks.locomotion import clone, make_envs
 from sb3_scoreflow import RLDT
@@ -30,13 +30,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     env, eval_env = make_envs(ENV_ID, seed)
     policy = clone(ENV_ID, seed)
     model = RLDT("FlowPolicy", env, seed=seed, device="cpu", **VARIANTS[variant])
     model.load_clone(policy)
-    CurveTable(options.output).learn(Run(variant, ENV_ID, seed), model, options.timesteps, eval_env)
+    rows = CurveTable(options.output).record(Run(variant, ENV_ID, seed), model, options.timesteps, eval_env)
     print(variant, seed, flush=True)
+    return {"curves": {ENV_ID: rows}}
 
 
 def until(curve: Curve, env_steps: float) -> Curve:
@@ -44,13 +45,12 @@ def until(curve: Curve, env_steps: float) -> Curve:
     return {name: values[curve["env_steps"] <= 1.02 * env_steps] for name, values in curve.items()}
 
 
-def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+def summarize(options: argparse.Namespace, made: study.Made) -> None:
     folder, seeds = options.output, options.seeds
     defaults, changed = CurveTable(study.RESULTS / "finetune").read(), CurveTable(folder).read()
     runs = {"default": {seed: defaults[Run("rldt", ENV_ID, seed)] for seed in seeds}}
-    for variant in VARIANTS:
-        present = {seed: changed[key] for seed in seeds if (key := Run(variant, ENV_ID, seed)) in changed}
-        runs.update({variant: present} if present else {})
+    for variant, of in complete(changed, ENV_ID, VARIANTS, seeds).items():
+        runs[variant] = dict(zip(seeds, of, strict=True))
     steps = min(float(curve["env_steps"][-1]) for curves in runs.values() for curve in curves.values())
     runs = {variant: {seed: until(curve, steps) for seed, curve in curves.items()} for variant, curves in runs.items()}
     entries = {}
@@ -61,7 +61,7 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
         entry["lowest_deterministic_over_clone"] = [lowest_over_clone(curve) for curve in curves.values()]
         entries[variant] = entry
         print(variant, {column: round(entry[column]["mean"]) for column in RETURNS}, entry["lowest_deterministic_over_clone"])
-    sources = study.origins(study.read_summary(folder), options.variants, origin)
+    sources = study.origins(study.read_summary(folder), made)
     study.write_summary(folder, {"origins": sources, "env": ENV_ID, "env_steps": steps, "changes": entries})
     labelled = {variant.replace("_", " "): list(curves.values()) for variant, curves in runs.items()}
     study.plot([study.return_panels(ENV_ID, labelled)], folder / "figure.png")
@@ -70,7 +70,7 @@ def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "rldt_settings", seeds=(0, 1, 2), variants=VARIANTS, timesteps=40_000)
     options = parser.parse_args(arguments)
-    summarize(options, study.make_runs(options, run))
+    summarize(options, study.make_runs(options, run, VARIANTS))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch as th
 from matplotlib.figure import Figure
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from benchmarks.curves import RETURNS, Curve, locked
+from benchmarks import runner
+from benchmarks.curves import RETURNS, Curve, CurveTable, Run, locked
 from benchmarks.provenance import ROOT, provenance
+from benchmarks.runner import Job, Result
 from sb3_scoreflow import plotting
 
 RESULTS = ROOT / "benchmarks/results"
@@ -61,22 +63,76 @@ def parser(
         result.add_argument("--timesteps", type=int, default=timesteps, help=f"calls of env.step (default {timesteps})")
     if repeats is not None:
         result.add_argument("--repeats", type=int, default=repeats, help=f"turns of each (default {repeats})")
+    if seeds is not None:
+        runner.add_options(result)
     return result
 
 
-def make_runs(options: argparse.Namespace, run: Callable[[argparse.Namespace, str, int], None]) -> dict[str, Any]:
+class Made(NamedTuple):
+    """What the runs of a command have left, besides their curves, which are in the table."""
+
+    origin: dict[str, Any]
+    """Provenance of the command"""
+    origins: dict[str, dict[str, Any]]
+    """Provenance of the runs of every variant: of the first one, and of those where it is another one as ``others``"""
+    facts: dict[tuple[str, int], dict[str, Any]]
+    """What the run of a variant and a seed returned, besides its curves"""
+
+
+#: Makes the run of a variant and a seed. Its result may have ``curves``: rows of the recorder, by environment
+RunFunction = Callable[[argparse.Namespace, str, int], Result]
+
+
+def make_runs(options: argparse.Namespace, run: RunFunction, variants: Mapping[str, Any]) -> Made:
     """
-    :param options: with ``seeds`` and ``variants``
-    :param run: makes the run of a variant and a seed
-    :return: provenance
+    :param options: of :func:`parser`, with ``seeds`` and ``variants``
+    :param run: makes one
+    :param variants: settings of each variant; one whose ``repr`` has changed is run again
+    :return: what has been made
+    :raises SystemExit: if runs failed
     """
-    origin = provenance()  # now: the working tree may be another one when the runs end
-    th.set_num_threads(1)
+    return make_all_runs([options], run, variants)[0]
+
+
+def make_all_runs(tasks: Sequence[argparse.Namespace], run: RunFunction, variants: Mapping[str, Any]) -> list[Made]:
+    """
+    As :func:`make_runs`, of several tasks at once.
+
+    :param tasks: the options of each, which have the same seeds
+    :return: what has been made, by task
+    """
+    options, made = tasks[0], [Made(provenance(), {}, {}) for _ in tasks]
     # Seeds outside, variants inside: variants that are compared run next to each other in time.
-    for seed in options.seeds:
-        for variant in options.variants:
-            run(options, variant, seed)
-    return origin
+    keys = {
+        _job(task, run, variants[variant], variant, seed): (i, variant, seed)
+        for seed in options.seeds
+        for i, task in enumerate(tasks)
+        for variant in task.variants
+    }
+
+    def ended(job: Job, result: Result) -> None:
+        _, variant, seed = keys[job]
+        curves = {Run(variant, env, seed): rows for env, rows in result.get("curves", {}).items()}
+        if curves:
+            CurveTable(options.output).add(curves)
+
+    for (i, variant, seed), result in zip(keys.values(), runner.make(list(keys), options, ended), strict=True):
+        made[i].facts[variant, seed] = {k: v for k, v in result.items() if k not in ("settings", "origin", "curves")}
+        first = made[i].origins.setdefault(variant, dict(result["origin"]))
+        if result["origin"] not in ({k: v for k, v in first.items() if k != "others"}, *first.get("others", [])):
+            first.setdefault("others", []).append(result["origin"])
+    return made
+
+
+#: Options that no run depends on
+_OF_THE_COMMAND = ("output", "seeds", "variants", "workers", "address", "retries", "again")
+
+
+def _job(options: argparse.Namespace, run: RunFunction, settings: Any, variant: str, seed: int) -> Job:
+    given = {name: value for name, value in vars(options).items() if name not in _OF_THE_COMMAND}
+    known = json.loads(json.dumps({**given, "variant": variant, "seed": seed, "settings": repr(settings)}, default=str))
+    task = [name for name in (given.get("task") or given.get("env"),) if name]
+    return Job(" ".join([*task, variant, "seed", str(seed)]), known, partial(run, options, variant, seed))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -119,14 +175,13 @@ def update_summary(folder: Path, section: str, entry: Mapping[str, Any]) -> None
         write_summary(folder, {**read_summary(folder), section: entry})
 
 
-def origins(before: Mapping[str, Any], made: Iterable[str], origin: Mapping[str, Any]) -> dict[str, Any]:
+def origins(before: Mapping[str, Any], made: Made) -> dict[str, Any]:
     """
     :param before: section of a summary
-    :param made: variants that were run just now
-    :param origin: their provenance
+    :param made: by this command
     :return: origins by variant; what was not run just now keeps its own
     """
-    return {**before.get("origins", {}), **dict.fromkeys(made, origin)}
+    return {**before.get("origins", {}), **made.origins}
 
 
 # ---------------------------------------------------------------- figures

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import study
+from benchmarks import runner, study
 from benchmarks.locomotion import DEMONSTRATIONS
 from benchmarks.provenance import provenance
 from benchmarks.score import arms, report
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("stages", nargs="+", choices=[*SEEDS, "report"])
     parser.add_argument("--envs", nargs="+", default=list(DEMONSTRATIONS), choices=list(DEMONSTRATIONS))
     parser.add_argument("--seeds", type=int, nargs="+", help="default 0 to 4, for the search 100")
-    parser.add_argument("--processes", type=int, default=2, help="runs at the same time (default 2)")
+    runner.add_options(parser)
     options = parser.parse_args(arguments)
     folder, env_ids = options.output, options.envs
     origin = provenance()  # now: the working tree may be another one when the runs end
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report.report(folder, env_ids, options.seeds or SEEDS["best"])
             continue
         seeds = options.seeds or SEEDS[stage]
-        execute_all(jobs(stage, env_ids, seeds, options.timesteps, folder), options.processes)
+        execute_all(jobs(stage, env_ids, seeds, options.timesteps, folder), options)
         settings = {env: {arm: repr(arms.settings(arm, env, folder)) for arm in arms.names(stage)} for env in env_ids}
         entry = {"timesteps": options.timesteps, "settings": settings}
         if stage == "search":

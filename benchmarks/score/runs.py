@@ -1,17 +1,15 @@
 """One run of the comparison: a clone shared by all arms of a seed, fine-tuned with an arm's settings."""
 
-import multiprocessing
+import argparse
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch as th
-
-from benchmarks import locomotion
-from benchmarks.curves import RETURNS, Curve, CurveTable, Run
+from benchmarks import locomotion, runner
+from benchmarks.curves import RETURNS, Curve, CurveTable, Run, as_curve
 from benchmarks.learning import final_return
 from benchmarks.score.arms import RESULTS
 from sb3_scoreflow import ScoReFlowPPO
@@ -61,8 +59,7 @@ def clone_file(job: Job) -> Path:
     return path
 
 
-def execute(job: Job) -> tuple[Job, Curve]:
-    th.set_num_threads(1)
+def execute(job: Job) -> runner.Result:
     policy = clone_file(job)
     settings = dict(job.settings)
     critic_batches = settings.pop("critic_batches", 0)
@@ -71,17 +68,25 @@ def execute(job: Job) -> tuple[Job, Curve]:
     model.load_clone(policy)
     if critic_batches:
         model.pretrain_critic(locomotion.demonstrations_of(job.env_id), critic_batches, seed=job.seed)
-    return job, CurveTable(job.folder).learn(job.run, model, job.timesteps, eval_env)
+    rows = CurveTable(job.folder).record(job.run, model, job.timesteps, eval_env)
+    last = {name: f"{final_return(as_curve(rows), name):.0f}" for name in RETURNS}
+    print(*job.run, last, f"{float(rows[-1]['cpu_seconds']):.0f} CPU s", flush=True)
+    return {"curve": rows}
 
 
-def execute_all(jobs: Iterable[Job], processes: int) -> None:
-    """Run what the tables do not have."""
-    jobs = list(jobs)
-    curves = {folder: CurveTable(folder).read() for folder in {job.folder for job in jobs}}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        missing = [job for job in jobs if not job.is_done(curves[job.folder])]
-        for done in as_completed([pool.submit(execute, job) for job in missing]):
-            job, curve = done.result()
-            last = {name: f"{final_return(curve, name):.0f}" for name in RETURNS}
-            print(*job.run, last, f"{curve['cpu_seconds'][-1]:.0f} CPU s", flush=True)
+def execute_all(jobs: Iterable[Job], options: argparse.Namespace) -> None:
+    """
+    Run what the table does not have.
+
+    :param jobs: all runs of a stage
+    :param options: of :func:`benchmarks.runner.make`
+    """
+    table = CurveTable(options.output)
+    curves = {} if options.again else table.read()
+    missing = {_as_run(job): job for job in jobs if not job.is_done(curves)}
+    runner.make(list(missing), options, lambda run, result: table.add({missing[run].run: result["curve"]}))
+
+
+def _as_run(job: Job) -> runner.Job:
+    key = {"arm": job.arm, "env": job.env_id, "seed": job.seed, "timesteps": job.timesteps, "settings": repr(job.settings)}
+    return runner.Job(f"{job.env_id} {job.arm} seed {job.seed}", key, partial(execute, job))

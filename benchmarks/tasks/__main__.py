@@ -1,7 +1,7 @@
 """Run a task; see the package's docstring."""
 
+import argparse
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import study, tasks
@@ -14,7 +14,7 @@ from benchmarks.tasks.tables import tables
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(tasks.__doc__, "tasks", seeds=(0, 1, 2), variants=VARIANTS)
     parser.prog = "python -m benchmarks.tasks"
-    parser.add_argument("--task", default="peg-insert-side-v3", choices=list(TASKS))
+    parser.add_argument("--task", nargs="+", default=["peg-insert-side-v3"], choices=list(TASKS), help="one, or several")
     parser.add_argument("--timesteps", type=int, help="calls of env.step (default 75,000 for locomotion, else 30,000)")
     parser.add_argument("--data", type=Path, help="folder of demonstrations in files (default data/ in that of the results)")
     parser.add_argument(
@@ -25,10 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in tables(study.read_summary(options.output)).items()))
         return
     options.data = options.data or options.output / "data"
-    origin, package = study.make_runs(options, run), TASKS[options.task].package
-    if package and options.variants:
-        origin["versions"][package] = version(package)
-    summarize(options, origin)
+    names = list(dict.fromkeys(options.task))
+    of_tasks = [argparse.Namespace(**{**vars(options), "task": task}) for task in names]
+    summarize(options, dict(zip(names, study.make_all_runs(of_tasks, run, VARIANTS), strict=True)))
 
 
 if __name__ == "__main__":

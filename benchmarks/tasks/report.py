@@ -5,33 +5,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks import study
-from benchmarks.curves import Curve, CurveTable, Run, complete, locked
+from benchmarks.curves import Curve, CurveTable, Run, check_seeds, complete, locked
 from benchmarks.learning import mean_and_interval
 from benchmarks.study import Panel
 from benchmarks.tasks.aggregate import AGGREGATE, KINDS, aggregate, plot, tasks_of
 from benchmarks.tasks.runs import VARIANTS
 
 
-def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> None:
     """
     :param options: of the command line
-    :param origin: of the runs that were made just now, and of the statistics
+    :param made: the runs of every task
     """
     folder = options.output
     with locked(folder):
         summary = study.read_summary(folder)
         table = CurveTable(folder).read()
-        if options.task in summary:
-            section = summary[options.task]
-            section["origins"] = study.origins(section, options.variants, origin)
-            made = {name: repr(VARIANTS[name].settings) for name in options.variants}
-            section["settings"] = {**section.get("settings", {}), **made}
+        for task, of_task in made.items():
+            section = summary.setdefault(task, {}) if of_task.facts else summary.get(task)
+            if section is None:
+                continue
+            for (variant, seed), facts in of_task.facts.items():
+                section.update(facts["task"])
+                # Under this name whatever the measure is
+                section.setdefault("success", {}).setdefault(variant, {})[str(seed)] = facts["success"]
+            check_seeds({variant: map(int, runs) for variant, runs in section["success"].items()}, options.seeds)
+            section["origins"] = study.origins(section, of_task)
+            settings = {name: repr(VARIANTS[name].settings) for name in options.variants}
+            section["settings"] = {**section.get("settings", {}), **settings}
         for task, entry in tasks_of(summary).items():
             entry.update(statistics(task, entry["success"], table))
         over_all = aggregate(summary)
         summary.pop(AGGREGATE, None)
         if over_all:
-            summary[AGGREGATE] = {**origin, **over_all}
+            summary[AGGREGATE] = {**next(iter(made.values())).origin, **over_all}
         study.write_summary(folder, summary)
     rows = []
     for task in tasks_of(summary):

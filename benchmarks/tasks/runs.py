@@ -3,6 +3,7 @@
 import argparse
 import gc
 from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks import study
-from benchmarks.curves import CurveTable, Run, locked
+from benchmarks.curves import CurveTable, Run
 from benchmarks.finetune import GAUSSIAN, ITERATION, start
 from benchmarks.locomotion import HORIZON, N_ENVS
 from benchmarks.study import Variant
@@ -52,7 +53,7 @@ def mean_returns(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
     return result
 
 
-def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     task = TASKS[options.task]
     demonstrations = demonstrations_of(task, options.data, seed)
     env = task.make_env("train", N_ENVS, 1000 * seed)
@@ -61,18 +62,15 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> None:
     model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, flow_clone, seed)
     before = mean_returns(model, eval_env, seed)
     timesteps = options.timesteps or task.env_steps // HORIZON
-    curve = CurveTable(options.output).learn(Run(variant, task.name, seed), model, timesteps, eval_env)
+    rows = CurveTable(options.output).record(Run(variant, task.name, seed), model, timesteps, eval_env)
     after = mean_returns(model, eval_env, seed)
-    print(task.name, variant, seed, "start", before, "end", after, f"{curve['cpu_seconds'][-1]:.0f} CPU s", flush=True)
-    with locked(options.output):
-        summary = study.read_summary(options.output)
-        section = summary.setdefault(task.name, {})
-        section["measure"], section["demonstrations"] = task.measure, demonstrations.n_episodes
-        section["demonstrations_return"] = float(demonstrations.episode_returns.mean())
-        # Under this name whatever the measure is
-        section.setdefault("success", {}).setdefault(variant, {})[str(seed)] = {"start": before, "end": after}
-        study.write_summary(options.output, summary)
+    print(task.name, variant, seed, "start", before, "end", after, f"{float(rows[-1]['cpu_seconds']):.0f} CPU s", flush=True)
+    task_facts = {"measure": task.measure, "demonstrations": demonstrations.n_episodes}
+    task_facts["demonstrations_return"] = float(demonstrations.episode_returns.mean())
     env.close()
     eval_env.close()
     del model, env, eval_env
     gc.collect()  # models and environments refer to one another in circles, and a Meta-World run holds 370 MB
+    success = {"start": before, "end": after}
+    versions = {task.package: version(task.package)} if task.package else {}
+    return {"curves": {task.name: rows}, "task": task_facts, "success": success, "versions": versions}

@@ -1,6 +1,7 @@
 """Connecting to Ray or starting it on this machine, and the resources of its nodes."""
 
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError(f'RayVecEnv needs Ray ({error}): pip install "sb3-scoreflow[ray]"') from error
+        raise ImportError(f'Ray is missing ({error}): pip install "sb3-scoreflow[ray]"') from error
     return ray
 
 
@@ -44,6 +45,7 @@ def connect(address: str | None) -> bool:
         # An address of None would connect to any cluster that another user has started on this machine
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         if address != "local":
+            _check_address(address)
             ray.init(address=address)
             return False
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a library should not enable usage reports
@@ -62,6 +64,22 @@ def connect(address: str | None) -> bool:
             "ray.shutdown() first."
         )
     return connected in _own
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ArgumentError(f"address={address!r} must be 'auto', or HOST:PORT of the head node, as in '10.0.0.1:6379'.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"There is no Ray cluster at address={address!r} ({error}): `ray start --head` on its machine prints its address. "
+            "Leave `address` out to use Ray on this machine alone."
+        ) from error
 
 
 def cores(ray: Any) -> float:

@@ -26,13 +26,43 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _train(*flags: str) -> None:
+def _train() -> None:
     from sb3_scoreflow.zoo.manager import FlowExperimentManager
 
+    _train_with(FlowExperimentManager)
+
+
+def _train_with(manager: Callable[..., Any]) -> None:
     module = importlib.import_module("rl_zoo3.train")
-    sys.argv.extend(flags)
-    with _replaced(module, "ExperimentManager", FlowExperimentManager):
+    with _replaced(module, "ExperimentManager", manager):
         module.train()
+
+
+def _optimize() -> None:
+    parser = argparse.ArgumentParser(
+        prog=sys.argv[0], add_help=False, allow_abbrev=False, usage=f"{sys.argv[0]} [options], with those of the zoo's below"
+    )
+    parser.add_argument("--workers", type=int, help="trials at the same time, in Ray; without it, the zoo's own loop runs")
+    parser.add_argument("--address", help="Ray cluster that runs the trials (default: Ray on this machine)")
+    parser.add_argument("--retries", type=int, help="how often a trial that fails is repeated (default 1)")
+    ours, sys.argv[1:] = parser.parse_known_args(sys.argv[1:])
+    if {"-h", "--help"} & {*sys.argv}:
+        parser.print_help()
+    sys.argv.append("-optimize")
+    if ours.workers is None:
+        if ours.address is not None or ours.retries is not None:
+            parser.error("--address and --retries need --workers")
+        return _train()
+    if ours.workers < 1 or (ours.retries or 0) < 0:
+        parser.error(f"--workers {ours.workers} has to be 1 at least, --retries {ours.retries or 0} not negative")
+    try:
+        search = importlib.import_module("sb3_scoreflow.zoo.search")
+    except ImportError as error:
+        raise SettingsError(
+            f'--workers needs Ray Tune ({error}): pip install "sb3-scoreflow[ray]" "ray[tune]>=2.43"'
+        ) from error
+    retries = 1 if ours.retries is None else ours.retries
+    return _train_with(partial(search.ParallelSearch, workers=ours.workers, address=ours.address, retries=retries))
 
 
 def _call(name: str, function: str) -> None:
@@ -65,7 +95,7 @@ def _load_from_hub() -> None:
 #: Name on the command line -> what it runs
 VERBS: dict[str, Callable[[], None]] = {
     "train": _train,
-    "optimize": partial(_train, "-optimize"),
+    "optimize": _optimize,
     "enjoy": partial(_call, "rl_zoo3.enjoy", "enjoy"),
     "record_video": partial(_run, "rl_zoo3.record_video"),
     "record_training": _record_training,

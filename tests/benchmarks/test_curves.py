@@ -9,7 +9,7 @@ import pytest
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from benchmarks.curves import FIELDS, CurveTable, Run, complete
+from benchmarks.curves import FIELDS, CurveTable, Run, as_curve, complete
 from tests.conformance.envs import make_toy
 
 ROWS = [
@@ -53,10 +53,12 @@ def test_same_curves_are_the_same_bytes(tmp_path: Path) -> None:
     assert one.path.read_bytes()[4:8] == bytes(4)  # no time
 
 
-def test_run_enters_the_table_when_it_ends(tmp_path: Path) -> None:
+def test_run_is_recorded_before_it_enters_the_table(tmp_path: Path) -> None:
     table, run = CurveTable(tmp_path), Run("ppo", "toy", 3)
-    curve = table.learn(run, make_model(), 48, make_toy(), eval_every=16, n_eval_episodes=1)
-    (found,) = table.read().values()
+    rows = table.record(run, make_model(), 48, make_toy(), eval_every=16, n_eval_episodes=1)
+    assert not table.read()
+    table.add({run: rows})
+    (found,), curve = table.read().values(), as_curve(rows)
     for name in FIELDS:
         np.testing.assert_array_equal(found[name], curve[name])
     np.testing.assert_array_equal(curve["env_steps"], [0, 16, 32, 48])
@@ -69,16 +71,19 @@ def test_interrupted_run_leaves_the_finished_ones(tmp_path: Path) -> None:
     table, finished = CurveTable(tmp_path), Run("ppo", "toy", 0)
     table.add({finished: ROWS})
     with pytest.raises(KeyboardInterrupt):
-        table.learn(Run("ppo", "toy", 1), make_model(), 16, make_toy(), callbacks=[Interrupt()])
+        table.record(Run("ppo", "toy", 1), make_model(), 16, make_toy(), callbacks=[Interrupt()])
     assert set(table.read()) == {finished}
     (partial,) = table.runs.iterdir()
     assert partial.read_text().startswith(",".join(FIELDS))  # what there is of it can be looked at
-    table.learn(Run("ppo", "toy", 1), make_model(), 16, make_toy(), n_eval_episodes=1)
-    assert set(table.read()) == {finished, Run("ppo", "toy", 1)}
+    second = Run("ppo", "toy", 1)
+    table.add({second: table.record(second, make_model(), 16, make_toy(), n_eval_episodes=1)})
+    assert set(table.read()) == {finished, second}
 
 
 def test_complete_variants_have_every_seed() -> None:
     curve = {"env_steps": np.zeros(1)}
     curves = {run: curve for run in (Run("a", "env", 0), Run("a", "env", 1), Run("b", "env", 0), Run("b", "other", 1))}
-    assert complete(curves, "env", ["b", "a", "c"], [0, 1]) == {"a": [curve, curve]}
+    assert complete(curves, "env", ["a", "c"], [0, 1]) == {"a": [curve, curve]}
     assert list(complete(curves, "env", ["b", "a"], [0])) == ["b", "a"]
+    with pytest.raises(SystemExit, match="There is no summary, as runs are missing: b seed 1, b seed 2, a seed 2"):
+        complete(curves, "env", ["b", "a", "c"], [0, 1, 2])

@@ -35,7 +35,7 @@ def test_update_leaves_the_other_sections(tmp_path: Path) -> None:
 
 def test_what_was_not_run_now_keeps_its_origin() -> None:
     before = {"origins": {"a": {"commit": "1"}, "b": {"commit": "1"}}}
-    found = study.origins(before, ["b", "c"], {"commit": "2"})
+    found = study.origins(before, study.Made({"commit": "3"}, {"b": {"commit": "2"}, "c": {"commit": "2"}}, {}))
     assert {name: origin["commit"] for name, origin in found.items()} == {"a": "1", "b": "2", "c": "2"}
 
 
@@ -56,7 +56,7 @@ def test_from_the_command_line_to_the_files(tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert command() == first  # nothing but the summary is made anew
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
-    command("sb3_sac")
+    command("sb3_sac", "--again")
     for seed in (0, 1):
         again = CurveTable(tmp_path).read()[Run("sb3_sac", "Pendulum-v1", seed)]
         before = curves[Run("sb3_sac", "Pendulum-v1", seed)]

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def test_robosuite_demonstrations_are_written_once_and_look_like_the_env(tmp_pat
 
 @pytest.mark.slow
 def test_from_the_command_line_to_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (finetune, runs):
-        monkeypatch.setattr(module, "CLONE_BATCHES", 20)
+    monkeypatch.setattr(finetune, "CLONE_BATCHES", 20)
+    monkeypatch.setattr(runs, "pretrain_bc", partial(runs.pretrain_bc, n_batches=20))
     monkeypatch.setattr(runs, "N_FINAL_EPISODES", 2)
     demonstrations = record(Expert(), "Hopper-v5", 0.0, n_episodes=3, seed=0)
     (tmp_path / "data").mkdir()

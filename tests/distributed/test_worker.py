@@ -148,7 +148,7 @@ def test_functions_that_do_not_pickle() -> None:
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r'RayVecEnv needs Ray .*pip install "sb3-scoreflow\[ray\]"'):
+    with pytest.raises(ImportError, match=r'Ray is missing .*pip install "sb3-scoreflow\[ray\]"'):
         make_vec_env("Pendulum-v1", vec_env_cls=RayVecEnv)  # type: ignore[arg-type]
 
 
