@@ -1,4 +1,4 @@
-"""Callbacks for fine-tuning a clone: is it still better than the clone, and which weights were the best?"""
+"""Callbacks for fine-tuning a clone: they compare the policy with the clone and keep the best weights."""
 
 import math
 import os
@@ -23,11 +23,11 @@ from sb3_scoreflow.demonstrations import normalized_score
 
 
 class Evaluation(NamedTuple):
-    """Episodes of one policy."""
+    """Evaluation episodes of one policy."""
 
-    returns: list[float]  #: undiscounted, where the environment has a ``Monitor``
-    lengths: list[int]  #: likewise in env steps
-    successes: list[bool]  #: empty if the environment does not tell
+    returns: list[float]  #: undiscounted returns; true ones if the environment has a ``Monitor``
+    lengths: list[int]  #: lengths; in environment steps if the environment has a ``Monitor``
+    successes: list[bool]  #: whether each episode succeeded; empty if the environment does not report success
 
     @property
     def mean(self) -> float:
@@ -35,8 +35,8 @@ class Evaluation(NamedTuple):
 
     def lower_bound(self, n_standard_errors: float) -> float:
         """
-        :param n_standard_errors: how far below the mean
-        :return: the mean return less that many standard errors of it
+        :param n_standard_errors: distance of the bound from the mean return, in standard errors
+        :return: the mean return minus that many standard errors
         """
         if n_standard_errors == 0:
             return self.mean
@@ -45,31 +45,34 @@ class Evaluation(NamedTuple):
 
 class FlowEvalCallback(EvalCallback):
     """
-    Stable-Baselines3's ``EvalCallback`` for fine-tuning. At the start of ``learn``, before anything is trained, it evaluates
-    the clone too, and logs its level beside every later evaluation; the clone is the first "best model". The best model is the
-    one with the highest lower confidence bound of the mean return, not the one with the luckiest episodes. Training draws the
-    same random numbers with it as without it, as long as ``eval_env`` is an environment of its own.
+    Stable-Baselines3's ``EvalCallback`` for fine-tuning. At the start of ``learn``, it also evaluates the clone, and logs the
+    clone's return beside every later evaluation; the clone is the first "best model". The best model is the one with the
+    highest lower confidence bound of the mean return, so that it does not depend on a few lucky episodes. The callback does
+    not change the random numbers of training, provided that ``eval_env`` is a separate environment.
 
-    A model that was trained before and is loaded again is no clone: pass the clone as ``clone``. A callback that is used for
-    several calls of ``learn`` goes on where it was.
+    A model that was trained, saved and loaded again is not a clone any more: pass the clone as ``clone``. A callback can be
+    used for several calls of ``learn`` and keeps its best model.
 
-    :param eval_env: environment, with the wrappers of the training environment
-    :param callback_on_new_best: called when there is a new best model
-    :param callback_after_eval: called after each evaluation but that of the clone; :class:`StopBelowClone`
+    :param eval_env: evaluation environment, with the wrappers of the training environment
+    :param callback_on_new_best: callback that is called when there is a new best model
+    :param callback_after_eval: callback that is called after each evaluation except that of the clone, such as
+        :class:`StopBelowClone`
     :param n_eval_episodes: episodes per evaluation, at least 2 unless ``n_standard_errors`` is 0
-    :param eval_freq: calls of ``env.step`` of the vectorized environment (chunks, with ActionChunking) between evaluations
-    :param log_path: folder of ``evaluations.npz``
-    :param best_model_save_path: folder of ``best_model.zip`` and, with a ``VecNormalize``, ``vecnormalize.pkl``
-    :param stochastic: whether to evaluate ``predict(deterministic=False)`` as well
-    :param n_standard_errors: of the mean return, how many the bound is below it; at least 0
-    :param score_name: name that :func:`~sb3_scoreflow.normalized_score` takes; None asks the environment for its id, and logs
-        no score where D4RL has none
-    :param clone: the clone, where it is not the model itself: a model, a policy or the path of a file that either was saved to
-    :param restore_best: whether to set the model (weights, optimizers, statistics of a ``VecNormalize``) back to its best
-        evaluation when ``learn`` ends
-    :param verbose: 0 for no output
-    :param warn: whether to warn of an ``eval_env`` without ``Monitor``
-    :raises ArgumentError: if an argument is impossible
+    :param eval_freq: number of ``step`` calls of the vectorized environment between evaluations; with ActionChunking, each
+        executes a chunk
+    :param log_path: folder of ``evaluations.npz``; None: not written
+    :param best_model_save_path: folder of ``best_model.zip`` and, with a ``VecNormalize``, ``vecnormalize.pkl``; None: not
+        written
+    :param stochastic: whether to evaluate stochastic actions (``predict(deterministic=False)``) as well
+    :param n_standard_errors: distance of the lower confidence bound from the mean return, in standard errors, at least 0
+    :param score_name: name of the environment for :func:`~sb3_scoreflow.normalized_score`; None: the environment's id, and no
+        score is logged if D4RL has none for it
+    :param clone: the clone, if it is not the model itself: a model, a policy or the path of a saved model or policy
+    :param restore_best: whether to restore the best model (weights, optimizers, statistics of a ``VecNormalize``) when
+        ``learn`` ends
+    :param verbose: 0: no output
+    :param warn: whether to warn if ``eval_env`` has no ``Monitor``
+    :raises ArgumentError: if an argument is invalid
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class FlowEvalCallback(EvalCallback):
         self.score_name = _score_name(self.eval_env, score_name)
         self.clone = clone
         self.restore_best = restore_best
-        #: The clone's episodes; None until they are known
+        #: The clone's evaluation episodes; None before its evaluation
         self.clone_evaluation: Evaluation | None = None
         self.best_lower_bound = -np.inf
         self.evaluations_stochastic: list[list[float]] = []
@@ -129,7 +132,7 @@ class FlowEvalCallback(EvalCallback):
             elif getattr(self.model, "n_transitions", self.model.num_timesteps) == 0:
                 self._evaluate_model(is_clone=True)
             else:
-                warn("The model was trained before, so that the clone's level is not known: pass the clone as `clone`.")
+                warn("The model was trained before, so the clone's return is unknown: pass the clone as `clone`.")
         super()._on_training_start()
 
     def _on_step(self) -> bool:
@@ -147,7 +150,7 @@ class FlowEvalCallback(EvalCallback):
         if normalizer is not None and self._best_statistics is not None:
             normalizer.__dict__.update(deepcopy(self._best_statistics))
         if self.verbose:
-            print(f"Back to the best model: mean reward {self.best_mean_reward:.2f}")
+            print(f"Restored the best model: mean reward {self.best_mean_reward:.2f}")
 
     # ------------------------------------------------------------------ evaluation
 
@@ -157,12 +160,12 @@ class FlowEvalCallback(EvalCallback):
                 sync_envs_normalization(self.training_env, self.eval_env)
             except (AttributeError, AssertionError) as error:
                 raise ValueError(
-                    "eval_env is not wrapped like the training environment, which has a VecNormalize: wrap it in one, "
-                    "too, with training=False."
+                    "eval_env is not wrapped like the training environment, which has a VecNormalize: wrap it in "
+                    "VecNormalize(training=False) as well."
                 ) from error
         self._is_success_buffer = []
         device = self.model.device
-        # Stochastic actions must not take random numbers away from training
+        # Sampling stochastic actions must not change the random numbers of training
         devices = [device] if device.type == "cuda" else []
         with nullcontext() if deterministic else th.random.fork_rng(devices):
             returns, lengths = evaluate_policy(
@@ -178,7 +181,7 @@ class FlowEvalCallback(EvalCallback):
         return Evaluation([float(value) for value in returns], lengths, [bool(value) for value in self._is_success_buffer])
 
     def _evaluate_model(self, is_clone: bool = False) -> bool:
-        """:return: whether the model is the best one by now"""
+        """:return: whether the model is the best so far"""
         evaluation = self._evaluate(self.model, deterministic=True)
         stochastic = self._evaluate(self.model, deterministic=False) if self.stochastic else None
         if is_clone:
@@ -207,7 +210,7 @@ class FlowEvalCallback(EvalCallback):
             print(f"New best mean reward, with a lower bound of {self.best_lower_bound:.2f}")
 
     def _keep(self, evaluation: Evaluation, stochastic: Evaluation | None) -> None:
-        """Write ``evaluations.npz``, with Stable-Baselines3's names."""
+        """Write ``evaluations.npz``, with the names that Stable-Baselines3 uses."""
         if self.log_path is None:
             return
         self.evaluations_timesteps.append(self.num_timesteps)
@@ -256,14 +259,14 @@ class FlowEvalCallback(EvalCallback):
 
 class StopBelowClone(BaseCallback):
     """
-    Stops training when the deterministic policy has got worse than the clone: ``FlowEvalCallback(eval_env,
-    callback_after_eval=StopBelowClone(), restore_best=True)`` leaves the best weights then.
+    Stops training when the deterministic policy has become worse than the clone. With ``FlowEvalCallback(eval_env,
+    callback_after_eval=StopBelowClone(), restore_best=True)``, the model then gets its best weights back.
 
-    :param tolerance: how far below the clone's mean return ``r`` is tolerated, as a share of it, at least 0: training is to
-        stay above ``r - tolerance |r|``, which is below ``r`` for negative returns, too
-    :param patience: evaluations in a row below that after which training stops, at least 1
-    :param verbose: 0 for no output
-    :raises ArgumentError: if an argument is impossible
+    :param tolerance: tolerated decrease as a share of the clone's mean return ``r``, at least 0: training stops below ``r -
+        tolerance |r|``, which is less than ``r`` for negative returns as well
+    :param patience: number of consecutive evaluations below this threshold after which training stops, at least 1
+    :param verbose: 0: no output
+    :raises ArgumentError: if an argument is invalid
     """
 
     def __init__(self, tolerance: float = 0.1, patience: int = 3, verbose: int = 1) -> None:
@@ -273,7 +276,7 @@ class StopBelowClone(BaseCallback):
         if patience < 1:
             raise ArgumentError(f"patience must be at least 1 evaluation, got {patience!r}: pass 3.")
         self.tolerance, self.patience = tolerance, patience
-        #: Evaluations in a row that were below
+        #: Number of consecutive evaluations below the threshold
         self.n_below = 0
 
     def _on_training_start(self) -> None:
@@ -284,13 +287,13 @@ class StopBelowClone(BaseCallback):
             )
         if self.parent.clone_evaluation is None:
             raise ArgumentError(
-                "StopBelowClone needs the level of the clone, but the model was trained before: pass the clone (a model, a "
+                "StopBelowClone needs the clone's return, but the model was trained before: pass the clone (a model, a "
                 "policy or a path) to FlowEvalCallback as `clone`."
             )
 
     @property
     def threshold(self) -> float:
-        """The mean return that training is to stay above."""
+        """Mean return below which training stops."""
         assert isinstance(self.parent, FlowEvalCallback) and self.parent.clone_evaluation is not None
         level = self.parent.clone_evaluation.mean
         return level - self.tolerance * abs(level)
@@ -305,16 +308,16 @@ class StopBelowClone(BaseCallback):
                 f"Stopping: {self.n_below} evaluations in a row below {self.threshold:.2f}, the last mean reward is "
                 f"{self.parent.last_mean_reward:.2f}"
             )
-        self.n_below = 0  # the next call of learn has its patience again
+        self.n_below = 0  # the next call of learn starts with full patience
         return False
 
 
 def _score_name(env: VecEnv, given: str | None) -> str | None:
     """
-    :param env: of the evaluation
-    :param given: by the user
-    :return: the name of D4RL's score, None if there is none
-    :raises ValueError: if there is none for the name that was given
+    :param env: evaluation environment
+    :param given: the user's ``score_name``
+    :return: name of the environment in D4RL's scores; None if D4RL has no score for it
+    :raises ValueError: if D4RL has no score for the user's name
     """
     spec = (ask(lambda: env.get_attr("spec", 0)) or [None])[0]
     name = given if given is not None else getattr(spec, "id", None)

@@ -1,4 +1,4 @@
-"""The command line ``sb3-scoreflow``: demonstrations, clones, fine-tuning and policies without a program of one's own."""
+"""The command line ``sb3-scoreflow``: inspect demonstrations, clone, fine-tune, evaluate, export and record."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ from demonstrations to a policy that can be deployed:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as all errors here."""
+    """Reports errors in one line, as all commands do."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
@@ -38,7 +38,7 @@ def _at_least(least: int) -> Any:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
         return int(text)
 
-    number.__name__ = "whole number"  # what argparse calls it in a message
+    number.__name__ = "whole number"  # argparse's messages use this name
     return number
 
 
@@ -61,62 +61,66 @@ def _parser() -> argparse.ArgumentParser:
             "--env",
             required=True,
             metavar="ID",
-            help="environment, as registered with Gymnasium, such as Hopper-v5; of a package of yours: package:Name-v0",
+            help="id of a Gymnasium environment, such as Hopper-v5; if your own package registers it: package:Name-v0",
         )
 
     def add_horizon(to: argparse.ArgumentParser, default: int | None, text: str) -> None:
-        text = f"actions that the policy predicts and executes at once, 1 for single ones (default: {text})"
+        text = f"number of actions that the policy predicts and executes at once (default: {text})"
         to.add_argument("--horizon", type=_at_least(1), default=default, metavar="N", help=text)
 
     def add_seed(to: argparse.ArgumentParser) -> None:
-        to.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="seed of all random numbers (default: 0)")
+        to.add_argument(
+            "--seed", type=_at_least(0), default=0, metavar="S", help="seed of all random number generators (default: 0)"
+        )
 
     def add_vec_normalize(to: argparse.ArgumentParser) -> None:
-        text = "statistics of the VecNormalize that the model was trained in, if it was, as VecNormalize.save wrote them"
-        to.add_argument("--vec-normalize", metavar="FILE.pkl", help=f"{text}; they are unpickled, as the model is")
+        text = "file of VecNormalize.save with the statistics of training, if the model was trained with VecNormalize"
+        to.add_argument("--vec-normalize", metavar="FILE.pkl", help=f"{text}; it is unpickled, like the model")
 
     source = "builtin:hopper-medium, d4rl:hopper-medium-v2, minari:..., lerobot:..., robomimic:FILE, or the path of a file"
 
     def add_model(to: argparse.ArgumentParser) -> None:
         to.add_argument("model", metavar="MODEL.zip", help="file of a saved model, such as clone.zip; it is unpickled")
-        text = "read weights and JSON of the model's file alone, and unpickle nothing: for files of strangers"
+        text = "read only weights and JSON from the model's file and unpickle nothing; use it for files that you do not trust"
         to.add_argument("--untrusted", action="store_true", help=text)
 
-    inspecting = command("inspect", inspect, "Show what is in demonstrations: episodes, ranges, and what looks wrong.")
+    inspecting = command("inspect", inspect, "Show the content of demonstrations: episodes, ranges and suspicious values.")
     inspecting.add_argument("source", metavar="SOURCE", help=source)
 
     clone = command("clone", cli_models.clone, "Clone demonstrations into a new policy.")
     clone.add_argument("source", metavar="SOURCE", help=source)
-    text = "algorithm that is going to fine-tune the clone (default: scoreflow_ppo)"
+    text = "algorithm that will fine-tune the clone (default: scoreflow_ppo)"
     clone.add_argument("--algo", choices=list(ALGORITHMS), default="scoreflow_ppo", help=text)
     add_env(clone)
     add_horizon(clone, 1, "1")
     clone.add_argument("--output", required=True, metavar="CLONE.zip", help="where to save the clone")
-    text = "gradient steps (default: by the size of the demonstrations)"
+    text = "gradient steps (default: depends on the size of the demonstrations)"
     clone.add_argument("--batches", type=_at_least(1), metavar="N", help=text)
     add_seed(clone)
 
-    train = command("train", cli_models.train, "Fine-tune a saved model, with the algorithm that it was saved by.")
+    train = command("train", cli_models.train, "Fine-tune a saved model with the algorithm that saved it.")
     add_model(train)
     add_env(train)
     add_horizon(train, None, "as the model does")
-    text = "decisions to learn from, over all environments; each is a chunk of actions where the horizon is not 1"
+    text = "number of decisions to learn from, over all environments; with a horizon above 1, each is a chunk of actions"
     train.add_argument("--timesteps", type=_at_least(1), required=True, metavar="N", help=text)
     train.add_argument("--output", required=True, metavar="OUT.zip", help="where to save the trained model")
-    text = "environments that run side by side (default: 20)"
+    text = "number of parallel environments (default: 20)"
     train.add_argument("--n-envs", type=_at_least(1), default=20, metavar="N", help=text)
-    text = "folder of checkpoints: the same command, after whatever ended it, goes on from the newest (docs/resuming.md)"
+    text = "folder of checkpoints: after an interruption, the same command continues from the newest one (docs/resuming.md)"
     train.add_argument("--checkpoints", metavar="FOLDER", help=text)
     add_vec_normalize(train)
     add_seed(train)
 
     evaluate = command(
-        "evaluate", cli_models.evaluate, "Measure returns of a saved model, for deterministic and for exploring actions."
+        "evaluate", cli_models.evaluate, "Measure the returns of a saved model with deterministic and with exploring actions."
     )
     add_model(evaluate)
     add_env(evaluate)
     add_horizon(evaluate, None, "as the model does")
-    evaluate.add_argument("--episodes", type=_at_least(1), default=20, metavar="N", help="of either kind (default: 20)")
+    evaluate.add_argument(
+        "--episodes", type=_at_least(1), default=20, metavar="N", help="number of episodes of each kind (default: 20)"
+    )
     add_vec_normalize(evaluate)
     add_seed(evaluate)
 
@@ -124,11 +128,11 @@ def _parser() -> argparse.ArgumentParser:
         "export", cli_models.export, "Write the deterministic policy as a file that runs without Stable-Baselines3."
     )
     add_model(export)
-    export.add_argument("output", metavar="POLICY", help="policy.onnx (ONNX), or policy.pt2 (a program of torch.export)")
-    text = "largest difference from the model, as a share of an action's range, with which the file is written (default: 1e-5)"
+    export.add_argument("output", metavar="POLICY", help="policy.onnx (ONNX) or policy.pt2 (torch.export)")
+    text = "largest accepted difference from the model, as a share of an action's range (default: 1e-5)"
     export.add_argument("--tolerance", type=float, default=1e-5, metavar="SHARE", help=text)
     add_vec_normalize(export)
-    export.add_argument("--env", metavar="ID", help="environment of the statistics, with --vec-normalize only")
+    export.add_argument("--env", metavar="ID", help="environment of the statistics; only with --vec-normalize")
 
     record = command("record", cli_models.record, "Record a video of a saved model.")
     add_model(record)
@@ -144,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     Run a command.
 
-    :param arguments: its name and what follows; None: those of the command line
-    :return: exit status: 0; 2 after an error, which one line on stderr explains; 130 if it was interrupted; 141 if whoever
-        read its output has stopped reading, as ``head`` does
+    :param arguments: name of the command and its arguments; None: taken from the command line
+    :return: exit status: 0; 2 after an error, with one line on stderr; 130 after an interruption; 141 if the reader of the
+        output has stopped reading, as ``head`` does
     """
     args = _parser().parse_args(arguments)
     try:
@@ -156,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = " Run the same command again to go on." if getattr(args, "checkpoints", None) else ""
         print(f"sb3-scoreflow: interrupted.{again}", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # of stdout, which the interpreter would flush again at its end, and complain
+    except BrokenPipeError:  # the interpreter would flush stdout again at its end and report an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE, which Windows does not have
     except (ValueError, ImportError, OSError, gym.error.Error) as error:

@@ -1,4 +1,4 @@
-"""``sb3-scoreflow inspect``: what is in demonstrations."""
+"""``sb3-scoreflow inspect``: show the content of demonstrations."""
 
 import argparse
 import warnings
@@ -9,7 +9,7 @@ from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
 from sb3_scoreflow.demonstrations.arrays import named_observations
 from sb3_scoreflow.demonstrations.success import first_successes
 
-#: Rows of a table before the rest is counted only
+#: Largest number of table rows; further rows are only counted
 _MAX_ROWS = 20
 
 
@@ -19,7 +19,7 @@ def one_line(text: str) -> str:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """:param args: source"""
+    """:param args: parsed arguments of the command: source"""
     with warnings.catch_warnings(record=True) as caught:
         demonstrations = load_demonstrations(args.source)
     print(demonstrations.describe())
@@ -33,7 +33,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def _episodes(demonstrations: Demonstrations) -> tuple[list[str], list[list[str]]]:
-    """:return: head and rows of a table; with successes, where rewards mark them"""
+    """:return: header and rows of a table, with successes if the rewards mark them"""
     head = ["number", "length", "return"]
     lengths, returns = demonstrations.episode_lengths, demonstrations.episode_returns
     rows = [[str(i), str(length), f"{total:.2f}"] for i, (length, total) in enumerate(zip(lengths, returns, strict=True))]
@@ -42,7 +42,7 @@ def _episodes(demonstrations: Demonstrations) -> tuple[list[str], list[list[str]
         successes = first_successes(demonstrations.rewards, stops - lengths, stops)
     except ValueError:
         return head, rows
-    if len(successes) == 0:  # as where there are no rewards at all
+    if len(successes) == 0:  # for example if all rewards are 0
         return head, rows
     succeeded = set(np.searchsorted(stops, successes, side="right").tolist())
     return [*head, "success"], [[*row, "yes" if i in succeeded else "no"] for i, row in enumerate(rows)]
@@ -55,14 +55,14 @@ def _ranges(vector: np.ndarray) -> tuple[list[str], list[list[str]]]:
 
 
 def _suspicions(vectors: dict[str, np.ndarray], rewards: np.ndarray) -> list[str]:
-    """:return: what loads, but may not be what was meant"""
+    """:return: descriptions of suspicious properties that are not errors"""
     found = []
     for name, vector in vectors.items():
         constant = np.flatnonzero(vector.min(0) == vector.max(0)).tolist()
         if constant:
             found.append(f"{name}: {len(constant)} of {vector.shape[1]} components never change: {constant[:_MAX_ROWS]}")
     if not rewards.any():
-        found.append("All rewards are 0: they can be cloned, but tell a critic nothing.")
+        found.append("All rewards are 0: actions can be cloned, but a critic cannot be fitted.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The commands of ``sb3-scoreflow`` that make models, or use them."""
+"""The commands of ``sb3-scoreflow`` that create or use models."""
 
 import argparse
 import importlib.util
@@ -26,7 +26,7 @@ from sb3_scoreflow.registry import ALGORITHMS
 from sb3_scoreflow.resuming import learn_resumable
 from sb3_scoreflow.videos import record_video
 
-#: Suffix of an exported file -> what writes it
+#: Suffix of an exported file -> the function that writes it
 _EXPORTERS = {".onnx": export_onnx, ".pt2": export_program}
 
 
@@ -49,7 +49,7 @@ def train(args: argparse.Namespace) -> None:
     if args.checkpoints is None:
         model.learn(args.timesteps, progress_bar=bar)
     else:
-        model.num_timesteps = model.num_env_steps = 0  # as learn begins, whatever the model was trained for before
+        model.num_timesteps = model.num_env_steps = 0  # count from 0, even if the model was trained before
         learn_resumable(model, args.timesteps, args.checkpoints, progress_bar=bar)
     model.save(output)
     print(f"Trained for {model.num_timesteps:,} time steps, {model.num_env_steps:,} steps of the environment: {output}")
@@ -58,7 +58,7 @@ def train(args: argparse.Namespace) -> None:
         statistics = output.with_name(f"{output.stem}_vecnormalize.pkl")
         with atomic_path(statistics) as temporary:
             normalizer.save(str(temporary))
-        print(f"Its statistics of VecNormalize: {statistics}")
+        print(f"Statistics of VecNormalize: {statistics}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -89,9 +89,9 @@ def evaluate(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     exporter = _EXPORTERS.get(as_path(args.output).suffix.lower())
     if exporter is None:
-        raise ValueError(f"{args.output} must end with {' or '.join(_EXPORTERS)}: the suffix tells the format.")
+        raise ValueError(f"{args.output} must end with {' or '.join(_EXPORTERS)}: the suffix determines the format.")
     if args.vec_normalize and not args.env:
-        raise ValueError("--vec-normalize needs --env too: the environment that the statistics belong to.")
+        raise ValueError("--vec-normalize also needs --env, the environment that the statistics belong to.")
     try:
         description = exporter(_with_statistics(args), args.output, tolerance=args.tolerance)
     except RuntimeError as error:
@@ -110,30 +110,30 @@ def record(args: argparse.Namespace) -> None:
 
 def _load(path: str, trusted: bool) -> FlowAlgorithm:
     """
-    :param path: of a saved model
-    :param trusted: whether it may be unpickled
-    :return: the model, of the algorithm that wrote it
-    :raises FileNotFoundError: if there is no file
-    :raises ValueError: if none of this package's algorithms wrote it, or it is damaged
+    :param path: path of a saved model
+    :param trusted: whether the file may be unpickled
+    :return: the model, loaded by the algorithm that wrote the file
+    :raises FileNotFoundError: if the file does not exist
+    :raises ValueError: if no algorithm of this package wrote the file, or it is damaged
     """
     if not any(as_path(name).is_file() for name in (path, f"{path}.zip")):
-        raise FileNotFoundError(f"There is no file {path}. Pass what `sb3-scoreflow clone` or model.save() wrote.")
+        raise FileNotFoundError(f"There is no file {path}. Pass a file written by `sb3-scoreflow clone` or model.save().")
     writer = written_by(path)
     for algorithm in ALGORITHMS.values():
         if algorithm.__name__ == writer:
             try:
                 return algorithm.load(path, trusted=trusted)
-            except (ImportError, UntrustedFileError):  # a package that the model needs; what trust would be needed for
+            except (ImportError, UntrustedFileError):  # a missing package; objects that need trust
                 raise
-            except Exception as error:  # whatever unpickling makes of a damaged file
+            except Exception as error:  # unpickling a damaged file raises many kinds of errors
                 raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}. Save it again.") from error
     own = " or ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
-    found = "is no saved model" if writer is None else f"was written by {writer}"
-    raise ValueError(f"{path} {found}. Pass what `sb3-scoreflow clone`, or save() of {own} wrote.")
+    found = "is not a saved model" if writer is None else f"was written by {writer}"
+    raise ValueError(f"{path} {found}. Pass a file written by `sb3-scoreflow clone` or by save() of {own}.")
 
 
 def _with_statistics(args: argparse.Namespace) -> FlowAlgorithm:
-    """:return: the model; where there are statistics of a VecNormalize, in the environment that has them"""
+    """:return: the model; with statistics of a VecNormalize, in an environment with these statistics"""
     model = _load(args.model, not args.untrusted)
     args.horizon, args.seed = None, getattr(args, "seed", 0)
     if args.vec_normalize is None:
@@ -143,29 +143,29 @@ def _with_statistics(args: argparse.Namespace) -> FlowAlgorithm:
 
 
 def _check_statistics(model: FlowAlgorithm, args: argparse.Namespace) -> None:
-    """:raises ValueError: if a VecNormalize was around the environment in training and is not now, or the other way round"""
+    """:raises ValueError: if the model was trained with VecNormalize and no statistics are given, or the other way round"""
     had, has = getattr(model, "sees_normalized", None), args.vec_normalize is not None
     if had and not has:
         raise ValueError(
-            f"{args.model} was trained on observations that VecNormalize had normalized, and does not hold their statistics: "
-            "pass the file that VecNormalize.save wrote, --vec-normalize vecnormalize.pkl."
+            f"{args.model} was trained on observations normalized by VecNormalize, and does not contain their statistics: "
+            "pass the file written by VecNormalize.save, --vec-normalize vecnormalize.pkl."
         )
     if has and args.untrusted:
         raise ValueError(
-            "--vec-normalize is a pickle, which --untrusted does not read: leave --untrusted out if you trust who wrote it."
+            "--vec-normalize takes a pickle, which --untrusted forbids: leave out --untrusted if you trust the file's author."
         )
     if has and had is False:
-        raise ValueError(f"{args.model} was trained without VecNormalize: leave --vec-normalize out.")
+        raise ValueError(f"{args.model} was trained without VecNormalize: leave out --vec-normalize.")
 
 
 def _env_of(model: FlowAlgorithm, args: argparse.Namespace, n_envs: int) -> VecEnv:
     """
-    :param model: decides on chunks, where ``args`` do not
-    :param args: env, horizon, seed
+    :param model: model that will act; its chunks are the default of ``args.horizon``
+    :param args: parsed arguments of the command: env, horizon, seed, vec_normalize
     :param n_envs: number of environments
-    :return: what it can act in
-    :raises FileNotFoundError: if there is no file of statistics
-    :raises ValueError: if it cannot, or statistics are missing, or do not fit
+    :return: vectorized environment that fits the model
+    :raises FileNotFoundError: if the file of statistics does not exist
+    :raises ValueError: if the environment does not fit the model, or statistics are missing or do not fit
     """
     shape, chunks = model.action_space.shape or (), getattr(model, "chunks", {})
 
@@ -178,7 +178,9 @@ def _env_of(model: FlowAlgorithm, args: argparse.Namespace, n_envs: int) -> VecE
     try:
         check_for_correct_spaces(env, model.observation_space, model.action_space)
     except ValueError as error:
-        raise ValueError(f"{args.env} does not fit {args.model}: {error}. Pass its environment, without --horizon.") from error
+        raise ValueError(
+            f"{args.env} does not fit {args.model}: {error}. Pass the model's environment, without --horizon."
+        ) from error
     _check_statistics(model, args)
     if args.vec_normalize is None:
         return env
@@ -186,23 +188,25 @@ def _env_of(model: FlowAlgorithm, args: argparse.Namespace, n_envs: int) -> VecE
     try:
         return VecNormalize.load(str(path), env)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"--vec-normalize: there is no file {path}. Pass what VecNormalize.save wrote.") from error
-    except Exception as error:  # whatever unpickling makes of another file
-        raise ValueError(f"--vec-normalize: {path} holds no statistics that fit {args.env}: {error}") from error
+        raise FileNotFoundError(
+            f"--vec-normalize: there is no file {path}. Pass a file written by VecNormalize.save."
+        ) from error
+    except Exception as error:  # unpickling another file raises many kinds of errors
+        raise ValueError(f"--vec-normalize: {path} has no statistics that fit {args.env}: {error}") from error
 
 
 def _chunked(env: gym.Env, horizon: int, chunks: dict[str, Any]) -> gym.Env:
     """
-    :param env: of single steps; episodes are counted in those
-    :param horizon: actions of a chunk, 1 for none
+    :param env: environment with single actions
+    :param horizon: number of actions per chunk; 1: no chunks
     :param chunks: further arguments of ``ActionChunking``
-    :return: what executes chunks
+    :return: environment that executes chunks, with a ``Monitor`` that counts single steps
     """
     return env if horizon == 1 else ActionChunking(env, horizon, **chunks)
 
 
 def _output(path: str) -> Path:
-    """:return: where to save; checked, and its folder made, before work begins that would be lost"""
+    """:return: path of the output; checked, and its folder created, before any work that an error would waste"""
     output = as_path(path)
     if output.suffix not in ("", ".zip") or output.is_dir():
         raise ValueError(f"--output {path} must be the name of a file that ends with .zip.")

@@ -1,4 +1,4 @@
-"""A policy without Stable-Baselines3: files of ONNX and of ``torch.export``."""
+"""Export of policies that run without Stable-Baselines3, with ONNX or ``torch.export``."""
 
 import copy
 import io
@@ -23,10 +23,10 @@ from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.common.versions import versions
 from sb3_scoreflow.envs.action_chunking import check_chunk_arguments
 
-#: Entry of a file's metadata, and of the extra files of a program, that holds the description as JSON
+#: Name under which the description is stored as JSON: in the metadata of an ONNX file, and among a program's extra files
 METADATA_KEY = "sb3_scoreflow"
 
-#: What runs an exported file: tensors by position -> action
+#: Function that runs an exported file: list of input arrays -> action
 _Run = Callable[[list[np.ndarray]], np.ndarray]
 
 
@@ -43,32 +43,32 @@ def export_onnx(
     """
     Write the deterministic policy as an ONNX file, which runs without Stable-Baselines3 and PyTorch.
 
-    Normalization of observations (that of a ``VecNormalize`` around the model's environment, too), denoising and the bounds of
-    actions are inside. One input per part of the observation, named ``obs`` or ``obs.KEY``, with the dtype of the observation
-    space and a free batch; one output, ``action``. The file describes itself: see the returned description. It replaces an
-    earlier one only if it acts as ``predict`` does.
+    The file contains the normalization of observations (including that of a ``VecNormalize`` around the model's environment),
+    denoising, and the scaling of actions to their bounds. It has one input per part of the observation, named ``obs`` or
+    ``obs.KEY``, with the dtype of the observation space and any batch size, and one output, ``action``. Its metadata contain
+    the returned description. An existing file is replaced only if the new one acts like ``predict``.
 
-    :param model: an algorithm of this package or its policy, which says nothing of chunks and ``VecNormalize``
-    :param path: where to; ".onnx" is added if it has no suffix
-    :param inference_steps: Euler steps per action; the policy's own if None
-    :param x0_input: whether ``x0``, where the flow starts, is a further input of shape ``(batch, action_dim)``, in normalized
-        units; else it is 0
-    :param n_executed: actions to be executed of each chunk; as in the model's environment if None
-    :param dynamo: whether PyTorch's newer exporter is taken; the older one is deprecated, but needs no onnxscript
-    :param tolerance: largest difference from ``predict`` as a share of an action's range, measured if onnxruntime is
+    :param model: an algorithm of this package or its policy; a policy does not know its chunks and ``VecNormalize``
+    :param path: path of the file; ".onnx" is added if it has no suffix
+    :param inference_steps: Euler steps per action; None: those of the policy
+    :param x0_input: whether the start ``x0`` of the flow is an additional input of shape ``(batch, action_dim)``, in
+        normalized units; otherwise it is 0
+    :param n_executed: number of actions to execute per chunk; None: as in the model's environment
+    :param dynamo: whether to use PyTorch's newer exporter; the older one is deprecated, but does not need onnxscript
+    :param tolerance: largest accepted difference from ``predict``, as a share of an action's range, measured if onnxruntime is
         installed; None: not measured
-    :return: what is in the file's metadata, as JSON under "sb3_scoreflow"
-    :raises ImportError: if onnx, or for the newer exporter onnxscript, is not installed
+    :return: description of the policy, which the file's metadata contain as JSON under "sb3_scoreflow"
+    :raises ImportError: if onnx, or onnxscript for the newer exporter, is not installed
     :raises FileNotFoundError: if the folder does not exist
-    :raises RuntimeError: if the file does not act as ``predict``
-    :raises ValueError: if the model is of another kind, or an argument is impossible
+    :raises RuntimeError: if the file does not act like ``predict``
+    :raises ValueError: if the model does not belong to this package, or an argument is invalid
     """
     onnx = _import_onnx(dynamo)
     with _prepared(model, path, ".onnx", inference_steps, x0_input, n_executed) as (exported, description, temporary):
         names = [part["input"] for part in description["inputs"]]
         tensors = tuple(map(th.as_tensor, exported.some_inputs(2)))
         with warnings.catch_warnings(), th.no_grad():
-            warnings.simplefilter("ignore")  # of PyTorch's own code, and of what tracing cannot see: the result is checked
+            warnings.simplefilter("ignore")  # about PyTorch's own code and the limits of tracing; the result is checked
             if dynamo:
                 program = th.onnx.export(
                     exported,
@@ -113,20 +113,20 @@ def export_program(
     tolerance: float | None = 1e-5,
 ) -> dict[str, Any]:
     """
-    Write the deterministic policy as a program of ``torch.export``, which runs by PyTorch without Stable-Baselines3.
+    Write the deterministic policy as a ``torch.export`` program, which runs with PyTorch, without Stable-Baselines3.
 
-    ``torch.export.load(path).module()`` takes the tensors of the description's inputs in their order.
+    ``torch.export.load(path).module()`` takes one tensor per input of the description, in the same order.
 
-    :param model: see :func:`export_onnx`, as for all other arguments
-    :param path: where to; ".pt2" is added if it has no suffix
-    :param inference_steps: Euler steps per action; the policy's own if None
-    :param x0_input: whether ``x0`` is a further, the last, input
-    :param n_executed: actions to be executed of each chunk; as in the model's environment if None
-    :param tolerance: largest difference from ``predict`` as a share of an action's range; None: not measured
-    :return: what the file holds as its extra file "sb3_scoreflow", as JSON
+    :param model: an algorithm of this package or its policy; a policy does not know its chunks and ``VecNormalize``
+    :param path: path of the file; ".pt2" is added if it has no suffix
+    :param inference_steps: Euler steps per action; None: those of the policy
+    :param x0_input: whether the start ``x0`` of the flow is an additional, last input (see :func:`export_onnx`)
+    :param n_executed: number of actions to execute per chunk; None: as in the model's environment
+    :param tolerance: largest accepted difference from ``predict``, as a share of an action's range; None: not measured
+    :return: description of the policy, which the file contains as JSON in its extra file "sb3_scoreflow"
     :raises FileNotFoundError: if the folder does not exist
-    :raises RuntimeError: if the program does not act as ``predict``
-    :raises ValueError: if the model is of another kind, or an argument is impossible
+    :raises RuntimeError: if the program does not act like ``predict``
+    :raises ValueError: if the model does not belong to this package, or an argument is invalid
     """
     with _prepared(model, path, ".pt2", inference_steps, x0_input, n_executed) as (exported, description, temporary):
         tensors = tuple(map(th.as_tensor, exported.some_inputs(2)))
@@ -135,8 +135,8 @@ def export_program(
             warnings.simplefilter("ignore")
             program = th.export.export(exported, tensors, dynamic_shapes=(tuple(batch for _ in tensors),))
             for node in program.graph.nodes:
-                node.meta.pop("stack_trace", None)  # paths of this machine
-            file = io.BytesIO()  # where a disk refuses what PyTorch writes, it ends the process, when it frees the writer
+                node.meta.pop("stack_trace", None)  # contains paths of this machine
+            file = io.BytesIO()  # if the disk is full, PyTorch's writer would end the process
             th.export.save(program, file, extra_files={METADATA_KEY: json.dumps(description)})
             temporary.write_bytes(file.getvalue())
             loaded = th.export.load(temporary).module()
@@ -147,11 +147,11 @@ def export_program(
 
 class _Exported(nn.Module):
     """
-    An :class:`ActionSampler` whose inputs are single tensors, which files can name, in the units of the environment.
+    An :class:`ActionSampler` whose inputs are single tensors with names, in the environment's units.
 
-    :param sampler: on the CPU
+    :param sampler: sampler on the CPU
     :param x0_input: whether the last input is ``x0``
-    :param vec_normalize: of the environment, if it normalizes observations
+    :param vec_normalize: the environment's ``VecNormalize``, if it normalizes observations
     """
 
     def __init__(self, sampler: ActionSampler, x0_input: bool, vec_normalize: VecNormalize | None) -> None:
@@ -162,7 +162,7 @@ class _Exported(nn.Module):
         self.parts: dict[str, spaces.Space] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
         self.normalized: list[str] = []
         self.clip = 0.0
-        #: Mean and deviation of the vectors whose values are known, for observations to try
+        #: Mean and standard deviation of normalized vectors, from which :meth:`some_inputs` draws observations
         self.spread: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         normalizer = sampler.policy.normalizer
         for index, key in enumerate(normalizer.keys):
@@ -196,7 +196,7 @@ class _Exported(nn.Module):
         return self.sampler(parts if self.nested else parts[""], inputs[-1] if self.x0_input else None)
 
     def inputs(self) -> list[dict[str, Any]]:
-        """Name of each input, the key of the observation that it is (None: the observation itself), shape and dtype."""
+        """Name, observation key (None: the observation itself), shape and dtype of each input."""
         policy = self.sampler.policy
         described = [
             dict(
@@ -212,7 +212,7 @@ class _Exported(nn.Module):
         return [*described, x0] if self.x0_input else described
 
     def some_inputs(self, batch: int) -> list[np.ndarray]:
-        """Observations like those that the policy knows, and ``x0 ~ N(0, I)``: the same ones every time."""
+        """Observations that resemble those of training, and ``x0 ~ N(0, I)``; every call returns the same values."""
         rng, inputs = np.random.default_rng(0), []
         for key, space in self.parts.items():
             if key in self.spread:
@@ -230,9 +230,9 @@ class _Exported(nn.Module):
 
     def check(self, run: _Run, tolerance: float) -> None:
         """
-        :param run: the exported file
-        :param tolerance: largest difference, as a share of an action's range
-        :raises RuntimeError: if it acts differently from the policy's ``predict``, for any of several batches
+        :param run: function that runs the exported file
+        :param tolerance: largest accepted difference, as a share of an action's range
+        :raises RuntimeError: if the file acts differently from the policy's ``predict`` for one of several batches
         """
         sampler = self.sampler
         width = (sampler.high - sampler.low).double().numpy()
@@ -252,7 +252,7 @@ class _Exported(nn.Module):
                     )
 
     def _predicted(self, inputs: list[np.ndarray]) -> np.ndarray:
-        """``predict`` on observations as Stable-Baselines3 would normalize them."""
+        """Actions of ``predict``, for observations normalized by Stable-Baselines3."""
         parts = dict(zip(self.parts, inputs, strict=False))
         for index, key in enumerate(self.normalized):
             mean, deviation = (self.get_buffer(f"{name}_{index}").numpy() for name in ("mean", "deviation"))
@@ -265,8 +265,8 @@ def _prepared(
     model: Any, path: AnyPath, suffix: str, inference_steps: int | None, x0_input: bool, n_executed: int | None
 ) -> Iterator[tuple[_Exported, dict[str, Any], Path]]:
     """
-    :return: context manager giving the module to be exported, its description, and where to write to: the file is moved to its
-        place if nothing is raised
+    :return: context manager with the module to export, its description, and a temporary path; without an error, the file there
+        is moved to its final path
     """
     algorithm = model if isinstance(model, FlowAlgorithm) else None
     policy = model.policy if isinstance(model, FlowAlgorithm) else model
@@ -318,7 +318,7 @@ def _import_onnx(dynamo: bool) -> Any:
 
 
 def _forget_origin(proto: Any) -> None:
-    """Where each operation came from: paths of this machine, and as large as a small network."""
+    """Remove the origin of each operation: it contains paths of this machine and is as large as a small network."""
     graphs = [proto.graph, *proto.functions]
     for part in [*graphs, *(node for graph in graphs for node in graph.node), *proto.graph.initializer]:
         del part.metadata_props[:]
@@ -327,12 +327,12 @@ def _forget_origin(proto: Any) -> None:
 
 
 def _onnx_runner(path: Path, names: list[str]) -> _Run | None:
-    """:return: what runs the file; None without onnxruntime"""
+    """:return: function that runs the file; None without onnxruntime"""
     try:
         import onnxruntime
     except ImportError:
         return None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of what it does not compute beforehand
+    options.log_severity_level = 3  # hide warnings about operations that are not precomputed
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda inputs: session.run(["action"], dict(zip(names, inputs, strict=True)))[0]

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub, in the layout of the RL Zoo, whose tools read it."""
+"""Models on the Hugging Face Hub, in the layout that the RL Zoo's tools read."""
 
 import datetime
 import json
@@ -28,9 +28,9 @@ from sb3_scoreflow.common.utils import ArgumentError, warn, without_folders
 from sb3_scoreflow.hub_card import card_text, training_config
 from sb3_scoreflow.registry import ALGORITHMS
 
-#: Learning curves, which are no model although they are a zip file
+#: Learning curves; the only zip file that is not a model
 _METRICS = "train_eval_metrics.zip"
-#: The same as vec_normalize.pkl, to be read without unpickling
+#: Content of vec_normalize.pkl that can be read without unpickling
 _STATISTICS = "vec_normalize.json"
 _NORMALIZER_ARGUMENTS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 _NORMALIZER_STATISTICS = ("obs_rms", "ret_rms")
@@ -50,30 +50,30 @@ def write_hub_folder(
     repo_id: str | None = None,
 ) -> Path:
     """
-    Evaluate a model and write what :func:`push_to_hub` uploads, to look at it before.
+    Evaluate a model and write the files that :func:`push_to_hub` uploads, so that you can look at them first.
 
-    ``ALGORITHM-ENVIRONMENT.zip`` and what is in it, ``results.json``, ``args.yml``, ``config.yml``, ``env_kwargs.yml``,
-    ``train_eval_metrics.zip``, ``README.md`` (the model card), and, where there are such, ``vec_normalize.pkl``,
-    ``vec_normalize.json`` and ``replay.mp4``. Of absolute paths in settings, the last part is kept. The folder appears in one
-    step, when it is complete.
+    The files are ``ALGORITHM-ENVIRONMENT.zip`` and its extracted content, ``results.json``, ``args.yml``, ``config.yml``,
+    ``env_kwargs.yml``, ``train_eval_metrics.zip``, ``README.md`` (the model card), and, if available, ``vec_normalize.pkl``,
+    ``vec_normalize.json`` and ``replay.mp4``. Absolute paths in settings are shortened to their last part. The folder appears
+    only when it is complete.
 
-    :param model: to be published
-    :param folder: to be made, or empty
-    :param eval_env: environment in which it is evaluated, wrapped as in training, not the one it trains in; a ``VecNormalize``
-        gets the training environment's statistics, and stops learning
-    :param env_id: name of the environment; as registered with Gymnasium if None
+    :param model: model to publish
+    :param folder: folder to create, or an empty folder
+    :param eval_env: evaluation environment, wrapped as in training, but not the training environment itself; a
+        ``VecNormalize`` gets the training environment's statistics and stops updating them
+    :param env_id: name of the environment; None: its Gymnasium id
     :param env_kwargs: keyword arguments of the environment
-    :param n_eval_episodes: episodes, both of deterministic and of exploring actions
-    :param seed: of the evaluation
-    :param video: path of an MP4 file, or a ``VecVideoRecorder`` that has written one
-    :param run_folder: folder of a run of the RL Zoo, whose settings and learning curves are taken instead of the model's
-    :param repo_id: "user/name", for the card
+    :param n_eval_episodes: number of evaluation episodes with deterministic actions, and with stochastic actions
+    :param seed: seed of the evaluation
+    :param video: path of an MP4 file, or a ``VecVideoRecorder`` that has written one; None: no video
+    :param run_folder: folder of a run of the RL Zoo, whose settings and learning curves replace the model's
+    :param repo_id: "user/name", for the model card
     :return: the folder
-    :raises FileExistsError: if there is something in the folder
+    :raises FileExistsError: if the folder is not empty
     :raises FileNotFoundError: if the video does not exist
     :raises ImportError: if huggingface_hub is not installed
-    :raises OSError: if it cannot be written, as when the disk is full
-    :raises ValueError: if the model is of another kind, or the environment does not fit it or has no name
+    :raises OSError: if the folder cannot be written, for example because the disk is full
+    :raises ValueError: if the model does not belong to this package, or the environment does not fit it or has no name
     """
     _import_hub("write_hub_folder")
     if not isinstance(model, FlowAlgorithm):
@@ -85,7 +85,7 @@ def write_hub_folder(
     folder = as_path(folder)
     run = None if run_folder is None else as_path(run_folder)
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"folder: {folder} is not empty, and all that is in it would be published: pass a new one.")
+        raise FileExistsError(f"folder: {folder} is not empty, and all its files would be published: pass a new folder.")
     video = None if video is None else as_path(getattr(video, "video_path", video))
     if video is not None and not video.is_file():
         raise FileNotFoundError(f"video: there is no file {video} (seen from {Path.cwd()}): check the path.")
@@ -98,9 +98,9 @@ def write_hub_folder(
     results = _evaluate(model, env, n_eval_episodes, seed)
 
     with atomic_folder(folder) as new:
-        model.save(new / f"{name}.zip", exclude=["tensorboard_log"])  # a path
+        model.save(new / f"{name}.zip", exclude=["tensorboard_log"])  # an absolute path
         with zipfile.ZipFile(new / f"{name}.zip") as archive:
-            archive.extractall(new / name)  # to be looked at on the Hub, without loading
+            archive.extractall(new / name)  # can be viewed on the Hub without loading the model
         normalizer = unwrap_vec_normalize(env)
         if normalizer is not None:
             normalizer.save(str(new / "vec_normalize.pkl"))
@@ -129,14 +129,14 @@ def push_to_hub(
     """
     Evaluate a model and publish it on the Hugging Face Hub.
 
-    :param model: to be published
-    :param repo_id: "user/name"; made if it does not exist
-    :param eval_env: see :func:`write_hub_folder`
+    :param model: model to publish
+    :param repo_id: "user/name"; the repository is created if it does not exist
+    :param eval_env: evaluation environment, see :func:`write_hub_folder`
     :param private: whether a new repository is private
-    :param token: of the Hub; the one of ``hf auth login`` if None. It is written nowhere
-    :param commit_message: of the upload
+    :param token: access token of the Hub; None: the token of ``hf auth login``. It is never written to a file
+    :param commit_message: commit message of the upload
     :param kwargs: further arguments of :func:`write_hub_folder`
-    :return: address of the repository
+    :return: URL of the repository
     :raises ImportError: if huggingface_hub is not installed
     """
     hub = _import_hub("push_to_hub")
@@ -159,28 +159,28 @@ def load_from_hub(
     **kwargs: Any,
 ) -> FlowAlgorithm:
     """
-    Download a model and load it, by the algorithm that wrote it; without unpickling anything, unless you trust it.
+    Download a model and load it with the algorithm that wrote it. Nothing is unpickled unless you pass ``trust=True``.
 
     :param repo_id: "user/name"
-    :param trust: whether the files may be unpickled, which can execute anything; else the model is rebuilt from weights and
-        JSON
-    :param revision: commit, branch or tag; a commit is what was looked at, for good
-    :param filename: of the model, if there is more than one
-    :param token: of the Hub, for private repositories
-    :param env: environment to go on in; it gets the repository's ``VecNormalize`` statistics, if there are such
+    :param trust: whether files may be unpickled, which can execute arbitrary code; otherwise the model is rebuilt from weights
+        and JSON
+    :param revision: commit, branch or tag; only a commit cannot change after you have looked at it. None: the main branch
+    :param filename: file name of the model; needed if the repository has several models
+    :param token: access token of the Hub, for private repositories
+    :param env: environment for further training; it gets the repository's ``VecNormalize`` statistics, if there are any
     :param kwargs: further arguments of the algorithm's ``load``, such as ``device``
     :return: the model
     :raises FileNotFoundError: if the repository has no such model
     :raises ImportError: if huggingface_hub is not installed
-    :raises ValueError: without ``trust``, if the model can be restored by unpickling only; or if another package's algorithm
-        wrote the file, or there are several models
+    :raises ValueError: if another package's algorithm wrote the file, there are several models, or the model can only be
+        restored by unpickling and ``trust`` is False
     """
     hub = _import_hub("load_from_hub")
     patterns = ["*.zip", "vec_normalize.pkl", _STATISTICS]
     folder = Path(hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
     found = sorted(path.name for path in folder.glob("*.zip") if path.name != _METRICS)
     if filename is None and len(found) > 1:
-        raise ArgumentError(f"{repo_id} has several models, {found}: pass filename.")
+        raise ArgumentError(f"{repo_id} has several models, {found}: pass one of them as filename.")
     if not found or filename not in (None, *found):
         raise FileNotFoundError(f"{repo_id} has no model {filename or '*.zip'}, but {found or 'none at all'}: check repo_id.")
     path = folder / (filename or found[0])
@@ -189,7 +189,7 @@ def load_from_hub(
     if writer not in classes:
         raise ArgumentError(
             f"{repo_id}: {path.name} was written by {writer or 'an unknown algorithm'}, not by one of {sorted(classes)}: load "
-            "it with that algorithm's load."
+            "it with the method load of that algorithm."
         )
     try:
         if any((folder / name).is_file() for name in ("vec_normalize.pkl", _STATISTICS)):
@@ -198,17 +198,17 @@ def load_from_hub(
     except UntrustedFileError as error:
         where = f"https://huggingface.co/{repo_id}/tree/{revision or 'main'}"
         raise ArgumentError(
-            f"load_from_hub: without trust, nothing is unpickled, as that executes whatever code is in a file; but {error} "
-            f"Look at {where}: whose it is, who uploaded it, and, in the file 'data' of the model's folder, which entries "
-            "have a ':serialized:' part: these are unpickled, as is vec_normalize.pkl. If you trust whoever wrote them, pass "
+            f"load_from_hub: without trust, nothing is unpickled, because unpickling executes code from the file; but {error} "
+            f"Look at {where}: check its owner, who uploaded it, and, in the file 'data' of the model's folder, which entries "
+            "have a ':serialized:' part: these are unpickled, as is vec_normalize.pkl. If you trust their authors, pass "
             "trust=True, and revision='<the commit that you looked at>'."
         ) from error
 
 
 def algorithm_name(model: FlowAlgorithm) -> str:
     """
-    :param model: of this package, or of a class derived from one of it
-    :return: what it is registered as
+    :param model: model of this package, or of a class derived from one of its algorithms
+    :return: registered name of the algorithm
     """
     names = [name for name, cls in ALGORITHMS.items() if isinstance(model, cls)]
     return names[0] if names else type(model).__name__.lower()
@@ -216,9 +216,9 @@ def algorithm_name(model: FlowAlgorithm) -> str:
 
 def file_name(model: FlowAlgorithm, env_id: str) -> str:
     """
-    :param model: of this package
+    :param model: model of this package
     :param env_id: name of an environment, perhaps with a module or a namespace
-    :return: what the RL Zoo calls the model, without suffix
+    :return: the RL Zoo's file name of the model, without suffix
     """
     return f"{algorithm_name(model)}-{env_id.split(':')[-1].replace('/', '-')}"
 
@@ -226,8 +226,8 @@ def file_name(model: FlowAlgorithm, env_id: str) -> str:
 def _check_raw(model: FlowAlgorithm) -> None:
     if model.__dict__.get("sees_normalized"):
         raise ArgumentError(
-            "eval_env: the model was trained on observations that VecNormalize had normalized, and eval_env has none: pass "
-            "VecNormalize(eval_env, training=False) with a model that has its training environment, or "
+            "eval_env: the model was trained on observations normalized by VecNormalize, but eval_env has no VecNormalize: "
+            "pass VecNormalize(eval_env, training=False) with a model that has its training environment, or "
             "VecNormalize.load('vecnormalize.pkl', eval_env)."
         )
 
@@ -240,7 +240,7 @@ def _env_id(env: VecEnv) -> str:
 
 
 def _evaluate(model: FlowAlgorithm, env: VecEnv, n_episodes: int, seed: int) -> dict[str, Any]:
-    """:return: the RL Zoo's entries for deterministic actions, and what exploring ones get beside them"""
+    """:return: the RL Zoo's entries for deterministic actions, and additional ones for stochastic actions"""
     normalizer = unwrap_vec_normalize(env)
     if normalizer is not None:
         normalizer.training = normalizer.norm_reward = False
@@ -267,7 +267,7 @@ def _evaluate(model: FlowAlgorithm, env: VecEnv, n_episodes: int, seed: int) -> 
 
 
 def _write_settings(folder: Path, config: dict[str, Any], arguments: dict[str, Any], run: Path | None) -> None:
-    """What the RL Zoo's loader wants beside the model: those of a run of its own, or as it would have written them."""
+    """Write the settings that the RL Zoo's loader needs: those of a zoo run, or equivalent ones."""
     import yaml
 
     written = dict(config=config, args=arguments, env_kwargs=arguments["env_kwargs"])
@@ -283,8 +283,8 @@ def _write_settings(folder: Path, config: dict[str, Any], arguments: dict[str, A
 def _normalized(env: GymEnv | None, folder: Path, repo_id: str, trust: bool) -> VecNormalize | None:
     if env is None:
         warn(
-            f"{repo_id}: the model sees observations that VecNormalize has normalized. Pass env, which then gets the "
-            "statistics, and take observations from model.get_env()."
+            f"{repo_id}: the model needs observations normalized by VecNormalize. Pass env, which then gets the statistics, "
+            "and take observations from model.get_env()."
         )
         return None
     inner = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
@@ -296,22 +296,22 @@ def _normalized(env: GymEnv | None, folder: Path, repo_id: str, trust: bool) -> 
 
 
 def _described(normalizer: VecNormalize) -> Any:
-    """:return: what :func:`_plain_normalizer` makes another one of"""
+    """:return: description from which :func:`_plain_normalizer` rebuilds the normalizer"""
     names = (*_NORMALIZER_ARGUMENTS, *_NORMALIZER_STATISTICS)
     return describe({name: getattr(normalizer, name, None) for name in names})
 
 
 def _plain_normalizer(env: VecEnv, folder: Path) -> VecNormalize:
-    """:raises UntrustedFileError: if the statistics are pickled only, or are others than the environment's"""
+    """:raises UntrustedFileError: if the statistics are only available as a pickle, or do not fit the environment"""
     try:
         state = restore(json.loads((folder / _STATISTICS).read_text(encoding="utf-8")), "vec_normalize")
         normalizer = VecNormalize(env, **{name: state[name] for name in _NORMALIZER_ARGUMENTS})
         for name in _NORMALIZER_STATISTICS:
             setattr(normalizer, name, state[name])
         normalizer.normalize_obs(env.observation_space.sample())
-    except Exception as error:  # a description that was made up may fail in any way
+    except Exception as error:  # a manipulated description may raise any error
         raise UntrustedFileError(
-            f"there is no readable {_STATISTICS}, with the statistics that vec_normalize.pkl has pickled ({error!r})."
+            f"there is no readable {_STATISTICS} with the statistics of vec_normalize.pkl ({error!r})."
         ) from error
     return normalizer
 

@@ -1,4 +1,4 @@
-"""The model card, and the settings of training, that are published with a model."""
+"""The model card and the training settings that are published with a model."""
 
 import inspect
 import shlex
@@ -13,15 +13,15 @@ from sb3_scoreflow.common.utils import without_folders
 from sb3_scoreflow.common.versions import versions
 from sb3_scoreflow.envs import ActionChunking
 
-#: Arguments that are no settings of training, or paths
+#: Arguments that do not affect training, and paths
 _NO_SETTINGS = ("policy", "env", "device", "seed", "tensorboard_log", "verbose")
 
 
 def training_config(model: FlowAlgorithm, env: VecEnv) -> dict[str, Any]:
     """
-    :param model: of this package
-    :param env: wrapped as in training
-    :return: settings as the RL Zoo's ``config.yml`` has them: arguments that are plain numbers and strings and no defaults
+    :param model: model of this package
+    :param env: environment, wrapped as in training
+    :return: settings in the form of the RL Zoo's ``config.yml``: plain numbers and strings that differ from the defaults
     """
     config: dict[str, Any] = {
         "policy": next(name for name, cls in model.policy_aliases.items() if isinstance(model.policy, cls)),
@@ -60,15 +60,15 @@ def card_text(
     run: Path | None,
 ) -> str:
     """
-    :param model: of this package
-    :param algorithm: what it is registered as
-    :param name: of its file, without suffix
+    :param model: model of this package
+    :param algorithm: registered name of the algorithm
+    :param name: name of the model's file, without suffix
     :param env_id: name of the environment
-    :param results: of its evaluation
-    :param config: settings of its training
-    :param repo_id: where it will be, if that is known
-    :param run: folder of the run of the RL Zoo that trained it
-    :return: ``README.md``, with the header that the Hub reads
+    :param results: results of the evaluation
+    :param config: settings of the training
+    :param repo_id: repository on the Hub; None if it is unknown
+    :param run: folder of the RL Zoo's training run; None if the model was trained without the zoo
+    :return: text of ``README.md``, with the header that the Hub reads
     """
     import yaml
     from huggingface_hub import EvalResult, ModelCardData
@@ -139,8 +139,8 @@ or with the RL Zoo, in its environment:
 {_commands(algorithm, name, env_id, repo_id, run)}
 ```
 
-Loading unpickles parts of `{name}.zip` (by cloudpickle), which executes whatever code is in them. What they are is listed in
-`{name}/data`, under `:serialized:`.
+Loading unpickles parts of `{name}.zip` (with cloudpickle), which executes code in them. The entries with `:serialized:` in
+`{name}/data` list these parts.
 
 ## Cloning
 
@@ -159,7 +159,7 @@ Loading unpickles parts of `{name}.zip` (by cloudpickle), which executes whateve
 
 
 def _commands(algorithm: str, name: str, env_id: str, repo_id: str | None, run: Path | None) -> str:
-    """:return: what a shell runs to see the model act and, if the zoo trained it, to train it again"""
+    """:return: shell commands that show the model in action and, if the zoo trained it, train it again"""
     user, _, repo = (repo_id or f"USER/{name}").rpartition("/")
     zoo, task = "python -m sb3_scoreflow.zoo", f"--algo {algorithm} --env {env_id} -f logs"
     named = "" if repo == name else f" -name {repo}"
@@ -172,19 +172,19 @@ def _commands(algorithm: str, name: str, env_id: str, repo_id: str | None, run: 
 
 def _training_options(path: Path) -> str:
     """
-    :param path: of the arguments that the zoo was run with
-    :return: those of them that training depends on, as for a shell; nothing if it is another file
+    :param path: file with the arguments of the zoo's run
+    :return: the arguments that affect training, quoted for a shell; empty if the file was not written by the zoo
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """The file is an OrderedDict; whatever else would be executed is refused."""
+        """Constructs the OrderedDict that the zoo writes; other objects, which could execute code, are rejected."""
 
     tag = "tag:yaml.org,2002:python/object/apply:collections.OrderedDict"
     Loader.add_constructor(tag, lambda loader, node: dict(loader.construct_sequence(node, deep=True)[0]))
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except yaml.YAMLError:  # not the zoo's
+    except yaml.YAMLError:  # not written by the zoo
         return ""
     options = []
     for name in ("algo", "env", "seed", "n_timesteps", "conf_file", "env_kwargs", "hyperparams"):
@@ -201,11 +201,11 @@ def _training_options(path: Path) -> str:
 def _cloning_text(model: FlowAlgorithm) -> str:
     if model.cloning is None:
         if bool(model.policy.pretrained):
-            return "Started from a clone of demonstrations that the model does not tell."
-        return "None: trained from scratch."
+            return "Fine-tuned from a clone; the model does not contain information about the demonstrations."
+        return "No cloning: the model was trained from scratch."
     facts = model.cloning
     tables = "\n\n".join(
         f"| {title} | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in facts[part].items())
         for part, title in (("settings", "Setting"), ("results", "Result"))
     )
-    return f"Of these demonstrations:\n\n```text\n{facts['demonstrations']}\n```\n\n{tables}"
+    return f"Demonstrations:\n\n```text\n{facts['demonstrations']}\n```\n\n{tables}"

@@ -1,6 +1,6 @@
 """
-Modules that were elsewhere in 0.1.0, under their old names: saved models name them, and so may users' imports. The old
-names go with the release after 0.2.0.
+Modules that have moved since 0.1.0, importable under their old names, because saved models and users' imports refer to them.
+The release after 0.2.0 removes the old names.
 """
 
 import importlib
@@ -26,7 +26,7 @@ MOVED = {
 
 
 class _MovedFinder(MetaPathFinder, Loader):
-    """Gives the module of the new name to whoever imports the old one."""
+    """Import hook that returns the module with the new name when the old name is imported."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         return ModuleSpec(name, self) if name in MOVED else None
@@ -39,11 +39,11 @@ class _MovedFinder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None  # of the old name, by this import
-        module.__spec__ = module.__spec__.loader_state  # it has been executed, under its new name
+        assert module.__spec__ is not None  # this import has set the spec of the old name
+        module.__spec__ = module.__spec__.loader_state  # the module was executed under its new name
 
 
 def install() -> None:
-    """Let the old names be imported."""
+    """Install the import hook for the old names."""
     if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder())

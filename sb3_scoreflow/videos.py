@@ -1,4 +1,4 @@
-"""Videos of policies, with every frame of the environment: of each step inside a chunk, too (extra ``video``)."""
+"""Videos of policies with every frame of the environment, including the steps inside chunks (extra ``video``)."""
 
 import itertools
 import math
@@ -20,23 +20,23 @@ from sb3_scoreflow.common.files import AnyPath, as_path, atomic_path
 from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.envs import ActionChunking
 
-#: An environment with ``render_mode="rgb_array"``, something that makes one, or the id of one.
+#: An environment with ``render_mode="rgb_array"``, a function that creates one, or an id.
 Env = str | gym.Env | VecEnv | Callable[[], gym.Env]
 
 _FPS = 30
-#: What programs show; a GIF's unit of time is a hundredth of a second.
+#: Largest frame rate of a GIF that programs support; its unit of time is 0.01 s.
 _GIF_FPS = 50
 _MP4_CODEC = "libx264"
 _LABEL_SIZE = 16
 
 
 class Recording(NamedTuple):
-    """What was recorded."""
+    """Facts about a recorded video."""
 
     path: Path
-    n_frames: int  #: in the file
-    fps: float  #: of the file
-    returns: list[float]  #: undiscounted, of the episodes that ended
+    n_frames: int  #: number of frames in the file
+    fps: float  #: frames per second of the file
+    returns: list[float]  #: undiscounted returns of the episodes that have ended
 
 
 def record_video(
@@ -52,23 +52,23 @@ def record_video(
     every: int | None = None,
 ) -> Recording:
     """
-    Record what a policy does: the frame after each reset and after each step of the environment.
+    Record a policy: one frame after each reset and each step of the environment.
 
-    For MuJoCo's environments without a screen, set ``MUJOCO_GL=egl`` (or ``osmesa``).
+    For MuJoCo's environments without a display, set ``MUJOCO_GL=egl`` (or ``osmesa``).
 
-    :param model: model or policy; whether it acts in chunks is seen from its action space, and of a model with a
-        ``VecNormalize`` observations are normalized as in training
-    :param env: id of an environment, a function that makes one, an environment (with ``render_mode="rgb_array"``), or a
-        ``DummyVecEnv`` in wrappers, of which the first environment is recorded
-    :param path: file; its suffix is ``.mp4`` or ``.gif``. It is replaced when all is done
-    :param n_episodes: episodes to record, at least 1
-    :param n_steps: env steps to record instead, however many episodes they are
-    :param seed: of the environment and of stochastic actions
-    :param deterministic: whether actions are
-    :param fps: frames of the environment per second; that of its metadata if None, 30 if that has none
-    :param width: of the pictures, in pixels; as they are rendered if None
-    :param every: only every so many frames are written, at the speed of all; None: all, in a GIF as many as can be shown (50
-        per second)
+    :param model: model or policy. Its action space shows whether it acts in chunks; for a model with a ``VecNormalize``,
+        observations are normalized as in training
+    :param env: id of an environment, a function that creates one, an environment (with ``render_mode="rgb_array"``), or a
+        ``DummyVecEnv`` with or without wrappers, whose first environment is recorded
+    :param path: path of the video with the suffix ``.mp4`` or ``.gif``; an existing file is replaced when the video is
+        complete
+    :param n_episodes: number of episodes to record, at least 1
+    :param n_steps: number of environment steps to record instead of a number of episodes; None: complete episodes
+    :param seed: seed of the environment and of stochastic actions
+    :param deterministic: whether to use deterministic actions
+    :param fps: frames per second of the environment; None: the value in its metadata, or 30
+    :param width: width of the video in pixels; None: the rendered width
+    :param every: only every so many frames are written, at the same speed; None: all frames, or in a GIF at most 50 per second
     :return: path, number of frames and returns
     :raises ValueError: if the environment does not render, or does not fit the model
     :raises ImportError: without the extra ``video``
@@ -94,20 +94,21 @@ def record_comparison(
     every: int | None = None,
 ) -> dict[str, Recording]:
     """
-    Record policies side by side, each in an environment of its own with the same seed; who ends first stands still.
+    Record policies side by side, each in a separate environment with the same seed; those that end first show their last
+    frame.
 
     :param models: label -> model or policy, from left to right
-    :param env: id of an environment, or a function that makes one
-    :param path: see :func:`record_video`, as for all others
-    :param n_episodes: episodes of each
-    :param n_steps: env steps instead
-    :param seed: of every environment and policy
-    :param deterministic: whether actions are
-    :param fps: frames of the environment per second
-    :param width: of the whole picture
-    :param every: only every so many frames are written
-    :return: label -> its recording, all of the same file
-    :raises ValueError: as :func:`record_video`, and for less than one model
+    :param env: id of an environment, or a function that creates one
+    :param path: path of the video with the suffix ``.mp4`` or ``.gif``
+    :param n_episodes: number of episodes per policy
+    :param n_steps: number of environment steps per policy instead of a number of episodes; None: complete episodes
+    :param seed: seed of every environment and policy
+    :param deterministic: whether to use deterministic actions
+    :param fps: frames per second of the environment; None: the value in its metadata, or 30
+    :param width: width of the whole video in pixels; None: the rendered width
+    :param every: only every so many frames are written, at the same speed; None: all frames, or in a GIF at most 50 per second
+    :return: label -> its recording; all refer to the same file
+    :raises ValueError: for the reasons of :func:`record_video`, or if there are no models
     :raises ImportError: without the extra ``video``
     """
     _check(path, n_episodes, n_steps, width, every)
@@ -129,14 +130,14 @@ def record_comparison(
 
 class _Camera(gym.Wrapper[Any, Any, Any, Any]):
     """
-    Keeps what the environment shows after every step. What it shows after a reset is kept when a step follows: a vectorized
-    environment resets after the last episode, too.
+    Stores the environment's frame after every step. The frame after a reset is only stored when a step follows, because a
+    vectorized environment also resets after the last episode.
     """
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         self.frames: list[tuple[np.ndarray, bool]] = []
-        """Frames, and whether each is of a step"""
+        """Frames, and whether each one follows a step"""
         self.returns: list[float] = []
         self._first: np.ndarray | None = None
         self._total: float | None = None
@@ -161,10 +162,10 @@ class _Camera(gym.Wrapper[Any, Any, Any, Any]):
         frame: Any = self.env.render()
         if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3):
             raise ValueError(
-                f"env renders {getattr(frame, 'shape', type(frame).__name__)}, not pictures of 8 bits, shape (height, width, "
+                f"env renders {getattr(frame, 'shape', type(frame).__name__)}, not 8-bit images of shape (height, width, "
                 "3): make it with render_mode='rgb_array'."
             )
-        return frame.copy()  # environments may go on drawing into theirs
+        return frame.copy()  # environments may reuse the array of a frame
 
 
 class _Stage:
@@ -180,7 +181,7 @@ class _Stage:
         starts = np.ones(self.env.num_envs, bool)
         n_decisions = n_ended = n_taken = 0
         while n_steps is not None or n_ended < n_episodes:
-            # Random numbers of its own: two policies may be recorded in turns, or one while it trains
+            # Separate random numbers, because two policies may be recorded in turns, or one during training
             with th.random.fork_rng():
                 th.manual_seed(seed + n_decisions)
                 actions, states = self.model.predict(
@@ -198,7 +199,7 @@ class _Stage:
 
 @contextmanager
 def _on_stage(model: Any, env: Env) -> Iterator[_Stage]:
-    """A camera is put in front of the environment, below its chunks, and taken away in the end."""
+    """Insert a camera around the environment, below action chunking, and remove it at the end."""
     with ExitStack() as stack:
         vectorized = env if isinstance(env, VecEnv) else _vectorize(model, env, stack)
         inner = vectorized
@@ -206,7 +207,7 @@ def _on_stage(model: Any, env: Env) -> Iterator[_Stage]:
             inner = inner.venv
         if not isinstance(inner, DummyVecEnv):
             raise ArgumentError(
-                f"env has its environments in a {type(inner).__name__}, where no frame inside a chunk can be seen: pass a "
+                f"env has its environments in a {type(inner).__name__}, which does not show frames inside chunks: pass a "
                 "DummyVecEnv, or an environment."
             )
         outer, chunking = inner.envs[0], None
@@ -227,8 +228,8 @@ def _on_stage(model: Any, env: Env) -> Iterator[_Stage]:
 
 def _vectorize(model: Any, env: str | gym.Env | Callable[[], gym.Env], stack: ExitStack) -> VecEnv:
     """
-    :param stack: closes the environment in the end, if it was made here
-    :return: what the model acts in: with chunks, if it does, and normalized as in training
+    :param stack: closes the environment at the end, if it was created here
+    :return: environment for the model, with chunks if the model uses them, and normalized as in training
     """
     if isinstance(model, FlowAlgorithm):
         model.check_statistics()
@@ -240,7 +241,7 @@ def _vectorize(model: Any, env: str | gym.Env | Callable[[], gym.Env], stack: Ex
     if wanted != single:
         if wanted[1:] != single:
             raise ArgumentError(
-                f"env has actions of shape {single}, the model of shape {wanted}: pass the environment that it acts in."
+                f"env has actions of shape {single}, the model of shape {wanted}: pass the model's environment."
             )
         n_executed = int(getattr(model, "chunks", {}).get("n_executed", wanted[0]))
         made = ActionChunking(made, wanted[0], n_executed)
@@ -258,7 +259,7 @@ def _vectorize(model: Any, env: str | gym.Env | Callable[[], gym.Env], stack: Ex
 
 
 def _check(path: AnyPath, n_episodes: int, n_steps: int | None, width: int | None, every: int | None) -> None:
-    """:raises ArgumentError: if an argument is impossible; before anything is rendered"""
+    """:raises ArgumentError: if an argument is invalid; called before anything is rendered"""
     for name, value in (("n_episodes", n_episodes), ("n_steps", n_steps), ("width", width), ("every", every)):
         if value is not None and value < 1:
             raise ArgumentError(f"{name} must be at least 1, got {value!r}: leave it out.")
@@ -284,7 +285,7 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
         for frame in frames:
             if n_frames == 0:
                 stream = container.add_stream(_MP4_CODEC, rate=Fraction(fps).limit_denominator(1000))
-                # Of colors, the format has one for four pixels
+                # Sides must be even: the format has one color for four pixels
                 height, width = (size + size % 2 for size in frame.shape[:2])
                 stream.height, stream.width, stream.pix_fmt, stream.options = height, width, "yuv420p", {"crf": "18"}
             padding = ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0))
@@ -297,9 +298,9 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
 
 def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     image = _import_pillow()
-    # Of one byte per pixel, as they have to be kept
+    # One byte per pixel, because all images are kept in memory
     pictures = [image.fromarray(frame).quantize(128, dither=image.Dither.NONE) for frame in frames]
-    times = [round(100 * number / fps) for number in range(len(pictures) + 1)]  # so that no rounding adds up
+    times = [round(100 * number / fps) for number in range(len(pictures) + 1)]  # rounding errors do not accumulate
     durations = [10 * (after - before) for before, after in itertools.pairwise(times)]
     pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True)
     return len(pictures)
@@ -328,7 +329,7 @@ def _side_by_side(streams: Mapping[str, Iterator[np.ndarray]]) -> Iterator[np.nd
 
 
 def _labelled(frame: np.ndarray, label: str) -> np.ndarray:
-    """The frame under a strip with a label."""
+    """The frame below a strip with a label."""
     from PIL import ImageDraw, ImageFont
 
     strip = _import_pillow().new("RGB", (frame.shape[1], _LABEL_SIZE + 8), "black")
@@ -343,10 +344,10 @@ def _import_av() -> Any:
         raise ImportError(f'Videos need av ({error}): pip install "sb3-scoreflow[video]"') from error
     try:
         av.Codec(_MP4_CODEC, "w")
-    except ValueError as error:  # a build of one's own
+    except ValueError as error:  # a custom build
         raise ImportError(
-            f"The installed av has no encoder {_MP4_CODEC}: install its wheel by pip install --force-reinstall --only-binary "
-            "av av, or write a .gif."
+            f"The installed av has no encoder {_MP4_CODEC}: install its wheel with pip install --force-reinstall "
+            "--only-binary av av, or write a .gif."
         ) from error
     return av
 

@@ -211,7 +211,7 @@ def test_errors_are_one_line(chunked: Path, pendulum: Path, tmp_path: Path, caps
     assert "no_such_package" in error_of(capsys, "evaluate", chunked, "--env", "no_such_package:Env-v0")
     assert "must be the name of a file" in error_of(capsys, "clone", pendulum, "--env", "Pendulum-v1", "--output", tmp_path)
     assert "There is no file" in error_of(capsys, "evaluate", tmp_path / "none.zip", "--env", "Pendulum-v1")
-    assert "is no saved model" in error_of(capsys, "train", pendulum, "--env", "Pendulum-v1", "--timesteps", 1, *out)
+    assert "is not a saved model" in error_of(capsys, "train", pendulum, "--env", "Pendulum-v1", "--timesteps", 1, *out)
     PPO("MlpPolicy", "Pendulum-v1").save(tmp_path / "ppo.zip")
     assert "was written by PPO" in error_of(capsys, "evaluate", tmp_path / "ppo.zip", "--env", "Pendulum-v1")
     for mismatch in (("MountainCarContinuous-v0",), ("Pendulum-v1", "--horizon", 5), ("Pendulum-v1", "--horizon", 1)):
@@ -308,15 +308,15 @@ def test_statistics_that_are_missing_or_wrong(
     statistics = ("--vec-normalize", normalized.with_name("vecnormalize.pkl"))
     env, out = ("--env", "Pendulum-v1"), ("--timesteps", 1, "--output", tmp_path / "out.zip")
     for command in (("evaluate", normalized, *env), ("train", normalized, *env, *out)):
-        assert "pass the file that VecNormalize.save wrote, --vec-normalize" in error_of(capsys, *command)
+        assert "pass the file written by VecNormalize.save, --vec-normalize" in error_of(capsys, *command)
     onnx = ("export", normalized, tmp_path / "policy.pt2")
-    assert "pass the file that VecNormalize.save wrote, --vec-normalize" in error_of(capsys, *onnx)
-    assert "--vec-normalize needs --env too" in error_of(capsys, *onnx, *statistics)
+    assert "pass the file written by VecNormalize.save, --vec-normalize" in error_of(capsys, *onnx)
+    assert "--vec-normalize also needs --env" in error_of(capsys, *onnx, *statistics)
     assert "trained without VecNormalize" in error_of(capsys, "evaluate", chunked, *env, *statistics)
     nowhere = ("--vec-normalize", tmp_path / "none.pkl")
     assert "there is no file" in error_of(capsys, "evaluate", normalized, *env, *nowhere)
     (tmp_path / "bad.pkl").write_bytes(b"no pickle")
-    assert "holds no statistics" in error_of(capsys, "evaluate", normalized, *env, "--vec-normalize", tmp_path / "bad.pkl")
+    assert "has no statistics" in error_of(capsys, "evaluate", normalized, *env, "--vec-normalize", tmp_path / "bad.pkl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pkl"]
 
 
@@ -378,7 +378,7 @@ def test_files_of_strangers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert marker.exists()  # so the option is what keeps it from running
     pickled = ("--vec-normalize", tmp_path / "harmful.pkl")
     said = error_of(capsys, "evaluate", tmp_path / "model.zip", *arguments, "--untrusted", *pickled)
-    assert "--vec-normalize is a pickle" in said
+    assert "--vec-normalize takes a pickle" in said
 
 
 def test_output_that_nobody_reads(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

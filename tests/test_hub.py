@@ -122,7 +122,7 @@ def test_card_of_other_models(tmp_path: Path) -> None:
     assert (folder / "scoreflow_ppo-toys-Toy-v0.zip").is_file() and (folder / "replay.mp4").read_bytes() == b"film"
     model.policy.pretrained.fill_(1.0)
     folder = write_hub_folder(model, tmp_path / "clone", make_toy(), **arguments)
-    assert "that the model does not tell" in (folder / "README.md").read_text()
+    assert "the model does not contain information about the demonstrations" in (folder / "README.md").read_text()
 
 
 def everything_in(folder: Path) -> bytes:
@@ -246,7 +246,9 @@ def test_models_that_are_not_there(folder: Path, tmp_path: Path, monkeypatch: py
         load_from_hub("somebody/policy", **arguments)
     shutil.copy(folder / "fpo-Pendulum-v1.zip", repo)
     copy_of(repo, monkeypatch, tmp_path / "3")
-    with pytest.raises(ValueError, match=r"several models, \['fpo-Pendulum-v1\.zip', 'ppo-Pendulum-v1\.zip'\]: pass filename"):
+    with pytest.raises(
+        ValueError, match=r"several models, \['fpo-Pendulum-v1\.zip', 'ppo-Pendulum-v1\.zip'\]: pass one of them as filename"
+    ):
         load_from_hub("somebody/policy", **arguments)
     copy_of(repo, monkeypatch, tmp_path / "4")
     assert type(load_from_hub("somebody/policy", filename="fpo-Pendulum-v1.zip", **arguments)) is FPO
@@ -268,7 +270,7 @@ def test_statistics_of_vec_normalize_go_along(tmp_path: Path, monkeypatch: pytes
         assert loaded is not None and not loaded.training
         np.testing.assert_allclose(np.asarray(loaded.normalize_obs(raw)), np.asarray(training.normalize_obs(raw)))
     copy_of(repo, monkeypatch, tmp_path / "cache")
-    with pytest.warns(UserWarning, match=r"VecNormalize has normalized\. Pass env"):
+    with pytest.warns(UserWarning, match=r"normalized by VecNormalize\. Pass env"):
         bare = load_from_hub("somebody/policy", **arguments)
     # Without an environment of its own, the statistics are those of the one given
     given = VecNormalize.load(str(repo / "vec_normalize.pkl"), make_vec_env("Pendulum-v1"))
@@ -344,7 +346,7 @@ def test_remedies(model: Any, tmp_path: Path) -> None:
         write_hub_folder(model.policy, new, make_env())
     with pytest.raises(ValueError, match="n_eval_episodes must be at least 1, got 0"):
         write_hub_folder(model, new, make_env(), n_eval_episodes=0)
-    with pytest.raises(FileExistsError, match="is not empty, and all that is in it would be published"):
+    with pytest.raises(FileExistsError, match="is not empty, and all its files would be published"):
         write_hub_folder(model, Path(__file__).parent, make_env())
     with pytest.raises(FileNotFoundError, match=r"video: there is no file .*film\.mp4"):
         write_hub_folder(model, new, make_env(), video=tmp_path / "film.mp4")

@@ -275,7 +275,7 @@ class Grey(Painted):
         (Painted, dict(width=0), "width must be at least 1, got 0: leave it out"),
         (Painted, dict(path="video.avi"), r"path must end with .mp4 or .gif, got '.*video.avi'"),
         (lambda: Painted(render_mode=None), {}, "env has render_mode=None: make it with render_mode='rgb_array'"),
-        (Grey, {}, r"env renders \(48, 64\), not pictures of 8 bits"),
+        (Grey, {}, r"env renders \(48, 64\), not 8-bit images of"),
         (
             lambda: ActionChunking(Painted(), horizon=3),
             {},

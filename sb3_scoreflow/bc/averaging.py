@@ -1,4 +1,4 @@
-"""The moving average of the weights that a clone ends up with."""
+"""The moving average of the weights that becomes the clone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,13 +7,13 @@ from typing import Any
 import torch as th
 from torch.optim.swa_utils import AveragedModel
 
-#: The average's horizon is at most this share of the gradient steps done so far: it forgets the initial weights.
+#: The average's horizon is at most this share of the completed gradient steps, so that it forgets the initial weights.
 _SHARE = 0.025
 
 
 def warmed_up_average(decay: float) -> Callable[[Any, Any, th.Tensor | int], None]:
     """
-    :param decay: of the moving average per gradient step, once it is warmed up, in [0, 1)
+    :param decay: decay of the moving average per gradient step after its warm-up, in [0, 1)
     :return: ``AveragedModel``'s ``multi_avg_fn``: ``average += max(1 - decay, 1 / max(n / 40, 1)) (weights - average)`` after
         ``n`` updates (ours)
     """
@@ -33,7 +33,7 @@ def copy_parameters(source: th.nn.Module, target: th.nn.Module) -> None:
 
 @contextmanager
 def averaged_weights(actor: th.nn.Module, average: AveragedModel) -> Iterator[None]:
-    """The actor with the averaged weights, for the length of the block."""
+    """Context manager in whose block the actor has the averaged weights."""
     own = [p.detach().clone() for p in actor.parameters()]
     copy_parameters(average.module, actor)
     try:

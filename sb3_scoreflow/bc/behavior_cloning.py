@@ -31,7 +31,7 @@ from sb3_scoreflow.common.schedules import CosineSchedule
 from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstrations
 
-#: Chunks that tell how far demonstrated actions are from the clone's
+#: Number of chunks that measure the distance of demonstrated actions from the clone's
 _RESIDUAL_CHUNKS = 1024
 #: Called at every log point with the metrics logged there; returning False ends training.
 BCCallback = Callable[[dict[str, float]], bool | None]
@@ -42,31 +42,32 @@ class BehaviorCloning:
     Behavior cloning with the flow-matching loss (arXiv 2210.02747, Eq. 23): ``E w(t) ||v((1 - t) x_0 + t a, t, s) - (a -
     x_0)||^2``.
 
-    ``x_0 ~ N(0, I)`` and ``t`` are drawn anew for every batch, most times among those that the sampler asks for; the weights
-    ``w(t)`` fall between the last of them and 1 (ours, see :mod:`~sb3_scoreflow.bc.defaults`). AdamW with its own cosine
-    schedule; the policy ends up with an exponential moving average of the weights, whose horizon is at most a fortieth of the
-    steps done so far (ours: else a short run would end with its initial weights). The observation normalizer is fitted to the
-    demonstrations (unless the policy's ``observation_normalization`` is "none"), and the policy is marked as pretrained.
+    Each batch gets new samples of ``x_0 ~ N(0, I)`` and of ``t``. Most of the times ``t`` are those that the sampler uses; the
+    weights ``w(t)`` decrease between the last of these times and 1 (ours, see :mod:`~sb3_scoreflow.bc.defaults`). The
+    optimizer is AdamW with a cosine schedule. The clone is an exponential moving average of the weights with a horizon of at
+    most one fortieth of the completed steps (ours: otherwise, the initial weights would dominate after a short run). Training
+    fits the observation normalizer to the demonstrations (unless the policy's ``observation_normalization`` is "none") and
+    marks the policy as pretrained.
 
-    What stands between demonstrations and policy is asked of the model's environment, never guessed: chunks
-    (:class:`~sb3_scoreflow.ActionChunking`, or another wrapper, see :func:`~sb3_scoreflow.bc.execution.execution_of`), how
-    many of their actions are executed, whether success ends an episode, its step limit, and a ``VecNormalize``.
-    Demonstrations are raw; a ``VecNormalize`` in training gets their statistics and keeps them. Past the end of an episode
-    the loss of a chunk is masked. A bare policy has no environment: its action space alone tells the chunks.
+    Nothing is guessed: the model's environment says whether it executes chunks (:class:`~sb3_scoreflow.ActionChunking`, or
+    another wrapper, see :func:`~sb3_scoreflow.bc.execution.execution_of`), how many of their actions are executed, whether
+    success ends an episode, what the step limit is, and whether there is a ``VecNormalize``. Demonstrations are unnormalized;
+    a ``VecNormalize`` with ``training=True`` gets their statistics and keeps them. The loss of a chunk is masked after the end
+    of its episode. A policy without an algorithm has no environment: its action space alone determines the chunks.
 
     :param model: an algorithm of this package, or a policy
-    :param demonstrations: what to imitate
+    :param demonstrations: demonstrations to imitate
     :param batch_size: chunks per gradient step
-    :param learning_rate: at the start; None: 3e-3, or 1e-3 with images
-    :param final_learning_rate: at the end of the cosine schedule
-    :param weight_decay: of AdamW
-    :param ema_decay: decay of the moving average per gradient step, in [0, 1); 0 for none
-    :param validation_fraction: share of the episodes held out, in [0, 1)
-    :param clip_actions: whether to clip actions that are outside the bounds instead of raising
-    :param random_shift: largest random shift of the images in training, in pixels; 0 for none
-    :param seed: of split, batches and noise, torch's and NumPy's global generators are left alone then; None: drawn from
-        NumPy's global generator, so that ``model(seed=...)`` and ``set_random_seed`` fix the clone
-    :raises ValueError: if an argument is impossible, or the demonstrations do not fit the environment
+    :param learning_rate: learning rate at the start; None: 3e-3, or 1e-3 with images
+    :param final_learning_rate: learning rate at the end of the cosine schedule
+    :param weight_decay: weight decay of AdamW
+    :param ema_decay: decay of the moving average per gradient step, in [0, 1); 0: no averaging
+    :param validation_fraction: share of the episodes held out for validation, in [0, 1)
+    :param clip_actions: whether to clip actions outside the bounds instead of raising an error
+    :param random_shift: largest random shift of the images in training, in pixels; 0: no shift
+    :param seed: seed of split, batches and noise; torch's and NumPy's global generators then stay unchanged. None: drawn from
+        NumPy's global generator, so that a model's ``seed`` or ``set_random_seed`` makes the clone reproducible
+    :raises ValueError: if an argument is invalid, or the demonstrations do not fit the environment
     """
 
     def __init__(
@@ -140,28 +141,29 @@ class BehaviorCloning:
         checkpoint: AnyPath | None = None,
     ) -> dict[str, list[float]]:
         """
-        One run of gradient steps.
+        Train the clone.
 
-        Whatever stops it leaves the model as it was, but for Ctrl-C: it leaves the averaged clone so far, as a callback that
-        returns False does, and goes on as ``KeyboardInterrupt``; the critic then is not fitted.
+        After an error, the model is unchanged. If Ctrl-C or a callback that returns False stops the run, the model gets the
+        average of the weights so far; Ctrl-C then raises ``KeyboardInterrupt``, and the critic is not fitted.
 
         :param n_epochs: passes over the demonstrations; give this or ``n_batches``, not both
-        :param n_batches: gradient steps; if neither is given, from the size of the demonstrations, at most 10,000 (see
-            :func:`~sb3_scoreflow.bc.defaults.default_batches`)
-        :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns afterwards, where
-            the algorithm has a value function (see :meth:`~sb3_scoreflow.ScoReFlowPPO.pretrain_critic`); None, and if the
-            rewards tell it anything: a fifth of those of cloning, or 2,000 if their number is the default, too
-        :param eval_env: environment in which the clone is evaluated at the end (deterministic)
-        :param n_eval_episodes: episodes of that evaluation, at least 1
+        :param n_batches: gradient steps; if neither is given, the number depends on the size of the demonstrations and is at
+            most 10,000 (see :func:`~sb3_scoreflow.bc.defaults.default_batches`)
+        :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns after cloning, if
+            the algorithm has a value function (see :meth:`~sb3_scoreflow.ScoReFlowPPO.pretrain_critic`). None: a fifth of the
+            steps of cloning, 2,000 if their number is the default as well, and 0 if the rewards do not determine returns
+        :param eval_env: environment in which the deterministic clone is evaluated at the end; None: no evaluation
+        :param n_eval_episodes: number of evaluation episodes, at least 1
         :param log_interval: gradient steps between log points
         :param callback: called at every log point with its metrics; returning False ends training
         :param progress_bar: whether to show a progress bar (needs tqdm)
-        :param checkpoint: file that tells at every log point where cloning is; if it is there, the same call goes on from it,
-            and ends with the clone of a run that was not interrupted. It is removed when cloning is complete
+        :param checkpoint: file that stores the state of cloning at every log point. If the file exists, the same call
+            continues from it and ends with the same clone as an uninterrupted run. The file is removed when cloning is
+            complete
         :return: :attr:`history`
-        :raises ValueError: if an argument is impossible; nothing is changed then
+        :raises ValueError: if an argument is invalid; nothing is changed then
         :raises DivergenceError: if the loss becomes NaN or infinite
-        :raises OSError: if images that stay in a file cannot be read any more
+        :raises OSError: if images that are read from a file have become unreadable
         """
         n_batches, fit_critic = self.check(
             n_epochs, n_batches, critic_batches=critic_batches, n_eval_episodes=n_eval_episodes, log_interval=log_interval
@@ -171,7 +173,7 @@ class BehaviorCloning:
         history = History(logger_of(self.algorithm))
         self.history = history.metrics
         with kept_memory(), restored_on_error(self.policy, None if self.execution is None else self.execution.vec_normalize):
-            self.policy.stop_average()  # of what was learned before
+            self.policy.stop_average()  # the average of earlier training
             if self.execution is not None:
                 self.execution.fit_normalization(self.training)
             self._fit_normalizer()
@@ -206,15 +208,15 @@ class BehaviorCloning:
         log_interval: int = 1000,
     ) -> tuple[int, Callable[[], dict[str, float]] | None]:
         """
-        What :meth:`train` would refuse, before work begins that would be lost.
+        Check the arguments of :meth:`train` before any work that an error would waste.
 
-        :param n_epochs: see :meth:`train`, as for all others
+        :param n_epochs: see :meth:`train`, as for all other arguments
         :param n_batches: gradient steps
-        :param critic_batches: of the critic
-        :param n_eval_episodes: of the evaluation
+        :param critic_batches: gradient steps of the critic
+        :param n_eval_episodes: number of evaluation episodes
         :param log_interval: gradient steps between log points
-        :return: number of gradient steps, and what fits the critic after them, if something does
-        :raises ValueError: if an argument is impossible
+        :return: number of gradient steps, and the function that fits the critic after them, None if there is nothing to fit
+        :raises ValueError: if an argument is invalid
         """
         if n_epochs is not None and n_batches is not None:
             raise ValueError(f"Give n_epochs or n_batches, not both (got n_epochs={n_epochs}, n_batches={n_batches}).")
@@ -227,21 +229,21 @@ class BehaviorCloning:
 
     def fit_critic(self, n_batches: int) -> dict[str, float]:
         """
-        Fit the critic alone, leaving the clone as it is.
+        Fit only the critic; the clone stays unchanged.
 
         :param n_batches: gradient steps, at least 1
-        :return: "bc/critic_loss"
-        :raises ValueError: if the algorithm has no value function, or the demonstrations say nothing about returns
+        :return: the metric "bc/critic_loss"
+        :raises ValueError: if the algorithm has no value function, or the demonstrations' rewards do not determine returns
         """
         check_numbers(fractions={}, counts=dict(n_batches=n_batches), amounts={})
         fit = self._critic_fit(n_batches, 0)
-        assert fit is not None  # asked for, so it is there or refused
+        assert fit is not None  # a positive n_batches gives a function or an error
         return fit()
 
     # ------------------------------------------------------------------ steps of a run
 
     def _critic_fit(self, critic_batches: int | None, default: int) -> Callable[[], dict[str, float]] | None:
-        """What fits the critic after cloning, checked before; None if there is nothing to be fitted."""
+        """The function that fits the critic after cloning, with checked arguments; None if there is nothing to fit."""
         if not isinstance(self.algorithm, FitsCritic) or self.execution is None:
             if critic_batches:
                 raise ValueError(
@@ -273,9 +275,9 @@ class BehaviorCloning:
         path: Path | None,
     ) -> KeyboardInterrupt | None:
         """
-        The gradient steps; the policy ends up with the averaged weights.
+        Run the gradient steps; the policy ends up with the averaged weights.
 
-        :return: what interrupted them after the first one
+        :return: the exception that interrupted them after the first step, else None
         """
         policy, chunks = self.policy, self.training.chunks(self.horizon)
         rate = self.schedule(1.0)
@@ -308,7 +310,7 @@ class BehaviorCloning:
     def _steps(
         self, descent: Descent, chunks: ActionChunks, n_batches: int, log_interval: int, progress_bar: bool
     ) -> Iterator[dict[str, float]]:
-        """:return: the metrics, at every log point"""
+        """Run the gradient steps and yield the metrics at every log point."""
         loss_sum, start = th.zeros((), device=self.policy.device), time.time()
         rest = range(descent.n_done, n_batches)
         for done in progress(rest, len(rest), progress_bar, desc="behavior cloning", unit="batch"):
@@ -334,7 +336,7 @@ class BehaviorCloning:
             yield {**metrics, "bc/time_elapsed": time.time() - start}
 
     def _loss(self, batch: ChunkBatch, generator: th.Generator, random_shift: int = 0) -> th.Tensor:
-        """Weighted flow-matching loss, mean over the elements that belong to the episode."""
+        """Weighted flow-matching loss, averaged over the elements that belong to the episode."""
         policy = self.policy
         obs = policy.augment(policy.obs_to_tensor(self._as_seen(batch.observations))[0], random_shift, generator)
         actions, mask = self._targets(batch)
@@ -344,22 +346,22 @@ class BehaviorCloning:
         return (error * mask).sum() / (mask.sum() * error.shape[-1])
 
     def _targets(self, batch: ChunkBatch) -> tuple[th.Tensor, th.Tensor]:
-        """Normalized actions ``(batch, action_dim)``, and what of them belongs to the episode ``(batch, horizon, 1)``."""
+        """Normalized actions ``(batch, action_dim)``, and the mask of those inside the episode ``(batch, horizon, 1)``."""
         policy = self.policy
         scaled = policy.scale_action(batch.actions.reshape(-1, *policy.action_space.shape))  # type: ignore[misc]
         actions = th.as_tensor(np.clip(scaled, -1.0, 1.0), dtype=th.float32, device=policy.device).flatten(1)
         return actions, th.as_tensor(batch.mask, device=policy.device).unsqueeze(-1)
 
     def _draw(self, actions: th.Tensor, generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """:return: ``x_0``, times, and weights of their losses, for a batch of actions"""
+        """:return: ``x_0``, times, and weights of the losses at these times, for a batch of actions"""
         noise, steps = th.randn(actions.shape, device=actions.device, generator=generator), self.policy.denoising_steps
         t = draw_times(len(actions), steps, generator)
         return noise, t, time_weights(t, steps)
 
     def _action_residual(self) -> float:
         """
-        Root mean square distance of the demonstrated actions from the clone's deterministic ones, normalized, over held-out
-        chunks if there are any.
+        Root mean square distance between demonstrated actions and the clone's deterministic actions, in normalized units, over
+        held-out chunks if there are any.
         """
         chunks = (self.training if self.validation is None else self.validation).chunks(self.horizon)
         rows = np.linspace(0, len(chunks) - 1, min(len(chunks), _RESIDUAL_CHUNKS)).astype(int)
@@ -375,7 +377,7 @@ class BehaviorCloning:
         return (squares / count) ** 0.5
 
     def _validation_loss(self, chunks: ActionChunks) -> float:
-        """Loss over all held-out chunks with the same noise every time, so that only the weights change it."""
+        """Loss over all held-out chunks, with the same noise in every call so that it depends only on the weights."""
         generator = th.Generator(device=self.policy.device)
         generator.manual_seed(0)
         self.policy.set_training_mode(False)
@@ -400,10 +402,10 @@ class BehaviorCloning:
     # ------------------------------------------------------------------ observations
 
     def _as_seen(self, observations: Any) -> Any:
-        """Raw observations as the policy gets them from its environment."""
+        """Convert unnormalized observations to those that the environment passes to the policy."""
         return observations if self.execution is None else self.execution.normalize_observations(observations)
 
     def _vector_parts(self, demonstrations: Demonstrations) -> Any:
-        """The observations that normalization needs: images stay where they are."""
+        """The observations that normalization needs: vectors, but no images, which may stay in their file."""
         observations, keys = demonstrations.observations, self.policy.normalizer.keys
         return {key: observations[key] for key in keys} if isinstance(observations, dict) else observations

@@ -1,4 +1,4 @@
-"""Whether demonstrations are of the environment: keys, shapes, types, ranges and ends, before anything is trained."""
+"""Checks before training that demonstrations fit the environment: keys, shapes, types, ranges and ends."""
 
 import warnings
 from typing import Any
@@ -18,13 +18,13 @@ from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.demonstrations.arrays import Array, named_observations
 
-#: Images that are looked at for their range: all of them may not fit into memory.
+#: Number of images that are read to determine their range, because all of them may not fit into memory.
 _N_IMAGES = 16
-#: Share of a bounded range by which observations may pass a bound: environments' own bounds are often nominal.
+#: Share of a bounded range by which observations may exceed a bound; the bounds of many environments are nominal.
 _TOLERATED = 0.1
-#: Demonstrated actions that use less than this share of every bounded range: the bounds mean something else.
+#: If demonstrated actions use less than this share of every bounded range, a warning says so.
 _NARROW = 0.05
-#: Share of action components exactly at +-1 from which on they look normalized.
+#: If at least this share of action components is exactly +-1, the actions look normalized.
 _SATURATED = 0.01
 
 
@@ -32,12 +32,12 @@ def check_demonstrations(
     policy: FlowMatchingPolicy, demonstrations: Demonstrations, execution: Execution | None, clip_actions: bool
 ) -> int:
     """
-    :param policy: that is to be cloned
-    :param demonstrations: what to imitate
-    :param execution: what the environment says; None if there is none to ask
-    :param clip_actions: whether actions outside the bounds are fine
-    :return: actions that the policy predicts at once, 1 for a plain action space
-    :raises ValueError: if the demonstrations do not fit the policy's spaces; a doubt that bounds do not settle only warns
+    :param policy: policy to be cloned into
+    :param demonstrations: demonstrations to imitate
+    :param execution: how the environment executes and pays actions; None without an environment
+    :param clip_actions: whether actions outside the bounds are allowed
+    :return: number of actions that the policy predicts at once; 1 for a plain action space
+    :raises ValueError: if the demonstrations do not fit the policy's spaces; doubtful cases only cause a warning
     """
     if not isinstance(demonstrations, Demonstrations):
         raise ValueError(
@@ -64,7 +64,7 @@ def _check_observations(space: spaces.Space, raw_space: spaces.Space | None, dem
     observations = demonstrations.observations
     if isinstance(space, spaces.Dict) != isinstance(observations, dict):
         raise ValueError(
-            f"The policy's observation space is {space}, but the demonstrations hold {type(observations).__name__} "
+            f"The policy's observation space is {space}, but the demonstrations have {type(observations).__name__} "
             "observations."
         )
     wanted = space.spaces if isinstance(space, spaces.Dict) else {"observations": space}
@@ -86,10 +86,10 @@ def _parts(space: spaces.Space) -> dict[str, spaces.Space]:
 
 def _check_observation(key: str, array: Array, space: spaces.Space, raw_space: spaces.Space) -> None:
     """
-    :param key: its name
-    :param array: demonstrated
-    :param space: the policy's, images channels first
-    :param raw_space: the environment's, before ``VecNormalize``
+    :param key: name of the observation
+    :param array: demonstrated observations
+    :param space: the policy's observation space; images have their channels first
+    :param raw_space: the environment's observation space, before ``VecNormalize``
     """
     sample = maybe_transpose(array[0], space)
     if sample.shape != space.shape:
@@ -118,7 +118,7 @@ def _check_range(key: str, values: np.ndarray, space: spaces.Box, is_image: bool
     low, high = _bounds(values, space)
     least, most = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
     excess = np.maximum(most - high, low - least)
-    # A range with one bound has no extent of its own: the data's stands in for it.
+    # A range with a single bound has no extent; the extent of the data replaces it.
     extent = np.where(np.isfinite(high) & np.isfinite(low), high - low, most - least)
     share = np.where(excess > 0, excess / np.where(extent > 0, extent, 1.0), 0.0)
     where = f"Demonstrated '{key}' are in [{values.min():.4g}, {values.max():.4g}]"
@@ -142,7 +142,7 @@ def _check_range(key: str, values: np.ndarray, space: spaces.Box, is_image: bool
 
 
 def _bounds(values: np.ndarray, space: spaces.Box) -> tuple[Any, Any]:
-    """The bounds, in the layout of ``values``: an image space's are the same for all pixels of a channel order."""
+    """The bounds of a space, in the layout of ``values``; those of images are the same for all pixels."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     if low.shape != values.shape[1:]:  # channels last in the data, first in the space, or the other way round
         return low.min(), high.max()
@@ -177,8 +177,8 @@ def _horizon(policy: FlowMatchingPolicy, demonstrations: Demonstrations, executi
 
 
 def _check_actions(actions: np.ndarray, low: np.ndarray, high: np.ndarray, clip_actions: bool) -> None:
-    low, high = low.astype(np.float64), high.astype(np.float64)  # where nothing overflows
-    slack = 1e-6 * (high - low)  # actions that went through float32 may pass a bound by rounding
+    low, high = low.astype(np.float64), high.astype(np.float64)  # avoids overflow
+    slack = 1e-6 * (high - low)  # rounding to float32 may move actions beyond a bound
     excess = np.maximum(actions - high, low - actions)
     outside = excess > slack
     if outside.any() and not clip_actions:
@@ -224,16 +224,16 @@ def _check_lengths(demonstrations: Demonstrations, execution: Execution) -> None
         return
     if longest > limit:
         warnings.warn(
-            f"The environment cuts episodes off after {limit} steps, demonstrated ones have up to {longest}: what comes later "
-            "will never be seen.",
+            f"The environment truncates episodes after {limit} steps, but demonstrated episodes have up to {longest}: their "
+            "later steps never occur in it.",
             stacklevel=4,
         )
     at_limit = [e.stop - 1 for e in demonstrations.episode_slices if e.stop - e.start == limit]
     if len(at_limit) > 1 and demonstrations.terminations[at_limit].all() and not demonstrations.truncations.any():
         warnings.warn(
             f"{len(at_limit)} demonstrated episodes are as long as the environment's limit, {limit} steps, and all are "
-            "flagged as terminations: if the limit ended them, pass these flags as `truncations`, or values will take the "
-            "limit for a failure.",
+            "flagged as terminations: if the limit ended them, pass these flags as `truncations`; otherwise the critic learns "
+            "that no rewards follow them.",
             stacklevel=4,
         )
 
@@ -243,11 +243,11 @@ def _check_lengths(demonstrations: Demonstrations, execution: Execution) -> None
 
 def checked_eval_env(eval_env: GymEnv, policy: FlowMatchingPolicy, execution: Execution | None) -> VecEnv:
     """
-    :param eval_env: as given by the user
-    :param policy: to be evaluated in it
-    :param execution: what the training environment says
-    :return: it, vectorized, with images as the policy takes them
-    :raises ValueError: if its spaces or its normalization are not those of training
+    :param eval_env: evaluation environment from the user
+    :param policy: policy to be evaluated in it
+    :param execution: how the training environment executes and pays actions
+    :return: the evaluation environment, vectorized, with images in the policy's layout
+    :raises ValueError: if its spaces or its normalization differ from those in training
     """
     env = guard_env(OnPolicyAlgorithm._wrap_env(eval_env))
     try:
@@ -279,7 +279,7 @@ def check_numbers(fractions: dict[str, float], counts: dict[str, int | None], am
 
 
 def known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> Demonstrations:
-    """Without the observation keys that the policy's observation space lacks (the arrays are shared, not copied)."""
+    """The demonstrations without observation keys that the policy's observation space lacks; arrays are not copied."""
     space, given = policy.observation_space, demonstrations.observations
     if not isinstance(space, spaces.Dict) or not isinstance(given, dict) or set(given) == set(space.spaces):
         return demonstrations
@@ -288,8 +288,8 @@ def known_observations(policy: FlowMatchingPolicy, demonstrations: Demonstration
 
 def _check_absurd(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> None:
     """
-    :param policy: whose statistics are to be fitted
-    :param demonstrations: what to imitate
+    :param policy: policy whose normalizer is to be fitted
+    :param demonstrations: demonstrations to imitate
     :raises DivergenceError: if an observation or a reward is too large to be squared
     """
     keys, observations = policy.normalizer.keys, demonstrations.observations  # images may stay in their file

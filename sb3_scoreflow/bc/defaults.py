@@ -1,23 +1,24 @@
-"""What cloning does where it is not told: how long, at which rate, and at which times of the flow."""
+"""Defaults of cloning: number of gradient steps, learning rate, and times of the flow."""
 
 import torch as th
 
 from sb3_scoreflow.common.flow import time_grid
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 
-#: Passes over the demonstrations, and the gradient steps that they may come to.
+#: Passes over the demonstrations, and the smallest and largest number of gradient steps.
 _EPOCHS, _MIN_BATCHES, _MAX_BATCHES = 200, 1000, 10_000
-#: Gradient steps of a critic, where those of cloning are the default: fewer demonstrations are no easier to value.
+#: Gradient steps of the critic if cloning has its default number of steps; it does not depend on the size of the
+#: demonstrations.
 CRITIC_BATCHES = 2000
-#: Share of the times that are on the sampler's grid.
+#: Share of the times drawn from the sampler's grid.
 _ON_GRID = 0.75
 
 
 def default_batches(batches_per_epoch: int) -> int:
     """
-    Gradient steps for demonstrations of a size (ours): 200 passes, but 1,000 steps at least and 10,000 at most.
+    Default number of gradient steps (ours): 200 passes over the demonstrations, at least 1,000 and at most 10,000 steps.
 
-    :param batches_per_epoch: gradient steps of one pass
+    :param batches_per_epoch: gradient steps per pass
     :return: the number of steps
     """
     # Ten thousand steps are 85 passes over 30,000 transitions, and 1,470 over twenty demonstrations of Meta-World.
@@ -26,23 +27,23 @@ def default_batches(batches_per_epoch: int) -> int:
 
 def default_learning_rate(policy: FlowMatchingPolicy) -> float:
     """
-    :param policy: that is to be cloned
-    :return: AdamW's rate at the start (ours): 3e-3, but 1e-3, that of the papers, where an image encoder is trained, too
+    :param policy: policy to be cloned into
+    :return: initial learning rate of AdamW (ours): 3e-3, or 1e-3, the value of the papers, for policies with an image encoder
     """
     return 1e-3 if policy.image_keys else 3e-3
 
 
 def draw_times(n: int, denoising_steps: int, generator: th.Generator) -> th.Tensor:
     """
-    Times at which a batch is trained (ours): three quarters on the grid of the sampler, the others uniform in [0, 1).
+    Times of the flow for a batch (ours): three quarters come from the sampler's grid, the others are uniform in [0, 1).
 
-    Precise actions need a precise velocity, and the sampler asks for it at ``denoising_steps`` times only. The others are for
-    other numbers of steps, and for FPO, whose losses are at any time.
+    Precise actions need a precise velocity at the ``denoising_steps`` times that the sampler uses. The uniform times serve
+    other numbers of steps and FPO, which evaluates losses at all times.
 
     :param n: number of times
     :param denoising_steps: steps of the sampler
-    :param generator: source of the times, on the device where they are wanted
-    :return: shape ``(n,)``
+    :param generator: random number generator, on the device of the result
+    :return: times in [0, 1), shape ``(n,)``
     """
     device = generator.device
     kind, uniform = th.rand(2, n, device=device, generator=generator)
@@ -52,13 +53,13 @@ def draw_times(n: int, denoising_steps: int, generator: th.Generator) -> th.Tens
 
 def time_weights(t: th.Tensor, denoising_steps: int) -> th.Tensor:
     """
-    Weights of the loss (ours): ``min(1, K (1 - t))^2``, 1 up to the last time that the sampler asks for.
+    Weights of the loss (ours): ``min(1, K (1 - t))^2``, which is 1 up to the last time of the sampler.
 
-    The error of the action that an error of the velocity at ``t`` makes is ``1 - t`` times as large, while ``x_0`` can be told
-    from ``x_t`` the less the closer ``t`` is to 1: unweighted, the noise of these gradients drowns the others.
+    An error of the velocity at ``t`` causes an error of the action that is ``1 - t`` times as large. On the other hand, the
+    closer ``t`` is to 1, the less ``x_t`` determines ``x_0``: without weights, the noise of these gradients would dominate.
 
     :param t: times in [0, 1], any shape
     :param denoising_steps: steps ``K`` of the sampler
-    :return: same shape
+    :return: weights in [0, 1], same shape
     """
     return (denoising_steps * (1 - t)).clamp(max=1.0).square()

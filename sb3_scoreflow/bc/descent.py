@@ -1,4 +1,4 @@
-"""Where a run of cloning is, and the file from which it goes on."""
+"""State of a run of cloning, and the checkpoint from which the run continues."""
 
 import hashlib
 from pathlib import Path
@@ -17,15 +17,15 @@ from sb3_scoreflow.demonstrations import Demonstrations
 
 class Descent:
     """
-    The gradient steps of a policy's actor, with a moving average of its weights.
+    Gradient descent on a policy's actor, with a moving average of its weights.
 
-    :param policy: to be cloned into
-    :param rng: draws the minibatches
-    :param length: number of chunks
-    :param batch_size: chunks per step
-    :param ema_decay: of the average
-    :param learning_rate: at the start
-    :param weight_decay: of AdamW
+    :param policy: policy to be cloned into
+    :param rng: generator of the minibatches
+    :param length: number of chunks in the demonstrations
+    :param batch_size: chunks per gradient step
+    :param ema_decay: decay of the moving average per gradient step, in [0, 1)
+    :param learning_rate: learning rate at the start
+    :param weight_decay: weight decay of AdamW
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Descent:
         self.average = AveragedModel(self.actor, multi_avg_fn=warmed_up_average(ema_decay))
         parameters = [p for p in self.actor.parameters() if p.requires_grad]
         self.optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        #: Gradient steps done
+        #: Number of completed gradient steps
         self.n_done = 0
         self._order, self._next = np.zeros(0, np.int64), 0
 
     def next_batch(self) -> np.ndarray:
-        """:return: indices of the next minibatch: shuffled passes over the data, the last, smaller one of a pass is kept"""
+        """:return: indices of the next minibatch; every pass over the data is shuffled, and its last batch may be smaller"""
         if self._next >= len(self._order):
             self._order, self._next = self.rng.permutation(self.length), 0
         indices = self._order[self._next : self._next + self.batch_size]
@@ -59,8 +59,8 @@ class Descent:
 
     def step(self, loss: th.Tensor, learning_rate: float) -> None:
         """
-        :param loss: of the minibatch
-        :param learning_rate: of this step
+        :param loss: loss of the minibatch
+        :param learning_rate: learning rate of this step
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -76,10 +76,10 @@ class Descent:
 
     def save(self, path: Path, fingerprint: str, history: dict[str, list[float]]) -> None:
         """
-        :param path: of the file
-        :param fingerprint: of the run, see :func:`fingerprint_of`
+        :param path: path of the checkpoint
+        :param fingerprint: identifies the run, see :func:`fingerprint_of`
         :param history: metrics so far
-        :raises OSError: if it cannot be written
+        :raises OSError: if the file cannot be written
         """
         state = {
             "fingerprint": fingerprint,
@@ -93,31 +93,32 @@ class Descent:
             "order": th.from_numpy(self._order),
             "next": self._next,
         }
-        # By a file object: from a path, PyTorch writes without telling what the disk said
+        # With a path instead of a file object, PyTorch would not report errors of the disk
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             th.save(state, file)
 
     def restore(self, path: Path, fingerprint: str) -> dict[str, list[float]]:
         """
-        :param path: of the file
-        :param fingerprint: of the run
+        :param path: path of the checkpoint
+        :param fingerprint: identifies the run
         :return: metrics so far
-        :raises ArgumentError: if it is no such file, or that of another run
-        :raises OSError: if it cannot be read
+        :raises ArgumentError: if the file is not a checkpoint of cloning, or belongs to another run
+        :raises OSError: if the file cannot be read
         """
         try:
             state: dict[str, Any] = th.load(path, map_location=self.policy.device, weights_only=True)
             saved = state["fingerprint"]
         except OSError:
             raise
-        except Exception as error:  # torch raises what it comes across in a file that is none
+        except Exception as error:  # torch raises many kinds of errors for invalid files
             raise ArgumentError(
-                f"checkpoint={str(path)!r} is no checkpoint of cloning ({error}): pass another path, or delete it."
+                f"checkpoint={str(path)!r} is not a checkpoint of cloning ({error}): pass another path, or delete it."
             ) from error
         if saved != fingerprint:
             raise ArgumentError(
-                f"checkpoint={str(path)!r} is that of another run, with other demonstrations or arguments ({saved}, not "
-                f"{fingerprint}): pass those, or another path, or delete it. Without seed, every run holds out other episodes."
+                f"checkpoint={str(path)!r} belongs to a run with other demonstrations or arguments ({saved}, not "
+                f"{fingerprint}): pass those, or another path, or delete the file. Without a seed, every run holds out "
+                "different episodes."
             )
         self.policy.load_state_dict(state["policy"])
         self.average.load_state_dict(state["average"])
@@ -131,9 +132,9 @@ class Descent:
 
 def fingerprint_of(demonstrations: Demonstrations, settings: dict[str, Any]) -> str:
     """
-    :param demonstrations: those that are trained on
+    :param demonstrations: demonstrations of the run
     :param settings: arguments of the run
-    :return: what tells runs apart
+    :return: text that differs between runs with different demonstrations or arguments
     """
     digest = hashlib.sha256(np.ascontiguousarray(demonstrations.actions).tobytes()).hexdigest()[:16]
     return f"{len(demonstrations)} transitions {digest}, {', '.join(f'{k}={v}' for k, v in settings.items())}"

@@ -1,4 +1,4 @@
-"""What stands between a policy and what its environment executes and pays, as the environment says it: nothing is guessed."""
+"""How an environment executes a policy's actions and pays for them, according to the environment: nothing is guessed."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,8 @@ from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.demonstrations.arrays import LoadedObservations, named_observations
 from sb3_scoreflow.envs import ActionChunking
 
-#: Observations that the statistics of a ``VecNormalize`` count for after cloning: rollouts do not move them any more.
+#: Number of observations that the statistics of a ``VecNormalize`` count as after cloning, so that rollouts hardly change
+#: them.
 _HELD_COUNT = 1e12
 
 
@@ -23,15 +24,16 @@ class Execution:
     """
     How an environment executes actions and pays for them.
 
-    :param horizon: actions that the policy predicts at once, None for single ones
-    :param n_executed: of these, how many are executed before the next decision
-    :param discount: per env step inside a chunk
+    :param horizon: number of actions that the policy predicts at once; None for single actions
+    :param n_executed: number of predicted actions that are executed before the next decision
+    :param discount: discount per environment step inside a chunk
     :param terminate_on_success: whether a success ends the episode; None if the environment does not say
-    :param remove_task_when_completed: whether FrankaKitchen pays for a task once; None if the environment does not say
+    :param remove_task_when_completed: whether FrankaKitchen pays only once for a completed task; None if the environment does
+        not say
     :param max_return: largest undiscounted return of an episode; None if the environment does not say
-    :param max_episode_steps: env steps after which an episode is cut off; None if the environment does not say
-    :param vec_normalize: normalizes observations and rewards on their way to the policy
-    :param normalizes_reward: whether a wrapper inside the environments changes the unit of rewards as it goes
+    :param max_episode_steps: environment steps after which an episode is truncated; None if the environment does not say
+    :param vec_normalize: wrapper that normalizes observations and rewards; None if there is none
+    :param normalizes_reward: whether a wrapper inside the environments changes the unit of rewards during training
     """
 
     horizon: int | None = None
@@ -46,14 +48,14 @@ class Execution:
 
     @property
     def raw_observation_space(self) -> spaces.Space | None:
-        """The space before ``VecNormalize``; None without one."""
+        """The observation space before ``VecNormalize``; None without ``VecNormalize``."""
         return None if self.vec_normalize is None else self.vec_normalize.venv.observation_space
 
     def chunk_rewards(self, rewards: np.ndarray) -> np.ndarray:
         """
-        What a decision at each step of an episode is paid, before any normalization.
+        Rewards of decisions taken at each step of an episode, before any normalization.
 
-        :param rewards: of one episode, float64, shape ``(T,)``
+        :param rewards: rewards of one episode, float64, shape ``(T,)``
         :return: ``sum_j discount^j r_{t+j}`` over the actions executed before the episode ends, same shape
         """
         length, sums = len(rewards), np.zeros(len(rewards))
@@ -63,8 +65,8 @@ class Execution:
 
     def normalize_observations(self, observations: LoadedObservations) -> LoadedObservations:
         """
-        :param observations: raw, shape ``(batch, ...)`` per part
-        :return: as the policy gets them
+        :param observations: unnormalized observations, shape ``(batch, ...)`` per part
+        :return: observations as the policy receives them
         """
         normalizer = self.vec_normalize
         if normalizer is None or not normalizer.norm_obs:
@@ -72,7 +74,7 @@ class Execution:
         if not isinstance(observations, dict):
             return normalizer.normalize_obs(observations)
         assert isinstance(normalizer.obs_rms, dict)
-        # Part by part: where only vectors are wanted, normalize_obs would miss the images
+        # Part by part: normalize_obs fails if images are missing, but only vectors may be wanted
         return {
             key: normalizer._normalize_obs(part, normalizer.obs_rms[key]).astype(np.float32)
             if key in normalizer.obs_rms
@@ -82,8 +84,8 @@ class Execution:
 
     def normalize_rewards(self, rewards: np.ndarray) -> np.ndarray:
         """
-        :param rewards: of decisions (see :meth:`chunk_rewards`), any shape
-        :return: as the algorithm gets them, float64
+        :param rewards: rewards of decisions (see :meth:`chunk_rewards`), any shape
+        :return: rewards as the algorithm receives them, float64, same shape
         """
         if self.vec_normalize is None or not self.vec_normalize.norm_reward:
             return rewards
@@ -91,11 +93,11 @@ class Execution:
 
     def fit_normalization(self, demonstrations: Demonstrations) -> None:
         """
-        Give a ``VecNormalize`` in training the statistics of the demonstrations, and hold them: a clone must see the same
-        numbers for the same observation before and after rollouts, and a critic the same unit (ours). One whose ``training``
-        is False keeps its own.
+        Set the statistics of a ``VecNormalize`` with ``training=True`` to those of the demonstrations, and keep them: the
+        clone must receive the same normalized observations before and after rollouts, and the critic the same unit of rewards
+        (ours). A ``VecNormalize`` with ``training=False`` keeps its statistics.
 
-        :param demonstrations: raw
+        :param demonstrations: unnormalized demonstrations
         """
         normalizer = self.vec_normalize
         if normalizer is None or not normalizer.training:
@@ -114,7 +116,7 @@ class Execution:
                 normalizer.ret_rms.count = _HELD_COUNT
 
     def _discounted(self, rewards: np.ndarray, gamma: float) -> np.ndarray:
-        """The sums whose variance is ``VecNormalize``'s unit of rewards, one for each decision of an episode."""
+        """Discounted sums of rewards, one per decision of an episode; their variance is ``VecNormalize``'s unit of rewards."""
         paid = self.chunk_rewards(rewards.astype(np.float64))[:: self.n_executed]
         total, totals = 0.0, np.zeros(len(paid))
         for i, reward in enumerate(paid):
@@ -124,12 +126,13 @@ class Execution:
 
 def execution_of(env: VecEnv) -> Execution:
     """
-    Ask an environment. Chunks are known by :class:`~sb3_scoreflow.ActionChunking`, by ``EnvPoolVecEnv``'s arguments, or by
-    attributes ``n_executed`` (and ``discount``) of another wrapper that executes several actions per step.
+    Ask an environment how it executes and pays actions. It executes chunks if it has the wrapper
+    :class:`~sb3_scoreflow.ActionChunking`, the corresponding arguments of ``EnvPoolVecEnv``, or another wrapper with the
+    attribute ``n_executed`` (and ``discount``).
 
-    :param env: vectorized, with its wrappers
-    :return: what it says
-    :raises ValueError: if its environments disagree, or normalize observations one by one
+    :param env: vectorized environment with its wrappers
+    :return: the environment's answers
+    :raises ValueError: if the single environments differ, or each normalizes observations with its own statistics
     """
     wrapped = ask(lambda: env.env_is_wrapped(ActionChunking)) or [False]
     if any(wrapped) != all(wrapped):
@@ -139,8 +142,8 @@ def execution_of(env: VecEnv) -> Execution:
     if any(ask(lambda: env.env_is_wrapped(NormalizeObservation)) or []):
         raise ValueError(
             "The environments are wrapped in gymnasium's NormalizeObservation, whose statistics drift and differ from "
-            "environment to environment, so that demonstrations cannot be seen as the policy will see observations. Leave it "
-            "out (the policy normalizes observations itself), or use Stable-Baselines3's VecNormalize."
+            "environment to environment, so that demonstrations cannot be normalized in the same way. Leave the wrapper out "
+            "(the policy normalizes observations itself), or use Stable-Baselines3's VecNormalize."
         )
     n_executed = agreed(env, "n_executed")
     chunked = n_executed is not None
@@ -169,9 +172,9 @@ def _hold_observations(running: RunningMeanStd, array: np.ndarray) -> None:
 
 def check_normalized_alike(execution: Execution, observations: LoadedObservations) -> None:
     """
-    :param execution: with a ``VecNormalize`` whose statistics stay as they are
-    :param observations: demonstrated, raw
-    :raises ValueError: if most of a demonstrated component would be clipped: the statistics are of something else
+    :param execution: how the environment executes actions, with a ``VecNormalize`` whose statistics are fixed
+    :param observations: demonstrated, unnormalized observations
+    :raises ValueError: if ``VecNormalize`` would clip most values of a component, because its statistics do not fit
     """
     normalizer = execution.vec_normalize
     if normalizer is None or normalizer.training or not normalizer.norm_obs:
@@ -184,6 +187,6 @@ def check_normalized_alike(execution: Execution, observations: LoadedObservation
         if clipped.size and clipped.max() > 0.5:
             raise ValueError(
                 f"VecNormalize (training=False) would clip {clipped.max():.0%} of component {int(clipped.argmax())} of the "
-                f"demonstrated `{name}`: its statistics are not of these observations. Set vec_normalize.training = True, and "
-                "cloning gives it those of the demonstrations; or load the right ones by VecNormalize.load."
+                f"demonstrated `{name}`: its statistics do not fit these observations. Set vec_normalize.training = True, so "
+                "that cloning sets the statistics of the demonstrations, or load the right statistics with VecNormalize.load."
             )

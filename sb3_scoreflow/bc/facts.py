@@ -1,4 +1,4 @@
-"""What a model remembers of its cloning, for whoever gets it."""
+"""Facts about a model's cloning, which are saved with the model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ def cloning_facts(
     demonstrations: Demonstrations, settings: Mapping[str, Any], history: Mapping[str, list[float]]
 ) -> dict[str, Any]:
     """
-    :param demonstrations: that were cloned
+    :param demonstrations: demonstrations of the clone
     :param settings: arguments of the cloning
-    :param history: metrics of it, the last of each is kept
-    :return: "demonstrations" (what :meth:`~sb3_scoreflow.Demonstrations.describe` says, without images, which may not fit into
-        memory, and without the folders of files), "settings" and "results": plain numbers and strings, which files hold
-        readably
+    :param history: metrics of the cloning; the last value of each metric is kept
+    :return: "demonstrations" (the text of :meth:`~sb3_scoreflow.Demonstrations.describe`, without images, which may not fit
+        into memory, and without folders of files), "settings" and "results"; all values are plain numbers and strings, so that
+        saved files stay readable
     """
     vectors = {name: a for name, a in demonstrations._task_arrays().items() if isinstance(a, np.ndarray) and a.ndim < 4}
     metadata = {

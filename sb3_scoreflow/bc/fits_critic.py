@@ -1,4 +1,4 @@
-"""The hook of algorithms that fit more than the actor to demonstrations."""
+"""The hook for algorithms that also fit their critic to demonstrations."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from sb3_scoreflow.demonstrations import Demonstrations
 
 @runtime_checkable
 class FitsCritic(Protocol):
-    """An algorithm whose critic can be fitted to demonstrations, too."""
+    """An algorithm whose critic can be fitted to demonstrations."""
 
     def prepare_critic(
         self,
@@ -23,14 +23,14 @@ class FitsCritic(Protocol):
         rng: np.random.Generator,
     ) -> Callable[[], dict[str, float]] | None:
         """
-        Called before cloning, to refuse what is impossible; what it returns is called after it.
+        Check, before cloning, whether the critic can be fitted; the returned function is called after cloning.
 
-        :param demonstrations: what is to be cloned, raw
-        :param execution: what the environment says
-        :param n_batches: gradient steps, 0 for none, None: ``default_batches`` if possible
-        :param default_batches: the default
+        :param demonstrations: unnormalized demonstrations to clone
+        :param execution: how the environment executes and pays actions
+        :param n_batches: gradient steps; 0: the critic is not fitted; None: ``default_batches`` if fitting is possible, else 0
+        :param default_batches: number of gradient steps for ``n_batches=None``
         :param batch_size: transitions per gradient step
-        :param rng: draws the minibatches
-        :return: fits the critic, and returns metrics; None if there is nothing to do
-        :raises ValueError: if it is asked for and impossible
+        :param rng: generator of the minibatches
+        :return: function that fits the critic and returns metrics; None if there is nothing to do
+        :raises ValueError: if ``n_batches`` is positive and the critic cannot be fitted
         """

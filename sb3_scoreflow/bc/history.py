@@ -1,4 +1,4 @@
-"""What a run of cloning logs."""
+"""The log of a run of cloning."""
 
 from collections import defaultdict
 
@@ -10,7 +10,7 @@ from sb3_scoreflow.common.html import html_table
 
 
 class Metrics(dict[str, list[float]]):
-    """Metric -> its values, one per log point; a notebook shows the first and the last of each."""
+    """Metric -> its values, one per log point; notebooks display the first and the last value of each metric."""
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{values[0]:.4g}", f"{values[-1]:.4g}") for name, values in self.items() if values]
@@ -18,7 +18,7 @@ class Metrics(dict[str, list[float]]):
 
 
 class History:
-    """The metrics of every log point, kept and sent to a logger."""
+    """Stores the metrics of every log point and sends them to a logger."""
 
     def __init__(self, logger: Logger | None) -> None:
         self.metrics: dict[str, list[float]] = defaultdict(list)
@@ -36,7 +36,7 @@ class History:
 
 
 def logger_of(algorithm: FlowAlgorithm | None) -> Logger | None:
-    """The model's logger; before its first ``learn`` it has none, so one like it is made. A bare policy has none."""
+    """The model's logger, which is created here before the first ``learn``; None for a policy without an algorithm."""
     if algorithm is None:
         return None
     return getattr(algorithm, "_logger", None) or configure_logger(algorithm.verbose, algorithm.tensorboard_log, "BC", True)

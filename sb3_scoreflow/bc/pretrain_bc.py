@@ -1,4 +1,4 @@
-"""Cloning in one line."""
+"""Behavior cloning in one call."""
 
 from stable_baselines3.common.type_aliases import GymEnv
 
@@ -32,30 +32,31 @@ def pretrain_bc(
     checkpoint: AnyPath | None = None,
 ) -> dict[str, list[float]]:
     """
-    Clone demonstrations in one call of :class:`BehaviorCloning`.
+    Clone demonstrations; shorthand for :class:`BehaviorCloning` and its :meth:`~BehaviorCloning.train`, whose descriptions of
+    the arguments are longer.
 
-    :param model: see :class:`BehaviorCloning`, as for all arguments up to ``random_shift`` that are not listed here
-    :param demonstrations: what to imitate
-    :param n_epochs: see :meth:`BehaviorCloning.train`, as for ``n_batches`` and all arguments from ``eval_env`` on
-    :param n_batches: gradient steps; if neither is given, from the size of the demonstrations
+    :param model: an algorithm of this package, or a policy
+    :param demonstrations: demonstrations to imitate
+    :param n_epochs: passes over the demonstrations; give this or ``n_batches``, not both
+    :param n_batches: gradient steps; if neither is given, the number depends on the size of the demonstrations
     :param batch_size: chunks per gradient step
-    :param learning_rate: at the start; None: 3e-3, or 1e-3 with images
-    :param final_learning_rate: at the end of the cosine schedule
-    :param weight_decay: of AdamW
-    :param ema_decay: decay of the moving average per gradient step, in [0, 1)
-    :param validation_fraction: share of the episodes held out, in [0, 1)
-    :param clip_actions: whether to clip actions that are outside the bounds instead of raising
-    :param random_shift: largest random shift of the images in training, in pixels; 0 for none
-    :param eval_env: environment in which the clone is evaluated at the end (deterministic)
-    :param n_eval_episodes: episodes of that evaluation
-    :param critic_batches: gradient steps of the critic
+    :param learning_rate: learning rate at the start; None: 3e-3, or 1e-3 with images
+    :param final_learning_rate: learning rate at the end of the cosine schedule
+    :param weight_decay: weight decay of AdamW
+    :param ema_decay: decay of the moving average per gradient step, in [0, 1); 0: no averaging
+    :param validation_fraction: share of the episodes held out for validation, in [0, 1)
+    :param clip_actions: whether to clip actions outside the bounds instead of raising an error
+    :param random_shift: largest random shift of the images in training, in pixels; 0: no shift
+    :param eval_env: environment in which the deterministic clone is evaluated at the end; None: no evaluation
+    :param n_eval_episodes: number of evaluation episodes, at least 1
+    :param critic_batches: gradient steps that fit the critic after cloning; None: a default if the rewards determine returns
     :param log_interval: gradient steps between log points
     :param callback: called at every log point with its metrics; returning False ends training
     :param progress_bar: whether to show a progress bar (needs tqdm)
-    :param seed: of split, batches and noise
-    :param checkpoint: file that tells where cloning is, and from which the same call goes on after an interruption
-    :return: history: one list per metric
-    :raises ValueError: if an argument is impossible, or the demonstrations do not fit the environment; nothing is changed then
+    :param seed: seed of split, batches and noise; None: drawn from NumPy's global generator
+    :param checkpoint: file that stores the state of cloning; the same call continues from it after an interruption
+    :return: history: one list of values per metric
+    :raises ValueError: if an argument is invalid, or the demonstrations do not fit the environment; nothing is changed then
     """
     cloning = BehaviorCloning(
         model,

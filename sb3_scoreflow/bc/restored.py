@@ -1,4 +1,4 @@
-"""Cloning that fails leaves everything as it was."""
+"""Restores policy and normalizer if cloning fails."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from sb3_scoreflow.common.policies import FlowMatchingPolicy
 @contextmanager
 def restored_on_error(policy: FlowMatchingPolicy, normalizer: VecNormalize | None) -> Iterator[None]:
     """
-    :param policy: that the block changes
-    :param normalizer: of its environment
-    :return: context manager after which both are as they were before, if the block raises anything
+    :param policy: policy that the block changes
+    :param normalizer: ``VecNormalize`` of its environment; None if there is none
+    :return: context manager that restores both if the block raises an exception
     """
     before, was_training = {name: tensor.clone() for name, tensor in policy.state_dict().items()}, policy.training
-    # norm_obs=False leaves it without statistics of observations
+    # With norm_obs=False, it has no statistics of observations
     statistics = (
         {} if normalizer is None else {n: deepcopy(v) for n, v in vars(normalizer).items() if n in ("obs_rms", "ret_rms")}
     )

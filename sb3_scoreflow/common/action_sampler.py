@@ -1,4 +1,4 @@
-"""The deterministic policy as a module of tensor operations alone, for ``torch.compile`` and ``torch.export``."""
+"""The deterministic policy as a module that consists of tensor operations, for ``torch.compile`` and ``torch.export``."""
 
 import copy
 
@@ -15,18 +15,18 @@ from sb3_scoreflow.common.utils import check_whole_numbers
 
 class ActionSampler(nn.Module):
     """
-    Raw observations to actions within the bounds: the denoising loop unrolled, without NumPy and without blocks.
+    Maps unnormalized observations to actions within the bounds, with an unrolled denoising loop and without NumPy.
 
-    As ``model.predict(obs, deterministic=True)`` up to float32's rounding, for any number of observations; the action of one
-    observation may differ in the last bits with the batch that it is computed in. It holds a copy of the policy as it is now,
-    in evaluation mode and without gradients: neither changes the other afterwards::
+    The actions equal those of ``model.predict(obs, deterministic=True)`` up to float32's rounding, for any number of
+    observations; the last bits of an action may depend on the batch that it is computed in. The module has its own copy of the
+    policy, in evaluation mode and without gradients, so that later changes of the policy do not affect it::
 
         sampler = ActionSampler(model.policy)
         fast = torch.compile(sampler)
         program = torch.export.export(sampler, (obs,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
-    :param policy: of any algorithm of this package
-    :param inference_steps: Euler steps per action, fixed here; the policy's own if None
+    :param policy: policy of any algorithm of this package
+    :param inference_steps: Euler steps per action, which cannot be changed later; None: those of the policy
     """
 
     low: th.Tensor
@@ -49,13 +49,13 @@ class ActionSampler(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "ActionSampler":
-        """Stays in evaluation mode, whatever exporters switch to and back."""
+        """Stays in evaluation mode, even if an exporter switches modes."""
         return super().train(False)
 
     def forward(self, obs: PyTorchObs, x0: th.Tensor | None = None) -> th.Tensor:
         """
-        :param obs: observations as the policy gets them (images with their channels first), shape ``(batch, ...)`` per part
-        :param x0: where the flow starts, shape ``(batch, action_dim)``; zeros, as in ``predict(deterministic=True)``, if None
+        :param obs: observations in the policy's layout (images with their channels first), shape ``(batch, ...)`` per part
+        :param x0: start of the flow, shape ``(batch, action_dim)``; None: zeros, as in ``predict(deterministic=True)``
         :return: actions, shape ``(batch, *action_shape)``, without gradient
         """
         # Not extract_features, which cuts images into blocks: the number of blocks would be part of what is exported

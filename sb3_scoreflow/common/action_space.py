@@ -1,4 +1,4 @@
-"""Which action spaces flow policies can fill, what to do about the others, and how numbers become actions."""
+"""Action spaces that flow policies support, remedies for the others, and the conversion of policy outputs to actions."""
 
 from typing import Any, TypeVar
 
@@ -8,10 +8,10 @@ from gymnasium import spaces
 
 from sb3_scoreflow.common.utils import ArgumentError
 
-#: Bounds of this magnitude mean that there are none: MuJoCo writes 1e10, others the largest number of a type.
+#: Bounds of this magnitude stand for "unbounded": MuJoCo writes 1e10, others the largest number of a type.
 NO_BOUND = 1e9
 
-#: float32, in which networks and demonstrations are, must tell this many actions apart between the bounds.
+#: float32, the type of networks and demonstrations, must be able to represent this many different actions between the bounds.
 _LEVELS = 256
 
 Array = TypeVar("Array", np.ndarray, th.Tensor)
@@ -19,7 +19,7 @@ Array = TypeVar("Array", np.ndarray, th.Tensor)
 
 def decode_action(records: Array, low: Array, high: Array) -> Array:
     """
-    What the environment gets for what a policy has made: the one place that knows, for rollouts, ``predict`` and export.
+    Convert outputs of a policy to the environment's actions. Rollouts, ``predict`` and exports all use this function.
 
     :param records: normalized actions, or records that end with them (such as flattened denoising chains), shape ``(batch,
         ...)``
@@ -35,10 +35,10 @@ def decode_action(records: Array, low: Array, high: Array) -> Array:
 
 def check_action_space(space: spaces.Space, name: str = "action_space") -> None:
     """
-    :param space: to be checked
-    :param name: what messages call it
-    :raises ArgumentError: if it is no floating-point Box with finite bounds below 1e9, low < high, or its bounds are float64
-        numbers that are (nearly) the same in float32
+    :param space: action space to check
+    :param name: name of it in messages
+    :raises ArgumentError: if it is not a floating-point Box with low < high and finite bounds below 1e9, or its bounds are
+        float64 numbers that are (nearly) equal in float32
     """
     if not isinstance(space, spaces.Box):
         raise ArgumentError(
@@ -55,9 +55,9 @@ def check_action_space(space: spaces.Space, name: str = "action_space") -> None:
     bounded = (np.abs(low) < NO_BOUND) & (np.abs(high) < NO_BOUND)  # False for NaN, too
     if not bounded.all():
         raise ArgumentError(
-            f"{name} must have finite bounds, of less than {NO_BOUND:.0e} (larger ones mean that there are none), got "
-            f"{_ranges(space, ~bounded)}. If gymnasium.wrappers.ClipAction is what makes them infinite, leave it out: actions "
-            "never leave the bounds. Otherwise give each environment bounds, such as the range of your demonstrations: env = "
+            f"{name} must have finite bounds, of less than {NO_BOUND:.0e} (larger ones stand for unbounded), got "
+            f"{_ranges(space, ~bounded)}. If gymnasium.wrappers.ClipAction makes them infinite, leave it out: actions never "
+            "leave the bounds. Otherwise give each environment bounds, such as the range of your demonstrations: env = "
             "gymnasium.wrappers.TransformAction(env, lambda action: action, "
             "gymnasium.spaces.Box(demonstrations.actions.min(0), demonstrations.actions.max(0)))"
         )

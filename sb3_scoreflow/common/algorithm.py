@@ -1,4 +1,4 @@
-"""What the algorithms of this package share on top of Stable-Baselines3's OnPolicyAlgorithm."""
+"""The base class of the algorithms in this package, on top of Stable-Baselines3's OnPolicyAlgorithm."""
 
 from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
@@ -37,17 +37,17 @@ class FlowAlgorithm(KnownEnvironment):
     """
     An on-policy algorithm that trains a :class:`~sb3_scoreflow.FlowMatchingPolicy`.
 
-    Checks arguments and resolves those left at None, counts transitions for schedules and environment steps inside chunks,
-    refuses to learn from or to save NaN, and saves atomically. It is abstract: subclasses give ``train``.
+    It checks arguments and resolves those left at None, counts transitions for schedules and environment steps inside chunks,
+    refuses to learn from NaN or to save NaN, and saves atomically. It is abstract: subclasses implement ``train``.
 
-    :param policy: alias, or subclass of the policy that the alias "FlowPolicy" names
+    :param policy: alias, or a subclass of the policy class behind the alias "FlowPolicy"
     :param env: environment
-    :param kwargs: of Stable-Baselines3's OnPolicyAlgorithm
+    :param kwargs: further arguments of Stable-Baselines3's OnPolicyAlgorithm
     """
 
     #: What the algorithm can do
     capabilities: ClassVar[Capabilities]
-    #: Arguments that the policy is built with, but follows when they change
+    #: Arguments of the policy that may change after it has been built
     followed: ClassVar[tuple[str, ...]] = ()
     policy: FlowMatchingPolicy
 
@@ -67,26 +67,26 @@ class FlowAlgorithm(KnownEnvironment):
         self.n_iterations = 0
         #: Transitions (calls of ``env.step`` over all environments) trained with since construction or pretraining
         self.n_transitions = 0
-        #: What the policy was cloned from, and how, in plain numbers and strings; None if it was not. Saved with the model
+        #: Facts about the policy's cloning, as plain numbers and strings; None if it was not cloned. Saved with the model
         self.cloning: dict[str, Any] | None = None
         self._built_from: dict[str, dict[str, Any]] = {"policy": {}, "buffer": {}}
 
     # ------------------------------------------------------------------ set-up, also on loading
 
     def _policy_arguments(self) -> dict[str, Any]:
-        """The algorithm's arguments that the policy acts by: it must be built (and saved by itself) with them."""
+        """The algorithm's arguments that the policy depends on; it is built and separately saved with them."""
         raise NotImplementedError
 
     def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
-        """The class that a buffer must be of, and, for a message, what it does."""
+        """The base class of valid buffers, and its purpose for messages."""
         raise NotImplementedError
 
     def _adapted_buffer(self, buffer: type[RolloutBuffer]) -> type[RolloutBuffer]:
-        """A buffer that was written for Stable-Baselines3, as this algorithm needs it."""
+        """Adapt a buffer class that was written for Stable-Baselines3 to this algorithm."""
         return buffer
 
     def _buffer_arguments(self) -> dict[str, Any]:
-        """The algorithm's arguments that the buffer is built with."""
+        """The algorithm's arguments for building the buffer."""
         raise NotImplementedError
 
     def _setup_model(self) -> None:
@@ -121,7 +121,7 @@ class FlowAlgorithm(KnownEnvironment):
         finally:
             self.policy_kwargs, self.rollout_buffer_kwargs = users
         if self.num_timesteps > 0 and self.seed is not None:
-            # Else training would go on, every time, from the states that it began with
+            # Otherwise, training would always continue from the initial states of the generators
             self.set_random_seed(int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0] // 2))
         buffer_class = type(self.rollout_buffer)
         self._built_from = {
@@ -145,15 +145,15 @@ class FlowAlgorithm(KnownEnvironment):
         )
 
     def _all_buffer_arguments(self) -> dict[str, Any]:
-        """The user's, those that the file was written with where they were left out, and the algorithm's own."""
+        """Arguments of the buffer: the user's, else those of the saved file, and the algorithm's own."""
         assert self.rollout_buffer_class is not None
         stored = self._built_from["buffer"]
         return {**complete(self.rollout_buffer_kwargs, stored, self.rollout_buffer_class), **self._buffer_arguments()}
 
     def on_pretrained(self) -> None:
         """
-        Called when the policy has got a clone's weights: what was counted and learned before is forgotten (schedules over
-        transitions start anew), and defaults are those of a clone.
+        Called when the policy has received a clone's weights: resets counters, so that schedules over transitions start again,
+        and sets the defaults of a clone.
         """
         self.n_transitions = 0
         self.policy.stop_average()
@@ -164,15 +164,15 @@ class FlowAlgorithm(KnownEnvironment):
 
     def load_clone(self, source: "FlowAlgorithm | FlowMatchingPolicy | AnyPath", trusted: bool = True) -> None:
         """
-        Start from another model's clone: the actor (features, velocity field, observation statistics), whichever algorithm of
-        this package it was cloned with. Critics, noise and optimizers are this model's own; ScoReFlowPPO's critic can be
-        fitted to the same demonstrations by ``pretrain_critic``.
+        Copy the actor (features, velocity field, observation statistics) from the clone of another model, which may have been
+        made with any algorithm of this package. Critics, noise and optimizers stay those of this model; ``pretrain_critic``
+        fits the critic of ScoReFlowPPO and FPO to the same demonstrations.
 
-        :param source: a model, a policy, or the path of a file that either was saved to
-        :param trusted: whether a file may be unpickled, which executes whatever is in it
+        :param source: a model, a policy, or the path of a saved model or policy
+        :param trusted: whether a file may be unpickled, which executes code in the file
         :raises FileNotFoundError: if there is no such file
-        :raises ValueError: if the source is no flow policy, was not pretrained, or its actor differs in space or architecture;
-            without trust, if a file could be restored by unpickling only
+        :raises ValueError: if the source is not a flow policy, was not pretrained, or its actor has another space or
+            architecture, or if ``trusted`` is False and the file can only be restored by unpickling
         """
         model = source if isinstance(source, FlowAlgorithm) else None
         policy = clone_policy(source, self.device, trusted) if not isinstance(source, FlowAlgorithm) else source.policy
@@ -190,9 +190,9 @@ class FlowAlgorithm(KnownEnvironment):
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None:
         """
-        Stable-Baselines3's warning, for policies that see vectors only.
+        Stable-Baselines3's warning about GPUs, for policies that only have vector observations.
 
-        :param mlp_class_name: not used: whether it is such a policy is seen from its features extractor
+        :param mlp_class_name: not used, because the features extractor shows which observations the policy has
         """
         vectors = isinstance(self.policy.features_extractor, FlattenExtractor)
         super()._maybe_recommend_cpu(self.policy_class.__name__ if vectors else "")
@@ -200,7 +200,7 @@ class FlowAlgorithm(KnownEnvironment):
     # ------------------------------------------------------------------ learn
 
     def _own_callback(self) -> BaseCallback | None:
-        """A callback of the algorithm's own, called after the user's in every step, so that it sees rewards they shape."""
+        """The algorithm's own callback, which is called after the user's in every step, so that it sees shaped rewards."""
         return None
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -226,13 +226,14 @@ class FlowAlgorithm(KnownEnvironment):
         progress_bar: bool = False,
     ) -> SelfFlowAlgorithm:
         """
-        As in Stable-Baselines3; with glibc, freed memory stays in the process until it returns (docs/speed.md).
+        Train the model, as in Stable-Baselines3. With glibc, the process keeps freed memory until ``learn`` returns
+        (docs/speed.md).
 
         :param total_timesteps: calls of ``env.step`` over all environments (chunks, with ActionChunking), at least
         :param callback: called in every step
-        :param log_interval: iterations between logs, None for none
-        :param tb_log_name: name of the run for tensorboard, the algorithm's if None
-        :param reset_num_timesteps: whether to start counting (and the schedules) anew
+        :param log_interval: iterations between logs; None: no logs
+        :param tb_log_name: name of the run for TensorBoard; None: the algorithm's name
+        :param reset_num_timesteps: whether to reset the number of timesteps and restart schedules
         :param progress_bar: whether to show a progress bar (needs tqdm)
         :return: the model
         """
@@ -253,8 +254,8 @@ class FlowAlgorithm(KnownEnvironment):
 
     def _close_event_files(self) -> None:
         """
-        Each call of ``learn`` has a logger of its own, whose event file stays open, with a thread that writes to it, until the
-        process ends. It is opened again if something is logged later. A logger of the user's is left alone.
+        Close TensorBoard's event files. Each call of ``learn`` creates a logger, whose event file and writer thread would stay
+        open until the process ends. A file is opened again if something is logged later. Loggers set by the user stay open.
         """
         if self._custom_logger or not hasattr(self, "_logger"):
             return
@@ -282,12 +283,12 @@ class FlowAlgorithm(KnownEnvironment):
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
-        if self.num_timesteps < total_timesteps:  # else nothing will be done
+        if self.num_timesteps < total_timesteps:  # otherwise, learn does nothing
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         return total_timesteps, callback
 
     def _prepare_rollout(self) -> None:
-        """A callback may have cloned, or changed arguments, since the last rollout."""
+        """Called before each rollout, because a callback may have cloned or changed arguments since the last one."""
         self._resolve_defaults()
         buffer = self.rollout_buffer
         if (buffer.buffer_size, buffer.n_envs) != (self.n_steps, self.n_envs):
@@ -298,11 +299,11 @@ class FlowAlgorithm(KnownEnvironment):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        As in Stable-Baselines3, with what callbacks have changed since the last rollout.
+        Collect a rollout, as in Stable-Baselines3, with the changes that callbacks have made since the last one.
 
         :param env: environment
         :param callback: called in every step
-        :param rollout_buffer: to be filled
+        :param rollout_buffer: buffer to fill
         :param n_rollout_steps: steps per environment
         :return: False if the callback stopped training
         """
@@ -316,11 +317,11 @@ class FlowAlgorithm(KnownEnvironment):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        check_action_space(wrapped.action_space)  # Stable-Baselines3 would say less, without a remedy
+        check_action_space(wrapped.action_space)  # Stable-Baselines3's error has no remedy
         return guard_env(wrapped)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        # An info is one environment step, as is one that an adapter of another simulator leaves out.
+        # Without `n_env_steps`, an info stands for one environment step.
         self.num_env_steps += sum(info.get("n_env_steps", 1) for info in infos) + self.n_envs - len(infos)
         super()._update_info_buffer(infos, dones)
 
@@ -335,8 +336,7 @@ class FlowAlgorithm(KnownEnvironment):
         """
         Merge the rollout's observations into the policy's normalizer.
 
-        To be called after the update, so that one normalization serves both the rollout and its update: the first PPO ratio
-        stays 1.
+        Call it after the update, so that rollout and update use the same normalization and the first PPO ratio is 1.
         """
         if not self.policy.updates_observation_statistics:
             return
@@ -347,11 +347,11 @@ class FlowAlgorithm(KnownEnvironment):
             self.policy.normalizer.update(tensors if isinstance(observations, dict) else tensors[""], self.n_steps)
 
     def _rollout_observations(self) -> Any:
-        """The last rollout's observations as the policy gets them, shape ``(n_steps, n_envs, ...)`` per part."""
+        """The last rollout's observations, as the policy received them, shape ``(n_steps, n_envs, ...)`` per part."""
         return self.rollout_buffer.observations
 
     def _check_rollout(self) -> None:
-        """Refuse to learn from NaN: it would reach every weight in one step."""
+        """Raise an error if the rollout contains NaN, which would reach every weight in one gradient step."""
         if self.n_transitions == 0 and self.policy.pretrained and self.policy.normalizer.fitted:
             warn_of_foreign_observations(self.policy, self._rollout_observations())
         check_rollout(self.rollout_buffer)

@@ -1,4 +1,4 @@
-"""Arguments of an algorithm over its life: checked, resolved where they were left at None, and asked as schedules."""
+"""Arguments of an algorithm: checking them, resolving those left at None, and evaluating schedules."""
 
 from typing import Any, ClassVar
 
@@ -15,15 +15,15 @@ from sb3_scoreflow.common.utils import ArgumentError
 
 class ArgumentResolution(OnPolicyAlgorithm):
     """
-    An algorithm whose attributes show what its arguments are now.
+    An algorithm whose attributes are the current values of its arguments.
 
-    An argument left at None gets its default by whether the policy is pretrained, and for the environment at hand. Which were
-    left at None is kept, and saved, with what their values were chosen by: they are resolved anew when that changes, by
-    loading with another environment or by pretraining. Else a model keeps its values, also when a later release has other
-    defaults. It is abstract: subclasses declare the tables.
+    The default of an argument left at None depends on whether the policy is pretrained, and on the environment. The model
+    remembers, and saves, which arguments were left at None and what their values depend on. They are resolved again when that
+    changes, for example by pretraining or by loading with another environment. Otherwise a model keeps its values, even if a
+    later release has other defaults. The class is abstract: subclasses declare the tables.
     """
 
-    #: What the arguments may be
+    #: Valid values of the arguments
     rules: ClassVar[dict[str, Rule]]
     #: Values of arguments left at None: "scratch" and "pretrained" -> argument -> value
     defaults: ClassVar[dict[str, dict[str, Any]]]
@@ -31,14 +31,13 @@ class ArgumentResolution(OnPolicyAlgorithm):
     sizes: ClassVar[tuple[str, ...]] = ("n_steps",)
     policy: FlowMatchingPolicy  # type: ignore[assignment]
     n_transitions: int
-    #: Arguments left at None -> what their values were chosen by, as a file can hold it
+    #: Arguments left at None -> what their values depend on, in a form that can be saved
     _at_default: dict[str, Any]
     _was_pretrained: bool
 
     def __setattr__(self, name: str, value: Any) -> None:
         """
-        Who sets an argument last is obeyed: it is no default any more. ``learning_rate`` and ``lr_schedule`` are two names of
-        one thing, whichever a callback sets.
+        Setting an argument replaces its default. ``learning_rate`` and ``lr_schedule`` stay equal, whichever is set.
         """
         name = "learning_rate" if name == "lr_schedule" else name
         super().__setattr__(name, value)
@@ -52,7 +51,9 @@ class ArgumentResolution(OnPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """
-        :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+        Check all arguments.
+
+        :raises ValueError: if an argument is invalid; the message names the argument, its value and a remedy
         """
         if not hasattr(self, "action_space"):
             raise ArgumentError("env must be an environment or the name of one, got None: only load() does without.")
@@ -64,31 +65,31 @@ class ArgumentResolution(OnPolicyAlgorithm):
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        """:raises ValueError: if arguments, each possible by itself, do not go together"""
+        """:raises ValueError: if arguments are valid separately, but not in combination"""
 
     def _warn_of_arguments(self) -> None:
-        """Warn of what works, but hardly as it is meant to."""
+        """Warn about values that are valid, but probably not intended."""
 
     @property
     def _pretrained(self) -> bool:
-        if not hasattr(self, "policy"):  # not yet: the file knows
+        if not hasattr(self, "policy"):  # not built yet: the file says whether it is pretrained
             return bool(self.__dict__.get("_was_pretrained", False))
         return bool(self.policy.pretrained > 0.5)
 
     def _default(self, name: str) -> Any:
-        """What an argument left at None is now, by whether the policy is pretrained, and for the environment at hand."""
+        """Current value of an argument left at None; it depends on the environment and on whether the policy is pretrained."""
         return self.defaults["pretrained" if self._pretrained else "scratch"][name]
 
     def _default_depends_on(self, name: str) -> list[Any]:
         """
-        :param name: of an argument that may be left at None
-        :return: what decides its default, beside the tables; plain numbers, lists and dictionaries
+        :param name: name of an argument that may be left at None
+        :return: values that its default depends on, beside the tables: plain numbers, lists and dictionaries
         """
         return [self._pretrained, self.n_envs] if name in self.sizes else [self._pretrained]
 
     def _resolve_defaults(self) -> None:
-        """Give arguments left at None their values, unless they have those for the same circumstances."""
-        given = self.__dict__.pop("_given", ())  # those that `load` was called with
+        """Set the values of arguments left at None, if what they depend on has changed."""
+        given = self.__dict__.pop("_given", ())  # arguments passed to `load`
         names = (*self.defaults["scratch"], *self.sizes)
         before = {name: about for name, about in self.__dict__.get("_at_default", {}).items() if name not in given}
         missing = [name for name in names if name not in before and getattr(self, name) is None]
@@ -112,11 +113,11 @@ class ArgumentResolution(OnPolicyAlgorithm):
     # ------------------------------------------------------------------ progress
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """The one place where schedules get their argument from: within [0, 1], with the number of transitions."""
+        """Set the argument of all schedules: a number in [0, 1] that also has the number of transitions."""
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         self._count_transitions(0)
 
     def _count_transitions(self, n: int) -> None:
-        """Schedules move on by ``n`` transitions."""
+        """Advance schedules by ``n`` transitions."""
         self.n_transitions += n
         self._current_progress_remaining = Progress(self._current_progress_remaining, self.n_transitions)

@@ -1,4 +1,4 @@
-"""Averaged weights, which deterministic actions come from while a clone is fine-tuned."""
+"""Averaged weights, which produce deterministic actions while a clone is fine-tuned."""
 
 from copy import deepcopy
 from typing import Any, ClassVar
@@ -11,23 +11,23 @@ class AveragedActor(nn.Module):
     """
     The part of a policy that keeps a second copy of the actor: an exponential moving average of its weights (ours).
 
-    There is none until :meth:`start_average`, and deterministic actions then come from the current weights. It is part of the
-    state dict, so a saved policy acts as it did; a state without it takes the average away.
+    Before :meth:`start_average`, there is no average, and deterministic actions come from the current weights. The average is
+    part of the state dict, so that a saved policy acts in the same way; loading a state dict without an average removes it.
     """
 
-    #: Modules that are averaged, those that a policy does not have left out
+    #: Names of the averaged modules; names that a policy lacks are skipped
     averaged_parts: ClassVar[tuple[str, ...]] = ("features_extractor", "velocity_field")
     averaged: nn.ModuleDict | None
 
     def acting(self, part: str) -> Any:
         """
         :param part: one of :attr:`averaged_parts`
-        :return: the module that deterministic actions come from: the average, if there is one
+        :return: the module for deterministic actions: the average if there is one, else the current module
         """
         return getattr(self, part) if self.averaged is None else self.averaged[part]
 
     def start_average(self) -> None:
-        """The average starts at the current weights; one that is there goes on."""
+        """Start the average at the current weights; an existing average is kept."""
         if self.averaged is None:
             parts = {part: deepcopy(getattr(self, part)) for part in self.averaged_parts if hasattr(self, part)}
             self.averaged = nn.ModuleDict(parts).requires_grad_(False)
@@ -36,7 +36,7 @@ class AveragedActor(nn.Module):
         """
         ``average += weight (weights - average)``; buffers (statistics of normalization layers) are copied.
 
-        :param weight: of the current weights, in [0, 1]
+        :param weight: weight of the current weights, in [0, 1]
         """
         assert self.averaged is not None
         current = nn.ModuleDict({part: getattr(self, part) for part in self.averaged})
@@ -47,7 +47,7 @@ class AveragedActor(nn.Module):
                 kept.copy_(buffer)
 
     def stop_average(self) -> None:
-        """Deterministic actions come from the current weights again."""
+        """Remove the average: deterministic actions come from the current weights again."""
         self.averaged = None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""What an algorithm can do, declared by its class: tests, examples and tables choose by it, not by names."""
+"""Capabilities that an algorithm's class declares; tests, examples and tables select algorithms by them, not by names."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Capabilities:
     """
-    :param ratio: it updates by PPO's ratio, which is 1 before the first gradient step, and stores values and advantages
-    :param likelihoods: its records of actions have a log-density, which ``policy.evaluate_actions`` gives
-    :param value_function: it has a critic of states, which can be fitted to demonstrations
-    :param q_function: it has critics of states and actions
-    :param replay: it learns from the rollouts of earlier iterations, too
-    :param from_scratch: its defaults train a policy that was not cloned
+    :param ratio: whether it has a ratio like PPO's, which is 1 before the first gradient step, and stores values and
+        advantages
+    :param likelihoods: whether its records of actions have a log-density, which ``policy.evaluate_actions`` returns
+    :param value_function: whether it has a critic of states, which can be fitted to demonstrations
+    :param q_function: whether it has critics of states and actions
+    :param replay: whether it also learns from rollouts of earlier iterations
+    :param from_scratch: whether its defaults can train a policy that was not cloned
     """
 
     ratio: bool = False

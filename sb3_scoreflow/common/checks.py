@@ -1,7 +1,7 @@
 """
-What the arguments of an algorithm may be: one rule for each, in a table that the algorithm declares.
+Rules for the arguments of an algorithm. Each algorithm declares a table with one rule per argument.
 
-A rule says in words what it wants, for the message, and gives back the value as the algorithm keeps it (NumPy's numbers become
+A rule describes valid values in words, for messages, and converts a value to the algorithm's form (NumPy's numbers become
 Python's, a schedule written as a string becomes a schedule).
 """
 
@@ -22,25 +22,25 @@ from sb3_scoreflow.common.utils import ArgumentError
 
 
 class Rule(ABC):
-    """What one argument may be."""
+    """A rule for the values of one argument."""
 
     @property
     @abstractmethod
     def wanted(self) -> str:
-        """In words: "it must be ..."."""
+        """Description of valid values, which continues "it must be ..."."""
 
     @abstractmethod
     def accepts(self, value: Any) -> bool:
         """
-        :param value: after :meth:`convert`
-        :return: whether it may be that
+        :param value: value after :meth:`convert`
+        :return: whether the value is valid
         """
 
     def convert(self, name: str, value: Any) -> Any:
         """
         :param name: name of the argument, for messages
-        :param value: as given
-        :return: as the algorithm keeps it
+        :param value: value passed by the user
+        :return: value in the algorithm's form
         """
         value = value.item() if isinstance(value, np.generic) else value
         return float(value) if isinstance(value, Real) and not isinstance(value, (int, float)) else value
@@ -48,7 +48,7 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class OrNone(Rule):
-    """None, or what another rule says."""
+    """None, or a value that satisfies another rule."""
 
     rule: Rule
 
@@ -129,18 +129,18 @@ class Schedule(Number):
 
 def check_scheduled(name: str, value: Any, when: str) -> float:
     """
-    :param name: of the argument that is a schedule
-    :param value: what it gives
-    :param when: for the message
+    :param name: name of the argument that is a schedule
+    :param value: value of the schedule
+    :param when: point of training, for the message
     :return: the value
-    :raises ValueError: if that is no finite number, or negative
+    :raises ValueError: if the value is negative or not a finite number
     """
     single = isinstance(value, (np.generic, np.ndarray, th.Tensor)) and value.ndim == 0
     number: Any = value.item() if single else value
     if not Number().accepts(number):
         raise ArgumentError(
-            f"{name} must be a number of at least 0, but {when} its schedule gives {value!r}: correct the schedule. It is "
-            "asked for shares of training that remain, in [0, 1]."
+            f"{name} must be a number of at least 0, but {when} its schedule gives {value!r}: correct the schedule. Its "
+            "argument is the share of training that remains, in [0, 1]."
         )
     return float(number)
 
@@ -204,7 +204,7 @@ class Interval(Rule):
 
 @dataclass(frozen=True)
 class Either(Rule):
-    """What one of two rules says."""
+    """A value that satisfies one of two rules."""
 
     first: Rule
     second: Rule
@@ -230,11 +230,11 @@ SB3_RULES: dict[str, Rule] = {
 
 def check_argument(rule: Rule, name: str, value: Any, default: Any = None) -> Any:
     """
-    :param rule: what the argument may be
-    :param name: its name
-    :param value: its value
-    :param default: what it is when it is left out, for the message
-    :return: the value as it is kept
+    :param rule: rule for the argument
+    :param name: name of the argument
+    :param value: value of the argument
+    :param default: default of the argument, for the message
+    :return: the value in the algorithm's form
     :raises ValueError: if the rule does not accept it; the message names argument, value and remedy
     """
     converted = rule.convert(name, value)
@@ -263,8 +263,8 @@ def check_arguments(rules: Mapping[str, Rule], owner: Any, may_be_none: Collecti
     """
     :param rules: argument -> rule
     :param owner: an object with an attribute for each argument
-    :param may_be_none: arguments that get a default later if they are None; those are left out
-    :return: argument -> value as it is to be kept
+    :param may_be_none: arguments that may be None, because they get a default later; they are skipped if they are None
+    :return: argument -> value in the algorithm's form
     :raises ValueError: if a rule does not accept its argument
     """
     signature = inspect.signature(type(owner)).parameters

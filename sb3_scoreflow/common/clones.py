@@ -1,4 +1,4 @@
-"""One clone starts every algorithm: the actor's part of a policy, from a policy, a model or a file of either."""
+"""Copying a clone, the actor's part of a policy, from a policy, a model or a saved file to any algorithm."""
 
 import inspect
 import os
@@ -19,7 +19,7 @@ from sb3_scoreflow.common.saved_policy import read_policy
 from sb3_scoreflow.common.stored_defaults import complete
 from sb3_scoreflow.common.untrusted import UntrustedFileError, untrusted_clone
 
-#: What decides how an actor acts, and cannot be seen in its weights' shapes alone.
+#: Arguments that affect an actor's actions and are not visible in the shapes of its weights.
 _ARCHITECTURE = (
     "observation_space",
     "action_space",
@@ -37,13 +37,13 @@ def clone_policy(
     source: FlowMatchingPolicy | AnyPath, device: th.device | str = "auto", trusted: bool = True
 ) -> FlowMatchingPolicy:
     """
-    :param source: a policy, or the path of a file that a model or a policy was saved to (".zip" is added if there is no such
-        file)
-    :param device: where the policy is loaded
-    :param trusted: whether the file may be unpickled, which executes whatever is in it
-    :return: the policy; of one from a file, what belongs to the actor
+    :param source: a policy, or the path of a saved model or policy (".zip" is added if the file does not exist)
+    :param device: device of the policy
+    :param trusted: whether the file may be unpickled, which executes code in the file
+    :return: the policy; a policy from a file only has the actor's part
     :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if it is of another kind; without trust, if it could be restored by unpickling only
+    :raises ValueError: if it is not a policy of this package, or if ``trusted`` is False and it can only be restored by
+        unpickling
     """
     if isinstance(source, FlowMatchingPolicy):
         return source
@@ -61,7 +61,7 @@ def clone_policy(
     policy_class, arguments, state = _read(path, device, trusted)
     if not (isinstance(policy_class, type) and issubclass(policy_class, FlowMatchingPolicy)):
         raise ValueError(
-            f"source={os.fsdecode(source)!r} holds a {getattr(policy_class, '__name__', policy_class)}, which is no "
+            f"source={os.fsdecode(source)!r} holds a {getattr(policy_class, '__name__', policy_class)}, which is not a "
             "FlowMatchingPolicy: pass a file of this package's algorithms or policies."
         )
     known = inspect.signature(policy_class).parameters
@@ -91,14 +91,14 @@ def _read(path: Path, device: th.device | str, trusted: bool) -> tuple[Any, dict
         arguments, state = read_policy(path, get_device(device), trusted)
     except UntrustedFileError:
         raise
-    except Exception as error:  # whatever unpickling comes up with
-        raise ValueError(f"source={str(path)!r} is no file that a model or a policy was saved to ({error!r}).") from error
+    except Exception as error:  # unpickling raises many kinds of errors
+        raise ValueError(f"source={str(path)!r} is not a file of a saved model or policy ({error!r}).") from error
     own = "velocity_field.output_layer.weight" in state
     return FlowMatchingPolicy if own else "policy of another package", {**arguments, "lr_schedule": schedule}, state
 
 
 def _actor(state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
-    """:return: what deterministic actions come from: of a policy that averages its weights, the average"""
+    """:return: the weights for deterministic actions: the average if the policy averages its weights"""
     averaged = {name.removeprefix("averaged."): value for name, value in state.items() if name.startswith("averaged.")}
     return {name: value for name, value in (state | averaged).items() if name.startswith(_ACTOR)}
 
@@ -106,8 +106,8 @@ def _actor(state: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
 def copy_actor(source: FlowMatchingPolicy, target: FlowMatchingPolicy) -> None:
     """
     :param source: a clone
-    :param target: gets its actor: features, velocity field, observation statistics
-    :raises ValueError: if the source was not pretrained, or the two differ in more than their weights; nothing is changed then
+    :param target: policy that gets the clone's actor: features, velocity field, observation statistics
+    :raises ValueError: if the source was not pretrained, or the architectures or spaces differ; nothing is changed then
     """
     if not bool(source.pretrained):
         raise ValueError("The source has not been pretrained: clone demonstrations into it first, by pretrain_bc.")
@@ -128,12 +128,12 @@ def copy_actor(source: FlowMatchingPolicy, target: FlowMatchingPolicy) -> None:
 
 def adopt_statistics(target: VecNormalize | None, source: VecNormalize | None, source_is_known: bool) -> None:
     """
-    Let observations reach a clone as they did where it was made.
+    Make sure that a clone gets observations with the same normalization as in its original environment.
 
-    :param target: of the model that gets the clone, None if it has none
-    :param source: of the model that it comes from, None if it has none
+    :param target: ``VecNormalize`` of the model that gets the clone; None if it has none
+    :param source: ``VecNormalize`` of the model that the clone comes from; None if it has none
     :param source_is_known: whether the source is a model with an environment
-    :raises ValueError: if one of them sees normalized observations and the other raw ones
+    :raises ValueError: if only one of them normalizes observations
     """
     if not source_is_known:
         if target is not None and target.norm_obs:
@@ -147,8 +147,8 @@ def adopt_statistics(target: VecNormalize | None, source: VecNormalize | None, s
     if normalized[0] != normalized[1]:
         here, there = ("normalized", "raw") if normalized[1] else ("raw", "normalized")
         raise ValueError(
-            f"The clone sees {there} observations in its environment, this model {here} ones: wrap both environments in "
-            "VecNormalize(norm_obs=True), or neither."
+            f"The clone gets {there} observations in its environment, but this model gets {here} ones: wrap both environments "
+            "in VecNormalize(norm_obs=True), or neither."
         )
     if target is not None and source is not None and target is not source:
         target.ret_rms = deepcopy(source.ret_rms)

@@ -1,4 +1,4 @@
-"""Checks that what an iteration learns from, and what it makes, is finite; and that it is like what was demonstrated."""
+"""Checks that rollouts, losses and parameters are finite, and that observations resemble the demonstrated ones."""
 
 from typing import Any
 
@@ -11,20 +11,21 @@ from sb3_scoreflow.common.networks import ObservationNormalizer
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter, warn
 
-#: Spread of a first rollout, in standard deviations of the demonstrations, below which nothing seems to happen; and how far a
-#: component that the demonstrations hold constant, which is only centered, may be off
+#: Smallest plausible spread of a first rollout, in standard deviations of the demonstrations; and largest plausible deviation
+#: of a component that is constant in the demonstrations and therefore only centered
 _STANDSTILL = 0.03
-#: Share of such a component's value that may be rounding
+#: Share of such a component's value that counts as rounding
 _ROUNDING = 1e-5
 _REMEDY = "Fix the environment, or clip there what it returns, and go on from the last checkpoint."
 
 
 def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) -> None:
     """
-    Bounds often do not tell that an environment has other units than the demonstrations: its first rollout does.
+    Warn if the first rollout does not resemble the demonstrations, for example because of other units, which bounds often do
+    not reveal.
 
     :param policy: a clone
-    :param observations: of a rollout, shape ``(n_steps, n_envs, ...)`` per part
+    :param observations: observations of a rollout, shape ``(n_steps, n_envs, ...)`` per part
     """
     normalizer, is_dict = policy.normalizer, isinstance(observations, dict)
     for key, part in (observations if is_dict else {"observations": observations}).items():
@@ -43,12 +44,12 @@ def _oddity(normalizer: ObservationNormalizer, raw: th.Tensor, key: str) -> str 
     """
     :param normalizer: fitted to demonstrations
     :param raw: a part of a rollout's observations, shape ``(n, ...)``
-    :param key: of the part
-    :return: what the demonstrations did not have, if anything
+    :param key: key of the part
+    :return: description of the largest difference from the demonstrations; None if there is none
     """
     mean, varied = (tensor.flatten() for tensor in normalizer.demonstrated(key))
     z, raw = normalizer._normalize(raw, key).flatten(1), raw.flatten(1)
-    # Where the demonstrations did not vary, the same value is no oddity, although it never changes
+    # A component that is constant in the demonstrations may be constant in the rollout
     same = ~varied & ((raw - mean).abs() <= (_ROUNDING * mean.abs()).clamp(min=_STANDSTILL))
     missed = ~varied & ~same.any(0)
     outside = ((z.abs() >= normalizer.clip) & ~same).float().mean(0)
@@ -87,11 +88,11 @@ def check_rollout(buffer: RolloutBuffer) -> None:
 
 def check_losses(losses: dict[str, th.Tensor], iteration: int) -> None:
     """
-    :param losses: of a minibatch
+    :param losses: losses of a minibatch
     :param iteration: for the message
     :raises DivergenceError: if one is NaN or infinite
     """
-    if bool(th.isfinite(th.stack(list(losses.values()))).all()):  # the one time a minibatch waits for its device
+    if bool(th.isfinite(th.stack(list(losses.values()))).all()):  # the only synchronization with the device per minibatch
         return
     for name, term in losses.items():
         if not bool(th.isfinite(term)):

@@ -15,7 +15,7 @@ from torch import nn
 def check_random_shift(pixels: int) -> None:
     """
     :param pixels: largest shift of :func:`random_shift`
-    :raises ValueError: if it is no whole number of at least 0
+    :raises ValueError: if it is not a whole number of at least 0
     """
     if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 0:
         raise ValueError(f"random_shift must be a whole number of pixels, at least 0 (no shift), got {pixels!r}.")
@@ -28,7 +28,7 @@ def random_shift(images: th.Tensor, pixels: int, generator: th.Generator | None 
 
     :param images: shape ``(batch, channels, height, width)``, of any dtype
     :param pixels: largest shift, at least 0
-    :param generator: source of the shifts, torch's global one if None
+    :param generator: random number generator of the shifts; None: torch's global generator
     :return: shifted images, same shape and dtype
     """
     batch, channels, height, width = images.shape
@@ -47,7 +47,7 @@ class TransformerLayer(nn.Module):
     PyTorch's own layer switches to other kernels, with other rounding, in evaluation mode: PPO's ratio would not be exactly 1
     before the first update.
 
-    :param width: of the tokens, a multiple of ``n_heads``
+    :param width: width of the tokens, a multiple of ``n_heads``
     :param n_heads: attention heads
     """
 
@@ -73,21 +73,21 @@ class TransformerLayer(nn.Module):
 
 class PatchTransformer(nn.Module):
     """
-    A small vision transformer (arXiv 2010.11929, Section 3.1) that keeps where things are.
+    A small vision transformer (arXiv 2010.11929, Section 3.1) whose output preserves positions in the image.
 
     Patches are embedded by a convolution, get learned positions and pass ``depth`` pre-norm transformer layers. Instead of the
     paper's class token, every patch's output is narrowed to ``token_dim`` numbers, all of which go through one linear layer
-    (ours): averaging would lose positions, and a robot needs them. Images whose sides are no multiple of the patch size are
+    (ours): averaging would lose positions, which a robot needs. Images whose sides are not multiples of the patch size are
     padded by repeating their border.
 
-    :param shape: of the images, ``(channels, height, width)``
+    :param shape: shape of the images, ``(channels, height, width)``
     :param features_dim: width of the output
     :param patch_size: side of a patch in pixels
     :param depth: transformer layers, at least 0
-    :param width: of the tokens, a multiple of ``n_heads``
+    :param width: width of the tokens, a multiple of ``n_heads``
     :param n_heads: attention heads
-    :param token_dim: numbers that each patch contributes to the output
-    :raises ValueError: if a number is impossible; the message names it
+    :param token_dim: number of outputs per patch
+    :raises ValueError: if a number is out of range; the message names the argument
     """
 
     def __init__(
@@ -143,13 +143,13 @@ class ViTExtractor(BaseFeaturesExtractor):
     Vision transformer of the papers' camera policies as a features extractor, for an image or for a Dict space with any number
     of cameras beside vectors.
 
-    Every image goes through a :class:`PatchTransformer` of its own; what else a Dict holds is flattened; all features are
-    concatenated, in the order of the space's keys. Used by ``policy_kwargs=dict(features_extractor_class=ViTExtractor)``.
+    Every camera has its own :class:`PatchTransformer`; the other parts of a Dict are flattened, and all features are
+    concatenated in the order of the space's keys. Use it with ``policy_kwargs=dict(features_extractor_class=ViTExtractor)``.
 
-    :param observation_space: an image (Box), or a Dict with at least one image; channels first, as Stable-Baselines3 gives
-        them
-    :param features_dim: features of each camera
-    :param normalized_image: whether images are floats already (``normalize_images=False`` of the policy)
+    :param observation_space: an image (Box), or a Dict with at least one image; images have their channels first, as in
+        Stable-Baselines3
+    :param features_dim: number of features per camera
+    :param normalized_image: whether images are already floats (``normalize_images=False`` of the policy)
     :param kwargs: passed to :class:`PatchTransformer`: ``patch_size``, ``depth``, ``width``, ``n_heads``, ``token_dim``
     :raises ValueError: if the space has no image
     """
@@ -190,7 +190,7 @@ class ViTExtractor(BaseFeaturesExtractor):
 def default_arguments(extractor: type[BaseFeaturesExtractor]) -> dict[str, Any]:
     """
     :param extractor: class of a features extractor
-    :return: what :class:`ViTExtractor` is built with where it is not told, for files to keep; nothing for other classes
+    :return: default arguments of :class:`ViTExtractor`, which files store; empty for other classes
     """
     if extractor is not ViTExtractor:
         return {}

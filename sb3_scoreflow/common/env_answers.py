@@ -1,4 +1,4 @@
-"""What an environment answers, held against what Gymnasium wants, before Stable-Baselines3 uses it."""
+"""Checks of an environment's return values against Gymnasium's interface, before Stable-Baselines3 uses them."""
 
 import math
 from collections.abc import Callable, MutableMapping
@@ -12,21 +12,21 @@ from sb3_scoreflow.common.env_errors import EnvDivergedError, EnvFailedError, ra
 
 _STEP = "(observation, reward, terminated, truncated, info)"
 _RESET = "(observation, info)"
-#: Types that need no closer look
+#: Types that need no further check
 _REWARDS = frozenset({float, int, np.float64, np.float32})
 _FLAGS = frozenset({bool, np.bool_})
 
 
 class CheckedEnv:
     """
-    An environment whose answers to ``step`` and ``reset`` are checked. All else is the environment's own.
+    An environment whose return values of ``step`` and ``reset`` are checked. All other attributes are the environment's.
 
     :param env: environment
-    :param index: of it in the vectorized environment, for messages
-    :param space: of observations
-    :param exact: whether an observation must have the space's shape; if not, leading axes of length 1 may be missing or too
-        many, as where observations are written into an array
-    :param raised: makes the error for an exception of the environment, its index, and what it was asked for
+    :param index: index of it in the vectorized environment, for messages
+    :param space: space of observations
+    :param exact: whether an observation must have exactly the space's shape; if not, leading axes of length 1 may be missing
+        or additional, because observations are written into an array
+    :param raised: function that creates the error, from an exception of the environment, its index, and the called method
     """
 
     __slots__ = ("_env", "reset", "step")
@@ -115,10 +115,10 @@ def _expected(space: spaces.Space) -> tuple[tuple[int, ...] | None, np.dtype | N
 
 def step_fault(answer: Any, space: spaces.Space, exact: bool = False) -> str | None:
     """
-    :param answer: of an environment's ``step``
-    :param space: of its observations
+    :param answer: answer of an environment's ``step``
+    :param space: space of its observations
     :param exact: see :class:`CheckedEnv`
-    :return: what is wrong with it, and what it should be; None if nothing is
+    :return: description of the fault and of the expected value; None if there is no fault
     """
     if not isinstance(answer, (tuple, list)) or len(answer) != 5:
         old = isinstance(answer, (tuple, list)) and len(answer) == 4
@@ -141,10 +141,10 @@ def step_fault(answer: Any, space: spaces.Space, exact: bool = False) -> str | N
 
 def reset_fault(answer: Any, space: spaces.Space, exact: bool = False) -> str | None:
     """
-    :param answer: of an environment's ``reset``
-    :param space: of its observations
+    :param answer: answer of an environment's ``reset``
+    :param space: space of its observations
     :param exact: see :class:`CheckedEnv`
-    :return: what is wrong with it, and what it should be; None if nothing is
+    :return: description of the fault and of the expected value; None if there is no fault
     """
     if not isinstance(answer, (tuple, list)) or len(answer) != 2:
         return f"returned {_describe(answer)}: Gymnasium wants {_RESET}, with {{}} as info if there is nothing to say"
@@ -156,10 +156,10 @@ def reset_fault(answer: Any, space: spaces.Space, exact: bool = False) -> str | 
 
 def observation_fault(observation: Any, space: spaces.Space, exact: bool = False) -> str | None:
     """
-    :param observation: of an environment
-    :param space: of its observations; parts that Stable-Baselines3 does not know pass
+    :param observation: observation of an environment
+    :param space: space of its observations; parts that Stable-Baselines3 does not know pass
     :param exact: see :class:`CheckedEnv`
-    :return: what is wrong with it; None if nothing is
+    :return: description of the fault; None if there is no fault
     """
     if isinstance(space, spaces.Dict):
         if not isinstance(observation, dict):
@@ -197,10 +197,10 @@ def _array_fault(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype,
 
 def check_finite(observations: Any, rewards: Any, dones: Any = (), infos: Any = ()) -> None:
     """
-    :param observations: of all environments, shape ``(n_envs, ...)``, or such parts by key
-    :param rewards: of all environments, shape ``(n_envs,)``
+    :param observations: observations of all environments, shape ``(n_envs, ...)``, or such parts by key
+    :param rewards: rewards of all environments, shape ``(n_envs,)``
     :param dones: which episodes have ended, shape ``(n_envs,)``
-    :param infos: of the environments, those that ended with their "terminal_observation"
+    :param infos: infos of the environments, those that ended with their "terminal_observation"
     :raises EnvDivergedError: if one is NaN or infinite
     """
     if not _is_finite(rewards):
@@ -214,7 +214,7 @@ def check_finite(observations: Any, rewards: Any, dones: Any = (), infos: Any = 
 def _check_observation(name: str, observation: Any, index: int | None = None) -> None:
     """
     :param name: for the message
-    :param observation: of all environments, or of the one with the index
+    :param observation: observation of all environments, or of the one with the index
     """
     if isinstance(observation, dict):
         for key, part in observation.items():

@@ -1,4 +1,4 @@
-"""What vectorized environments say of themselves in attributes that a wrapper may or may not have."""
+"""Optional attributes by which vectorized environments and their wrappers describe themselves."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +11,8 @@ Value = TypeVar("Value")
 
 def ask(question: Callable[[], Value]) -> Value | None:
     """
-    :param question: put to an environment
-    :return: the answer; None from adapters of other simulators, which raise what they like where they know none
+    :param question: function that asks an environment
+    :return: its result; None if it raises an error, as adapters of some simulators do for unknown attributes
     """
     try:
         return question()
@@ -23,7 +23,7 @@ def ask(question: Callable[[], Value]) -> Value | None:
 def agreed(env: VecEnv, name: str) -> Any:
     """
     :param env: vectorized
-    :param name: of an attribute
+    :param name: name of an attribute
     :return: the attribute's value, None if there is none
     :raises ValueError: if environments have different values
     """
@@ -32,7 +32,7 @@ def agreed(env: VecEnv, name: str) -> Any:
         return None
     if any(value != values[0] for value in values):
         raise ValueError(
-            f"The environments disagree on `{name.removeprefix('_')}`: {values}. What demonstrations are worth depends on it: "
+            f"The environments disagree on `{name.removeprefix('_')}`: {values}. The returns of demonstrations depend on it: "
             "make all environments alike."
         )
     return values[0]
@@ -41,7 +41,7 @@ def agreed(env: VecEnv, name: str) -> Any:
 def chunk_settings(env: VecEnv) -> dict[str, float] | None:
     """
     :param env: vectorized, of environments that agree
-    :return: how many actions of a chunk it executes, and the discount inside a chunk; None if it has no chunks
+    :return: number of executed actions per chunk, and discount inside a chunk; None if it does not execute chunks
     """
     names = [name for name in ("n_executed", "discount") if ask(partial(env.has_attr, name))]
     settings = {name: (ask(partial(env.get_attr, name, 0)) or [None])[0] for name in names}

@@ -1,4 +1,4 @@
-"""Errors of environments, which say whose they are."""
+"""Errors of environments, which name the environment."""
 
 import signal
 from functools import cache
@@ -11,15 +11,15 @@ _RESUME = "make the environments anew and go on from the last checkpoint"
 
 class EnvFailedError(RuntimeError):
     """
-    One of the environments raised an exception, ended, does not answer, or answered with what Gymnasium does not allow.
+    One of the environments raised an exception, ended, does not respond, or returned values that Gymnasium does not allow.
 
-    ``__cause__`` is the exception that the environment raised, or None. Where there is one, the error is of that type, too, so
-    that code that caught it goes on to do so. Where the environment is in a process of its own, the exception's own
+    ``__cause__`` is the exception that the environment raised, or None. If there is one, the error is also an instance of its
+    type, so that existing ``except`` clauses still catch it. If the environment is in a separate process, the exception's own
     ``__cause__`` has the traceback of that process.
 
-    :param message: what happened, and what to do
-    :param index: of the environment, from 0
-    :param exitcode: of the environment's process, None if it did not end; ``-n`` if signal ``n`` ended it
+    :param message: description of the failure, and remedy
+    :param index: index of the environment, from 0
+    :param exitcode: exit code of the environment's process, None if it did not end; ``-n`` if signal ``n`` ended it
     """
 
     def __init__(self, message: str, index: int, exitcode: int | None = None) -> None:
@@ -58,16 +58,16 @@ class WorkerTraceback(Exception):
 
 def raised_error(error: Exception, index: int, call: str) -> EnvFailedError:
     """
-    :param error: that an environment raised
-    :param index: of the environment
+    :param error: exception that an environment raised
+    :param index: index of the environment
     :param call: what it was asked for, such as "step()"
-    :return: an error that is of the same type, too, to be raised from it
+    :return: an error that is also an instance of the exception's type, to be raised from the exception
     """
     message = f"Environment {index} raised {type(error).__name__} in {call}: {error}{_hint(error)}"
     try:
         cls = _combined(type(error))  # type: ignore[arg-type]  # classes are hashable
-        failed = cls.__new__(cls, message, index, None)  # not its __init__, which takes what its author wanted
-    except TypeError:  # some types go with no other, or want other arguments
+        failed = cls.__new__(cls, message, index, None)  # without its __init__, whose arguments are unknown
+    except TypeError:  # some types cannot be combined with others, or need other arguments
         return EnvFailedError(message, index)
     failed.__dict__.update(vars(error))
     EnvFailedError.__init__(failed, message, index)
@@ -76,10 +76,10 @@ def raised_error(error: Exception, index: int, call: str) -> EnvFailedError:
 
 def ended_error(index: int, call: str, pid: int | None, exitcode: int | None) -> EnvFailedError:
     """
-    :param index: of an environment, the process of which has ended
+    :param index: index of an environment, the process of which has ended
     :param call: what it was asked for
-    :param pid: of the process
-    :param exitcode: of the process, None if it runs on, but has closed its pipe
+    :param pid: process id of the process
+    :param exitcode: exit code of the process, None if it runs on, but has closed its pipe
     :return: the error
     """
     if exitcode is None:
@@ -98,9 +98,9 @@ def ended_error(index: int, call: str, pid: int | None, exitcode: int | None) ->
 
 def hanging_error(indices: list[int], call: str, timeout: float) -> EnvFailedError:
     """
-    :param indices: of environments that do not answer
+    :param indices: indices of environments that do not answer
     :param call: what they were asked for
-    :param timeout: seconds that they had
+    :param timeout: time limit in seconds
     :return: the error
     """
     message = (
@@ -113,7 +113,7 @@ def hanging_error(indices: list[int], call: str, timeout: float) -> EnvFailedErr
 
 def name_envs(indices: list[int]) -> str:
     """
-    :param indices: of environments, at least one
+    :param indices: indices of environments, at least one
     :return: such as "Environment 3" or "Environments 1, 2"
     """
     return f"Environment{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
@@ -134,7 +134,7 @@ def _plain(cls: type[EnvFailedError]) -> type[EnvFailedError]:
 
 
 def _hint(error: Exception) -> str:
-    """:return: what to do about an exception, where that is known"""
+    """:return: remedy for an exception, if one is known"""
     if isinstance(error, ValueError) and "values to unpack" in str(error):  # by a wrapper: it hides what was returned
         return (
             ". Where that is the answer of an environment, Gymnasium wants five values of step(): observation, reward, "
@@ -155,4 +155,4 @@ def _why_killed(number: int) -> str:
         return "If nobody killed it, the system did for lack of memory: use fewer environments or smaller ones"
     if _signal_name(number) in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"):
         return "That is a crash of compiled code, of a simulator for instance: set PYTHONFAULTHANDLER=1 to see where"
-    return "Find out who sent it"
+    return "Find out which process sent the signal"

@@ -1,9 +1,9 @@
 """
-The processes of a ``SubprocVecEnv``: waiting for their answers, noticing their ends, ending them.
+The processes of a ``SubprocVecEnv``: waiting for their answers, detecting that they have ended, and ending them.
 
-Stable-Baselines3 reads from a process's pipe until there is an answer or the pipe is closed. Where processes are forked, each
-inherits its siblings' ends of pipes, so that the pipe of a dead one is never closed. So what is waited for here is the answer
-or the end of the process, whichever comes first.
+Stable-Baselines3 reads from a process's pipe until there is an answer or the pipe is closed. A forked process inherits its
+siblings' ends of pipes, so that the pipe of a dead process is never closed. Therefore, this module waits for the answer or the
+end of the process, whichever comes first.
 """
 
 import io
@@ -36,11 +36,11 @@ from sb3_scoreflow.common.utils import warn
 
 #: Seconds without an answer after which there is a warning
 PATIENCE = 60.0
-#: Seconds between looks at a process whose end is not seen in its sentinel, which a child of its own may hold open
+#: Seconds between checks of a process whose sentinel does not show its end, because a child process may keep it open
 _LOOK = 1.0
-#: Seconds that processes have to close their environments: all of them are well; one is at a step; one has failed
+#: Seconds for closing the environments: if all work; if one is executing a step; if one has failed
 _GRACE = {"well": 60.0, "waiting": 5.0, "failed": 2.0}
-#: Bytes that are read at once
+#: Number of bytes per read
 _CHUNK = 1 << 20
 
 Ready = Callable[[float], list[int]]
@@ -51,21 +51,21 @@ Ready = Callable[[float], list[int]]
 
 class WorkerFailure:
     """
-    What a process sends instead of an answer: an exception.
+    An exception, which a process sends instead of an answer.
 
     :param error: the exception
     """
 
     def __init__(self, error: Exception) -> None:
-        #: As it is printed
+        #: The exception as text
         self.summary = "".join(traceback.format_exception_only(error)).strip()
         self.traceback = "".join(traceback.format_exception(error))
-        #: The exception itself, None if it does not pickle
+        #: The exception itself; None if it cannot be pickled
         self.pickled: bytes | None
         try:
             self.pickled = pickle.dumps(error)
             pickle.loads(self.pickled)
-        except Exception:  # what pickling raises is up to the exception
+        except Exception:  # pickling may raise any error
             self.pickled = None
 
     def error(self) -> Exception:
@@ -83,7 +83,7 @@ class WorkerFailure:
 
 
 class _EnvRaised(Exception):
-    """Carries any exception of an environment through Stable-Baselines3's loop, which takes an EOFError for its end."""
+    """Carries any exception of an environment through Stable-Baselines3's loop, which ends at an EOFError."""
 
 
 class _EnvInProcess(CheckedEnv):
@@ -97,11 +97,11 @@ class _EnvInProcess(CheckedEnv):
 
 class Takeover:
     """
-    Unpickled by Stable-Baselines3's loop in an environment's process, it runs that loop itself, with the environment checked
-    and exceptions sent to the parent. So the loop remains Stable-Baselines3's.
+    When Stable-Baselines3's loop in an environment's process unpickles this object, it runs the same loop again, with checks
+    of the environment and with exceptions sent to the parent. So the loop remains Stable-Baselines3's.
 
-    :param index: of the environment
-    :param space: of its observations
+    :param index: index of the environment
+    :param space: space of its observations
     """
 
     def __init__(self, index: int, space: spaces.Space) -> None:
@@ -113,8 +113,8 @@ class Takeover:
 
 def _serve(index: int, space: spaces.Space) -> type:
     """
-    :param index: of the environment
-    :param space: of its observations
+    :param index: index of the environment
+    :param space: space of its observations
     :return: a class that no environment is wrapped in, if the process runs another loop than Stable-Baselines3's
     :raises EOFError: at the end, which Stable-Baselines3's loop takes for its own
     """
@@ -146,20 +146,20 @@ class Workers:
     """
     The processes of a vectorized environment.
 
-    :param venv: whose pipes become :class:`Remote`
+    :param venv: vectorized environment, whose pipes are replaced by :class:`Remote`
     """
 
     def __init__(self, venv: SubprocVecEnv) -> None:
         self.connections, self.processes = list(venv.remotes), list(venv.processes)
-        #: Seconds that they have for an answer, None for any time
+        #: Time limit for an answer in seconds; None: no limit
         self.step_timeout: float | None = None
-        #: Why they are of no use any more
+        #: The error after which they cannot be used any more
         self.failure: EnvFailedError | None = None
         n = len(self.connections)
-        #: What each has been asked and not answered
+        #: The unanswered call of each process
         self.calls: list[str | None] = [None] * n
         self.asked_at = [0.0] * n
-        #: Answers that nobody will read, because another environment failed first
+        #: Answers that will not be read, because another environment failed first
         self.n_stale = [0] * n
         self._ready = [_ready(c.fileno(), p.sentinel) for c, p in zip(self.connections, self.processes, strict=True)]
         for index, (pipe, process) in enumerate(zip(self.connections, self.processes, strict=True)):
@@ -170,9 +170,9 @@ class Workers:
 
     def take_over(self, space: spaces.Space) -> None:
         """
-        Let the processes check what environments answer, and send their exceptions.
+        Make the processes check the environments' return values and send exceptions.
 
-        :param space: of observations
+        :param space: space of observations
         :raises EnvFailedError: if a process has ended
         """
         for index in range(len(self.connections)):
@@ -182,8 +182,8 @@ class Workers:
 
     def send(self, index: int, message: tuple[str, Any]) -> None:
         """
-        :param index: of an environment
-        :param message: a command, and what belongs to it
+        :param index: index of an environment
+        :param message: a command and its data
         :raises EnvFailedError: if its process has ended
         """
         self._refuse()
@@ -201,7 +201,7 @@ class Workers:
 
     def recv(self, index: int) -> Any:
         """
-        :param index: of an environment
+        :param index: index of an environment
         :return: its answer
         :raises EnvFailedError: if it has raised an exception, has ended, or does not answer in time
         """
@@ -217,7 +217,7 @@ class Workers:
         self._give_up()
         error = answer.error()
         if isinstance(error, EnvFailedError):
-            error.__cause__ = None  # the answer was refused: its traceback shows nothing of the environment
+            error.__cause__ = None  # the answer was invalid, and the traceback does not show the environment
             raise error
         raise raised_error(error, index, call or "") from error
 
@@ -229,7 +229,7 @@ class Workers:
             raise self._ended(index) from None
 
     def _await(self, index: int) -> None:
-        """Until there is something to read."""
+        """Wait until there is something to read."""
         pipe, warned = self.connections[index].fileno(), False
         while True:
             waited = time.monotonic() - self.asked_at[index]
@@ -248,8 +248,8 @@ class Workers:
             if waited >= PATIENCE and not warned:
                 warned = True
                 warn(
-                    f"{name_envs(self._silent())} did not answer {self.calls[index]} within {PATIENCE:g} seconds, and is "
-                    "waited for. If it hangs, guard_env(env, step_timeout=...) makes that an error."
+                    f"{name_envs(self._silent())} did not answer {self.calls[index]} within {PATIENCE:g} seconds; still "
+                    "waiting. If an environment hangs, guard_env(env, step_timeout=...) raises an error."
                 )
 
     def _silent(self) -> list[int]:
@@ -258,7 +258,7 @@ class Workers:
         return [i for i in n if self.calls[i] is not None and self.connections[i].fileno() not in self._ready[i](0)]
 
     def _give_up(self) -> None:
-        """Nobody will read the answers of this call."""
+        """Discard the answers of this call."""
         for index, call in enumerate(self.calls):
             if call is not None:
                 self.n_stale[index] += 1
@@ -276,9 +276,9 @@ class Workers:
 
     def close(self, waiting: bool) -> None:
         """
-        Let environments close, and end the processes of those that do not.
+        Close the environments, and end the processes of those that do not close.
 
-        :param waiting: whether a step was begun and not waited for
+        :param waiting: whether a step was started and its results have not been read
         """
         grace = _GRACE["failed" if self.failure is not None else "waiting" if waiting or any(self.n_stale) else "well"]
         try:
@@ -317,7 +317,7 @@ class Workers:
             readable = connection.wait([*sentinels, *pipes], min(remaining, _LOOK))
             for pipe in [pipe for pipe in pipes if pipe in readable]:
                 try:
-                    pipe.recv_bytes()  # an answer nobody waits for, without which the process would not go on
+                    pipe.recv_bytes()  # an unneeded answer, which blocks the process until it is read
                 except (EOFError, OSError):
                     pipes.remove(pipe)
 
@@ -327,7 +327,7 @@ class Remote:
     The parent's end of the pipe of an environment's process, as Stable-Baselines3 uses it.
 
     :param workers: the processes
-    :param index: of the environment
+    :param index: index of the environment
     """
 
     def __init__(self, workers: Workers, index: int) -> None:
@@ -348,7 +348,7 @@ class Remote:
 def _ready(pipe: int, sentinel: int) -> Ready:
     """
     :param pipe: descriptor, or on Windows handle
-    :param sentinel: of a process
+    :param sentinel: sentinel of a process
     :return: gives those of both for which there is something, after seconds at most
     """
     if not hasattr(selectors, "PollSelector"):

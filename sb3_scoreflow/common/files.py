@@ -1,8 +1,8 @@
 """
-Files and folders that are there completely, or not at all.
+Atomic writing of files and folders: they exist completely or not at all.
 
-What is written goes to a hidden folder beside its place, and is renamed when it is on the disk. A lock in that folder, which
-the system releases when a process ends in whatever way, tells the next one to write there whether somebody is still at it.
+Files are written to a hidden folder beside their destination and renamed when they are on the disk. A lock in that folder,
+which the system releases when a process ends for any reason, shows the next writer whether another process is still writing.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ from filelock import FileLock, Timeout
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _LOCK = "lock"
-#: Locks of other machines are not always seen in a folder that they share: what they have left is dead after so many seconds
+#: Locks of other machines are not always visible in a shared folder: files older than this many seconds count as left behind
 _STALE_SECONDS = 24 * 3600
 _REFUSED = "Pass a path in a folder that you may write to."
-#: What a disk says -> what that means, and what to do
+#: Error number of the disk -> reason and remedy
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "Delete what is not needed there, or pass a path on another disk."),
     errno.EDQUOT: ("your quota is used up", "Delete what you do not need there, or pass a path on another disk."),
@@ -43,7 +43,7 @@ _REASONS = {
     errno.EACCES: ("the folder is not yours to write to", _REFUSED),
     errno.EPERM: ("the folder is not yours to write to", _REFUSED),
 }
-#: Those that cannot come from anything else than what was written
+#: Error numbers that only writing can cause
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Temporary folders of this process, and of those that it was forked from -> the process that removes them
 _active: dict[Path, int] = {}
@@ -51,9 +51,9 @@ _active: dict[Path, int] = {}
 
 def as_path(path: AnyPath) -> Path:
     """
-    :param path: as users give it
-    :return: the same, with ``~`` expanded
-    :raises TypeError: if it is no path
+    :param path: path passed by the user
+    :return: the path with ``~`` expanded
+    :raises TypeError: if it is not a path
     """
     return Path(os.path.expanduser(os.fsdecode(path)))
 
@@ -68,11 +68,11 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
     """
     Write to a temporary file and move it to ``path`` when the block ends without an exception and it is on the disk.
 
-    A kill, a crash or a full disk then leaves the previous file as it was. What a kill leaves of the temporary file is removed
-    by the next call for the same folder; SIGTERM and exceptions leave nothing.
+    If the process is killed, crashes or fills the disk, the previous file stays unchanged. The next call for the same folder
+    removes a temporary file that a killed process has left; after SIGTERM or an exception, nothing is left.
 
     :param path: final path; missing parent folders are created
-    :return: context manager giving the temporary path (same name, in another folder)
+    :return: context manager with the temporary path (same name, in another folder)
     :raises OSError: if it cannot be written, with path, reason, free space and remedy
     """
     path = as_path(path).absolute()
@@ -88,8 +88,8 @@ def atomic_folder(path: AnyPath, replace: bool = False) -> Iterator[Path]:
 
     :param path: final path; missing parent folders are created
     :param replace: whether a folder that is there is replaced
-    :return: context manager giving the temporary folder, which is empty
-    :raises FileExistsError: if there is something (but an empty folder) at ``path`` that is not to be replaced
+    :return: context manager with the temporary folder, which is empty
+    :raises FileExistsError: if ``path`` exists, is not an empty folder, and ``replace`` is False
     :raises OSError: if it cannot be written, with path, reason, free space and remedy
     """
     path = as_path(path).absolute()
@@ -115,9 +115,9 @@ def atomic_folder(path: AnyPath, replace: bool = False) -> Iterator[Path]:
 
 def remove_folder(path: Path) -> None:
     """
-    Remove a folder in one step: a kill leaves no half of it at its place.
+    Remove a folder in one step, so that a killed process does not leave half of it.
 
-    :param path: of the folder; it may be missing
+    :param path: path of the folder; it may be missing
     """
     if path.exists():
         with temporary_folder(path.parent) as folder:
@@ -140,8 +140,8 @@ def fsync(path: str | Path) -> None:
     """
     Wait until the content of a file or folder is on the disk.
 
-    :param path: of either
-    :raises OSError: if the disk fails; file systems that cannot do this for folders (Windows', some of networks) are excused
+    :param path: path of either
+    :raises OSError: if the disk fails, except for file systems that cannot do this for folders (on Windows, some networks)
     """
     is_folder = os.path.isdir(path)
     try:
@@ -161,10 +161,11 @@ def fsync(path: str | Path) -> None:
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
     """
-    A hidden folder that is removed in the end, with all that is in it; after a kill, by the next call for the same parent.
+    A hidden folder that is removed at the end of the block with its content. If the process is killed, the next call for the
+    same parent removes it.
 
-    :param parent: where to; made if it is missing
-    :return: context manager giving the folder
+    :param parent: parent folder; it is created if it does not exist
+    :return: context manager with the folder
     """
     parent.mkdir(parents=True, exist_ok=True)
     with _removed_on_sigterm():
@@ -200,7 +201,7 @@ def removed(folder: Path) -> Iterator[None]:
 
 def remove_leftovers(parent: Path) -> None:
     """
-    Remove what killed processes have left in a folder; what others are still writing stays.
+    Remove temporary files that killed processes have left in a folder, but not those that other processes are writing.
 
     :param parent: the folder
     """
@@ -297,7 +298,7 @@ def _explained(path: Path) -> Iterator[None]:
             raise
         reason, remedy = _REASONS[cause]
         free = f" It needs more than the {_free(path.parent)} that are free there." if cause == errno.ENOSPC else ""
-        text = f"{path} was not saved: {reason} ({os.strerror(cause)}).{free} {remedy} What was there before is as it was."
+        text = f"{path} was not saved: {reason} ({os.strerror(cause)}).{free} {remedy} The previous content is unchanged."
         raise OSError(cause, text) from error
 
 

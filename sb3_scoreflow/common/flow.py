@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch as th
 
-#: What stands for the time of a step: a number, or something made of it
+#: The time of a step: a number, or features computed from it
 Time = TypeVar("Time")
 
 
@@ -31,7 +31,7 @@ def interpolate(noise: th.Tensor, data: th.Tensor, t: th.Tensor) -> th.Tensor:
 
 def velocity_target(noise: th.Tensor, data: th.Tensor) -> th.Tensor:
     """
-    Velocity of the linear path, ``x_1 - x_0``: what a velocity field regresses on (arXiv 2210.02747, Eq. 23).
+    Velocity of the linear path, ``x_1 - x_0``: the regression target of a velocity field (arXiv 2210.02747, Eq. 23).
 
     :param noise: ``x_0``, shape ``(..., dim)``
     :param data: ``x_1``, same shape
@@ -44,7 +44,7 @@ def time_grid(denoising_steps: int, *, dtype: th.dtype | None = None, device: th
     """
     Times at which the velocity field is evaluated, ``t_k = k / K`` for ``k = 0 .. K - 1``.
 
-    Sampling and re-scoring both use this grid, and nothing else: two grids would make the PPO ratio differ from 1.
+    Both sampling and scoring use this grid; with two different grids, the initial PPO ratio would differ from 1.
 
     :param denoising_steps: number ``K`` of steps, at least 1
     :param dtype: dtype of the grid (torch's default dtype if None)
@@ -86,12 +86,12 @@ def endpoint(x: th.Tensor, velocity: th.Tensor, t: th.Tensor) -> th.Tensor:
 
 def chain(step: Callable[[th.Tensor, Time], th.Tensor], noise: th.Tensor, times: Iterable[Time]) -> list[th.Tensor]:
     """
-    The one loop from noise to data that every sampler of this package runs.
+    The loop from noise to data, which all samplers of this package use.
 
-    :param step: of ``x_t`` and what stands for its time, the next point
+    :param step: function that returns the next point from ``x_t`` and its time
     :param noise: ``x_0``, shape ``(..., dim)``
-    :param times: what ``step`` gets in each of the ``K`` steps
-    :return: the ``K + 1`` points, each of the shape of ``noise``
+    :param times: second argument of ``step`` in each of the ``K`` steps
+    :return: the ``K + 1`` points, each with the shape of ``noise``
     """
     points = [noise]
     for time in times:

@@ -1,4 +1,4 @@
-"""Environments that fail do so by name and in time, not in silence (``guard_env``)."""
+"""``guard_env``: failures of environments raise an error in time, which names the environment."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,27 +27,27 @@ from sb3_scoreflow.common.utils import ArgumentError
 
 __all__ = ["EnvDivergedError", "EnvFailedError", "guard_env"]
 
-#: Wrappers that hand NaN on; others may replace it, or leave out what has it
+#: Wrappers that pass on NaN; others may replace it or remove the entry
 _TRANSPARENT = (VecCheckNan, VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage)
 
 
 def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
     """
-    Make a vectorized environment fail with an error that names the environment: within seconds if its process ends, at once if
-    it raises an exception or answers ``step`` or ``reset`` with what Gymnasium does not allow (see docs/reliability.md). The
-    algorithms do so with theirs; call it to set ``step_timeout``, or for an environment that no algorithm trains in.
+    Make failures of a vectorized environment raise an error that names the environment: within seconds if its process ends,
+    and immediately if it raises an exception or if ``step`` or ``reset`` returns values that Gymnasium does not allow (see
+    docs/reliability.md). The algorithms call this function for their environments. Call it yourself to set ``step_timeout``,
+    or for an environment that is used without an algorithm.
 
-    The innermost environment is changed in place, if it is a ``DummyVecEnv``, a ``SubprocVecEnv`` or a ``RayVecEnv`` (which
-    replaces workers that end or hang, and does the rest by itself, but for NaN); others are left alone. It remains what it was
-    (``isinstance``, names, attributes, results), and copies of it are not guarded. In the environments' processes, this
-    package is imported.
+    The function changes the innermost environment in place if it is a ``DummyVecEnv``, a ``SubprocVecEnv`` or a ``RayVecEnv``
+    (which already replaces workers that end or hang and only lacks the check for NaN); others stay unchanged. Its type, names,
+    attributes and results stay the same, and copies of it are not guarded. The environments' processes import this package.
 
-    :param venv: environment, in any wrappers
-    :param step_timeout: seconds that an environment of a ``SubprocVecEnv`` may take for any answer; for a step, with the reset
-        that may follow it. None: any time, with a warning after a minute; a ``step_timeout`` that was set before stays. Of a
-        ``RayVecEnv``, seconds that a worker may take
+    :param venv: vectorized environment, in any wrappers
+    :param step_timeout: time limit in seconds for an answer of an environment in a ``SubprocVecEnv``, or of a worker of a
+        ``RayVecEnv``; a step includes the reset that may follow it. None: no limit, but a warning after a minute; an earlier
+        ``step_timeout`` is kept
     :return: ``venv`` itself
-    :raises ArgumentError: if ``step_timeout`` is not positive, or the environments are in no processes of their own
+    :raises ArgumentError: if ``step_timeout`` is not positive, or the environments are not in separate processes
     :raises EnvFailedError: if a process has already ended
     """
     *wrappers, base = _layers(venv)
@@ -56,7 +56,7 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
     checks_answers = getattr(type(base), "checks_answers", False)
     if step_timeout is not None and not (isinstance(base, SubprocVecEnv) or checks_answers):
         raise ArgumentError(
-            f"step_timeout={step_timeout!r} is for environments in processes of their own, which can be ended, and got a "
+            f"step_timeout={step_timeout!r} needs environments in separate processes, which can be ended, but got a "
             f"{type(base).__name__}: pass vec_env_cls=SubprocVecEnv to make_vec_env, or leave out step_timeout."
         )
     if isinstance(base, SubprocVecEnv) and not isinstance(base, _GuardedSubproc) and not base.closed:
@@ -77,7 +77,7 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
 
 
 def guard_evaluations(callback: BaseCallback) -> None:
-    """:param callback: of which, and of those that it calls, the environments of evaluations are guarded"""
+    """:param callback: callback whose evaluation environments, and those of its child callbacks, are guarded"""
     if isinstance(callback, EvalCallback):
         guard_env(callback.eval_env)
     inner = [value for name, value in vars(callback).items() if isinstance(value, BaseCallback) and name != "parent"]
@@ -87,9 +87,9 @@ def guard_evaluations(callback: BaseCallback) -> None:
 
 @dataclass
 class _Guard:
-    """What a guarded environment knows beyond what it was."""
+    """Additional state of a guarded environment."""
 
-    #: Whether NaN is an error of the environment: what wraps it hands all numbers on
+    #: Whether NaN counts as an error of the environment, because all its wrappers pass on NaN
     refuses_nan: bool = True
     workers: Workers | None = None
     #: Environments of a ``DummyVecEnv``, and with checks
@@ -98,7 +98,7 @@ class _Guard:
 
 
 class _Guarded(VecEnv):
-    """Comes before the class of the innermost environment, whose methods it calls."""
+    """Mixin that precedes the class of the innermost environment and calls its methods."""
 
     _guard: _Guard
 
@@ -115,7 +115,7 @@ class _Guarded(VecEnv):
         return observations
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """A copy, or what is read from a file, is not guarded."""
+        """Copies and unpickled environments are not guarded."""
         guarded = type(self)
         self.__class__ = guarded.__bases__[1]
         try:
@@ -144,7 +144,7 @@ class _GuardedDummy(_Guarded):
             self.envs = envs
 
     def _check_envs(self) -> list[gym.Env]:
-        """:return: the environments, in whose place are those with checks"""
+        """:return: the environments, after replacing them by environments with checks"""
         guard, envs = self._guard, self.envs
         if guard.envs != envs:  # the user may have exchanged one
             guard.envs = list(envs)
@@ -179,7 +179,7 @@ def _change_class(venv: Any, guarded: Any, guard: _Guard) -> None:
 
 @cache
 def _class_before(guarded: Any, cls: Any) -> type:
-    """:return: a subclass of both that goes by the name of the second"""
+    """:return: a subclass of both classes with the name of the second"""
     names: Any = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls.__name__, (guarded, cls), names)
 

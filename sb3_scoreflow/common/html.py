@@ -1,4 +1,4 @@
-"""Tables as notebooks show them."""
+"""HTML tables for notebooks."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -6,7 +6,7 @@ from html import escape
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
-    :param header: of the columns
+    :param header: header of the columns
     :param rows: cells, as plain text
     :return: HTML
     """

@@ -1,4 +1,4 @@
-"""Large buffers that stay in the process from one gradient step to the next."""
+"""Keeps freed memory in the process from one gradient step to the next."""
 
 import ctypes
 import os
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 
 #: Names of glibc's parameters in ``malloc.h``
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-#: Without end: what is free at the end of the heap stays there
+#: No limit: free memory at the end of the heap is kept
 _NEVER = -1
 #: Larger blocks than this remain mapped one by one, so that they go back to the system as soon as they are free
 _LARGEST = 2**30
-#: What glibc's own thresholds end at, which rise with the sizes of freed blocks
+#: Largest values of glibc's own thresholds, which rise with the sizes of freed blocks
 _USUAL_MMAP_THRESHOLD, _USUAL_TRIM_THRESHOLD = 2**25, 2**26
 
 _lock, _depth = threading.Lock(), 0
 
 
 def _is_left_to_the_user() -> bool:
-    """Whether glibc's thresholds have been chosen, by its variables or its tunables."""
+    """Whether the user has set glibc's thresholds with its environment variables or tunables."""
     names = ("mmap_threshold", "trim_threshold", "mmap_max")
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     return any(f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables for name in names)
@@ -29,12 +29,12 @@ def _is_left_to_the_user() -> bool:
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """
-    Let glibc keep freed memory of this process, and give it back at the end (ours).
+    Make glibc keep freed memory of this process, and return it to the system at the end of the block (ours).
 
-    By default glibc maps a block of more than 32 MB, such as a layer's output for a minibatch of thousands of chains, anew
-    every time, and the system has to clear its pages one by one. The setting is the process's; calls may be nested, and made
-    in several threads. Without glibc, and where one of its variables (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``,
-    ``MALLOC_MMAP_MAX_``, or the tunables of these names) is in ``os.environ``, nothing is done.
+    By default, glibc maps new memory for each block of more than 32 MB, such as a layer's output for a minibatch of thousands
+    of chains, and the system has to clear its pages one by one. The setting affects the whole process; calls may be nested,
+    and made in several threads. Nothing is done without glibc, or if ``os.environ`` has one of glibc's variables
+    (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_MAX_``, or the tunables with these names).
     """
     if platform.libc_ver()[0] != "glibc" or _is_left_to_the_user():
         yield

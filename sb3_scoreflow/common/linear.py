@@ -1,4 +1,4 @@
-"""Linear layers by the faster of two libraries."""
+"""Linear layers that use the faster of two libraries."""
 
 import platform
 import re
@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 
 class _Worthwhile(NamedTuple):
-    """Products of at least so many multiplications are faster by oneDNN (docs/speed.md)."""
+    """Number of multiplications from which on oneDNN is faster (docs/speed.md)."""
 
     without_gradient: int
     with_gradient: int  #: more: gradients take a detour through Python
@@ -26,7 +26,7 @@ _BY_FAMILY = {25: _Worthwhile(2**28, 2**28), 26: _Worthwhile(2**22, 2**23)}
 
 def _find_worthwhile(cpu_info: Path = Path("/proc/cpuinfo")) -> _Worthwhile | None:
     """
-    Where oneDNN pays: MKL, torch's own library, uses AVX-512 on Intel's processors alone.
+    Determine when oneDNN is faster: MKL, torch's default library, uses AVX-512 only on Intel's processors.
 
     The processor decides, not a measurement, so that the same seed gives the same numbers from run to run.
 
@@ -63,7 +63,7 @@ _product = _find_product() if _worthwhile else None
 
 
 def _onednn_pays(x: th.Tensor, weight: th.Tensor) -> bool:
-    """Whether oneDNN is there and faster for ``x`` of shape ``(..., in_features)``."""
+    """Whether oneDNN is available and faster for ``x`` of shape ``(..., in_features)``."""
     if _worthwhile is None or _product is None or th.compiler.is_compiling() or th.jit.is_tracing():
         return False
     least = _worthwhile.with_gradient if th.is_grad_enabled() else _worthwhile.without_gradient
@@ -85,9 +85,9 @@ def _by_onednn(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Te
 
 class _Product(th.autograd.Function):
     """
-    oneDNN's product with its gradients, which are such products too, to any order.
+    oneDNN's product with gradients of any order, which are such products as well.
 
-    Where it cannot go (transforms of ``torch.func``, forward-mode differentiation) PyTorch raises RuntimeError by itself.
+    PyTorch raises RuntimeError for unsupported uses (transforms of ``torch.func``, forward-mode differentiation).
     """
 
     @staticmethod
@@ -111,7 +111,7 @@ class _Product(th.autograd.Function):
 
 def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     """
-    ``torch.nn.functional.linear``, large float32 products on a CPU by oneDNN where that is faster.
+    ``torch.nn.functional.linear`` that computes large float32 products on a CPU with oneDNN if that is faster.
 
     :param x: shape ``(..., in_features)``
     :param weight: shape ``(out_features, in_features)``
@@ -131,10 +131,10 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th
 
 class Linear(nn.Linear):
     """
-    ``torch.nn.Linear`` that lets oneDNN do large float32 products on a CPU.
+    ``torch.nn.Linear`` that computes large float32 products on a CPU with oneDNN.
 
-    PyTorch leaves them to MKL, which on AMD's processors does without AVX-512 and takes longer; the numbers agree up to
-    float32's rounding. On other processors, and where oneDNN's product does not work, it is ``torch.nn.Linear``.
+    PyTorch uses MKL, which does not use AVX-512 on AMD's processors and takes longer; the results agree up to float32's
+    rounding. On other processors, or if oneDNN's product does not work, this is ``torch.nn.Linear``.
     ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
     """
 
@@ -148,7 +148,7 @@ class Linear(nn.Linear):
 
 def batched_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """
-    Several linear layers, each on rows of its own; large ones by oneDNN, as in :class:`Linear`.
+    Several linear layers, each applied to its own rows; large products use oneDNN, as in :class:`Linear`.
 
     :param x: shape ``(n, rows, in_features)``
     :param weight: shape ``(n, in_features, out_features)``
@@ -162,7 +162,7 @@ def batched_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tenso
 
 def mlp(widths: Sequence[int], activation_fn: type[nn.Module]) -> nn.Sequential:
     """
-    :param widths: of input, hidden layers and output
+    :param widths: widths of input, hidden layers and output
     :param activation_fn: after every layer but the last
     :return: the network, its modules numbered as those of Stable-Baselines3's ``create_mlp``
     """

@@ -1,4 +1,4 @@
-"""Numbers too large to learn from, and what a single one may do to running statistics (ours)."""
+"""Checks for numbers that are too large to learn from, and bounds on the effect of outliers on running statistics (ours)."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sb3_scoreflow.common.utils import DivergenceError, warn
 
-#: From here on a number's square is infinite in float32, in which statistics are kept and networks compute.
+#: From here on, a number's square is infinite in float32, the type of statistics and networks.
 LIMIT = float(np.sqrt(np.finfo(np.float32).max))
-#: Samples from which on statistics are a reference for others.
+#: Number of samples from which on statistics serve as a reference.
 ESTABLISHED = 100
 #: Distance from the mean beyond which a single number is an outlier: this many times the largest of standard deviation, mean
 #: and 1. Sparse signals are far from the mean too, so without established statistics it has to be farther.
@@ -23,9 +23,10 @@ def entry(index: tuple[int, ...], n_leading: int, n_steps: int | None = None) ->
     """
     Name an entry in words.
 
-    :param index: of the entry
+    :param index: index of the entry
     :param n_leading: axes before those of a single observation or reward: 2 for a rollout, else 1
-    :param n_steps: of a rollout with one axis, in which environments come one after the other; None of demonstrations
+    :param n_steps: number of steps of a rollout with one axis, in which environments come one after the other; None of
+        demonstrations
     :return: such as "component 3 at step 5 of env 1"
     """
     leading, own = index[:n_leading], index[n_leading:]
@@ -37,7 +38,7 @@ def entry(index: tuple[int, ...], n_leading: int, n_steps: int | None = None) ->
 
 def check_magnitudes(name: str, values: Any, n_leading: int, remedy: str) -> None:
     """
-    :param name: of the values, for the message
+    :param name: name of the values, for the message
     :param values: finite numbers
     :param n_leading: see :func:`entry`
     :param remedy: for the message
@@ -56,17 +57,18 @@ def check_magnitudes(name: str, values: Any, n_leading: int, remedy: str) -> Non
 
 def bound_outliers(values: Tensor, mean: Tensor, var: Tensor, count: float, far: float = _FAR) -> tuple[Tensor, Tensor | None]:
     """
-    Bound what single numbers can do to running statistics.
+    Bound the effect of single numbers on running statistics.
 
-    Where there are established statistics, up to one in twenty of a batch may be outliers (more are a change of what is
-    observed); where there are none, one in ten thousand, judged by the others. In either case at least one may be.
+    With established statistics, up to one in twenty samples of a batch may count as outliers (more of them indicate a change
+    of the observations). Without them, up to one in ten thousand may, compared with the other samples. In both cases, at least
+    one sample may count as an outlier.
 
-    :param values: a batch, float64, shape ``(n, ...)``
-    :param mean: of the statistics so far, shape ``(...)``
-    :param var: their variance, same shape
-    :param count: samples they are of
-    :param far: how far from established statistics an outlier is
-    :return: the values, outliers replaced; flags of the outliers, None if there are none
+    :param values: batch of samples, float64, shape ``(n, ...)``
+    :param mean: mean of the statistics so far, shape ``(...)``
+    :param var: variance of the statistics so far, same shape
+    :param count: number of samples of the statistics so far
+    :param far: distance of an outlier from the established mean
+    :return: the values with replaced outliers; mask of the outliers, None if there are none
     """
     n = len(values)
     if values.numel() == 0 or max(n, count) < ESTABLISHED:
@@ -95,11 +97,11 @@ def _without_farthest(values: Tensor, middle: Tensor, most: int) -> tuple[Tensor
 
 def warn_of_outlier(what: str, value: float) -> None:
     """
-    :param what: name of a number that is an outlier
-    :param value: it
+    :param what: name of an outlier
+    :param value: its value
     """
     warn(
         f"{what} is {value:.4g}, far from all others: running statistics count it as {COUNTS_AS:g} standard deviations. "
-        "If it is an error of the environment or the data, correct it there; if it is none, scale or clip it. Later "
-        "ones are bounded without a warning."
+        "If it is an error of the environment or the data, correct it there; otherwise, scale or clip it. Later outliers are "
+        "bounded without a warning."
     )

@@ -1,4 +1,4 @@
-"""``net_arch``, in every form that Stable-Baselines3 takes."""
+"""``net_arch``, in every form that Stable-Baselines3 accepts."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ _DEFAULT = [256, 256]
 
 def resolve_net_arch(net_arch: Any, parts: Sequence[str] = ("pi", "vf")) -> dict[str, list[int]]:
     """
-    As Stable-Baselines3, but names that no network has are refused: a misspelled critic would be a linear one.
+    Resolve ``net_arch`` as Stable-Baselines3 does, but raise an error for unknown names: a network with a misspelled name
+    would silently have no hidden layers.
 
-    :param net_arch: widths of the hidden layers of actor and critic, or a mapping from ``parts`` to them, in which a missing
-        one means none; its older form, that mapping in a list, with Stable-Baselines3's warning
-    :param parts: networks that the policy has, actor and critic first; only these two are always in what is returned
-    :return: widths per network
-    :raises ArgumentError: if it is none of these; the message ends with what to pass instead
+    :param net_arch: widths of the hidden layers of actor and critic, or a mapping from ``parts`` to widths, in which a missing
+        part has no hidden layers; the older form, that mapping in a list, causes Stable-Baselines3's warning
+    :param parts: names of the policy's networks, actor and critic first; only these two are always in the result
+    :return: name of the network -> widths of its hidden layers
+    :raises ArgumentError: if ``net_arch`` has another form; the message says what to pass instead
     """
     if isinstance(net_arch, Sequence) and not isinstance(net_arch, str) and any(isinstance(p, Mapping) for p in net_arch):
         net_arch = _without_shared_layers(list(net_arch))
@@ -30,7 +31,7 @@ def resolve_net_arch(net_arch: Any, parts: Sequence[str] = ("pi", "vf")) -> dict
         known = {part: _widths(f"net_arch[{part!r}]", net_arch[part]) for part in parts if part in net_arch}
         misnamed = _widths(f"net_arch[{unknown[0]!r}]", net_arch[unknown[0]])
         remedy = {part: known.get(part, misnamed) for part in ("pi", "vf")} | known
-        raise ArgumentError(f"net_arch has an entry {unknown[0]!r}, which is none of {[*parts]}: pass net_arch={remedy}.")
+        raise ArgumentError(f"net_arch has an entry {unknown[0]!r}, which is not one of {[*parts]}: pass net_arch={remedy}.")
     present = [part for part in parts if part in net_arch or part in parts[:2]]
     return {part: _widths(f"net_arch[{part!r}]", net_arch.get(part, [])) for part in present}
 
@@ -43,8 +44,8 @@ def _without_shared_layers(net_arch: list[Any]) -> Mapping[str, Any]:
         after = next(part for part in net_arch if isinstance(part, Mapping))
         remedy = {part: [*before, *after.get(part, [])] for part in ("pi", "vf")}
         raise ArgumentError(
-            f"net_arch has layers that actor and critic share, got {net_arch}; Stable-Baselines3 has none either: pass "
-            f"net_arch={remedy}."
+            f"net_arch has layers that actor and critic share, got {net_arch}; Stable-Baselines3 does not support them "
+            f"either: pass net_arch={remedy}."
         )
     warnings.warn(f"A mapping in a list is an older form of net_arch: pass net_arch={dict(parts)}.", UserWarning, stacklevel=2)
     return parts

@@ -1,4 +1,4 @@
-"""Networks that every flow policy has: time embedding, velocity field, observation normalizer."""
+"""Networks of all flow policies: time embedding, velocity field, observation normalizer."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,7 +16,7 @@ from sb3_scoreflow.common.magnitudes import bound_outliers, entry, warn_of_outli
 
 Tensor = TypeVar("Tensor", th.Tensor, np.ndarray)
 
-#: Bounds from which on none is meant.
+#: Bounds of this magnitude stand for "unbounded".
 _NO_BOUND = 1e15
 
 
@@ -47,7 +47,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class TimeFeatures(NamedTuple):
-    """What a velocity field needs of a time; the same for every observation."""
+    """Features of a time for the velocity field; they do not depend on the observation."""
 
     embedding: th.Tensor  #: shape ``(..., time_embedding_dim)``
     shift: th.Tensor  #: the time's share of the first layer, shape ``(..., width)``
@@ -68,9 +68,9 @@ class VelocityField(nn.Module):
     features].
 
     For actions ``a ~ N(0, prior_std^2 I)`` the exact velocity is ``(t prior_std^2 - (1 - t)) x / ((1 - t)^2 + t^2
-    prior_std^2)``; the network learns the difference (ours; the papers' networks start near ``v = 0``, so that an untrained
-    policy passes ``x_0 ~ N(0, I)`` on as its action, and reinforcement learning from scratch sees a random number where its
-    own noise should be; see docs/implementation.md).
+    prior_std^2)``; the network learns the difference from it (ours). The papers' networks start near ``v = 0``, so that the
+    action of an untrained policy is ``x_0 ~ N(0, I)``, whose randomness hides the effect of the policy's own noise in
+    reinforcement learning from scratch; see docs/implementation.md.
 
     The first layer is split by input, ``W [x, tau, s] = W_x x + W_tau tau + W_s s``: the observation's share is computed once
     per observation (:meth:`condition`), the time's share once per time (:meth:`time_features`), and only ``W_x x`` once per
@@ -155,9 +155,9 @@ class ObservationNormalizer(nn.Module):
     Standardizes the non-image Box parts of an observation with statistics kept in the state dict.
 
     Images, Discrete and MultiBinary observations pass through unchanged. Constant dimensions (see :func:`varies`) are only
-    centered. Until statistics are fitted, it is the identity, or, with ``expects_statistics``, a function that knows no units
-    (ours): a dimension with finite bounds is standardized by the uniform distribution between them, of another one nothing but
-    its sign is told.
+    centered. Before statistics are fitted, it is the identity. With ``expects_statistics``, it is independent of units instead
+    (ours): dimensions with finite bounds are standardized by the uniform distribution between them, and others are replaced by
+    their sign.
 
     :param observation_space: the observation space
     :param clip: bound of the absolute normalized value (same default as VecNormalize)
@@ -178,7 +178,7 @@ class ObservationNormalizer(nn.Module):
             assert isinstance(space, spaces.Box)
             self.register_buffer(f"mean_{index}", th.zeros(space.shape))
             self.register_buffer(f"var_{index}", th.ones(space.shape))
-            # What is subtracted and divided by, and where the sign alone is told: derived of statistics and bounds
+            # Offset, divisor, and mask of components that are replaced by their sign; derived from statistics and bounds
             for name in ("center", "scale"):
                 self.register_buffer(f"{name}_{index}", th.zeros(space.shape), persistent=False)
             self.register_buffer(f"signed_{index}", th.zeros(space.shape, dtype=th.bool), persistent=False)
@@ -189,7 +189,7 @@ class ObservationNormalizer(nn.Module):
         self._derive()
 
     def _derive(self) -> None:
-        """To be called when statistics have changed: a forward pass then is one subtraction, one division and a clamp."""
+        """Update derived buffers after a change of the statistics; a forward pass then needs three simple operations."""
         for index, space in enumerate(self._spaces):
             mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
             center, signed = mean, th.zeros_like(mean, dtype=th.bool)
@@ -221,10 +221,11 @@ class ObservationNormalizer(nn.Module):
 
     def update(self, observations: PyTorchObs, n_steps: int | None = None) -> None:
         """
-        Merge the statistics of a batch into those kept (Chan et al.'s parallel formula, in float64), outliers bounded.
+        Merge the statistics of a batch into the stored ones (Chan et al.'s parallel formula, in float64), bounding outliers.
 
-        :param observations: raw observations; leading dimensions, the same for every part: (steps, environments), or one
-        :param n_steps: of a rollout whose steps and environments are one dimension, to name an outlier
+        :param observations: unnormalized observations; the leading dimensions, which are the same for every part, are (steps,
+            environments) or a single one
+        :param n_steps: number of steps of a rollout whose steps and environments are one dimension, to name an outlier
         """
         parts = observations if isinstance(observations, dict) else {"": observations}
         old_count, batch = float(self.count), 0
@@ -249,7 +250,7 @@ class ObservationNormalizer(nn.Module):
 
     def demonstrated(self, key: str) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param key: of a part, "" if there are none
+        :param key: key of a part, "" if there are none
         :return: the mean that was fitted, and which components varied (see :func:`varies`), both of the part's shape
         """
         index = self.keys.index(key)
@@ -257,7 +258,7 @@ class ObservationNormalizer(nn.Module):
         return mean, varies(mean, self.get_buffer(f"var_{index}"))
 
     def reset(self) -> None:
-        """Forget the statistics: the normalizer becomes what it was before it had any."""
+        """Remove the statistics; the normalizer returns to its initial state."""
         self.count.zero_()
         for index in range(len(self.keys)):
             self.get_buffer(f"mean_{index}").zero_()
@@ -290,12 +291,12 @@ _RELATIVE_DEVIATION, _RELATIVE_TO_LARGEST = 1e-5, 1e-14
 
 def varies(mean: Tensor, var: Tensor) -> Tensor:
     """
-    Which components of a vector vary, whatever units they are in (ours).
+    Determine which components of a vector vary, independently of their units (ours).
 
-    The rule is relative, to the component's own mean and, far below, to the component that varies most: simulators leave
-    deviations of 1e-17 on what is zero, which are no unit that anybody measures in beside others of order 1.
+    The threshold is relative to the component's own mean and, much smaller, to the component that varies most: simulators
+    leave deviations of about 1e-17 on zeros, which are rounding errors beside components of order 1.
 
-    :param mean: of each component, tensor or array
+    :param mean: mean of each component, tensor or array
     :param var: variance of each component, same shape
     :return: flags, same shape
     """

@@ -1,4 +1,4 @@
-"""Batches of observations, which are a tensor or a dictionary of tensors: their rows, and which parts are images."""
+"""Functions on batches of observations, which are a tensor or a dictionary of tensors."""
 
 from collections.abc import Iterator
 
@@ -11,8 +11,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 def take(obs: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
     """
-    :param obs: shape ``(n, ...)`` per part
-    :param rows: indices, shape ``(m,)``
+    :param obs: observations, shape ``(n, ...)`` per part
+    :param rows: indices of rows, shape ``(m,)``
     :return: these rows, shape ``(m, ...)`` per part
     """
     return {key: part[rows] for key, part in obs.items()} if isinstance(obs, dict) else obs[rows]
@@ -20,10 +20,10 @@ def take(obs: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
 
 def image_keys(space: spaces.Space, normalize_images: bool) -> list[str]:
     """
-    :param space: of observations
+    :param space: observation space
     :param normalize_images: whether images are bytes, to be divided by 255
-    :return: parts of a Dict space that are images; ``[""]`` for an image by itself (by Stable-Baselines3's rule)
-    :raises ValueError: if one has its channels last, as only an environment has: encoders would take a side for the channels
+    :return: keys of the images in a Dict space; ``[""]`` if the space itself is an image (by Stable-Baselines3's rule)
+    :raises ValueError: if an image has its channels last, because encoders would confuse a side with the channels
     """
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     keys = [key for key, part in parts.items() if is_image_space(part, normalized_image=not normalize_images)]
@@ -43,7 +43,7 @@ def _transposed(key: str, space: spaces.Space) -> str:
     """What to do about an image with its channels last; Stable-Baselines3's VecTransposeImage takes bytes only."""
     if space.dtype == np.uint8:
         return (
-            "pass the space of the environment in a VecTransposeImage, which algorithms put around environments by themselves."
+            "pass the observation space of the environment in a VecTransposeImage; algorithms add this wrapper automatically."
         )
     image, box = f"observation[{key!r}]" if key else "observation", f"env.observation_space{f'[{key!r}]' if key else ''}"
     moved = f"numpy.moveaxis({image}, -1, 0)"

@@ -1,9 +1,9 @@
 """
-Values as JSON that says what they are, and back: no code is stored, and none is run by reading, unlike with pickles.
+Conversion of values to JSON and back. Unlike a pickle, the JSON contains no code, and reading it executes none.
 
-Numbers, strings, lists, dictionaries, arrays and Gymnasium's spaces are described by what is in them. Objects are those of
-classes that are registered here by :func:`describable`, by their attributes. Classes are named, and only those are found that
-a policy may be built of: networks and optimizers of PyTorch, and those, buffers and policies of Stable-Baselines3 and this
+Numbers, strings, lists, dictionaries, arrays and Gymnasium's spaces are described by their content, and objects of classes
+registered with :func:`describable` by their attributes. Classes are described by their names; only classes that a policy may
+consist of are restored: networks and optimizers of PyTorch, and networks, buffers and policies of Stable-Baselines3 and this
 package.
 """
 
@@ -34,7 +34,7 @@ _OBJECTS: dict[str, tuple[Any, tuple[str, ...]]] = {}
 
 
 class NotPlainError(ValueError):
-    """Something that JSON does not hold; the message names it."""
+    """A value that cannot be restored from JSON; the message names it."""
 
 
 def _name_of(cls: type) -> str:
@@ -96,10 +96,10 @@ def describe(value: Any) -> Any:
 
 def restore(description: Any, name: str) -> Any:
     """
-    :param description: of :func:`describe`, or anything else that JSON holds
-    :param name: what messages call the value
+    :param description: result of :func:`describe`, or any other JSON value
+    :param name: name of the value in messages
     :return: the value
-    :raises NotPlainError: if it describes nothing that this module restores
+    :raises NotPlainError: if this module cannot restore the value
     """
     if isinstance(description, list):
         return [restore(each, f"{name}[{index}]") for index, each in enumerate(description)]

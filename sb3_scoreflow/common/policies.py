@@ -1,4 +1,4 @@
-"""FlowMatchingPolicy: observation -> features -> velocity field -> action; what every algorithm of this package shares."""
+"""FlowMatchingPolicy, the base of all policies: observation -> features -> velocity field -> action."""
 
 from typing import Any, ClassVar, Literal, NoReturn, get_args
 
@@ -27,11 +27,11 @@ from sb3_scoreflow.common.utils import DivergenceError, check_choice, check_whol
 
 ObservationNormalization = Literal["auto", "running", "fixed", "none"]
 
-#: Deterministic actions are computed in blocks of exactly this many rows: matrix libraries pick other kernels, with other
-#: rounding, for other batch sizes, so only a fixed shape makes an action independent of the batch that it is computed in.
+#: Deterministic actions are computed in blocks of exactly this many rows: for other batch sizes, matrix libraries choose other
+#: kernels with other rounding, so only a fixed shape makes an action independent of its batch.
 _DETERMINISTIC_BLOCK = 8
 
-#: Images that go through an extractor together where no gradient is kept: memory then does not grow with the batch.
+#: Number of images per call of an extractor without gradients, so that memory does not grow with the batch.
 _IMAGE_BLOCK = 256
 
 
@@ -49,30 +49,31 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
     :param lr_schedule: learning rate schedule, used by the subclasses that own an optimizer
     :param net_arch: hidden widths, a list for every network or a dictionary (``pi``: velocity field, ``vf``: critic,
         ``noise``: noise net); default ``dict(pi=[256, 256], vf=[256, 256])``
-    :param activation_fn: activation of the velocity field
+    :param activation_fn: activation function of the velocity field
     :param denoising_steps: Euler steps ``K`` per action, at least 1
-    :param inference_steps: Euler steps of the deterministic sampler, ``denoising_steps`` if None; may be changed after
-        training
-    :param time_embedding_dim: width of the time embedding, even
-    :param prior_std: standard deviation of the Gaussian whose flow the untrained velocity field starts from, in normalized
-        action units
-    :param observation_normalization: "fixed": statistics are fitted by :func:`~sb3_scoreflow.pretrain_bc` only; "running": and
-        updated after every rollout; "auto": running until pretraining has fitted them, fixed from then on; "none": never
-    :param use_sde: for Stable-Baselines3's call only; True is an error
-    :param features_extractor_class: features extractor; default by observation space (see ``policy_aliases`` of the
-        algorithms)
+    :param inference_steps: Euler steps of the deterministic sampler, which may be changed after training; None:
+        ``denoising_steps``
+    :param time_embedding_dim: width of the time embedding, an even number
+    :param prior_std: standard deviation of the Gaussian distribution that the flow of an untrained policy generates, in
+        normalized action units, positive
+    :param observation_normalization: "fixed": only :func:`~sb3_scoreflow.pretrain_bc` fits the statistics; "running": every
+        rollout updates them as well; "auto": "running" until pretraining has fitted them, then "fixed"; "none": observations
+        are not normalized
+    :param use_sde: part of Stable-Baselines3's interface; must be False
+    :param features_extractor_class: class of the features extractor; None: chosen by the observation space (see
+        ``policy_aliases`` of the algorithms)
     :param features_extractor_kwargs: keyword arguments of the features extractor
     :param normalize_images: whether to divide images by 255
     :param optimizer_class: optimizer
     :param optimizer_kwargs: keyword arguments of the optimizer, without the learning rate
-    :raises ValueError: if an argument is impossible; the message names it
+    :raises ValueError: if an argument is invalid; the message names it
     """
 
     #: Features extractor of the alias; None chooses by observation space.
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor] | None] = None
     #: Networks that ``net_arch`` may have, the required two first
     net_arch_parts: ClassVar[tuple[str, ...]] = ("pi", "vf")
-    #: What to call instead of what needs likelihoods, the end of a message
+    #: Alternative to methods that need likelihoods, as the end of a message
     _instead_of_likelihoods: ClassVar[str] = ""
     pretrained: th.Tensor
     _inference_steps: th.Tensor
@@ -142,7 +143,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
             self.features_dim, self.action_dim, self.net_arch["pi"], activation_fn, time_embedding_dim, prior_std
         )
         self.register_module("averaged", None)
-        # Flags and counts are floats: users average the tensors of a state dict, or add noise to all of them.
+        # Flags and counts are floats, because users may average the tensors of state dicts or add noise to all of them.
         self.register_buffer("pretrained", th.zeros(()))
         # In the state dict, so that a model saved after changing it acts as it did; 0 follows denoising_steps.
         self.register_buffer("_inference_steps", th.zeros(()))
@@ -156,7 +157,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
         raise NotImplementedError
 
     def _build_optimizer(self, lr_schedule: Schedule) -> None:
-        """An optimizer over :meth:`parameter_groups`, for policies that have all their networks."""
+        """Build the optimizer of :meth:`parameter_groups`; all networks must exist."""
         rate = lr_schedule(1)
         groups = self.parameter_groups().items()
         self.optimizer = self.optimizer_class(
@@ -211,15 +212,15 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
 
     def preprocess(self, obs: PyTorchObs) -> PyTorchObs:
         """
-        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :return: float observations: images scaled, discrete ones one-hot, vectors standardized
         """
         return self.normalizer(preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images))
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None) -> th.Tensor:
         """
-        :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param features_extractor: the actor's if None
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
+        :param features_extractor: features extractor; None: the actor's
         :return: features, shape ``(batch, features_dim)``
         """
         extractor = self.features_extractor if features_extractor is None else features_extractor
@@ -230,12 +231,12 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
 
     def augment(self, obs: PyTorchObs, pixels: int, generator: th.Generator | None = None) -> PyTorchObs:
         """
-        Shift every image at random (see :func:`~sb3_scoreflow.common.encoders.random_shift`), each camera's by itself.
+        Shift every image at random (see :func:`~sb3_scoreflow.common.encoders.random_shift`), each camera separately.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param pixels: largest shift, 0 for none
-        :param generator: source of the shifts, torch's global one if None
-        :return: observations of the same shapes and dtypes; whatever is no image as it was
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
+        :param pixels: largest shift in pixels; 0: no shift
+        :param generator: random number generator of the shifts; None: torch's global generator
+        :return: observations with the same shapes and dtypes; only images are changed
         """
         if pixels == 0 or not self.image_keys:
             return obs
@@ -250,7 +251,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
         return mode == "running" or (mode == "auto" and not bool(self.pretrained > 0.5))
 
     def share_actor_features(self) -> None:
-        """Called after cloning, for subclasses with other features extractors than the actor's, to start them from it."""
+        """Called after cloning; subclasses with further features extractors copy the actor's into them."""
 
     # ------------------------------------------------------------------ flow
 
@@ -258,7 +259,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
         """
         The velocity field in normalized action space.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :param x: points on the path, shape ``(batch, action_dim)``
         :param t: times in [0, 1], shape ``(batch,)`` or ``()``
         :return: velocity, shape ``(batch, action_dim)``
@@ -270,7 +271,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
         """
         Squared error of the velocity on the linear path (arXiv 2210.02747, Eq. 23), per element, not reduced.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :param actions: normalized actions, shape ``(batch, action_dim)``
         :param noise: ``x_0``, same shape
         :param t: times in [0, 1], shape ``(batch,)``
@@ -283,9 +284,9 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
         """
         Integrate the flow with Euler steps and clamp the result, as in the method's deterministic sampler.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :param noise: ``x_0``, shape ``(batch, action_dim)``
-        :param denoising_steps: number of steps, the policy's if None
+        :param denoising_steps: number of steps; None: the policy's
         :return: normalized actions in [-1, 1], shape ``(batch, action_dim)``
         """
         features = self.extract_features(obs)
@@ -301,23 +302,24 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        As in Stable-Baselines3, whose ``predict`` calls it for every action: nothing is written if the mode is set already.
+        Set the mode, as in Stable-Baselines3. ``predict`` calls this method for every action, so it does nothing if the mode
+        is already set.
 
-        :param mode: whether to train, rather than to evaluate
+        :param mode: True: training mode, False: evaluation mode
         """
-        # Setting the mode of 42 modules takes a tenth of the time of one action, looking at it a twentieth.
+        # Setting the mode of all modules would take a large part of the time of an action.
         if any(module.training != mode for module in self.modules()):
             super().set_training_mode(mode)
 
     def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
         """
-        Action for the (averaged) features of a block of observations starting from ``noise``, which is 0; subclasses with
-        other dynamics override it.
+        Deterministic actions for the (averaged) features of a block of observations, starting from ``noise``, which is 0.
+        Subclasses with other dynamics override this method.
         """
         return self._integrate(self.acting("velocity_field"), features, noise, denoising_steps)
 
     def _stochastic_action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
-        """Action starting from ``noise ~ N(0, I)``; subclasses with noisy steps override it."""
+        """Stochastic actions, starting from ``noise ~ N(0, I)``; subclasses with noisy steps override this method."""
         return self.sample_ode(obs, noise)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -332,7 +334,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
-        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to start from ``x_0 = 0``
         :return: normalized actions, shape ``(batch, action_dim)``
         """
@@ -340,7 +342,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
 
     def get_distribution(self, obs: PyTorchObs) -> NoReturn:
         """
-        :param obs: raw observations
+        :param obs: unnormalized observations
         :raises NotImplementedError: always: a flow policy has no distribution of actions in closed form
         """
         raise NotImplementedError(
@@ -350,9 +352,9 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> Any:
         """
-        :param obs: raw observations
+        :param obs: unnormalized observations
         :param actions: actions
-        :raises NotImplementedError: always, but for policies whose chains have a likelihood
+        :raises NotImplementedError: always, except in subclasses whose records can be scored
         """
         raise NotImplementedError(
             "evaluate_actions: a flow policy gives no probability of an action. Draw actions with predict(obs, "
@@ -369,8 +371,8 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """
-        Rescale actions from [-1, 1] to the bounds; of a record of how an action was made, such as a flattened denoising chain,
-        its last part (see :func:`~sb3_scoreflow.common.action_space.decode_action`).
+        Rescale actions from [-1, 1] to the bounds. If the argument has records of actions, such as flattened denoising chains,
+        their last part is rescaled (see :func:`~sb3_scoreflow.common.action_space.decode_action`).
 
         :param scaled_action: shape ``(batch, *action_shape)``, ``action_shape``, or records of shape ``(batch, width)``
         :return: actions within the bounds, in the action space's dtype, shape ``(batch, *action_shape)`` or ``action_shape``
@@ -391,7 +393,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
         return action[0] if single else action
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray, np.dtype]:
-        """Bounds as they are computed with, which float16 would not do for, and the action space's dtype."""
+        """Bounds with sufficient precision for computations (not float16), and the action space's dtype."""
         space = self.action_space
         assert isinstance(space, spaces.Box) and space.dtype is not None
         dtype = np.result_type(space.dtype, np.float32)

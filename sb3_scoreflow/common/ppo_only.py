@@ -1,4 +1,4 @@
-"""What users pass to PPO's policy and a flow policy has no use for: refused with what to do instead."""
+"""Arguments of PPO's policy that do not apply to flow policies: they raise an error that names an alternative."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import BasePolicy
 _NO_GAUSSIAN = "it belongs to PPO's Gaussian policy. Leave it out"
 _SPREAD = ("min_std", "max_std", "exploration_scale", "prior_std")
 
-#: argument of PPO's policy -> what to do instead
+#: Argument of PPO's policy -> what to do instead
 INSTEAD = {
     "log_std_init": f"{_NO_GAUSSIAN}; how far the policy explores is set by {{spread}}",
     "full_std": f"{_NO_GAUSSIAN}; a flow policy has no gSDE",
@@ -23,8 +23,8 @@ INSTEAD = {
 
 def spread_arguments(policy_class: type[BasePolicy]) -> str:
     """
-    :param policy_class: of a flow policy
-    :return: those of its arguments that set how far it explores, for a message
+    :param policy_class: policy class of a flow policy
+    :return: the arguments of the policy that determine how far it explores, for a message
     """
     taken = {name for base in policy_class.__mro__[:-1] for name in inspect.signature(base).parameters}
     return " and ".join(name for name in _SPREAD if name in taken)
@@ -32,9 +32,9 @@ def spread_arguments(policy_class: type[BasePolicy]) -> str:
 
 def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> None:
     """
-    :param policy_class: of the policy to be built
-    :param policy_kwargs: its keyword arguments, as the user gave them
-    :raises TypeError: as PPO does, if the policy does not take one; the message says what to do instead
+    :param policy_class: policy class of the policy to be built
+    :param policy_kwargs: keyword arguments passed by the user
+    :raises TypeError: if the policy does not have an argument, as in PPO; the message says what to do instead
     """
     parameters = inspect.signature(policy_class).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -12,11 +12,11 @@ def progress(
     iterable: Iterable[T], total: int | None, show: bool, *, size: Callable[[T], int] | None = None, **options: Any
 ) -> Iterable[T]:
     """
-    :param iterable: what to go through
-    :param total: what its sizes add up to; None if it is unknown
-    :param show: whether to show a bar meanwhile
-    :param size: by how much an item moves the bar; 1 if None
-    :param options: of tqdm's bar, such as ``desc`` and ``unit``
+    :param iterable: items to iterate over
+    :param total: sum of the items' sizes; None if it is unknown
+    :param show: whether to show a progress bar
+    :param size: function that returns the progress of an item; None: 1 per item
+    :param options: options of tqdm's bar, such as ``desc`` and ``unit``
     :return: the same items
     :raises ImportError: if a bar is to be shown and tqdm is not installed; at once, before the first item
     """
@@ -27,8 +27,8 @@ def progress(
 
 class LearningBar(ProgressBarCallback):
     """
-    Stable-Baselines3's progress bar of ``learn``, but as all others here: in a notebook it is the notebook's, and it needs no
-    package beside tqdm.
+    Stable-Baselines3's progress bar of ``learn``, in the style of all progress bars of this package: notebooks show a widget,
+    and tqdm is the only requirement.
 
     :raises ImportError: if tqdm is not installed
     """

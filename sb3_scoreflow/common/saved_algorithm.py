@@ -1,4 +1,6 @@
-"""An algorithm in a file: saving and loading, as in Stable-Baselines3 but atomic, and told apart by who wrote it."""
+"""
+Saving and loading of algorithms, as in Stable-Baselines3, but atomic and with a check of the algorithm that wrote a file.
+"""
 
 from typing import Any, TypeVar
 
@@ -17,7 +19,7 @@ SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
 
 
 class SavedAlgorithm(ArgumentResolution):
-    """An algorithm that is saved to files and loaded from them, its own only."""
+    """An algorithm that can be saved, and loaded from files that the same algorithm wrote."""
 
     policy: FlowMatchingPolicy
 
@@ -34,21 +36,21 @@ class SavedAlgorithm(ArgumentResolution):
         **kwargs: Any,
     ) -> SelfSavedAlgorithm:
         """
-        As in Stable-Baselines3. Arguments that were left at None keep the values that they have in the file, also where this
-        release has other defaults; with another number of environments, those that depend on it get them anew.
+        Load a model, as in Stable-Baselines3. Arguments that were left at None keep the values in the file, even if this
+        release has other defaults; with another number of environments, those that depend on it are resolved again.
 
-        :param path: of the file, or a file object
-        :param env: environment, None to predict only
+        :param path: path of the file, or a file object
+        :param env: environment; None: the model can only predict
         :param device: device of the networks
-        :param custom_objects: attribute -> value instead of that in the file
-        :param print_system_info: whether to print the versions of what the file was written with
-        :param force_reset: whether to reset the environment before training goes on
-        :param trusted: whether the file may be unpickled, which executes whatever is in it. If not, the model is rebuilt from
-            weights and JSON alone, and acts and trains to the last bit as otherwise
-        :param kwargs: arguments to be changed
+        :param custom_objects: attribute -> value that replaces the one in the file
+        :param print_system_info: whether to print the package versions that the file was written with
+        :param force_reset: whether to reset the environment before training continues
+        :param trusted: whether the file may be unpickled, which executes code in the file. If not, the model is rebuilt from
+            weights and JSON, and acts and trains in exactly the same way
+        :param kwargs: arguments to change
         :return: the model
-        :raises ValueError: if another algorithm wrote the file, or an argument is impossible; without trust, if something in
-            the file can be restored by unpickling only
+        :raises ValueError: if another algorithm wrote the file, an argument is invalid, or ``trusted`` is False and a part of
+            the file can only be restored by unpickling
         """
         path = as_path(path) if is_path(path) else path
         changed = {**(custom_objects or {}), **kwargs}
@@ -72,12 +74,13 @@ class SavedAlgorithm(ArgumentResolution):
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
         """
-        As in Stable-Baselines3. Arguments that were left at None follow what the weights are: a clone's or not.
+        Set the parameters, as in Stable-Baselines3. Arguments that were left at None get the values for a clone if the weights
+        are those of a clone, else the values for training from scratch.
 
-        :param load_path_or_dict: file, or parameters as ``get_parameters`` gives them
-        :param exact_match: whether all parameters have to be there
-        :param device: device to read the file to
-        :raises ValueError: if they do not fit, or another algorithm wrote the file
+        :param load_path_or_dict: file, or parameters from ``get_parameters``
+        :param exact_match: whether all parameters must be present
+        :param device: device of the loaded parameters
+        :raises ValueError: if the parameters do not fit, or another algorithm wrote the file
         """
         from_file = not isinstance(load_path_or_dict, dict)
         load_path_or_dict = as_path(load_path_or_dict) if is_path(load_path_or_dict) else load_path_or_dict
@@ -95,21 +98,21 @@ class SavedAlgorithm(ArgumentResolution):
 
     def _own_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """
-        :param parameters: given to :meth:`set_parameters`
-        :return: what the model makes of them
+        :param parameters: parameters passed to :meth:`set_parameters`
+        :return: parameters adapted to this model
         """
         return parameters
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """
-        As in Stable-Baselines3, but atomic, and refused if a parameter is not finite: a bad checkpoint never replaces a good
-        one.
+        Save the model, as in Stable-Baselines3, but atomically. If a parameter is not finite, an error is raised instead, so
+        that a bad checkpoint never replaces a good one.
 
         :param path: path (".zip" is added if it has no suffix) or file object
         :param exclude: names of attributes not to save
         :param include: names of attributes to save although they are excluded by default
         :raises DivergenceError: if a parameter is NaN or infinite
-        :raises OSError: if it cannot be written, as when the disk is full
+        :raises OSError: if it cannot be written, for example because the disk is full
         """
         culprit = non_finite_parameter(self.policy)
         if culprit is not None:
@@ -120,12 +123,12 @@ class SavedAlgorithm(ArgumentResolution):
                 return
             path = as_path(path)
             with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary, temporary.open("wb") as file:
-                super().save(file, exclude, include)  # by a file object, which is closed although the disk is full
+                super().save(file, exclude, include)  # a file object is closed even if the disk is full
 
 
 def _is_foreign(path: Any, writer: str, own: type[SavedAlgorithm]) -> bool:
     """
-    :param path: of a saved model
+    :param path: path of a saved model
     :param writer: name of the algorithm that wrote it
     :param own: an algorithm
     :return: whether the file is another algorithm's; subclasses of one algorithm are the same
@@ -142,5 +145,5 @@ def _subclasses(cls: type[SavedAlgorithm]) -> list[type[SavedAlgorithm]]:
 
 
 def _algorithm(cls: type[SavedAlgorithm]) -> type:
-    """:return: which algorithm a class is: the one of its parents that says what it can do"""
+    """:return: the algorithm that a class derives from: its base class that declares capabilities"""
     return next(base for base in cls.__mro__ if "capabilities" in vars(base))

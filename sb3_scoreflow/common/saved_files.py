@@ -1,4 +1,4 @@
-"""What a saved model tells about itself before it is loaded."""
+"""Facts about a saved model that are available without loading it."""
 
 import json
 import zipfile
@@ -9,16 +9,16 @@ from stable_baselines3.common.save_util import open_path
 from sb3_scoreflow.common.files import as_path, is_path
 from sb3_scoreflow.common.utils import ArgumentError
 
-#: Room of the policy -> algorithm, in files of 0.1.0, which did not write its name
+#: Package of the policy -> algorithm, for files of 0.1.0, which do not contain the algorithm's name
 _OF_0_1_0 = {"rldt": "RLDT", "scoreflow_ppo": "ScoReFlowPPO"}
 
 
 def saved_data(path: Any) -> dict[str, Any]:
     """
-    The readable part of a saved model: numbers and strings as they are, all else described; nothing is unpickled.
+    The readable part of a saved model: numbers, strings and descriptions of other values. Nothing is unpickled.
 
-    :param path: of the file (".zip" is added as in Stable-Baselines3), or a file object
-    :return: attribute -> value; empty if the file is no saved model
+    :param path: path of the file (".zip" is added as in Stable-Baselines3), or a file object
+    :return: attribute -> value; empty if the file is not a saved model
     """
     try:
         path = as_path(path) if is_path(path) else path
@@ -34,7 +34,7 @@ def saved_data(path: Any) -> dict[str, Any]:
 
 def written_by(path: Any) -> str | None:
     """
-    :param path: of a saved model, or a file object
+    :param path: path of a saved model, or a file object
     :return: name of the algorithm that wrote it; None if that cannot be told
     """
     data = saved_data(path)
@@ -56,7 +56,7 @@ def written_by(path: Any) -> str | None:
 def cloning_of(source: Any) -> dict[str, Any] | None:
     """
     :param source: a model, a policy, or the path of a saved one
-    :return: what a model, or its file, tells of its cloning; None if it tells nothing, as policies do
+    :return: facts about the cloning in a model or its file; None without such facts, as in policies
     """
     facts = saved_data(source).get("cloning") if is_path(source) else getattr(source, "cloning", None)
     return facts if isinstance(facts, dict) else None
@@ -68,16 +68,16 @@ class WrongPolicyError(ArgumentError):
 
 def foreign_file_error(path: Any, writer: str | None, algorithm: str) -> ValueError:
     """
-    :param path: of a saved model
-    :param writer: name of the algorithm that wrote it, None if not known
-    :param algorithm: name of the one that cannot read it
-    :return: an error that says so, and what to do
+    :param path: path of a saved model
+    :param writer: name of the algorithm that wrote the file; None if it is unknown
+    :param algorithm: name of the algorithm that cannot read the file
+    :return: an error with a remedy
     """
     file = as_path(path) if is_path(path) else "The file"
     if writer is None:
         return ValueError(f"{file} was not written by {algorithm}: load it with the algorithm that wrote it.")
     if "algorithm" in saved_data(path) or writer in _OF_0_1_0.values():  # this package alone writes that
-        remedy = f"to go on from what its policy has learned, call load_clone(path) on a new {algorithm} model"
+        remedy = f"to continue with its policy, call load_clone(path) on a new {algorithm} model"
     else:
-        remedy = "to go on from it, collect_demonstrations() with the loaded model, and pretrain_bc() on them"
+        remedy = "to continue with its policy, collect_demonstrations() with the loaded model, and pretrain_bc() on them"
     return ValueError(f"{file} was written by {writer}, not by {algorithm}: load it with {writer}.load(path); {remedy}.")

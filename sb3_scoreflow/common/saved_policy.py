@@ -1,4 +1,4 @@
-"""A policy in a file of its own: weights and JSON, so that it loads without unpickling. Saving is atomic."""
+"""Saving a policy to a separate file of weights and JSON, which loads without unpickling. Saving is atomic."""
 
 import json
 from contextlib import nullcontext
@@ -27,10 +27,10 @@ class SavedPolicy(BasePolicy):
         Save the policy. With networks or optimizers of your own classes, the arguments are pickled, as in Stable-Baselines3.
 
         :param path: path (no suffix is added) or file object
-        :raises OSError: if it cannot be written, as when the disk is full
+        :raises OSError: if it cannot be written, for example because the disk is full
         """
         if is_path(path):
-            # By a file object: from a path, PyTorch writes without telling what the disk said
+            # With a path instead of a file object, PyTorch would not report errors of the disk
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 self.save(file)
             return
@@ -50,9 +50,9 @@ class SavedPolicy(BasePolicy):
 
         :param path: path or file object
         :param device: device of the networks
-        :param trusted: whether the file may be unpickled, which executes whatever is in it
+        :param trusted: whether the file may be unpickled, which executes code in the file
         :return: the policy
-        :raises ValueError: without trust, if it has more than weights and JSON in it
+        :raises ValueError: if ``trusted`` is False and the file contains more than weights and JSON
         """
         arguments, state = read_policy(path, get_device(device), trusted)
         policy = cls(**{"lr_schedule": cls._dummy_schedule, **arguments})
@@ -62,11 +62,11 @@ class SavedPolicy(BasePolicy):
 
 def read_policy(path: Any, device: th.device | str, trusted: bool) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
     """
-    :param path: of a policy's file, or a file object
-    :param device: where the weights go
+    :param path: path of a policy's file, or a file object
+    :param device: device of the weights
     :param trusted: whether it may be unpickled
     :return: arguments of the policy's constructor, mostly without ``lr_schedule``, and its state
-    :raises ValueError: without trust, if it has more than weights and JSON in it
+    :raises ValueError: if ``trusted`` is False and the file contains more than weights and JSON
     """
     path = as_path(path) if is_path(path) else path
     if trusted:
@@ -83,6 +83,6 @@ def read_policy(path: Any, device: th.device | str, trusted: bool) -> tuple[dict
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UntrustedFileError(
             f"{path} is not loaded with trusted=False: {error}. Files of 0.1.0, and of policies with your own classes, are "
-            "pickles: if you trust whoever wrote it, load it with trusted=True, and save it again; or take the weights alone, "
-            "by load_state_dict on a policy that you have made."
+            "pickles: if you trust its author, load it with trusted=True, and save it again; or load only the weights, with "
+            "load_state_dict on a policy that you have constructed."
         ) from error

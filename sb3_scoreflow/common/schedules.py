@@ -40,12 +40,13 @@ class HalfLifeSchedule:
     Exponential decay over the transitions that the policy has been trained with since construction or pretraining: ``final +
     (initial - final) 2^(-n / half_life)``.
 
-    It does not ask how long training will take. One long ``learn``, many short ones and a run that goes on from a file give
+    It does not depend on the length of training: one long ``learn``, many short ones and a run that continues from a file have
     the same values.
 
     :param initial_value: value at the start
-    :param final_value: value that it tends to
-    :param half_life: transitions (calls of ``env.step`` over all environments) in which the distance to it halves, positive
+    :param final_value: limit of the value
+    :param half_life: number of transitions (steps summed over all environments) in which the distance to the final value
+        halves, positive
     :raises ValueError: if ``half_life`` is not a positive, finite number
     """
 
@@ -58,7 +59,7 @@ class HalfLifeSchedule:
 
     def __call__(self, progress_remaining: float) -> float:
         """
-        :param progress_remaining: a :class:`Progress`; of a plain number nothing is known but that training has not begun
+        :param progress_remaining: a :class:`Progress`; a plain number stands for the start of training
         :return: the value
         """
         n = getattr(progress_remaining, "n_transitions", 0)
@@ -128,7 +129,7 @@ class HoldCosineSchedule:
 
 def parse_schedule(value: Any) -> Any:
     """
-    Read what rl_zoo3's YAML files and command lines hold.
+    Parse a value from rl_zoo3's YAML files or command lines.
 
     :param value: a number, a schedule or a string
     :return: the number of a numeric string; for "lin_" and a number, the schedule from that number to 0; all else as it is

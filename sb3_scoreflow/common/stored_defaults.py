@@ -1,6 +1,6 @@
 """
-Arguments of policy and buffer that the user left out, as they were when the model was built: a file keeps them, so that a
-later change of a default does not change an old model.
+Values of policy and buffer arguments that the user left out. A model's file contains them, so that a later change of a default
+does not change an old model.
 """
 
 import inspect
@@ -26,7 +26,7 @@ def policy_arguments(policy: BasePolicy, own: Mapping[str, Any]) -> dict[str, An
 
 def buffer_arguments(buffer_class: type[RolloutBuffer], given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param buffer_class: of the rollouts
+    :param buffer_class: buffer class of the rollouts
     :param given: ``rollout_buffer_kwargs``
     :return: arguments that the class names beside Stable-Baselines3's, given or by default
     """
@@ -38,8 +38,8 @@ def complete(given: Mapping[str, Any], stored: Mapping[str, Any], cls: type) -> 
     """
     :param given: keyword arguments of the user's
     :param stored: those of the file, from one of the functions above; empty for a new model
-    :param cls: what they are for
-    :return: what to build it with
+    :param cls: class of the policy or buffer
+    :return: complete keyword arguments
     """
     known = {name: value for name, value in stored.items() if name in _named(cls)}
     extractor, kwargs = "features_extractor_class", "features_extractor_kwargs"

@@ -1,6 +1,6 @@
 """
-Files of strangers: models and policies from weights and JSON alone. Nothing is unpickled but by ``torch.load(...,
-weights_only=True)``, and what that does not do is refused, by name.
+Loading untrusted files: models and policies from weights and JSON. Only ``torch.load(..., weights_only=True)`` unpickles, and
+parts that it cannot read raise an error that names them.
 """
 
 import inspect
@@ -20,13 +20,13 @@ from sb3_scoreflow.common.moved_arguments import MovedArgument
 from sb3_scoreflow.common.plain import NotPlainError, describe, restore
 from sb3_scoreflow.common.utils import ArgumentError, warn
 
-#: The entry of a file's ``data`` that describes what else would have to be unpickled
+#: Entry of a file's ``data`` that describes the pickled attributes
 PLAIN = "_plain"
-#: What has a state dict of its own in the file
+#: Attributes that have a separate state dict in the file
 STATES = ("policy", "policy.optimizer", "reference")
-#: Recomputed from others whenever a model is set up
+#: Attributes that are recomputed from others when a model is set up
 _DERIVED = frozenset({"lr_schedule"})
-#: Where an episode was, and what the log has averages of: begins anew in files of releases that did not describe it
+#: State of the current episode and of logged averages; reset if the file's release did not describe it
 _PASSING = frozenset({"_last_obs", "_last_episode_starts", "_last_original_obs", "ep_info_buffer", "ep_success_buffer"})
 _SPACES = ("observation_space", "action_space")
 
@@ -40,7 +40,7 @@ class UntrustedFileError(ArgumentError):
 
 
 class Contents(NamedTuple):
-    """What is in a model's file, none of it unpickled."""
+    """Content of a model's file; nothing is unpickled."""
 
     origin: str
     """What messages call the file."""
@@ -75,9 +75,10 @@ def _describe_attributes(model: Any, exclude: Any, include: Any) -> dict[str, An
 
 def read_untrusted(path: Any) -> Contents:
     """
-    :param path: of a saved model, or a file object
-    :return: what is in it
-    :raises UntrustedFileError: if it is none, or has more than JSON, pickles (which are left alone) and weights in it
+    :param path: path of a saved model, or a file object
+    :return: content of the file
+    :raises UntrustedFileError: if it is not a saved model, or contains more than JSON, weights and pickles (which are not
+        read)
     """
     origin = str(path) if isinstance(path, (str, Path)) else "The file"
     file = open_path(path, "r", suffix="zip")
@@ -97,12 +98,12 @@ def read_untrusted(path: Any) -> Contents:
 
 def untrusted_model(contents: Contents, cls: type, env: GymEnv | None, given: Mapping[str, Any]) -> UntrustedModel:
     """
-    :param contents: of a saved model
-    :param cls: the algorithm that shall load it
-    :param env: has the spaces, if the file does not describe them
-    :param given: attribute -> value that the user gives in place of the file's
-    :return: what to load
-    :raises UntrustedFileError: if something in the file could be restored by unpickling only; the message names it
+    :param contents: contents of a saved model
+    :param cls: class of the algorithm that loads it
+    :param env: environment, which provides the spaces if the file does not describe them
+    :param given: attribute -> value that the user passes to replace the file's
+    :return: a model file that is safe to load
+    :raises UntrustedFileError: if a part of the file can only be restored by unpickling; the message names it
     """
     origin, data, plain, states = contents
     _check_names(data, cls, origin, given)
@@ -111,7 +112,7 @@ def untrusted_model(contents: Contents, cls: type, env: GymEnv | None, given: Ma
         raise UntrustedFileError(
             f"{origin}: trusted=False unpickles nothing, and these entries of 'data' are pickles that nothing else in the "
             f"file describes: {', '.join(missing)}. Pass their values by custom_objects={{name: value}} (the spaces come "
-            "with env), or, if you trust whoever wrote the file, load it with trusted=True and save it again: this release "
+            "with env), or, if you trust the author of the file, load it with trusted=True and save it again: this release "
             "describes all but your own classes and functions."
         )
     folder = data.get("tensorboard_log")
@@ -130,10 +131,10 @@ def untrusted_model(contents: Contents, cls: type, env: GymEnv | None, given: Ma
 
 def untrusted_clone(path: Path, device: th.device | str) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
     """
-    :param path: of a saved model
-    :param device: where the weights go
-    :return: what the policy of the model is built from, by the names that Stable-Baselines3 has in ``data``, and its state
-    :raises UntrustedFileError: if that could be restored by unpickling only
+    :param path: path of a saved model
+    :param device: device of the weights
+    :return: arguments of the model's policy, with the names in Stable-Baselines3's ``data``, and its state
+    :raises UntrustedFileError: if they can only be restored by unpickling
     """
     _, data, plain, states = read_untrusted(path)
     try:
@@ -152,11 +153,11 @@ def untrusted_clone(path: Path, device: th.device | str) -> tuple[dict[str, Any]
 
 def load_weights(file: IO[bytes], name: str, device: th.device | str = "cpu") -> Any:
     """
-    :param file: that PyTorch has written, since 1.6
-    :param name: of it, for messages
-    :param device: where tensors go
-    :return: what ``torch.load(..., weights_only=True)`` gives
-    :raises ValueError: if it has more than weights and plain values in it
+    :param file: file written by PyTorch 1.6 or later
+    :param name: name of it, for messages
+    :param device: device of the tensors
+    :return: result of ``torch.load(..., weights_only=True)``
+    :raises ValueError: if the file contains more than weights and plain values
     """
     try:
         # Older formats, and programs (TorchScript): in old releases of PyTorch, these are not covered by weights_only
@@ -165,7 +166,7 @@ def load_weights(file: IO[bytes], name: str, device: th.device | str = "cpu") ->
             if any(member.rpartition("/")[2] == "constants.pkl" for member in archive.namelist()):
                 raise ValueError(f"'{name}' is a TorchScript program")
     except zipfile.BadZipFile as error:
-        raise ValueError(f"'{name}' is no file of PyTorch (since 1.6)") from error
+        raise ValueError(f"'{name}' is not a file of PyTorch (1.6 or later)") from error
     file.seek(0)
     try:
         return th.load(file, map_location=device, weights_only=True)
@@ -177,7 +178,7 @@ def load_weights(file: IO[bytes], name: str, device: th.device | str = "cpu") ->
 @contextmanager
 def described(model: Any, exclude: Any, include: Any) -> Iterator[None]:
     """
-    While a model is saved, it has the description of what Stable-Baselines3 pickles as an attribute of its own.
+    While a model is saved, an additional attribute describes the attributes that Stable-Baselines3 pickles.
 
     :param model: an algorithm
     :param exclude: names that are not saved, beside the usual ones
@@ -197,8 +198,8 @@ def _refusing(origin: str) -> Iterator[None]:
         yield
     except (ValueError, KeyError, RecursionError, zipfile.BadZipFile, EOFError) as error:
         raise UntrustedFileError(
-            f"{origin} is not loaded with trusted=False: {error}. It is damaged, or was made to do harm: fetch it again, or "
-            "ask whoever wrote it."
+            f"{origin} is not loaded with trusted=False: {error}. It is damaged or malicious: fetch it again, or ask its "
+            "author."
         ) from error
 
 
@@ -216,7 +217,7 @@ def _check_archive(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _states(archive: zipfile.ZipFile) -> dict[str, bytes]:
-    """:return: the state dicts of a model's file, looked at, by the names of their entries"""
+    """:return: checked state dicts of a model's file, by the names of their entries"""
     states = {}
     for name in archive.namelist():
         if not name.endswith(".pth"):
@@ -233,7 +234,7 @@ def _states(archive: zipfile.ZipFile) -> dict[str, bytes]:
 
 
 def _check_names(data: Mapping[str, Any], cls: Any, origin: str, given: Mapping[str, Any]) -> None:
-    """:raises UntrustedFileError: if the file would replace what is no attribute that a file has: a method, an environment"""
+    """:raises UntrustedFileError: if the file would replace a method, an environment or another unexpected attribute"""
     kept_elsewhere = _excluded(cls)
     wrong = []
     for name, value in data.items():
@@ -276,7 +277,7 @@ def _objects(
         else:
             missing.append(f"{name} ({value.get(':type:')!s:.100})")
     if passing and not missing:
-        warn(f"The file does not describe {', '.join(passing)}: episodes begin anew, and so do the log's running means.")
+        warn(f"The file does not describe {', '.join(passing)}: new episodes begin, and the log's running means are reset.")
     return objects, missing
 
 

@@ -1,4 +1,4 @@
-"""The numbers that an update logs."""
+"""The logged values of an update."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,9 @@ import torch as th
 
 class UpdateLog:
     """
-    Numbers of one update, at most one per name and minibatch. They stay on their device until the update has ended, because
-    reading one makes a GPU finish its queue, and those of a minibatch share one tensor, because many small ones that outlive
-    their minibatch fragment the heap.
+    Values of one update, at most one per name and minibatch. They stay on their device until the end of the update, because
+    reading a value makes a GPU finish its queue. The values of a minibatch share one tensor, because many small tensors that
+    outlive their minibatch fragment the heap.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class UpdateLog:
 
     def record(self, numbers: Mapping[str, th.Tensor]) -> None:
         """
-        :param numbers: of the current minibatch, tensors of shape ``()``; a name recorded again replaces its number
+        :param numbers: numbers of the current minibatch, tensors of shape ``()``; a name recorded again replaces its number
         """
         self.minibatch.update({name: number.detach() for name, number in numbers.items()})
 

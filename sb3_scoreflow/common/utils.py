@@ -1,4 +1,4 @@
-"""Small helpers shared by the rooms: argument checks, processor cores."""
+"""Small helpers for all packages: argument checks, processor cores, warnings."""
 
 import math
 import os
@@ -16,7 +16,7 @@ import torch as th
 
 class ArgumentError(ValueError, AssertionError):
     """
-    An argument that cannot work.
+    An invalid argument.
 
     Stable-Baselines3 asserts most of what it wants of arguments, so code written for its algorithms may catch either.
     """
@@ -50,9 +50,9 @@ def name_parameter_groups(optimizer: th.optim.Optimizer, parts: Mapping[str, Seq
 
 class DivergenceError(FloatingPointError, ValueError):
     """
-    Rewards, observations, losses or parameters are not finite any more.
+    Rewards, observations, losses or parameters have become NaN or infinite.
 
-    It is a ValueError, too, because that is what rl_zoo3 and Optuna's users catch to end a trial instead of a study.
+    It is also a ValueError, which rl_zoo3 and users of Optuna catch to end a trial instead of a study.
     """
 
 
@@ -70,9 +70,9 @@ def non_finite_parameter(module: th.nn.Module) -> str | None:
 def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
     """
     :param argument: name of the argument, for the message
-    :param value: its value
-    :param choices: what it may be
-    :raises ArgumentError: if it is none of them
+    :param value: value of the argument
+    :param choices: valid values
+    :raises ArgumentError: if the value is not one of them
     """
     if value not in choices:
         raise ArgumentError(f"{argument} must be one of {', '.join(repr(c) for c in choices)}, got {value!r}.")
@@ -80,7 +80,7 @@ def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
 
 def check_whole_numbers(arguments: Mapping[str, Any]) -> None:
     """
-    :param arguments: that count something; None passes
+    :param arguments: name -> value of arguments that are counts; None is accepted
     :raises ArgumentError: if one is not an integer
     """
     for name, value in arguments.items():
@@ -94,10 +94,10 @@ _PATH = re.compile(r"(?<![\w/.])(?:(?:[A-Za-z]:)?(?:/(?=[\w.])|\\)|~\w*[/\\])")
 
 def without_folders(text: str) -> str:
     """
-    For what others will read: folders tell the names of users and machines.
+    Remove folders from text that will be published, because they contain names of users and machines.
 
-    :param text: one line, such as a path or a fact with one
-    :return: of an absolute path in it only the last part, and nothing of a home
+    :param text: one line, such as a path or a sentence with a path
+    :return: the text, in which absolute paths are shortened to their last part
     """
     found = _PATH.search(text)
     if found is None:
@@ -108,10 +108,10 @@ def without_folders(text: str) -> str:
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """
-    Warn at the line that called this package, through whatever functions of its own and of Stable-Baselines3 it came.
+    Issue a warning at the line that called this package, skipping frames of this package and of Stable-Baselines3.
 
-    :param message: what to say
-    :param category: of the warning
+    :param message: text of the warning
+    :param category: category of the warning
     """
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("sb3_scoreflow", "stable_baselines3"):
@@ -121,8 +121,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """
-    :param quota: file with the processor time that a Linux container gets and the period in which it gets it, microseconds
-    :return: cores that this process may keep busy, at least 1
+    :param quota: file with the processor time and the period of a Linux container's quota, in microseconds
+    :return: number of cores that this process may use, at least 1
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -142,8 +142,8 @@ def warn_of_threads(threads: int, cores: int) -> None:
     """
     if threads > cores:
         warnings.warn(
-            f"PyTorch computes with {threads} threads on {cores} usable core{'s' if cores > 1 else ''}: at every product they "
-            "wait for each other (docs/speed.md has measurements). Set OMP_NUM_THREADS=1, or torch.set_num_threads(1) before "
-            "training.",
+            f"PyTorch computes with {threads} threads on {cores} usable core{'s' if cores > 1 else ''}: they wait for each "
+            "other in every product (docs/speed.md has measurements). Set OMP_NUM_THREADS=1, or torch.set_num_threads(1) "
+            "before training.",
             stacklevel=3,
         )

@@ -9,11 +9,11 @@ from sb3_scoreflow.demonstrations.conversion import rows_of_dicts, to_numbers
 from sb3_scoreflow.demonstrations.lazy import LazyImages
 
 Array = np.ndarray | LazyImages
-"""Of shape ``(N, ...)``, in memory or in a file."""
+"""An array of shape ``(N, ...)``, in memory or in a file."""
 Observations = Array | dict[str, Array]
 """One array of shape ``(N, ...)``, or one such array per key of a ``Dict`` observation space."""
 LoadedObservations = np.ndarray | dict[str, np.ndarray]
-"""The same, in memory."""
+"""Observations of the same structure, in memory."""
 Mapped = TypeVar("Mapped")
 
 _BLOCK_ROWS = 256
@@ -24,7 +24,7 @@ def map_observations(
 ) -> Mapped | dict[str, Mapped]:
     """
     :param function: Applied to the array, or to the array of every key
-    :param observations: What to apply it to
+    :param observations: Observations
     :return: Observations of the same structure
     """
     if isinstance(observations, Mapping):
@@ -35,7 +35,7 @@ def map_observations(
 def named_observations(observations: Array | Mapping[str, Array]) -> dict[str, Array]:
     """
     :param observations: An array or a dict of arrays
-    :return: The arrays under the names that error messages give them: ``observations`` or ``observations['key']``
+    :return: The arrays by their names in error messages: ``observations`` or ``observations['key']``
     """
     if isinstance(observations, Mapping):
         return {f"observations[{key!r}]": value for key, value in observations.items()}
@@ -45,8 +45,8 @@ def named_observations(observations: Array | Mapping[str, Array]) -> dict[str, A
 def clean_observations(observations: Any) -> Observations:
     """
     :param observations: Array-like, a mapping from str to array-like, or a sequence of mappings, one per transition
-    :return: Checked arrays, see :func:`clean_array`; images in files unread, they are of type uint8
-    :raises ValueError: if a mapping is empty or has keys that are not str, or an array does not pass
+    :return: Checked arrays, see :func:`clean_array`; images in files, which have type uint8, are not read
+    :raises ValueError: if a mapping is empty or has keys that are not str, or an array is invalid
     """
     if isinstance(observations, LazyImages):
         return observations
@@ -67,15 +67,15 @@ def select_rows(array: Array, rows: slice | np.ndarray) -> Array:
     """
     :param array: ``(N, ...)``
     :param rows: slice or vector of integers
-    :return: These rows; of images in a file, unread
+    :return: These rows; images in a file are not read
     """
     return array.select(rows) if isinstance(array, LazyImages) else array[rows]
 
 
 def concatenate(arrays: Sequence[Array]) -> Array:
     """
-    :param arrays: At least one; of the same type and, but for the first dimension, the same shape
-    :return: All of them; images in files stay unread
+    :param arrays: At least one array; all with the same type and, except for the first dimension, the same shape
+    :return: The concatenated array; images in files are not read
     """
     if any(isinstance(array, LazyImages) for array in arrays):
         return LazyImages.concatenate(arrays)
@@ -84,10 +84,10 @@ def concatenate(arrays: Sequence[Array]) -> Array:
 
 def clean_array(name: str, values: Any) -> np.ndarray:
     """
-    Floating-point numbers become float32, integers (uint8 images among them) and bools keep their type.
-    An array that already has the right type is not copied.
+    Convert to an array in which floating-point numbers are float32; integers (including uint8 images) and bools keep their
+    type. An array that already has the right type is not copied.
 
-    :param name: What error messages call it
+    :param name: Name of the array in error messages
     :param values: Array-like of shape ``(N, ...)``, see :func:`~sb3_scoreflow.demonstrations.conversion.to_numbers`
     :return: The array, in the machine's byte order
     :raises ValueError: if the values are not numbers, not finite as float32, or a single scalar
@@ -95,7 +95,7 @@ def clean_array(name: str, values: Any) -> np.ndarray:
     array = to_numbers(name, values)
     if array.dtype.kind != "f":
         return array
-    with np.errstate(over="ignore"):  # what overflows is reported below, with its index
+    with np.errstate(over="ignore"):  # overflow is reported below, with its index
         array = array.astype(np.float32, copy=False)
     finite = np.isfinite(array)
     if not finite.all():
@@ -110,20 +110,20 @@ def clean_array(name: str, values: Any) -> np.ndarray:
 
 def clean_vector(name: str, values: Any) -> np.ndarray:
     """
-    :param name: What error messages call it
+    :param name: Name of the array in error messages
     :param values: Array-like of shape ``(N,)`` or ``(N, 1)``
     :return: float32 array of shape ``(N,)``
-    :raises ValueError: if the shape is another one, or see :func:`clean_array`
+    :raises ValueError: if the shape is wrong, or for the reasons of :func:`clean_array`
     """
     return _as_vector(name, values, "value").astype(np.float32, copy=False)
 
 
 def clean_flags(name: str, values: Any) -> np.ndarray:
     """
-    :param name: What error messages call it
+    :param name: Name of the array in error messages
     :param values: Array-like of shape ``(N,)`` or ``(N, 1)``: bools, or numbers that are 0 or 1
     :return: bool array of shape ``(N,)``
-    :raises ValueError: if the shape or a value is another one
+    :raises ValueError: if the shape or a value is invalid
     """
     array = _as_vector(name, values, "flag")
     others = array[(array != 0) & (array != 1)]
@@ -138,11 +138,11 @@ def clean_flags(name: str, values: Any) -> np.ndarray:
 
 def _as_vector(name: str, values: Any, noun: str) -> np.ndarray:
     """
-    :param name: What error messages call it
+    :param name: Name of the array in error messages
     :param values: Array-like of shape ``(N,)`` or ``(N, 1)``
-    :param noun: What error messages call an entry
+    :param noun: Name of an entry in error messages
     :return: Array of shape ``(N,)``
-    :raises ValueError: if the shape is another one, or see :func:`clean_array`
+    :raises ValueError: if the shape is wrong, or for the reasons of :func:`clean_array`
     """
     array = clean_array(name, values)
     if array.ndim == 2 and array.shape[1] == 1:
@@ -160,7 +160,8 @@ def clean_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str | int | 
     """
     :param metadata: Facts about the data, such as ``{"env": "Hopper-v5", "seed": 0}``
     :return: A copy, numpy scalars turned into Python's
-    :raises ValueError: if it is no mapping, a key is not a str, or a value no str, number or bool (a file could not hold it)
+    :raises ValueError: if it is not a mapping, a key is not a str, or a value is not a str, number or bool, which files can
+        store
     """
     if metadata is not None and not isinstance(metadata, Mapping):
         raise ValueError(f"`metadata` is {metadata!r:.99}; it must be a dict, such as {{'env': 'Hopper-v5'}}. Leave it out.")
@@ -183,8 +184,9 @@ def describe_array(array: Array) -> str:
     """
     if array.size == 0:
         return f"{array.shape[1:]} {array.dtype}"
-    # In blocks: images, or a copy of them as float64, may not fit into memory. Each is read once, and its moments are joined
-    # to those of the blocks before (Chan et al., 1983, "Algorithms for computing the sample variance", Eq. 2.1)
+    # In blocks, because images, or a copy of them as float64, may not fit into memory. Each block is read once, and its
+    # moments are merged with those of previous blocks (Chan et al., 1983, "Algorithms for computing the sample variance", Eq.
+    # 2.1)
     n_rows, means, deviations = 0, np.float64(0), np.float64(0)
     low, high = np.inf, -np.inf
     for start in range(0, len(array), _BLOCK_ROWS):

@@ -1,4 +1,4 @@
-"""Small demonstrations that come with the package."""
+"""Small demonstrations that are part of the package."""
 
 from importlib import resources
 
@@ -10,7 +10,7 @@ _SUFFIX = ".hdf5"
 
 
 def _names() -> list[str]:
-    """:return: What there is"""
+    """:return: Names of the built-in demonstrations"""
     folder = resources.files("sb3_scoreflow.demonstrations").joinpath("data")
     return sorted(entry.name.removesuffix(_SUFFIX) for entry in folder.iterdir() if entry.name.endswith(_SUFFIX))
 
@@ -22,7 +22,7 @@ def load_builtin(spec: str) -> Demonstrations:
 
     :param spec: Name of the data, such as ``hopper-medium``
     :return: The demonstrations
-    :raises ValueError: if there are none of that name
+    :raises ValueError: if the name is unknown
     """
     if spec not in _names():
         raise ValueError(f"There are no built-in demonstrations named {spec!r}. Available: {_names()}.")

@@ -1,4 +1,4 @@
-"""The check that arrays go through once, on their way into demonstrations."""
+"""The check of arrays when demonstrations are constructed."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from sb3_scoreflow.demonstrations.flags import (
 
 
 class Checked(NamedTuple):
-    """What demonstrations consist of: clean arrays of equal length, the last transition an end."""
+    """Arrays of demonstrations: checked, of equal length, and with an end at the last transition."""
 
     observations: Observations
     actions: np.ndarray
@@ -40,9 +40,10 @@ def check_arrays(
     observations: Any, actions: Any, rewards: Any, terminations: Any, truncations: Any, metadata: Mapping[str, Any] | None
 ) -> Checked:
     """
-    Takes and raises what :class:`~sb3_scoreflow.demonstrations.container.Demonstrations` does, and warns where that does.
+    Check arrays. Arguments, errors and warnings are those of
+    :class:`~sb3_scoreflow.demonstrations.container.Demonstrations`.
 
-    :return: The same, clean, without the transitions after the last end
+    :return: The checked arrays without the transitions after the last end
     """
     if terminations is None and truncations is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Chunks of consecutive actions, cut out of demonstrations on demand."""
+"""Chunks of consecutive actions, extracted from demonstrations on demand."""
 
 from typing import NamedTuple
 
@@ -13,20 +13,20 @@ class ChunkBatch(NamedTuple):
     observations: LoadedObservations
     """The observation before each chunk's first action, ``(B, ...)`` per array."""
     actions: np.ndarray
-    """``(B, horizon, *action_shape)``; where the episode is over, its last action is repeated."""
+    """``(B, horizon, *action_shape)``; after the end of the episode, its last action is repeated."""
     mask: np.ndarray
-    """bool ``(B, horizon)``, False on that padding."""
+    """bool ``(B, horizon)``, False for this padding."""
 
 
 class ActionChunks:
     """
-    One chunk per transition: its observation, its action and the ``horizon - 1`` actions that follow in the same episode.
+    One chunk per transition: its observation, its action and the ``horizon - 1`` following actions of the same episode.
 
-    Nothing is materialised but one integer per transition; chunks are gathered when indexed.
+    Only one integer per transition is stored; chunks are assembled when they are indexed.
 
     :param observations: ``(N, ...)`` per array
     :param actions: ``(N, *action_shape)``
-    :param last_indices: ``(N,)``, the index of the last transition of the episode that each transition belongs to
+    :param last_indices: ``(N,)``, for each transition, the index of the last transition of its episode
     :param horizon: Number of actions per chunk, at least 1
     :raises ValueError: if ``horizon`` is smaller than 1
     """

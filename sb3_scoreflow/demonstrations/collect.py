@@ -1,4 +1,4 @@
-"""Record demonstrations by running a policy in an env."""
+"""Recording demonstrations by running a policy in an environment."""
 
 import contextlib
 import itertools
@@ -28,23 +28,25 @@ def collect_demonstrations(
     max_transitions: int | None = None,
 ) -> Demonstrations:
     """
-    Run a policy for a number of episodes and record raw observations, executed (clipped) actions and raw rewards.
+    Run a policy for a number of episodes and record unnormalized observations, executed (clipped) actions and unnormalized
+    rewards.
 
     With several envs, each gets its share of the episodes in advance (as in SB3's ``evaluate_policy``), so that short episodes
-    are not preferred. Episodes are ordered by their start. Where the env is normalized by ``VecNormalize``, the policy sees
-    normalized observations, the original ones are recorded, and the running averages stay as they are.
+    are not preferred. Episodes are ordered by their start. With ``VecNormalize``, the policy gets normalized observations, the
+    original ones are recorded, and the running statistics are not updated.
 
-    :param model: SB3 model or policy (anything with ``predict``), or a function from observation to action, or to
-        ``(action, state)``, of which the state is ignored. A function gets one observation if ``env`` is a gym env or an id,
-        and a batch of them if it is a ``VecEnv``
-    :param env: Gym env, id of one, or ``VecEnv``, without ``ActionChunking``. An env made from an id is closed in the end
+    :param model: SB3 model or policy (any object with ``predict``), or a function that returns an action, or ``(action,
+        state)`` (the state is ignored), for an observation. A function gets a single observation if ``env`` is a gym env or an
+        id, and a batch of observations if it is a ``VecEnv``
+    :param env: Gym env, id of one, or ``VecEnv``, without ``ActionChunking``. An env created from an id is closed at the end
     :param n_episodes: Number of whole episodes to record
-    :param deterministic: Passed to ``predict``
-    :param seed: If given, seeds the env and the global generators of Python, NumPy and PyTorch, from which SB3 policies sample
-    :param progress_bar: Show a progress bar, needs tqdm
-    :param max_transitions: Upper limit of the number of transitions: once it is reached no episode is begun, and the last
-        episodes that exceed it are dropped
-    :return: The demonstrations; ``metadata`` holds the env's id, the class of the policy, ``deterministic`` and ``seed``
+    :param deterministic: Whether to use deterministic actions (passed to ``predict``)
+    :param seed: Seed of the env and of the global generators of Python, NumPy and PyTorch, from which SB3 policies sample;
+        None: not seeded
+    :param progress_bar: Whether to show a progress bar (needs tqdm)
+    :param max_transitions: Upper limit of the number of transitions: when it is reached, no further episode starts, and
+        episodes that exceed it are dropped; None: no limit
+    :return: The demonstrations; ``metadata`` contains the env's id, the class of the policy, ``deterministic`` and ``seed``
     :raises ValueError: if the env is chunked, an argument is out of range, an action has the wrong shape or is not finite, or
         the first episode exceeds ``max_transitions``
     :raises ImportError: if a progress bar is asked for and tqdm is not installed
@@ -78,9 +80,9 @@ def collect_demonstrations(
 
 class _Episode:
     """
-    An episode in the making.
+    An episode that is being recorded.
 
-    :param number: How many have been begun before
+    :param number: Number of episodes that started before
     """
 
     def __init__(self, number: int) -> None:
@@ -104,11 +106,11 @@ def _record(
 ) -> Iterator[_Episode]:
     """
     :param predict: ``(observations, state, episode_starts) -> (actions, state)``
-    :param env: Where to record
+    :param env: Env in which to record
     :param normalizer: The ``VecNormalize`` in ``env``
     :param n_episodes: Number of episodes
-    :param max_transitions: No episode is begun after this many transitions, and a longer one is given up
-    :return: Episodes in the order of their end; those given up are not ``finished``
+    :param max_transitions: No episode starts after this many transitions, and a longer one is aborted; None: no limit
+    :return: Episodes in the order of their end; aborted ones are not ``finished``
     """
     remaining = [(n_episodes + i) // env.num_envs for i in range(env.num_envs)]
     limit = float("inf") if max_transitions is None else max_transitions
@@ -147,9 +149,9 @@ def _assemble(episodes: list[_Episode], max_transitions: int | None, metadata: d
     """
     :param episodes: In the order of their start
     :param max_transitions: Upper limit
-    :param metadata: To attach
-    :return: Demonstrations of the first episodes that are within the limit
-    :raises ValueError: if not even one is
+    :param metadata: Metadata of the demonstrations
+    :return: Demonstrations of the first episodes within the limit
+    :raises ValueError: if no episode is within the limit
     """
     kept: list[_Episode] = []
     total = 0
@@ -177,10 +179,10 @@ def _assemble(episodes: list[_Episode], max_transitions: int | None, metadata: d
 
 def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> VecEnv:
     """
-    :param env: As given by the user
-    :param stack: Closes the env if it was made here
-    :return: The env, vectorized
-    :raises ValueError: if it is chunked
+    :param env: The value passed by the user
+    :param stack: Closes the env if it was created here
+    :return: The vectorized env
+    :raises ValueError: if the env executes chunks
     """
     if isinstance(env, VecEnv):
         vec_env = env
@@ -191,15 +193,15 @@ def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> Vec
             stack.callback(vec_env.close)
     if any(vec_env.env_is_wrapped(ActionChunking)):
         raise ValueError(
-            "`env` is wrapped in ActionChunking, but demonstrations hold single actions: chunks are cut from them in "
-            "training. Collect on the env without ActionChunking."
+            "`env` is wrapped in ActionChunking, but demonstrations contain single actions: training extracts chunks from "
+            "them. Collect in the env without ActionChunking."
         )
     return vec_env
 
 
 def _as_predict(model: Any, deterministic: bool, batched: bool) -> Callable[[Any, Any, np.ndarray], tuple[np.ndarray, Any]]:
     """
-    :param model: As given by the user
+    :param model: The value passed by the user
     :param deterministic: Passed to ``predict``
     :param batched: Whether a function takes a batch of observations
     :return: ``(observations, state, episode_starts) -> (actions, state)``, all batched
@@ -253,9 +255,9 @@ def _raw_observations(normalizer: VecNormalize | None, observations: LoadedObser
 
 def _executed(actions: Any, env: VecEnv) -> np.ndarray:
     """
-    :param actions: As predicted
-    :param env: For its action space
-    :return: The actions within the bounds of a ``Box`` and of its type, as the env executes them
+    :param actions: Predicted actions
+    :param env: Env with the action space
+    :return: The executed actions: clipped to the bounds of a ``Box``, in its dtype
     :raises ValueError: if the shape is wrong or an action is not finite
     """
     actions, space = np.asarray(actions), env.action_space
@@ -277,6 +279,6 @@ def _policy_name(model: Any) -> str:
 
 
 def _env_metadata(env: VecEnv) -> dict[str, str]:
-    """:return: The env's id where it is at hand; worker processes are not asked, as specs need not be picklable"""
+    """:return: The env's id if it is available; worker processes are not asked, because specs may not be picklable"""
     spec = env.unwrapped.envs[0].spec if isinstance(env.unwrapped, DummyVecEnv) else None
     return {} if spec is None else {"env": spec.id}

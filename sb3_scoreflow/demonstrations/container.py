@@ -1,7 +1,7 @@
 """
-The container that all demonstrations end up in, whatever their source.
+The container for demonstrations from all sources.
 
-It knows no files and no sources: modules that read and write import it, and it imports none of them.
+It does not depend on files and sources: modules that read and write import it, and it does not import them.
 """
 
 import warnings
@@ -28,7 +28,7 @@ from sb3_scoreflow.demonstrations.trajectories import check_trajectories
 
 
 class Files(Protocol):
-    """What :meth:`Demonstrations.save` and :meth:`Demonstrations.load_hdf5` call."""
+    """Functions that :meth:`Demonstrations.save` and :meth:`Demonstrations.load_hdf5` call."""
 
     def write_hdf5(self, demonstrations: "Demonstrations", path: AnyPath) -> None: ...
     def read_hdf5(
@@ -42,27 +42,29 @@ class Files(Protocol):
 
 class Demonstrations:
     """
-    Whole episodes, stored flat: N transitions in order, with flags where episodes end.
+    Complete episodes, stored as flat arrays: N consecutive transitions, with flags that mark the ends of episodes.
 
-    Arrays may be tensors, memory maps, lists, or columns of data frames too (with an array in each row). Floating-point
-    observations and actions are kept as float32, integers and uint8 images as they are. Arrays of the right type are not
-    copied: do not write to them afterwards. Images may stay in a file until they are used, see
-    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. A trailing episode without an end is dropped, with a warning. There
-    is a warning too if flags do not look like ends of episodes: masks, or flags that stay on while a goal is reached.
+    Arrays may also be tensors, memory maps, lists, or columns of data frames (with an array in each row). Floating-point
+    observations and actions are converted to float32; integers and uint8 images keep their type. Arrays of the right type are
+    not copied: do not change them afterwards. Images may stay in a file until they are used, see
+    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. A last episode without an end is dropped, with a warning. There is
+    also a warning if flags do not look like ends of episodes, but like masks, or like flags that stay on while a goal is
+    reached.
 
     :param observations: ``(N, *observation_shape)``, or a dict of such arrays for ``Dict`` observation spaces, or a sequence
         of N dicts
     :param actions: ``(N, *action_shape)``, the actions that the env executed
-    :param rewards: ``(N,)`` or ``(N, 1)``; zeros if None
-    :param terminations: ``(N,)`` or ``(N, 1)`` flags: the episode ended here by success or failure; all False if None
-    :param truncations: ``(N,)`` or ``(N, 1)`` flags: the episode was cut off here, as by a step limit; all False if None
+    :param rewards: ``(N,)`` or ``(N, 1)``; None: zeros
+    :param terminations: ``(N,)`` or ``(N, 1)`` flags: the episode ended here by success or failure; None: all False
+    :param truncations: ``(N,)`` or ``(N, 1)`` flags: the episode was truncated here, for example by a step limit; None: all
+        False
     :param metadata: Facts about the data: str keys; str, int, float or bool values
     :raises ValueError: if arrays are empty, differ in length, or hold NaN, infinities or anything but numbers;
         if both kinds of flags are None or no flag is set
     """
 
-    # The module that reads and writes files. It imports this one, so the package's __init__ sets it, which runs before anybody
-    # gets hold of this class
+    # The module that reads and writes files. It imports this module, so the package's __init__ sets it, which runs before the
+    # class can be used
     _files: ClassVar[Files]
 
     def __init__(
@@ -86,7 +88,7 @@ class Demonstrations:
         truncations: np.ndarray,
         metadata: dict[str, str | int | float | bool],
     ) -> None:
-        """Take over arrays that are checked, the last transition an end."""
+        """Set checked arrays, whose last transition is an end."""
         self.observations: Observations = observations
         self.actions: np.ndarray = actions
         self.rewards: np.ndarray = rewards
@@ -98,32 +100,32 @@ class Demonstrations:
 
     @classmethod
     def _of_checked(cls, *args: Any) -> "Demonstrations":
-        """:return: Demonstrations of arrays that are checked already, such as parts of others: no check again"""
+        """:return: Demonstrations of arrays that need no check, such as parts of other demonstrations"""
         demonstrations = cls.__new__(cls)
         demonstrations._set(*args)
         return demonstrations
 
     @classmethod
     def from_arrays(cls, *args: Any, **kwargs: Any) -> "Demonstrations":
-        """The constructor's name in 0.1.0, which goes with the release after 0.2.0."""
-        warnings.warn("Demonstrations.from_arrays is Demonstrations: call that.", DeprecationWarning, stacklevel=2)
+        """The constructor's name in 0.1.0, which the release after 0.2.0 removes."""
+        warnings.warn("Demonstrations.from_arrays is now Demonstrations: call that.", DeprecationWarning, stacklevel=2)
         return cls(*args, **kwargs)
 
     @staticmethod
     def from_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> "Demonstrations":
         """
-        Episodes as dicts, or as the trajectories of the package imitation and objects like them. The observation after the
-        last action is left out.
+        Create demonstrations from episodes: dicts, trajectories of the package imitation, or similar objects. The observation
+        after the last action is left out.
 
         :param trajectories: Objects with ``obs`` ``(T + 1, ...)``, an array, a mapping to arrays or imitation's ``DictObs``,
-            ``acts`` ``(T, ...)``, ``terminal`` and perhaps ``rews`` ``(T,)``; T at least 1. Where ``terminal`` is true the
-            episode is terminated, else truncated. imitation calls an episode terminal at its time limit too. Or mappings with
-            these entries (under these names or ``observations``, ``actions``, ``rewards``, ``terminations``), such as dicts
-            and groups of HDF5 files: there, ``obs`` may have T rows too, ``terminal`` may be missing (False) or have one flag
-            per step, of which the last counts
+            ``acts`` ``(T, ...)``, ``terminal`` and optionally ``rews`` ``(T,)``; T is at least 1. If ``terminal`` is true, the
+            episode is terminated, else truncated; imitation also sets it at the time limit. Alternatively, mappings with these
+            entries (with these names or ``observations``, ``actions``, ``rewards``, ``terminations``), such as dicts and
+            groups of HDF5 files. In mappings, ``obs`` may also have T rows, and ``terminal`` may be missing (False) or have
+            one flag per step, the last of which counts
         :param metadata: Facts about the data
         :return: The demonstrations, one episode per trajectory
-        :raises ValueError: if there is none, or the arrays of one do not fit each other or those of the first
+        :raises ValueError: if there are no trajectories, or their arrays do not fit each other
         """
         checked = check_trajectories(trajectories, metadata)
         return Demonstrations.concatenate([Demonstrations._of_checked(*parts) for parts in checked])
@@ -153,17 +155,17 @@ class Demonstrations:
 
     @property
     def episode_slices(self) -> list[slice]:
-        """The slice of the transitions of each episode, in order."""
+        """Slices of the transitions of all episodes, in order."""
         return [slice(int(start), int(stop)) for start, stop in zip(self._starts, self._stops, strict=True)]
 
     @property
     def episode_lengths(self) -> np.ndarray:
-        """``(n_episodes,)`` integers."""
+        """Number of transitions of each episode, ``(n_episodes,)`` integers."""
         return self._stops - self._starts
 
     @property
     def episode_returns(self) -> np.ndarray:
-        """``(n_episodes,)`` undiscounted sums of rewards, float64."""
+        """Undiscounted return of each episode, ``(n_episodes,)``, float64."""
         return np.add.reduceat(self.rewards.astype(np.float64), self._starts)
 
     def _select(self, episodes: np.ndarray) -> "Demonstrations":
@@ -183,8 +185,8 @@ class Demonstrations:
 
     def select_keys(self, keys: Sequence[str]) -> "Demonstrations":
         """
-        :param keys: Of ``Dict`` observations
-        :return: The same transitions with these parts of the observations only; arrays are shared, not copied
+        :param keys: keys of ``Dict`` observations
+        :return: The same transitions with only these parts of the observations; arrays are not copied
         """
         assert isinstance(self.observations, dict)
         arrays = (self.actions, self.rewards, self.terminations, self.truncations)
@@ -192,10 +194,10 @@ class Demonstrations:
 
     def split(self, validation_fraction: float, seed: int) -> tuple["Demonstrations", "Demonstrations"]:
         """
-        Split by episode, at random, so that no episode is on both sides.
+        Split the episodes at random into two sets.
 
-        :param validation_fraction: Share of the episodes for validation, in (0, 1); rounded, but at least one on each side
-        :param seed: Seed of the choice
+        :param validation_fraction: Share of the episodes for validation, in (0, 1); each set gets at least one episode
+        :param seed: Seed of the random split
         :return: Training and validation demonstrations
         :raises ValueError: if the fraction is out of range or there is only one episode
         """
@@ -209,11 +211,11 @@ class Demonstrations:
 
     def end_at_success(self) -> "Demonstrations":
         """
-        End each episode at its first success, as envs do that terminate on success: the first positive reward becomes a
-        termination, and what follows it in the episode is left out.
+        End each episode at its first success, as in envs that terminate on success: the first positive reward becomes a
+        termination, and later transitions of the episode are left out.
 
-        :return: The shortened episodes, copied; their metadata say ``terminate_on_success`` and count ``n_transitions_cut``
-        :raises ValueError: if the rewards do not mark successes: they must be zero but for one positive value
+        :return: Copies of the shortened episodes; their metadata contain ``terminate_on_success`` and ``n_transitions_cut``
+        :raises ValueError: if the rewards do not mark successes: they must be 0 or one positive value
         """
         firsts = first_successes(self.rewards, self._starts, self._stops)
         successful = np.searchsorted(self._stops, firsts, side="right")
@@ -231,11 +233,11 @@ class Demonstrations:
 
     def take(self, n_episodes: int | None = None, n_transitions: int | None = None) -> "Demonstrations":
         """
-        The first episodes, whole ones only.
+        Take the first complete episodes.
 
-        :param n_episodes: At most this many episodes; no limit if None
-        :param n_transitions: At most this many transitions; no limit if None
-        :return: The demonstrations within both limits, copied; ``self`` if that is everything
+        :param n_episodes: Largest number of episodes; None: no limit
+        :param n_transitions: Largest number of transitions; None: no limit
+        :return: A copy of the demonstrations within both limits; ``self`` if the limits exclude nothing
         :raises ValueError: if a limit is smaller than 1 or the first episode alone exceeds ``n_transitions``
         """
         for name, limit in (("n_episodes", n_episodes), ("n_transitions", n_transitions)):
@@ -255,8 +257,8 @@ class Demonstrations:
     def concatenate(parts: Sequence["Demonstrations"]) -> "Demonstrations":
         """
         :param parts: At least one; all with the same observation keys, shapes and types
-        :return: Their episodes, in order; the metadata on which all of them agree
-        :raises ValueError: if there is no part, or one differs from the first in a shape or type
+        :return: All episodes, in order, with the metadata that are the same in all parts
+        :raises ValueError: if there are no parts, or one differs from the first in a shape or type
         """
         if len(parts) == 0:
             raise ValueError("There are no demonstrations to concatenate: pass at least one.")
@@ -280,7 +282,7 @@ class Demonstrations:
         )
 
     def _task_arrays(self) -> dict[str, Array]:
-        """:return: The arrays whose layout depends on the task, by the names that messages give them, sorted"""
+        """:return: The arrays whose layout depends on the task, by their names in messages, sorted"""
         return dict(sorted({**named_observations(self.observations), "actions": self.actions}.items()))
 
     def _layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -290,7 +292,7 @@ class Demonstrations:
     def chunks(self, horizon: int) -> ActionChunks:
         """
         :param horizon: Number of actions per chunk, at least 1
-        :return: One chunk per transition, gathered when indexed
+        :return: One chunk per transition, assembled when indexed
         :raises ValueError: if ``horizon`` is smaller than 1
         """
         return ActionChunks(self.observations, self.actions, np.repeat(self._stops - 1, self.episode_lengths), horizon)
@@ -318,23 +320,24 @@ class Demonstrations:
 
     def describe(self) -> str:
         """
-        :return: A table of the source, the statistics, shapes and metadata, to print. Of observations and actions: the range
-            of all values, and the ranges of the means and standard deviations of their components
+        :return: A printable table of the source, statistics, shapes and metadata. For observations and actions, it has the
+            range of all values, and the ranges of the means and standard deviations of their components
         """
         return describe(self._task_arrays(), self.statistics(), self.metadata)
 
     def _repr_html_(self) -> str:
-        """What :meth:`describe` says, as a notebook shows it."""
+        """The table of :meth:`describe` as HTML, for notebooks."""
         rows = facts(self._task_arrays(), self.statistics(), self.metadata).items()
         return html_table(["", type(self).__name__], rows)
 
     def save(self, path: AnyPath) -> None:
         """
-        Write an HDF5 file with D4RL's layout. An existing file is replaced, in one step: readers see the old or the new one.
+        Write an HDF5 file with D4RL's layout. An existing file is replaced in one step, so that readers see the old or the new
+        file.
 
-        :param path: Where to; missing folders are made, ``~`` is expanded
+        :param path: Path of the file; missing folders are created, ``~`` is expanded
         :raises ImportError: if h5py is not installed
-        :raises OSError: if it cannot be written, as when the disk is full
+        :raises OSError: if the file cannot be written, for example because the disk is full
         """
         self._files.write_hdf5(self, path)
 
@@ -343,9 +346,9 @@ class Demonstrations:
         """
         Read an HDF5 file with D4RL's layout, as written by :meth:`save`.
 
-        :param path: The file; ``~`` is expanded
-        :param max_episode_steps: The env's step limit; needed only if the file has no ``timeouts``
-        :param max_bytes: See :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
+        :param path: Path of the file; ``~`` is expanded
+        :param max_episode_steps: The env's step limit; only needed if the file has no ``timeouts``
+        :param max_bytes: Limit of the memory for arrays, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
         :return: The demonstrations
         """
         return Demonstrations._files.read_hdf5(path, max_episode_steps, max_bytes=max_bytes)

@@ -1,4 +1,4 @@
-"""From what people hold in their hands (tensors, data frames, lists of arrays) to arrays of numbers."""
+"""Conversion of users' data (tensors, data frames, lists of arrays) to arrays of numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ EPISODES_ADVICE = (
 
 def to_numbers(name: str, values: Any) -> np.ndarray:
     """
-    :param name: What error messages call it
+    :param name: Name of the array in error messages
     :param values: Array-like of shape ``(N, ...)``: arrays, lists, tensors (on any device, with or without gradient), columns
         of data frames, and lists or columns of equally shaped arrays
     :return: Array of bools, integers or floating-point numbers, in the machine's byte order
@@ -25,7 +25,7 @@ def to_numbers(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"`{name}` is sparse, of type {type(values).__name__}; arrays must be dense. Pass it by .{method}().")
     if np.ma.is_masked(values):
         raise ValueError(
-            f"`{name}` has {np.ma.count_masked(values)} masked value(s), which stand for nothing. Remove the episodes that "
+            f"`{name}` has {np.ma.count_masked(values)} masked value(s), which have no value. Remove the episodes that "
             "they belong to, or fill them: .filled(...)."
         )
     array = as_array(name, values)
@@ -36,7 +36,7 @@ def to_numbers(name: str, values: Any) -> np.ndarray:
         array = stacked
     if array.dtype.kind not in "fiub":
         raise ValueError(
-            f"`{name}` has dtype {array.dtype}{_kind(values, array)}; demonstrations hold numbers only. {_remedy(array)}"
+            f"`{name}` has dtype {array.dtype}{_kind(values, array)}; demonstrations contain only numbers. {_remedy(array)}"
         )
     if array.ndim == 0:
         raise ValueError(f"`{name}` is a single scalar; its first dimension must count the transitions.")
@@ -46,7 +46,8 @@ def to_numbers(name: str, values: Any) -> np.ndarray:
 def rows_of_dicts(values: Any) -> dict[str, list[Any]] | None:
     """
     :param values: Any observations
-    :return: If they are a sequence of dicts with the same keys, one per transition: a list of values per key; else None
+    :return: A list of values per key if the observations are a sequence of dicts with the same keys, one per transition; else
+        None
     :raises ValueError: if the dicts differ in their keys
     """
     if not isinstance(values, (list, tuple)) and getattr(values, "dtype", None) != np.object_:
@@ -65,7 +66,7 @@ def rows_of_dicts(values: Any) -> dict[str, list[Any]] | None:
 
 def as_array(name: str, values: Any) -> np.ndarray:
     """
-    :return: The array, of dtype object where numpy makes nothing of the elements
+    :return: The array; its dtype is object if numpy cannot convert the elements
     :raises ValueError: if elements differ in shape
     """
     try:
@@ -73,24 +74,24 @@ def as_array(name: str, values: Any) -> np.ndarray:
     except ValueError as error:  # "inhomogeneous shape"
         shapes = [np.shape(without_tensors(value)) for value in list(values)[:2]]
         raise ValueError(
-            f"`{name}` holds entries of different shapes (the first two: {shapes}), so they are no transitions. If they are "
+            f"`{name}` holds entries of different shapes (the first two: {shapes}), so they are not transitions. If they are "
             f"episodes: {EPISODES_ADVICE}."
         ) from error
 
 
 def without_tensors(values: Any) -> Any:
-    """:return: The same, tensors in it as arrays"""
+    """:return: The same values, with tensors converted to arrays"""
     if isinstance(values, th.Tensor):
         # numpy has no bfloat16; floating-point numbers end up as float32 anyway
         return (values.float() if values.is_floating_point() else values).detach().cpu().numpy()
-    # The first element stands for all: a look at each would take longer than making the array
+    # Only the first element is checked: checking all would take longer than creating the array
     if isinstance(values, (list, tuple)) and values and isinstance(values[0], (th.Tensor, list, tuple)):
         return [without_tensors(value) for value in values]
     return values
 
 
 def _kind(values: Any, array: np.ndarray) -> str:
-    """:return: What else there is to say about an array that is not of numbers"""
+    """:return: Additional information about an array that does not contain numbers"""
     if array.dtype != np.object_:
         return ""
     if array.ndim == 0:
@@ -101,7 +102,7 @@ def _kind(values: Any, array: np.ndarray) -> str:
 
 
 def _remedy(array: np.ndarray) -> str:
-    """:return: How to make numbers of the array"""
+    """:return: How to convert the array to numbers"""
     if array.dtype.kind == "c":
         return "Convert it to numbers first: np.concatenate([x.real, x.imag], axis=-1)."
     if array.dtype.names is not None:

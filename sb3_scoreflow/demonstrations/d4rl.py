@@ -1,5 +1,5 @@
 """
-The data sets of D4RL (Fu et al., 2020, arXiv:2004.07219), read from its files without its package, and its normalized score.
+The data sets of D4RL (Fu et al., 2020, arXiv:2004.07219), read without its package, and D4RL's normalized score.
 """
 
 import difflib
@@ -23,17 +23,17 @@ from sb3_scoreflow.safe_hdf5.groups import import_h5py
 
 DEFAULT_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 DEFAULT_DIRECTORY = "~/.d4rl/datasets"
-"""D4RL's own: what it has downloaded is found here, and the other way round."""
+"""D4RL's default folder, so that both packages find each other's downloads."""
 URL_VARIABLE = "D4RL_DATASET_URL"
 DIRECTORY_VARIABLE = "D4RL_DATASET_DIR"
 
 _ROUNDING = 1e-5
-"""What float32 can make of an action at a bound, generously."""
+"""Generous bound of the rounding error of float32 at a bound of an action."""
 
 
 class _Task(NamedTuple):
     environment: str | None
-    """The env of Gymnasium or Gymnasium-Robotics that takes the actions; None if there is none."""
+    """The env of Gymnasium or Gymnasium-Robotics with the same actions; None if there is none."""
     max_episode_steps: int
     """D4RL's step limit."""
     min_return: float
@@ -41,13 +41,13 @@ class _Task(NamedTuple):
     max_return: float
     """Mean return of an expert: normalized score 100."""
     ends: str | None = None
-    """What ends episodes, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`."""
+    """Flags that end episodes, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`."""
     reward_argument: str | None = None
-    """The env's argument that must be False for rewards like those of the data."""
+    """The env's argument that must be False so that its rewards are like those of the data."""
 
 
 _LOCOMOTION = {
-    # Version 4: it pays the reward for being healthy on the step on which the robot falls too, as D4RL's envs do. 5 does not
+    # Version 4: like D4RL's envs, it pays the reward for being healthy also in the step in which the robot falls; 5 does not
     "hopper": _Task("Hopper-v4", 1000, -20.272305, 3234.3),
     "walker2d": _Task("Walker2d-v4", 1000, 1.629008, 4592.3),
     "halfcheetah": _Task("HalfCheetah-v4", 1000, -280.178953, 12135.0),
@@ -60,13 +60,13 @@ _ADROIT = {
     "door": _Task("AdroitHandDoor-v1", 200, -56.512833, 2880.5693087298737),
     "relocate": _Task("AdroitHandRelocate-v1", 200, -6.425911, 4233.877797728884),
 }
-# `terminals` are set in every step near the goal, where the reward is 1, and the episode goes on until `timeouts`; D4RL's env
-# ends at the goal. Gymnasium-Robotics' ant has motors of five times the torque, and its mazes have other coordinates
+# `terminals` are set in every step near the goal, where the reward is 1, and the episode continues until `timeouts`; D4RL's
+# env ends at the goal. Gymnasium-Robotics' ant has motors with five times the torque, and its mazes have other coordinates
 _ANTMAZE = {
     name: _Task(None, steps, 0.0, 1.0, ends="timeouts", reward_argument="terminate_on_success")
     for name, steps in (("antmaze", 1000), ("antmaze-umaze", 700))
 }
-# One endless walk from goal to goal, which `timeouts` cut into pieces
+# One long walk from goal to goal, which `timeouts` split into pieces
 _MAZE2D = {
     "maze2d-umaze": _Task(None, 300, 23.85, 161.86),
     "maze2d-medium": _Task(None, 600, 13.13, 277.39),
@@ -85,7 +85,7 @@ _KITCHEN_FILES = {
 }
 _ADROIT_SUFFIXES = {"human": "-v0_demos_clipped", "cloned": "-demos-v0-bc-combined", "expert": "-v0_expert_clipped"}
 
-# In the names of files: the maze, whether the ant has several starts, and whether several goals
+# Parts of file names: the maze, whether the ant has several starts, and whether there are several goals
 _ANTMAZE_FILES = {
     "umaze": ("u-maze", False, False),
     "umaze-diverse": ("u-maze", True, True),
@@ -110,7 +110,7 @@ def _list_files() -> Iterator[tuple[str, str]]:
         for kind in _LOCOMOTION_KINDS:
             stem = f"{task}_{kind}".replace("-", "_")
             if kind == "medium-replay":
-                # Called mixed at the time, and one file has the task's name abbreviated
+                # The files are called mixed, and one file abbreviates the task's name
                 yield f"{task}-{kind}-v0", f"gym_mujoco/{task.removesuffix('2d')}_mixed.hdf5"
             elif kind != "full-replay":
                 yield f"{task}-{kind}-v0", f"gym_mujoco/{stem}.hdf5"
@@ -136,7 +136,7 @@ DATASETS: dict[str, str] = dict(_list_files())
 
 
 def _suggest(name: str) -> str | None:
-    """:return: The newest data set of that name, whatever its version; None if there is none"""
+    """:return: The newest version of the data set with this name; None if there is none"""
     return max((known for known in DATASETS if _unversioned(known) == _unversioned(name)), default=None)
 
 
@@ -151,27 +151,27 @@ def load_d4rl(
     progress_bar: bool = True,
 ) -> Demonstrations:
     """
-    The source ``d4rl:NAME``, such as ``d4rl:hopper-medium-v2``. A file that is not in the directory is downloaded to it,
-    and compared with the size and SHA-256 that are known of it (of most; see ``d4rl_checksums.py``).
+    The source ``d4rl:NAME``, such as ``d4rl:hopper-medium-v2``. A file that is missing in the directory is downloaded and
+    compared with its known size and SHA-256 (available for most files; see ``d4rl_checksums.py``).
 
-    Episodes end where the file's ``terminals`` (a termination) or ``timeouts`` (a truncation) say so; in a file without
-    ``timeouts``, where the task's step limit is reached as well. AntMaze's end at ``timeouts`` only: its ``terminals`` mark
-    every step near the goal, and the episode goes on (:meth:`Demonstrations.end_at_success` ends it there).
+    Episodes end at the file's ``terminals`` (a termination) and ``timeouts`` (a truncation); in a file without ``timeouts``,
+    they also end at the task's step limit. AntMaze's episodes end only at ``timeouts``: its ``terminals`` mark every step near
+    the goal, and the episode continues (:meth:`Demonstrations.end_at_success` ends it there).
 
-    Actions are clipped to [-1, 1], as all of these envs do. Observations are those of the file; kitchen's are 9 robot
-    positions, 21 object positions and 30 goals. Rewards are those of the file too; where they differ from those of an env at
-    its defaults, ``metadata`` holds the argument by which it rewards like the data: ``remove_task_when_completed`` (kitchen)
+    Actions are clipped to [-1, 1], as in all of these envs. Observations are those of the file; kitchen's are 9 robot
+    positions, 21 object positions and 30 goals. Rewards are also those of the file. If they differ from the rewards of an env
+    with default arguments, ``metadata`` contains the argument that makes them equal: ``remove_task_when_completed`` (kitchen)
     or ``terminate_on_success`` (AntMaze), False.
 
     :param spec: Name of the data set, see :data:`DATASETS`
-    :param directory: Where the files are. Default: ``$D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``
-    :param base_url: Where they are downloaded from: what stands before ``gym_mujoco_v2/hopper_medium-v2.hdf5``.
-        Default: ``$D4RL_DATASET_URL``, else Berkeley's server
-    :param max_episode_steps: Step limit for a file without ``timeouts``. Default: the task's
-    :param max_bytes: See :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
-    :param progress_bar: Show a progress bar while downloading; it needs tqdm, without which there is one line of text
-    :return: The demonstrations; ``metadata`` has the env that fits the actions
-    :raises ValueError: if there is no data set of that name, or ``base_url`` has no ``http://`` or ``https://``
+    :param directory: Directory of the files; None: ``$D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``
+    :param base_url: URL of the server: the part before ``gym_mujoco_v2/hopper_medium-v2.hdf5``; None: ``$D4RL_DATASET_URL``,
+        else Berkeley's server
+    :param max_episode_steps: Step limit for a file without ``timeouts``; None: the task's limit
+    :param max_bytes: Limit of the memory for arrays, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
+    :param progress_bar: Whether to show a progress bar while downloading; without tqdm, one line of text
+    :return: The demonstrations; ``metadata`` contains the env that fits the actions
+    :raises ValueError: if the data set is unknown, or ``base_url`` does not start with ``http://`` or ``https://``
     :raises ConnectionError: if the file cannot be downloaded
     :raises OSError: if the directory cannot be written, or the file is empty, truncated or not HDF5
     """
@@ -183,7 +183,7 @@ def load_d4rl(
             f"`base_url` (or ${URL_VARIABLE}) must begin with http:// or https://, got {base_url!r}. For files that are "
             f"already here, pass `directory` or set ${DIRECTORY_VARIABLE}."
         )
-    import_h5py()  # a missing package shall not be found out after the download
+    import_h5py()  # report a missing package before the download
     file = DATASETS[spec]
     folder = as_path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY)
     path = folder / file.rpartition("/")[2]
@@ -203,8 +203,8 @@ def load_d4rl(
             f"{base_url.rstrip('/')}/{file}",
             path,
             check=check,
-            advice=f"Without network, fetch the file elsewhere and put it at {path}, or name the folder that has it by "
-            f"`directory` or ${DIRECTORY_VARIABLE}; a mirror can be named by `base_url` or ${URL_VARIABLE}.",
+            advice=f"Without network, fetch the file elsewhere and put it at {path}, or pass its folder as "
+            f"`directory` or ${DIRECTORY_VARIABLE}; pass a mirror as `base_url` or ${URL_VARIABLE}.",
             max_bytes=MAX_BYTES if known is None else known.n_bytes,
             progress_bar=progress_bar,
             noun="D4RL file",
@@ -213,7 +213,7 @@ def load_d4rl(
         limit = task.max_episode_steps if max_episode_steps is None else max_episode_steps
         demonstrations = read_hdf5(path, limit, task.ends, max_bytes)
     except OSError as error:
-        raise OSError(f"{error} It stands for 'd4rl:{spec}': delete it, and the next call downloads it anew.") from error
+        raise OSError(f"{error} It is the file of 'd4rl:{spec}': delete it, and the next call downloads it again.") from error
     _clip_actions(demonstrations.actions, spec)
     demonstrations.metadata["source"] = f"d4rl:{spec}"
     if task.environment is not None:
@@ -224,21 +224,21 @@ def load_d4rl(
 
 
 def _check_checksum(path: Path, known: Checksum) -> None:
-    """:raises ValueError: if the file is another one than that which is known"""
+    """:raises ValueError: if the file has another size or checksum than the known file"""
     digest, n_bytes = hashlib.sha256(), path.stat().st_size
     with open(path, "rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     if (n_bytes, digest.hexdigest()) != known:
         raise ValueError(
-            f"It has {n_bytes:,} bytes and the SHA-256 {digest.hexdigest()}. The one that is known has {known.n_bytes:,} "
-            f"bytes and {known.sha256}: somebody has changed it, on the server or on the way. Files that you put there "
-            "yourself are not compared."
+            f"It has {n_bytes:,} bytes and the SHA-256 {digest.hexdigest()}. The known file has {known.n_bytes:,} bytes and "
+            f"{known.sha256}: the file was changed on the server or on the way. Files that you put there yourself are not "
+            "compared."
         )
 
 
 def _nearest(spec: str) -> str:
-    """:return: A question with the most similar names, empty if none is"""
+    """:return: A question with the most similar names; empty if there are no similar ones"""
     similar = difflib.get_close_matches(spec.lower(), sorted(DATASETS, reverse=True), n=3)
     return f"Did you mean {' or '.join(map(repr, similar))}? " if similar else ""
 
@@ -248,7 +248,7 @@ def _clip_actions(actions: np.ndarray, spec: str) -> None:
     Clip to [-1, 1], in place; warn if that is more than rounding.
 
     :param actions: ``(N, action_dim)``
-    :param spec: For the warning
+    :param spec: Name of the data set, for the warning
     """
     excess = np.abs(actions).max() - 1.0
     if excess > _ROUNDING:
@@ -268,15 +268,15 @@ def normalized_score(env_name: str, returns: float) -> float: ...
 def normalized_score(env_name: str, returns: Sequence[float] | np.ndarray) -> np.ndarray: ...
 def normalized_score(env_name: str, returns: float | Sequence[float] | np.ndarray) -> float | np.ndarray:
     """
-    D4RL's normalized score: 0 is a random policy, 100 D4RL's expert; ``100 (return - random) / (expert - random)``.
+    D4RL's normalized score, ``100 (return - random) / (expert - random)``: 0 for a random policy, 100 for D4RL's expert.
 
-    To compare with published scores, evaluate on version 4 of Gymnasium's envs: unlike D4RL's, version 5 does not reward the
-    step on which the robot falls (Hopper, Walker2d, Ant) and changes the models in places.
+    To compare with published scores, evaluate in version 4 of Gymnasium's envs: unlike D4RL's, version 5 does not reward the
+    step in which the robot falls (Hopper, Walker2d, Ant) and has slightly different models.
 
     :param env_name: Task (``hopper``), data set (``hopper-medium-v2``) or env (``Hopper-v4``)
-    :param returns: Undiscounted return of an episode, or a sequence or array of any shape of them
+    :param returns: Undiscounted return of an episode, or a sequence or array of returns of any shape
     :return: A float for one return, else an array of the same shape
-    :raises ValueError: if there is no score for that name, or ``returns`` are not numbers
+    :raises ValueError: if there is no score for the name, or ``returns`` are not numbers
     """
     task = _TASKS[_task_name(env_name)]
     values = np.asarray(returns)
@@ -306,7 +306,7 @@ def _task_name(env_name: str) -> str:
 
 
 def _task_of(dataset: str) -> str:
-    """:return: The task of a data set, by its name: the one whose name agrees furthest"""
+    """:return: The task of a data set: the one with the longest matching name"""
     return max((task for task in _TASKS if dataset.startswith(f"{task}-")), key=len)
 
 

@@ -1,16 +1,16 @@
 """
-Sizes and SHA-256 of D4RL's files. D4RL publishes none; these are those that TensorFlow Datasets has recorded for the same
-addresses (``tensorflow_datasets/d4rl/*/checksums.tsv``). It has none for kitchen, maze2d, relocate and antmaze-medium-play-v2.
+Sizes and SHA-256 of D4RL's files. D4RL does not publish them; TensorFlow Datasets has recorded these for the same URLs
+(``tensorflow_datasets/d4rl/*/checksums.tsv``), except for kitchen, maze2d, relocate and antmaze-medium-play-v2.
 """
 
 from typing import NamedTuple
 
-#: In bytes, of any of D4RL's files: the largest that is known has 0.75e9
+#: Largest accepted size of a file in bytes; the largest known file of D4RL has 0.75e9
 MAX_BYTES = 2 * 2**30
 
 
 class Checksum(NamedTuple):
-    """What is known of a file."""
+    """Size and checksum of a file."""
 
     n_bytes: int
     sha256: str
@@ -115,7 +115,7 @@ ant_maze_v2/Ant_maze_u-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hd
 c771dd63963cd7d9f55f24a6d809064f6b82250a6aeac4c9d13f9a1d06e8c932
 """
 
-#: File, below the base URL -> what is known of it
+#: File, relative to the base URL -> its size and checksum
 CHECKSUMS: dict[str, Checksum] = {
     path: Checksum(int(n_bytes), sha256) for path, n_bytes, sha256 in (line.split() for line in _RECORDED.strip().splitlines())
 }

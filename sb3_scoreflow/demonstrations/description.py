@@ -1,4 +1,4 @@
-"""What demonstrations hold, as a table to read."""
+"""A table that describes demonstrations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ _MAX_TEXT = 100
 def facts(arrays: Mapping[str, Array], stats: Mapping[str, float], metadata: Mapping[str, Any]) -> dict[str, str]:
     """
     :param arrays: Observations and actions, by their names
-    :param stats: As :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.statistics` returns them
+    :param stats: Result of :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.statistics`
     :param metadata: Facts about the data
-    :return: Name -> what :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.describe` says of it
+    :return: Name -> description, as in :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.describe`
     """
     return {
         "source": str(metadata.get("source", "collected" if "policy" in metadata else "not recorded")),
@@ -29,7 +29,7 @@ def facts(arrays: Mapping[str, Array], stats: Mapping[str, float], metadata: Map
 
 def describe(arrays: Mapping[str, Array], stats: Mapping[str, float], metadata: Mapping[str, Any]) -> str:
     """
-    :param arrays: See :func:`facts`, as for all
+    :param arrays: Observations and actions, by their names
     :param stats: Statistics
     :param metadata: Facts about the data
     :return: See :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.describe`

@@ -1,8 +1,8 @@
 """
-Download a file with the standard library: resumable, checked, and in its place only when it is complete.
+Resumable, checked downloads with the standard library. A file appears at its path only when it is complete.
 
-Beside ``NAME``, while it is on its way: ``NAME.part`` (what has arrived), ``NAME.part.json`` (which file on the server that
-belongs to) and ``NAME.lock`` (keeps other processes waiting).
+During the download of ``NAME``, there are ``NAME.part`` (the received bytes), ``NAME.part.json`` (the file on the server that
+they belong to) and ``NAME.lock`` (makes other processes wait).
 """
 
 import contextlib
@@ -33,33 +33,33 @@ _BLOCK = 1 << 18
 
 
 class _BrokenTransferError(Exception):
-    """The transfer ended early; another attempt may bring the rest."""
+    """The transfer ended early; another attempt may get the rest."""
 
 
 class _RefusedTransferError(Exception):
-    """The server sends what is not wanted; another attempt would bring the same."""
+    """The server's response is not acceptable; another attempt would give the same one."""
 
 
 @dataclass
 class _Origin:
-    """Which file on the server a partial download belongs to."""
+    """The file on the server that a partial download belongs to."""
 
     url: str
     size: int | None
-    """Bytes; None if the server did not say: it is not resumable then."""
+    """Size in bytes; None if the server did not report it, and the download then cannot be resumed."""
     validator: str | None
-    """For ``If-Range``: the server sends the rest only if its file is still this one."""
+    """Value for ``If-Range``: the server sends the rest only if its file has not changed."""
 
     def content_range(self, n_bytes: int) -> str:
-        """:return: The header of the response that continues after so many bytes"""
+        """:return: The expected header of a response that continues after this many bytes"""
         return f"bytes {n_bytes}-{(self.size or 0) - 1}/{self.size}"
 
 
 class _Partial:
     """
-    What has arrived of a download, on disk.
+    The received part of a download, on disk.
 
-    :param path: Where the file goes when it is complete
+    :param path: Path of the complete file
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,14 +68,13 @@ class _Partial:
 
     def resumable(self, url: str) -> tuple[int, _Origin | None]:
         """
-        :param url: Where the rest would come from
-        :return: The number of bytes that have arrived and their origin; 0 and None if what is there (if anything) cannot be
-            continued from this URL
+        :param url: URL of the file
+        :return: The number of received bytes and their origin; 0 and None if there is no part that this URL can continue
         """
         try:
             origin = _Origin(**json.loads(self._origin_path.read_text(encoding="utf-8")))
             n_bytes = self.path.stat().st_size
-        except (OSError, ValueError, TypeError):  # there is none, or it is not ours
+        except (OSError, ValueError, TypeError):  # there is no partial download, or another program wrote it
             return 0, None
         if origin.url != url or origin.size is None or not 0 < n_bytes <= origin.size:
             return 0, None
@@ -83,23 +82,25 @@ class _Partial:
 
     def restart(self, origin: _Origin) -> None:
         """
-        Forget what has arrived.
+        Discard the received part and start again.
 
-        :param origin: What will arrive
+        :param origin: Origin of the new download
         """
-        # In this order: at no time does what has arrived stand beside the origin of something else
+        # In this order, so that received bytes are never beside the origin of another file
         self.discard()
         self.path.touch()
         self._origin_path.write_text(json.dumps(asdict(origin)), encoding="utf-8")
 
     def discard(self) -> None:
-        """Delete all of it."""
+        """Delete the partial download."""
         self._origin_path.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
     def move_to(self, path: Path) -> None:
         """
-        :param path: Where to, in the same folder; in one step
+        Move the file to its path in one step.
+
+        :param path: Final path, in the same folder
         """
         move(self.path, path)
         self._origin_path.unlink(missing_ok=True)
@@ -116,26 +117,26 @@ def download(
     noun: str = "file",
 ) -> None:
     """
-    Fetch a file that is not there yet. What arrives is kept until it is complete: a call after a failed one resumes it, if the
-    server supports that and has the same file still. Of several processes, one downloads and the others wait for it.
+    Download a file that does not exist yet. The received part is kept until it is complete: the next call after a failure
+    resumes the download, if the server supports this and its file has not changed. If several processes need the file, one
+    downloads it and the others wait.
 
-    :param url: ``http`` or ``https``. Redirections are followed to such, from ``https`` to ``https`` only
-    :param path: Where to; missing folders are made
-    :param check: Gets the path of the complete download before that takes its place; raises OSError or ValueError if it is bad
-    :param advice: Last sentences of the error messages: what to do instead
-    :param max_bytes: No more than so many are stored
-    :param progress_bar: Show a progress bar if tqdm is installed, else one line
-    :param noun: What error messages call the file
-    :raises ConnectionError: if the file cannot be fetched, or not completely, is too large, or is said to be elsewhere than on
-        the web
-    :raises OSError: if the folder cannot be written, or the check failed; nothing is at ``path`` then
+    :param url: ``http`` or ``https`` URL. Redirections are only followed to such URLs, and from ``https`` only to ``https``
+    :param path: Path of the file; missing folders are created
+    :param check: Function that gets the path of the complete download and raises OSError or ValueError if it is invalid
+    :param advice: Last sentences of error messages, with a remedy
+    :param max_bytes: Largest accepted size of the file
+    :param progress_bar: Whether to show a progress bar; without tqdm, one line of text
+    :param noun: Name of the file in error messages
+    :raises ConnectionError: if the file cannot be downloaded completely, is too large, or is redirected to another kind of URL
+    :raises OSError: if the folder cannot be written, or the check failed; then there is no file at ``path``
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(alone(path))
         except OSError as error:
             raise OSError(f"The folder {path.parent}, for {url}, cannot be written: {error}. {advice}") from error
-        if path.exists():  # downloaded by the process that this one has waited for
+        if path.exists():  # another process has downloaded it
             return
         partial = _Partial(path)
         try:
@@ -150,16 +151,16 @@ def download(
             check(partial.path)
         except (OSError, ValueError) as error:
             partial.discard()
-            raise OSError(f"What {url} sent is no valid {noun}, so nothing was stored at {path}: {error} {advice}") from error
+            raise OSError(f"{url} did not send a valid {noun}, so nothing was stored at {path}: {error} {advice}") from error
         partial.move_to(path)
 
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
     """
-    Of several processes, let one make a file while the others wait.
+    Let one process create a file while others wait.
 
-    :param path: Of the file; missing folders are made
+    :param path: path of the file; missing folders are created
     :raises OSError: if the folder cannot be written
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,17 +169,17 @@ def alone(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Before it is released: whoever waits for it notices that it is gone, and makes a new one
-            with contextlib.suppress(OSError):  # Windows deletes no open files
+            # Removed before it is released, so that waiting processes notice this and create a new one
+            with contextlib.suppress(OSError):  # Windows cannot delete open files
                 lock.unlink()
 
 
 def _fetch(url: str, partial: _Partial, name: str, max_bytes: int, progress_bar: bool) -> None:
     """
-    Several attempts, each of which resumes where the last one ended.
+    Try several times; each attempt resumes where the last one ended.
 
-    :raises _BrokenTransferError: if none completes the file
-    :raises _RefusedTransferError: if what the server sends is refused
+    :raises _BrokenTransferError: if no attempt completes the file
+    :raises _RefusedTransferError: if the response is not acceptable
     :raises urllib.error.URLError: if the server cannot be reached or refuses, which further attempts would not change
     """
     attempt = 1
@@ -195,14 +196,14 @@ def _fetch(url: str, partial: _Partial, name: str, max_bytes: int, progress_bar:
 
 def _transfer(url: str, partial: _Partial, name: str, max_bytes: int, progress_bar: bool) -> None:
     """
-    One request for what is missing.
+    Request the missing part.
 
-    :raises _BrokenTransferError: if it is incomplete
-    :raises _RefusedTransferError: if it is too large, or elsewhere than on the web
+    :raises _BrokenTransferError: if the response is incomplete
+    :raises _RefusedTransferError: if the file is too large, or redirected to another kind of URL
     :raises urllib.error.URLError: if the server cannot be reached or refuses
     """
     n_bytes, known = partial.resumable(url)
-    if known is not None and n_bytes == known.size:  # ended between the last byte and the check
+    if known is not None and n_bytes == known.size:  # interrupted between the last byte and the check
         return
     headers = {"User-Agent": "sb3-scoreflow", "Accept-Encoding": "identity"}
     if known is not None:
@@ -212,32 +213,32 @@ def _transfer(url: str, partial: _Partial, name: str, max_bytes: int, progress_b
     with _open(urllib.request.Request(url, headers=headers), partial) as response:
         if response.status == http.client.PARTIAL_CONTENT:
             origin = known
-            # A server that ignores If-Range, or counts differently: its bytes do not belong behind ours
+            # The server ignores If-Range or sends another range: its bytes do not continue the received part
             if origin is None or response.headers.get("Content-Range") != origin.content_range(n_bytes):
                 partial.discard()
                 raise _BrokenTransferError("the file on the server has changed")
         else:
-            # The whole file: a first request, no support for Range, or the server's file is another one now
+            # The whole file: a first request, no support for Range, or the server's file has changed
             n_bytes, origin = 0, _origin(url, response.headers)
             if origin.size is not None and origin.size > max_bytes:
-                raise _RefusedTransferError(f"the file has {origin.size:,} bytes, but may have {max_bytes:,} at most")
+                raise _RefusedTransferError(f"the file has {origin.size:,} bytes, but at most {max_bytes:,} are allowed")
             partial.restart(origin)
         with open(partial.path, "ab") as file:
             for block in _with_progress(_blocks(response), name, n_bytes, origin.size, progress_bar):
                 n_bytes += len(block)
-                if n_bytes > max_bytes:  # a server that does not say how many there are
+                if n_bytes > max_bytes:  # the server has not reported the size
                     partial.discard()
-                    raise _RefusedTransferError(f"the file has more than the {max_bytes:,} bytes that it may have at most")
+                    raise _RefusedTransferError(f"the file has more than the {max_bytes:,} bytes that are allowed")
                 file.write(block)
-    # http.client does not complain when the connection is closed early
+    # http.client does not raise an error if the connection is closed early
     if origin.size is not None and n_bytes != origin.size:
         raise _BrokenTransferError(f"the connection ended after {n_bytes:,} of {origin.size:,} bytes")
 
 
 def _origin(url: str, headers: http.client.HTTPMessage) -> _Origin:
-    """:return: What the headers of a response with the whole file say of it"""
+    """:return: Origin of a file, from the headers of a response with the whole file"""
     length, etag = headers.get("Content-Length", ""), headers.get("ETag")
-    # A weak tag promises equal meaning, not equal bytes
+    # A weak tag does not guarantee equal bytes
     validator = etag if etag is not None and not etag.startswith("W/") else headers.get("Last-Modified")
     return _Origin(url, int(length) if length.isdecimal() else None, validator)
 
@@ -245,7 +246,7 @@ def _origin(url: str, headers: http.client.HTTPMessage) -> _Origin:
 def _open(request: urllib.request.Request, partial: _Partial) -> Any:
     """
     :return: The response
-    :raises _BrokenTransferError: if it did not come, or the range was refused
+    :raises _BrokenTransferError: if there was no response, or the range was refused
     :raises urllib.error.URLError: if the server cannot be reached or refuses
     """
     try:
@@ -263,7 +264,7 @@ def _open(request: urllib.request.Request, partial: _Partial) -> Any:
 
 
 class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Those of the standard library, which would follow to ftp, and from an encrypted connection to one that is not."""
+    """Redirections of the standard library, but without those to ftp and from encrypted to unencrypted connections."""
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         target = urllib.parse.urljoin(req.full_url, headers.get("Location") or "")
@@ -279,7 +280,7 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """:return: What opens addresses of the web, and no others: the standard library's also opens ftp, files and data"""
+    """:return: Opener for http and https; the standard library's default also opens ftp, files and data"""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -296,8 +297,8 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """
-    :return: The body, in blocks
-    :raises _BrokenTransferError: if the connection fails on the way
+    :return: Blocks of the body
+    :raises _BrokenTransferError: if the connection fails
     """
     try:
         while block := response.read(_BLOCK):
@@ -307,7 +308,7 @@ def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def _reason(error: Exception) -> str:
-    """:return: What went wrong, in words"""
+    """:return: Description of the error"""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answered {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError):
@@ -317,12 +318,12 @@ def _reason(error: Exception) -> str:
 
 def _with_progress(blocks: Iterable[bytes], name: str, initial: int, total: int | None, show: bool) -> Iterable[bytes]:
     """
-    :param blocks: What arrives
-    :param name: Of the file
-    :param initial: Bytes that are there already
-    :param total: Bytes in the end, None if unknown
-    :param show: Whether to show anything
-    :return: The blocks; a line is shown where tqdm is not installed, as nobody asked for a bar
+    :param blocks: Received blocks
+    :param name: Name of the file
+    :param initial: Number of bytes received before
+    :param total: Total number of bytes; None if unknown
+    :param show: Whether to show progress
+    :return: The blocks; without tqdm, a line is shown instead of a bar, because the bar is optional
     """
     try:
         return progress(blocks, total, show, size=len, desc=name, initial=initial, unit="B", unit_scale=True)

@@ -1,4 +1,4 @@
-"""Demonstrations from a path: what the file or folder is, its suffix says."""
+"""Demonstrations from a path, whose suffix determines the format."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,19 +17,19 @@ _READERS: dict[str, Callable[..., Demonstrations]] = {".npz": read_npz, ".pkl": 
 @register_source("file")
 def load_file(spec: str, **kwargs: Any) -> Demonstrations:
     """
-    The source ``file:PATH``: HDF5 with D4RL's layout, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`; or, by its
-    suffix, ``.npz`` (:func:`~sb3_scoreflow.demonstrations.npz.read_npz`), ``.pkl`` and ``.pickle``
+    The source ``file:PATH``: an HDF5 file with D4RL's layout, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`; or,
+    according to the suffix, ``.npz`` (:func:`~sb3_scoreflow.demonstrations.npz.read_npz`), ``.pkl`` and ``.pickle``
     (:func:`~sb3_scoreflow.demonstrations.pickles.read_pickle`); or a folder that imitation has saved
     (:func:`~sb3_scoreflow.demonstrations.imitation_folder.read_imitation_folder`).
 
     :param spec: The path; ``~`` is expanded
-    :param kwargs: Passed on to the reader
+    :param kwargs: Further arguments of the reader
     :return: The demonstrations
     """
     path = spec.removeprefix("//")
     expanded = as_path(path)
     if is_imitation_folder(expanded):
         return read_imitation_folder(path, **kwargs)
-    # What is not there, or no file, is told in one place
+    # read_hdf5 reports missing paths and folders
     read = _READERS.get(expanded.suffix.lower(), read_hdf5) if expanded.is_file() else read_hdf5
     return read(path, **kwargs)

@@ -1,4 +1,4 @@
-"""Do flags mark ends of episodes? What they look like where they mark something else."""
+"""Detection of flags that do not mark ends of episodes."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,20 +6,20 @@ import numpy as np
 
 from sb3_scoreflow.demonstrations.conversion import EPISODES_ADVICE
 
-# Fewer flags than these may be chance
+# Fewer flags may be coincidence
 _MIN_PAIRS = 5
 _MIN_EPISODES = 3
-# Where flags stay on for a while, the episodes between have at least this many steps (in the median)
+# If flags stay on for several steps, the episodes between them have at least this median length
 _LONG = 4
 
 
 def describe_odd_ends(terminations: np.ndarray, truncations: np.ndarray) -> str | None:
     """
-    Recognize flags that cannot be ends of episodes. Episodes of one step are nothing odd where all have one, or some have.
+    Recognize flags that cannot be ends of episodes. Episodes of one step are plausible if all, or only some, have this length.
 
     :param terminations: ``(N,)`` bools
     :param truncations: ``(N,)`` bools; at least one of both is set
-    :return: What looks wrong, and what to do; None if nothing does
+    :return: Description of the problem and remedy; None if there is no problem
     """
     ends = terminations | truncations
     name, flags = "`terminations` and `truncations`", ends
@@ -35,14 +35,14 @@ def describe_odd_ends(terminations: np.ndarray, truncations: np.ndarray) -> str 
     where = f"{name} (set on {np.count_nonzero(flags)} of {len(ends)} transitions)"
     if _come_in_runs(flags):
         counts = f"{len(lengths) - len(longer)} of the {len(lengths)} episodes would have one step"
-        # Unset flags that stand alone: by the end of the data, or by their number, no chance
+        # Single unset flags: their position at the end of the data, or their number, is no coincidence
         if lengths.max() <= 2 and (n_rest == 1 or (n_rest == 0 and len(longer) ** 2 >= 2 * len(ends))):
             return _describe_masks(where, counts)
         if len(longer) == 0 or np.median(longer) >= _LONG:
             return (
-                f"{where} stay on for many steps in a row: {counts}. So do flags that mark a goal that is reached, or that "
-                "are kept up after the end, rather than the end of an episode. Set them on the last transition of each "
-                "episode only, and leave out what follows it. Where the episodes go on until `truncations` (in a file, "
+                f"{where} stay on for many steps in a row: {counts}. Flags that mark a reached goal, or stay on after the "
+                "end, look like this. Set flags only on the last transition of each episode, and leave out later transitions. "
+                "If the episodes continue until `truncations` (in a file, "
                 '`timeouts`), pass terminations=None (for a file, load_demonstrations(path, ends="timeouts"); for a Minari '
                 'dataset, ends="episodes").'
             )
@@ -66,7 +66,7 @@ def describe_rest(n_rest: int, lengths: np.ndarray) -> str:
     """
     :param n_rest: Number of transitions after the last end
     :param lengths: ``(n_episodes,)``
-    :return: A sentence on what is dropped, and a second one where that is more than an episode
+    :return: A sentence about the dropped transitions, and a second one if they are longer than an episode
     """
     text = f"Dropped {n_rest} transitions after the last episode end."
     if n_rest > lengths.max():
@@ -81,10 +81,10 @@ def describe_rows_of_episodes(
     observation_shapes: Iterable[tuple[int, ...]], action_shape: tuple[int, ...], lengths: np.ndarray
 ) -> str | None:
     """
-    :param observation_shapes: Of the observation arrays
-    :param action_shape: Of the actions, ``(N, ...)``
+    :param observation_shapes: observation shapes of the observation arrays
+    :param action_shape: action shape of the actions, ``(N, ...)``
     :param lengths: ``(n_episodes,)``
-    :return: What looks wrong if entries seem to be episodes instead of transitions; None if nothing does
+    :return: Description of the problem if entries seem to be episodes instead of transitions; else None
     """
     if len(action_shape) < 3 or action_shape[1] == 1 or not 2 * np.count_nonzero(lengths == 1) > len(lengths):
         return None
@@ -92,14 +92,14 @@ def describe_rows_of_episodes(
         return None
     return (
         f"`actions` of shape {action_shape}, with observations of {action_shape[1]} rows each, and one flag per entry: are "
-        f"they {action_shape[0]} episodes of {action_shape[1]} steps? They are taken for {action_shape[0]} transitions. "
+        f"they {action_shape[0]} episodes of {action_shape[1]} steps? They are interpreted as {action_shape[0]} transitions. "
         f"{EPISODES_ADVICE}."
     )
 
 
 def describe_extra_observations(n_extra: int, flags: Mapping[str, np.ndarray]) -> str:
     """
-    :param n_extra: By how much the observations are longer than the actions
+    :param n_extra: Number of observations minus number of actions
     :param flags: ``(N,)`` flags
     :return: Advice for observations with one more per episode
     """
@@ -122,11 +122,11 @@ def _come_in_runs(flags: np.ndarray) -> bool:
 
 
 def _describe_masks(where: str, counts: str) -> str:
-    return f"{where} are almost everywhere: {counts}. So are masks, which are 0 at the end of an episode. Pass x == 0 instead."
+    return f"{where} are almost everywhere: {counts}. They look like masks, which are 0 at an end. Pass x == 0 instead."
 
 
 def _describe_complement(terminations: np.ndarray, truncations: np.ndarray) -> str | None:
-    """:return: What looks wrong where every transition has a flag, see :func:`describe_odd_ends`"""
+    """:return: Description of the problem if every transition has a flag, see :func:`describe_odd_ends`"""
     name, masks = max(("`terminations`", terminations), ("`truncations`", truncations), key=lambda item: item[1].sum())
     unset = ~masks
     is_complement = np.array_equal(terminations, ~truncations) and unset.any()

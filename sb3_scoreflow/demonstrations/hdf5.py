@@ -1,8 +1,8 @@
 """
 Demonstrations in HDF5 files with D4RL's layout.
 
-Five flat arrays with one entry per transition: ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts``.
-Rewards may be missing; so may ``timeouts``, where the step limit is known.
+A file has five flat arrays with one entry per transition: ``observations``, ``actions``, ``rewards``, ``terminals``,
+``timeouts``. Rewards may be missing, and so may ``timeouts`` if the step limit is known.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from sb3_scoreflow.safe_hdf5.groups import Group, import_h5py, open_root
 
 FORMAT_VERSION = 1
 _VERSION_ATTRIBUTE = "sb3_scoreflow_format"
-# Of images that are copied out of a file: what one chunk has at most, unless an image is larger, and what is held at once
+# For images copied from a file: largest size of a chunk, unless an image is larger, and of the copied block, in bytes
 _CHUNK_BYTES = 2**16
 _WRITE_BYTES = 2**24
 _MAX_NAME = 2**12
@@ -42,19 +42,19 @@ def read_hdf5(
     max_bytes: int | None = None,
 ) -> Demonstrations:
     """
-    :param path: The file; ``~`` is expanded. Anything in it but the five arrays above is ignored; ``observations`` may be a
-        group with one array per key of a ``Dict`` observation space
-    :param max_episode_steps: The env's step limit, to cut episodes where the file has no ``timeouts`` (else it is not used).
-        Files may give it in an attribute of this name
-    :param ends: ``"timeouts"`` if only these end episodes: ``terminals`` that mark steps at a goal, as in D4RL's AntMaze, are
-        not read then. If None, both end them
-    :param max_bytes: How many bytes the arrays may take in memory. Default: 64 times the size of the file, but at least
-        256 MiB; what is compressed better, or was never written, needs more
-    :return: The demonstrations; the file's attributes become their metadata, those that are single numbers or texts
-    :raises FileNotFoundError: if there is no such file
-    :raises OSError: if it cannot be read: empty, truncated, not HDF5
-    :raises ValueError: if an array is missing, does not fit the others, takes its data from another file, is larger than
-        ``max_bytes``, or ``ends`` is unknown
+    :param path: Path of the file; ``~`` is expanded. Other content than the five arrays above is ignored; ``observations`` may
+        be a group with one array per key of a ``Dict`` observation space
+    :param max_episode_steps: The env's step limit, which ends episodes if the file has no ``timeouts``, and is not used
+        otherwise; None: the file's attribute of this name, if there is one
+    :param ends: ``"timeouts"`` if only these end episodes: ``terminals`` are then not read, because they mark steps at a goal,
+        as in D4RL's AntMaze. None: both end episodes
+    :param max_bytes: Largest memory for the arrays, in bytes; None: 64 times the size of the file, but at least 256 MiB. Data
+        that are compressed more strongly, or were never written, need more
+    :return: The demonstrations; their metadata are those attributes of the file that are single numbers or strings
+    :raises FileNotFoundError: if the file does not exist
+    :raises OSError: if it cannot be read, because it is empty, truncated or not HDF5
+    :raises ValueError: if an array is missing, does not fit the others, takes its data from another file or is larger than
+        ``max_bytes``, or if ``ends`` is unknown
     """
     if ends not in (None, _TIMEOUTS):
         raise ValueError(f"`ends` must be {_TIMEOUTS!r}, or None for `terminals` and `timeouts`, got {ends!r}.")
@@ -91,9 +91,9 @@ def read_hdf5(
 
 def write_hdf5(demonstrations: Demonstrations, path: AnyPath) -> None:
     """
-    :param demonstrations: What to write; their metadata become attributes of the file
-    :param path: Where to; missing folders are made, ``~`` is expanded, an existing file is replaced in one step
-    :raises OSError: if it cannot be written, as when the disk is full; a file that was there stays as it was
+    :param demonstrations: Demonstrations to write; their metadata become attributes of the file
+    :param path: Path of the file; missing folders are created, ``~`` is expanded, an existing file is replaced in one step
+    :raises OSError: if it cannot be written, for example because the disk is full; an existing file then stays unchanged
     :raises ValueError: if an observation key or an entry of the metadata cannot be stored in HDF5, or is reserved
     """
     h5py = import_h5py()
@@ -119,26 +119,26 @@ def write_hdf5(demonstrations: Demonstrations, path: AnyPath) -> None:
 
 def check_key(key: str) -> None:
     """
-    :param key: Of observations
-    :raises ValueError: if it cannot name an HDF5 dataset: HDF5 would take it for a path, or for another name
+    :param key: key of observations
+    :raises ValueError: if it cannot name an HDF5 dataset, because HDF5 would interpret it as a path or another name
     """
     if "/" in key or key in ("", ".") or not _is_storable(key):
         raise ValueError(f"The observation key {key!r} cannot name an HDF5 dataset. Rename it.")
 
 
 def _check_metadata(metadata: dict[str, str | int | float | bool]) -> None:
-    """:raises ValueError: if an entry cannot be stored in HDF5, or would be another one there"""
+    """:raises ValueError: if HDF5 cannot store an entry, or would change it"""
     if _VERSION_ATTRIBUTE in metadata:
         raise ValueError(f"The metadata key {_VERSION_ATTRIBUTE!r} is reserved. Rename it.")
     for key, value in metadata.items():
         if not key or not _is_storable(key):
             raise ValueError(
-                f"The metadata key {key[:99]!r} cannot name an HDF5 attribute: it is empty, very long, or has NUL or halves "
-                "of characters in it. Rename it."
+                f"The metadata key {key[:99]!r} cannot name an HDF5 attribute: it is empty, very long, or contains NUL or "
+                "incomplete characters. Rename it."
             )
         if isinstance(value, str) and not _is_text(value):
             raise ValueError(
-                f"`metadata[{key!r}]` has NUL or halves of characters in it, which HDF5 does not store. Take them out."
+                f"`metadata[{key!r}]` contains NUL or incomplete characters, which HDF5 does not store. Remove them."
             )
         if isinstance(value, int) and not -(2**63) <= value < 2**64:
             raise ValueError(
@@ -160,14 +160,14 @@ def open_hdf5(path: Path) -> Iterator[Group]:
     :param path: The file
     :return: The root of the open file, to read inside a ``with`` block
     :raises ImportError: if h5py is not installed
-    :raises FileNotFoundError: if there is no such file
-    :raises OSError: if it cannot be opened, or read inside the block: empty, truncated, not HDF5
+    :raises FileNotFoundError: if the file does not exist
+    :raises OSError: if it cannot be opened, or read inside the block, because it is empty, truncated or not HDF5
     """
-    import_h5py()  # a missing package is told before a missing file
+    import_h5py()  # report a missing package before a missing file
     if not path.exists():
         raise FileNotFoundError(
             f"There is no demonstration file {path} (seen from {Path.cwd()}). Check the path. "
-            "Data that come with the package are named like 'builtin:hopper-medium'."
+            "Built-in data have names such as 'builtin:hopper-medium'."
         )
     if path.is_dir():
         kind = describe_folder(path)
@@ -203,9 +203,9 @@ def _check_keys(file: Group, path: Path) -> None:
 def _open(file: Group, key: str) -> HDF5Array | dict[str, HDF5Array]:
     """
     :param file: The open file
-    :param key: Of an array, or of a group of arrays
-    :return: The array, or those in the group, unread
-    :raises UnusableFileError: if it is something else
+    :param key: key of an array, or of a group of arrays
+    :return: The array, or the arrays in the group; nothing is read
+    :raises UnusableFileError: if it is neither
     """
     node = file[key]
     if isinstance(node, HDF5Array):
@@ -220,9 +220,9 @@ def _open(file: Group, key: str) -> HDF5Array | dict[str, HDF5Array]:
 
 def _check_arrays(nodes: dict[str, HDF5Array | dict[str, HDF5Array]], max_bytes: int | None, path: Path) -> None:
     """
-    What can be known before anything is read.
+    Checks before anything is read.
 
-    :param nodes: What will be read
+    :param nodes: Arrays to read
     :param max_bytes: See :func:`read_hdf5`
     :param path: The file
     :raises UnusableFileError: if arrays do not fit each other, or are larger than the limit
@@ -240,22 +240,23 @@ def _check_arrays(nodes: dict[str, HDF5Array | dict[str, HDF5Array]], max_bytes:
 
 
 def _read(node: HDF5Array | dict[str, HDF5Array]) -> LoadedObservations:
-    """:return: The content of an array, or of all in a group"""
+    """:return: The content of an array, or of all arrays in a group"""
     return {key: array.read() for key, array in node.items()} if isinstance(node, dict) else node.read()
 
 
 def _write(file: Any, name: str, array: Array, target: HDF5Target) -> None:
     """
     :param file: The open ``h5py.File``
-    :param name: Of the new dataset
-    :param array: To copy, a block of chunks at a time
-    :param target: What the file is written to
-    :raises OSError: if that fails
+    :param name: name of the new dataset
+    :param array: Array to copy, one block of chunks at a time
+    :param target: Target to which HDF5 writes the file
+    :raises OSError: if writing fails
     """
     row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
     chunks: Any = True
     if isinstance(array, LazyImages):
-        # Of whole images: h5py's own choice has parts of many images in a chunk, which would be compressed many times over
+        # Chunks consist of whole images: h5py's default puts parts of many images into a chunk, which would be compressed
+        # again for each image
         chunks = (min(max(1, _CHUNK_BYTES // row_bytes), len(array)), *array.shape[1:])
     dataset = file.create_dataset(name, array.shape, array.dtype, chunks=chunks, compression="gzip", shuffle=True)
     block_rows = dataset.chunks[0] * max(1, _WRITE_BYTES // (dataset.chunks[0] * row_bytes))
@@ -269,8 +270,8 @@ def _read_metadata(file: Group, path: Path) -> dict[str, str | int | float | boo
     metadata, others = file.attrs.scalars()
     if others:
         warnings.warn(
-            f"The attributes {sorted(others)} of the demonstration file {path} are no single numbers or texts: left out of "
-            "the metadata."
+            f"The attributes {sorted(others)} of the demonstration file {path} are not single numbers or strings: left "
+            "out of the metadata."
         )
     return metadata
 
@@ -285,7 +286,7 @@ def _infer_timeouts(terminals: np.ndarray, max_episode_steps: Any, path: Path) -
     """
     :param terminals: ``(N,)`` flags
     :param max_episode_steps: The env's step limit
-    :param path: For the error message
+    :param path: Path of the file, for the error message
     :return: ``(N,)`` flags, True where an episode reaches the limit
     :raises ValueError: if the limit is unknown
     """

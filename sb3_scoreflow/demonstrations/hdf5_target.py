@@ -1,8 +1,8 @@
 """
-Where HDF5 files are written to, as HDF5 does not get over a disk that is full.
+The target of HDF5 files, which hides a full disk from HDF5.
 
-A file that it cannot write, it cannot close: its descriptor stays open and its space in use, dozens of lines are printed, and
-some versions crash the process. So HDF5 does not hear of it.
+HDF5 cannot close a file that it cannot write: the descriptor stays open and its space in use, HDF5 prints dozens of lines, and
+some versions crash the process. Therefore the target does not report errors of the disk to HDF5.
 """
 
 import io
@@ -15,14 +15,14 @@ from typing import Any
 
 class HDF5Target(io.RawIOBase):
     """
-    A file for HDF5. What it writes after the disk has failed is kept in memory, so that it can close the file: whoever writes
-    calls :meth:`check` often, so that this is not much.
+    A file for HDF5. After a failure of the disk, further data are kept in memory, so that HDF5 can close the file. Call
+    :meth:`check` often while writing, so that these data stay small.
 
-    :param path: of an existing or new file
+    :param path: path of an existing or new file
     """
 
     def __init__(self, path: Path) -> None:
-        #: What the disk said
+        #: The error of the disk; None if there was no error
         self.error: OSError | None = None
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         self._kept: list[tuple[int, bytes]] = []
@@ -90,15 +90,15 @@ class HDF5Target(io.RawIOBase):
         if not self.closed:
             super().close()
             os.close(self._handle)
-            self._handle = -1  # the number may become another file's, and HDF5 may not have closed this one
+            self._handle = -1  # the number may be reused for another file before HDF5 has closed this one
 
 
 @contextmanager
 def hdf5_target(path: Path) -> Iterator[HDF5Target]:
     """
-    :param path: of a file, which is made if it is missing
-    :return: context manager giving what ``h5py.File`` writes to, and closes, inside the block
-    :raises OSError: what the disk said, whatever HDF5 made of it
+    :param path: path of a file, which is created if it does not exist
+    :return: context manager with the target, to which ``h5py.File`` writes, and which it closes, inside the block
+    :raises OSError: the error of the disk, if there was one
     """
     with HDF5Target(path) as target:
         try:

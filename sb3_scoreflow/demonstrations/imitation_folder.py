@@ -1,4 +1,4 @@
-"""The folders in which imitation saves trajectories since version 1.0: data sets of Hugging Face, read without it."""
+"""Folders of trajectories saved by imitation since version 1.0: Hugging Face data sets, read without its packages."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _NEEDED = ("obs", "acts", "terminal")
 
 
 def is_imitation_folder(path: Path) -> bool:
-    """:return: Whether the columns of a data set of Hugging Face in this folder are imitation's"""
+    """:return: Whether this folder has a Hugging Face data set with imitation's columns"""
     try:
         features = json.loads((path / _INFO).read_text(encoding="utf-8"))["features"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -26,10 +26,11 @@ def is_imitation_folder(path: Path) -> bool:
 
 def read_imitation_folder(path: AnyPath, *, max_bytes: int | None = None) -> Demonstrations:
     """
-    Read what ``imitation.data.serialize.save`` has written. Its ``infos`` are not read: decoding them would run code.
+    Read a folder written by ``imitation.data.serialize.save``. Its ``infos`` are not read, because decoding them would execute
+    code.
 
-    :param path: The folder; ``~`` is expanded
-    :param max_bytes: How many bytes the data may take in memory. Default: 64 times the size of the files, but at least 256 MiB
+    :param path: Path of the folder; ``~`` is expanded
+    :param max_bytes: Largest memory for the data, in bytes; None: 64 times the size of the files, but at least 256 MiB
     :return: The demonstrations
     :raises ImportError: if pyarrow is not installed
     :raises OSError: if a file is missing or damaged
@@ -42,7 +43,7 @@ def read_imitation_folder(path: AnyPath, *, max_bytes: int | None = None) -> Dem
     folder = as_path(path)
     files = sorted(folder.glob("*.arrow"))
     if not files:
-        raise FileNotFoundError(f"There is no file data-*.arrow in {folder}: it is not complete. Copy all of it.")
+        raise FileNotFoundError(f"There is no file data-*.arrow in {folder}: it is incomplete. Copy the whole folder.")
     limit = resolve_limit(max_bytes, sum(file.stat().st_size for file in files))
     trajectories: list[dict[str, Any]] = []
     n_bytes = 0

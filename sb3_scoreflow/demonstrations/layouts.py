@@ -1,7 +1,7 @@
 """
-Layouts of arrays in one file, by their names, that programs of the field write: as ``.npz`` or as a pickled dict.
+Common layouts of arrays in one file, ``.npz`` or a pickled dict, which are recognized by the names of the arrays.
 
-Which one it is the names tell. What could be meant in two ways is no layout here: the error has code for it.
+Ambiguous names are not treated as a layout; the error message contains code for them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,29 +15,29 @@ from sb3_scoreflow.demonstrations.container import Demonstrations
 from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError
 
 SCALES = ("obs_min", "obs_max", "action_min", "action_max")
-"""What DPPO's ``normalization.npz`` has."""
+"""Names of the arrays in DPPO's ``normalization.npz``."""
 
 _RANGE_SLACK = 1e-3
 _RANGE_EPSILON = 1e-6
 
 
 class Layout(NamedTuple):
-    """Arrays by their names, and what to make of them."""
+    """Names of arrays, and the function that creates demonstrations from them."""
 
     program: str
     needed: tuple[str, ...]
     optional: tuple[str, ...]
     make: Callable[..., Demonstrations]
     is_scaled: bool = False
-    """Whether there are scales beside it, and perhaps images."""
+    """Whether there may be a file with scales beside it, and images in it."""
     excluded: tuple[str, ...] = ()
-    """Names that make it another one."""
+    """Names that do not occur in this layout."""
 
 
 def find_layout(names: Collection[str]) -> Layout | None:
     """
-    :param names: Of arrays
-    :return: The layout that they are in; None if it is none of these
+    :param names: names of arrays
+    :return: The layout with these names; None if it is unknown
     """
     return next(
         (layout for layout in LAYOUTS if set(layout.needed) <= set(names) and not set(layout.excluded) & set(names)),
@@ -52,12 +52,12 @@ def _from_flat(arrays: Mapping[str, Any]) -> Demonstrations:
 
 
 def _from_ogbench(arrays: Mapping[str, Any]) -> Demonstrations:
-    """OGBench's ``terminals`` are where recordings end: nothing is reached there."""
+    """OGBench's ``terminals`` mark the ends of recordings, which are truncations."""
     return Demonstrations(arrays["observations"], arrays["actions"], truncations=_column(arrays["terminals"]))
 
 
 def _from_imitation(arrays: Mapping[str, Any]) -> Demonstrations:
-    """imitation's flat arrays before its version 1.0: ``indices`` are where trajectories but the first begin in ``acts``."""
+    """imitation's flat arrays before version 1.0: ``indices`` are the starts in ``acts`` of all trajectories but the first."""
     acts, obs, terminal = (np.asarray(arrays[name]) for name in ("acts", "obs", "terminal"))
     indices = np.asarray(arrays["indices"])
     count = len(terminal)
@@ -84,8 +84,8 @@ def _from_dppo(arrays: Mapping[str, Any], scales: Mapping[str, Any] | None) -> D
     """
     The pretraining data of DPPO and ReinFlow. ``terminals`` on the last transition of a trajectory is a termination.
 
-    :param arrays: Of the file
-    :param scales: The arrays of its ``normalization.npz``; None if they are as they are
+    :param arrays: arrays of the file
+    :param scales: The arrays of its ``normalization.npz``; None: the data are not rescaled
     """
     lengths = np.asarray(arrays["traj_lengths"])
     vectors = {name: np.asarray(arrays[name]) for name in ("states", "actions")}
@@ -126,23 +126,23 @@ def _is_scaled(array: np.ndarray) -> bool:
 
 def _unscale(name: str, array: np.ndarray, low: Any, high: Any) -> np.ndarray:
     """
-    :param name: For the error
+    :param name: Name of the array, for the error message
     :param array: ``(N, d)``, scaled to [-1, 1]
-    :param low: ``(d,)``, what is -1 there
-    :param high: ``(d,)``, what is 1 there
-    :return: As it was before DPPO's ``2 (x - low) / (high - low + 1e-6) - 1``
-    :raises UnusableFileError: if it was not scaled so
+    :param low: ``(d,)``, the original values of -1
+    :param high: ``(d,)``, the original values of 1
+    :return: The original values, before DPPO's ``2 (x - low) / (high - low + 1e-6) - 1``
+    :raises UnusableFileError: if the array does not have this scale
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     if array.ndim < 1 or low.shape != array.shape[1:] or high.shape != low.shape:
         raise UnusableFileError(
-            f"`{name}` has shape {array.shape}, its scales in normalization.npz have {low.shape} and {high.shape}. Pass the "
-            "path of its own as `normalization`, or False to keep it as it is."
+            f"`{name}` has shape {array.shape}, but its scales in normalization.npz have {low.shape} and {high.shape}. Pass "
+            "the path of the right file as `normalization`, or False to keep the data unchanged."
         )
     if not _is_scaled(array):
         raise UnusableFileError(
             f"`{name}` has values outside of [-1, 1], {array.min():.4g} to {array.max():.4g}, so it was not scaled by the "
-            "normalization.npz that is there. Pass `normalization=False` to keep it as it is."
+            "normalization.npz beside it. Pass `normalization=False` to keep the data unchanged."
         )
     return ((array.astype(np.float64) + 1) / 2 * (high - low + _RANGE_EPSILON) + low).astype(np.float32)
 
@@ -150,8 +150,8 @@ def _unscale(name: str, array: np.ndarray, low: Any, high: Any) -> np.ndarray:
 def _cameras(images: np.ndarray) -> dict[str, np.ndarray]:
     """
     :param images: uint8 ``(N, 3 * n, height, width)``, the channels of n cameras one after the other
-    :return: ``(N, height, width, 3)``, by camera
-    :raises UnusableFileError: if they are something else
+    :return: Camera -> images, ``(N, height, width, 3)``
+    :raises UnusableFileError: if the images have another shape or type
     """
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] % 3 or not images.shape[1]:
         raise UnusableFileError(
@@ -164,13 +164,13 @@ def _cameras(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _column(flags: Any) -> Any:
-    """:return: Flags of shape (N,), where some programs have (N, 1)"""
+    """:return: Flags of shape (N,), also from shape (N, 1)"""
     array = None if flags is None else np.asarray(flags)
     return array[:, 0] if array is not None and array.ndim == 2 and array.shape[1] == 1 else array
 
 
 def describe_layouts() -> str:
-    """:return: The names of the arrays of each, for messages"""
+    """:return: The names of the arrays in each layout, for messages"""
 
     def listed(layout: Layout) -> Iterable[str]:
         return (f"`{name}`" for name in layout.needed)
@@ -184,4 +184,4 @@ LAYOUTS = (
     Layout("D4RL", ("observations", "actions", "timeouts"), ("rewards", "terminals"), _from_flat),
     Layout("OGBench", ("observations", "actions", "terminals"), (), _from_ogbench, excluded=("rewards", "truncations")),
 )
-"""The first that fits is taken."""
+"""The first layout that fits is used."""

@@ -13,17 +13,17 @@ from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError
 from sb3_scoreflow.safe_hdf5.groups import Group
 
 _MIN_BLOCK_BYTES = 2**24
-"""Blocks of this size are read whatever the cache has room for: images have to be decompressed somewhere."""
+"""Blocks up to this size are read even if the cache is smaller, because images have to be decompressed."""
 
 READ_ERRORS = (OSError, KeyError, RuntimeError)
-"""What h5py raises where a file is damaged, depending on where."""
+"""Errors that h5py raises for damaged files."""
 
 
 class BlockCache:
     """
-    The decompressed blocks that were used last, up to a number of bytes. A copy in another process starts empty.
+    Cache of the most recently used decompressed blocks. A copy in another process starts empty.
 
-    :param max_bytes: Upper limit of what is kept; 0 keeps nothing
+    :param max_bytes: Largest size of the cache in bytes; 0: nothing is cached
     :raises ImportError: if cachetools is not installed
     :raises ValueError: if the limit is not an integer of at least 0
     """
@@ -31,8 +31,8 @@ class BlockCache:
     def __init__(self, max_bytes: int) -> None:
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, (int, np.integer)) or max_bytes < 0:
             raise ValueError(
-                f"`cache_bytes` must be an integer of at least 0, got {max_bytes!r}: how many bytes of decompressed images to "
-                "keep. Pass for instance 2**30."
+                f"`cache_bytes` must be an integer of at least 0, got {max_bytes!r}: the size of the cache for decompressed "
+                "images. Pass for instance 2**30."
             )
         try:
             from cachetools import LRUCache
@@ -50,7 +50,7 @@ class BlockCache:
     def put(self, key: tuple[str, int], block: np.ndarray) -> None:
         """
         :param key: Name of the dataset and number of the block
-        :param block: To keep, unless it is larger than the cache, in place of those that were not used for the longest time
+        :param block: Block to store; it replaces the least recently used blocks, and is not stored if it exceeds the cache
         """
         if block.nbytes <= self.max_bytes:
             self.blocks[key] = block
@@ -58,16 +58,16 @@ class BlockCache:
 
 class HDF5Images:
     """
-    The images of several HDF5 datasets of one file, one dataset after the other, to be read by their row numbers.
+    The images of several HDF5 datasets in one file, one dataset after the other, read by their row numbers.
 
-    What is stored in one piece is read from the file directly, image by image: for minibatches in random order this is
-    several times faster than through HDF5, and the system caches the file. Chunked (hence compressed) datasets are read by
-    blocks of as many images as a chunk covers, which go through the cache. Between reads the file is closed, so that processes
-    can be forked and objects pickled; every read checks that the file is still the same.
+    Contiguous datasets are read directly from the file, image by image: for minibatches in random order, this is faster than
+    HDF5, and the system caches the file. Chunked (hence compressed) datasets are read in blocks with as many images as a
+    chunk, which are cached. The file is closed between reads, so that processes can be forked and objects pickled; every read
+    checks that the file has not changed.
 
     :param file: The root of the open file
-    :param names: At least one; datasets of type uint8 and equal shapes ``(n, *image_shape)``, n at least 1
-    :param cache: For decompressed blocks; may be shared by several objects of the same file
+    :param names: Names of at least one dataset of type uint8; all have shapes ``(n, *image_shape)`` with n at least 1
+    :param cache: Cache for decompressed blocks, which several objects of the same file may share
     :raises ValueError: if a block, which is decompressed as a whole, is larger than 16 MiB and the cache
     """
 
@@ -94,7 +94,7 @@ class HDF5Images:
 
     @property
     def is_cached(self) -> bool:
-        """Whether the images go through the cache."""
+        """Whether the images are cached."""
         return self._offsets is None
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
@@ -115,8 +115,8 @@ class HDF5Images:
 
     def _read_directly(self, offsets: list[int], images: np.ndarray) -> None:
         """
-        :param offsets: Where each image begins in the file
-        :param images: To fill
+        :param offsets: Position of each image in the file
+        :param images: Array to fill
         """
         with open(self.path, "rb", buffering=0) as file:
             for offset, image in zip(offsets, images, strict=True):
@@ -127,8 +127,8 @@ class HDF5Images:
     def _read_blocks(self, datasets: np.ndarray, rows: np.ndarray, images: np.ndarray) -> None:
         """
         :param datasets: ``(B,)``, number of each image's dataset
-        :param rows: ``(B,)``, its row there
-        :param images: To fill
+        :param rows: ``(B,)``, row of each image in its dataset
+        :param images: Array to fill
         """
         import h5py
 
@@ -158,7 +158,7 @@ class HDF5Images:
 
 
 class ImageStore(Protocol):
-    """Where images are."""
+    """A source of images."""
 
     image_shape: tuple[int, ...]
 
@@ -170,11 +170,11 @@ class LazyImages:
     """
     An array of images, ``(N, *image_shape)`` of type uint8, whose rows are read when they are indexed.
 
-    Indexing gives numpy arrays; :meth:`select` and :meth:`concatenate` give other lazy arrays, which read nothing. Only one
-    pair of integers per image is held, and what the cache of the file holds. ``np.asarray`` reads everything.
+    Indexing returns numpy arrays; :meth:`select` and :meth:`concatenate` return other lazy arrays without reading. In memory,
+    there are only a pair of integers per image and the cache of the file. ``np.asarray`` reads everything.
 
-    :param stores: Where the images are: at least one, all with images of the same shape
-    :param picked: ``(N, 2)``, the number of each image's store and its row there; everything if None
+    :param stores: Sources of the images: at least one, all with images of the same shape
+    :param picked: ``(N, 2)``, the number of each image's source and its row there; None: all images
     """
 
     dtype = np.dtype(np.uint8)
@@ -207,13 +207,13 @@ class LazyImages:
         """
         :param key: int, slice, or vector of integers or bools
         :return: One image for an int, else the images; a new array
-        :raises IndexError: if the key is another one or out of range
-        :raises OSError: if the file is not the same any more, or damaged
+        :raises IndexError: if the key has another type or is out of range
+        :raises OSError: if the file has changed or is damaged
         """
         picked = self._picked[key] if not isinstance(key, tuple) else None
         if picked is None or not 1 <= picked.ndim <= 2:
             raise IndexError(
-                f"Images in a file are indexed by an int, a slice or a vector, got {key!r}. Index what they return further."
+                f"Images in a file are indexed by an int, a slice or a vector, got {key!r}. Index the result further."
             )
         pairs = np.atleast_2d(picked)
         used = np.unique(pairs[:, 0])
@@ -232,7 +232,7 @@ class LazyImages:
     def select(self, rows: slice | np.ndarray) -> "LazyImages":
         """
         :param rows: slice, or vector of integers
-        :return: These rows, unread
+        :return: These rows, which are not read
         """
         return LazyImages(self._stores, self._picked[rows])
 
@@ -240,10 +240,10 @@ class LazyImages:
     def concatenate(arrays: "Sequence[LazyImages | np.ndarray]") -> "LazyImages":
         """
         :param arrays: At least one; uint8 images of the same shape, in files or in memory
-        :return: All of them, unread
+        :return: All images, which are not read
         """
         parts = [array if isinstance(array, LazyImages) else LazyImages([array]) for array in arrays]
-        # The same store often stands in several parts, which are selections from it
+        # Several parts are often selections from the same store
         stores = {id(store): store for part in parts for store in part._stores}
         numbers = {key: number for number, key in enumerate(stores)}
         picked = []
@@ -254,7 +254,7 @@ class LazyImages:
 
 
 def file_state(path: str) -> tuple[int, ...]:
-    """:return: What tells whether a file has been changed or replaced"""
+    """:return: Numbers that differ after a file has been changed or replaced"""
     stat = os.stat(path)
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
@@ -262,17 +262,17 @@ def file_state(path: str) -> tuple[int, ...]:
 @contextmanager
 def readable(path: str, state: tuple[int, ...]) -> Iterator[None]:
     """
-    Around code that reads images.
+    Context manager for code that reads images.
 
-    :param path: Of the file
-    :param state: What it was when the demonstrations were loaded
-    :raises OSError: for what goes wrong inside, with the file's name and a remedy; and if the file has changed
+    :param path: Path of the file
+    :param state: State of the file when the demonstrations were loaded, see :func:`file_state`
+    :raises OSError: if the block raises an error, with the file's name and a remedy, or if the file has changed
     """
     try:
         if file_state(path) != state:
             raise OSError("it has changed since the demonstrations were loaded from it")
         yield
-    except Exception as error:  # libraries raise nearly anything on damaged files
+    except Exception as error:  # libraries raise many kinds of errors for damaged files
         raise OSError(
             f"Images cannot be read from the demonstration file {path}: {error}. It must stay in place and unchanged "
             "while the demonstrations are used. Load them again; if that does not help, fetch the file again."
@@ -281,10 +281,10 @@ def readable(path: str, state: tuple[int, ...]) -> Iterator[None]:
 
 def _block_rows(dataset: Array, cache_bytes: int) -> int:
     """
-    :param dataset: Images that are not in one piece
-    :param cache_bytes: Room in the cache
-    :return: How many images to read at once: as many as a chunk covers
-    :raises UnusableFileError: if that is too much for the memory
+    :param dataset: Images that are not stored contiguously
+    :param cache_bytes: Size of the cache in bytes
+    :return: Number of images per read: as many as in a chunk
+    :raises UnusableFileError: if that needs too much memory
     """
     image_bytes = max(1, math.prod(dataset.shape[1:]))
     if dataset.chunks is None:  # never written

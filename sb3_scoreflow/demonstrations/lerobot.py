@@ -1,7 +1,7 @@
 """
 The data sets of LeRobot (Cadene et al., 2024, https://github.com/huggingface/lerobot), read without LeRobot.
 
-A data set is a folder: tables of Parquet with a row per transition, cameras as videos or as images in the tables, and a folder
+A data set is a folder with Parquet tables that have one row per transition, images as videos or in the tables, and a folder
 ``meta``; see :mod:`~sb3_scoreflow.demonstrations.lerobot_folder`.
 """
 
@@ -23,7 +23,7 @@ from sb3_scoreflow.demonstrations.sources import register_source
 from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError
 
 Columns = str | Sequence[str] | Mapping[str, str]
-"""One column, or several, perhaps by the keys of observations that they become."""
+"""One column, several columns, or a mapping from keys of observations to columns."""
 
 _STATE, _ACTION = "observation.state", "action"
 _REWARD, _SUCCESS, _DONE = "next.reward", "next.success", "next.done"
@@ -48,35 +48,37 @@ def load_lerobot(
     """
     The source ``lerobot:FOLDER``: a data set of LeRobot, version 2.0, 2.1 or 3.0, on this machine. Nothing is downloaded.
 
-    Names are those of columns. A single one, as a str, gives plain arrays; several give a dict, as do vectors together with
-    images. A mapping, from keys to columns, says the keys; without one they are the names of the columns without
-    ``observation.`` and ``images.``, and with ``_`` for other dots, which PyTorch does not take in the name of a module.
+    Arguments name columns. A single name (str) gives plain arrays; several names, or vectors together with images, give dict
+    observations. A mapping from keys to columns sets the keys; otherwise, the keys are the names of the columns without
+    ``observation.`` and ``images.``, and with ``_`` instead of other dots, which PyTorch does not allow in names of modules.
 
-    An episode ends at its last row. That is a termination if it is a success, or, in a data set that does not tell successes,
-    if it is done there; else a truncation. Where nothing tells rewards, successes are the rewards, and
-    :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.end_at_success` ends episodes at the first.
+    An episode ends at its last row. The end is a termination if this row is a success, or, in a data set without successes, if
+    it is done; otherwise, it is a truncation. Without a column of rewards, successes are the rewards, and
+    :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.end_at_success` ends episodes at their first success.
 
-    Images stay in their files, and are decoded when they are used, see
-    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`: RGB, of shape ``(height, width, 3)``. Everything else is read at
-    once.
+    Images stay in their files and are decoded when they are used, see
+    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`: RGB, of shape ``(height, width, 3)``. All other data are read
+    immediately.
 
-    :param spec: The folder, ``~`` is expanded; or the id of a data set that LeRobot has downloaded, such as ``lerobot/pusht``
-    :param observation: Columns of vectors; an empty list for images alone. If None, ``observation.state``, or everything that
-        :func:`write_lerobot` has written, images included
+    :param spec: Path of the folder, ``~`` is expanded; or the id of a data set that LeRobot has downloaded, such as
+        ``lerobot/pusht``
+    :param observation: Columns of vectors; an empty list: only images. None: ``observation.state``, or all observations that
+        :func:`write_lerobot` has written, including images
     :param action: Column of the actions
-    :param reward: Column of the rewards. The default is used where it exists; None for none
-    :param success: Column of flags: a success here. Used like ``reward``
-    :param done: Column of flags: the episode is over here. Used like ``reward``
-    :param images: Cameras to read, or ``"all"``. If None, none: a policy of vectors needs no videos, and no ``av``
-    :param image_size: Height and width to which images are resized as they are decoded, before they are cached
-    :param episodes: Numbers of the episodes to read, in this order; all if None
-    :param cache_bytes: How many bytes of decoded images to keep in memory, of all cameras together
-    :param max_bytes: How many bytes everything but images may take in memory. Default: 64 times the size of the files, but at
-        least 256 MiB
-    :return: The demonstrations; ``metadata`` holds ``fps``, ``robot_type``, the ``task`` (or ``tasks``, as JSON text) and the
-        names of all ``cameras``
-    :raises ImportError: if pyarrow, or what decodes the images, is not installed
-    :raises FileNotFoundError: if there is no such data set, or it lacks a file
+    :param reward: Column of the rewards; the default column may be missing. None: no column
+    :param success: Column of flags that mark successes; the default column may be missing. None: no column
+    :param done: Column of flags that mark the end of an episode; the default column may be missing. None: no column
+    :param images: Cameras to read, or ``"all"``. None: no cameras, and ``av`` is not needed
+    :param image_size: Height and width in pixels to which images are resized after decoding, before they are cached; None: not
+        resized
+    :param episodes: Numbers of the episodes to read, in this order; None: all
+    :param cache_bytes: Size of the cache for decoded images of all cameras, in bytes
+    :param max_bytes: Largest memory for all data except images, in bytes; None: 64 times the size of the files, but at least
+        256 MiB
+    :return: The demonstrations; ``metadata`` contains ``fps``, ``robot_type``, the ``task`` (or ``tasks``, as JSON text) and
+        the names of all ``cameras``
+    :raises ImportError: if pyarrow, or a package that decodes the images, is not installed
+    :raises FileNotFoundError: if the data set or one of its files does not exist
     :raises OSError: if a file is damaged
     :raises ValueError: if an argument does not fit the data set, its files do not fit each other, or hold NaN
     """
@@ -115,12 +117,12 @@ def load_lerobot(
 
 
 class _Choice(NamedTuple):
-    """Which columns become observations: by key."""
+    """Columns that become observations, by key."""
 
     vectors: dict[str, str]
     cameras: dict[str, str]
     is_plain: bool
-    """Whether the only one is an array, not in a dict."""
+    """Whether the only column becomes a plain array instead of a dict."""
 
 
 def _choose(folder: LeRobotFolder, observation: Columns | None, images: Columns | None) -> _Choice:
@@ -128,8 +130,8 @@ def _choose(folder: LeRobotFolder, observation: Columns | None, images: Columns 
     :param folder: The data set
     :param observation: See :func:`load_lerobot`
     :param images: See :func:`load_lerobot`
-    :return: What becomes observations
-    :raises UnusableFileError: if that is nothing, has a key twice, or there is no such camera
+    :return: The columns of the observations
+    :raises UnusableFileError: if there are no columns, two have the same key, or a camera does not exist
     """
     written = folder.sidecar.get("observations")
     if observation is None and images is None and isinstance(written, (str, dict)):
@@ -159,10 +161,10 @@ def _choose(folder: LeRobotFolder, observation: Columns | None, images: Columns 
 
 def _by_key(columns: Columns, argument: str) -> dict[str, str]:
     """
-    :param columns: As given by the user
-    :param argument: Its name
+    :param columns: The value passed by the user
+    :param argument: Name of the argument
     :return: Columns by keys of observations
-    :raises UnusableFileError: if they are no names, or two have the same key
+    :raises UnusableFileError: if they are not names, or two have the same key
     """
     if isinstance(columns, str):
         columns = (columns,)
@@ -177,12 +179,12 @@ def _by_key(columns: Columns, argument: str) -> dict[str, str]:
 
 
 def _key(column: Any) -> str:
-    """:return: What observations from this column are called"""
+    """:return: Key of observations from this column"""
     return str(column).removeprefix("observation.").removeprefix("images.").replace(".", "_")
 
 
 def _check_image_size(size: Any) -> tuple[int, int] | None:
-    """:raises ValueError: if it is no height and width"""
+    """:raises ValueError: if it is not a height and a width"""
     if size is None:
         return None
     is_pair = isinstance(size, Sequence) and len(size) == 2
@@ -200,13 +202,13 @@ def _open_images(
 ) -> dict[str, LazyImages]:
     """
     :param folder: The data set
-    :param rows: Of its episodes
-    :param cameras: Which to open, by key
-    :param cache: For images
-    :param image_size: Height and width to give them
-    :return: The images, of which one per camera has been looked at
-    :raises OSError: if that one cannot be read
-    :raises UnusableFileError: if a camera sees something else than colors
+    :param rows: rows of its episodes
+    :param cameras: Cameras to open, by key
+    :param cache: Cache for images
+    :param image_size: Height and width of the resized images; None: not resized
+    :return: The images; one per camera has been read
+    :raises OSError: if this image cannot be read
+    :raises UnusableFileError: if a camera does not have color images
     """
     stores: dict[str, DecodedImages] = {}
     for key, camera in cameras.items():
@@ -236,15 +238,15 @@ def _open_images(
         store.keeps_all = n_bytes <= cache.max_bytes
     if n_bytes > cache.max_bytes:
         warn(
-            f"The images of the LeRobot data set {folder.path}, decoded {n_bytes} bytes, are larger than "
-            f"`cache_bytes`={cache.max_bytes}: batches in random order decode most of them again, which can take more time "
-            "than training. Raise `cache_bytes`, or have smaller images by `image_size`."
+            f"The decoded images of the LeRobot data set {folder.path} need {n_bytes} bytes, more than "
+            f"`cache_bytes`={cache.max_bytes}: batches in random order decode most images again, which can take more time "
+            "than training. Raise `cache_bytes`, or make images smaller with `image_size`."
         )
     return {key: LazyImages([store]) for key, store in stores.items()}
 
 
 def _metadata(folder: LeRobotFolder, episodes: Sequence[Episode]) -> dict[str, Any]:
-    """:return: Facts about the data set, and those that it was written with"""
+    """:return: Facts about the data set, including the metadata that it was written with"""
     metadata: dict[str, Any] = {"fps": int(folder.fps) if folder.fps.is_integer() else folder.fps}
     if isinstance(folder.info.get("robot_type"), str):
         metadata["robot_type"] = folder.info["robot_type"]

@@ -1,9 +1,9 @@
 """
-The folders of LeRobot's data sets, read without LeRobot: what is in them, and where.
+The layout of LeRobot's data set folders, read without LeRobot.
 
 Versions 2.0 and 2.1 have a file per episode, ``data/chunk-000/episode_000000.parquet`` and
 ``videos/chunk-000/KEY/episode_000000.mp4``; version 3.0 has many episodes in ``data/chunk-000/file-000.parquet`` and
-``videos/KEY/chunk-000/file-000.mp4``, and says in ``meta/episodes`` which is where.
+``videos/KEY/chunk-000/file-000.mp4``, and ``meta/episodes`` lists their positions.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError
 
 SOURCE = "lerobot"
 SIDECAR = "meta/sb3_scoreflow.json"
-"""Where ``write_lerobot`` keeps what LeRobot has no place for: the metadata, and which columns are the observations."""
+"""File in which ``write_lerobot`` stores data for which LeRobot has no place: metadata, and the columns of observations."""
 INSTALL = 'pip install "sb3-scoreflow[lerobot]"'
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-"""Of version 3.0."""
+"""Files of version 3.0."""
 
 _VERSIONS = ("v2.0", "v2.1", "v3.0")
 _DATA_PATHS = {2: "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet", 3: DATA_PATH}
@@ -54,14 +54,14 @@ class Episode:
     length: int
     tasks: list[str]
     data: Path
-    """File of its rows."""
+    """File with its rows."""
     location: dict[str, Any] = field(default_factory=dict)
-    """What the names of its files are made of, and where it begins in its videos."""
+    """Values for the templates of its file names, and its start times in videos."""
 
 
 @dataclass
 class LeRobotFolder:
-    """A data set on disk, of which only ``meta`` has been read."""
+    """A data set on disk; only ``meta`` has been read."""
 
     path: Path
     info: dict[str, Any]
@@ -70,7 +70,7 @@ class LeRobotFolder:
     features: dict[str, dict[str, Any]]
     fps: float
     sidecar: dict[str, Any]
-    """Empty, unless ``write_lerobot`` wrote it."""
+    """Additional data of ``write_lerobot``; empty if another program wrote the data set."""
 
     @property
     def cameras(self) -> list[str]:
@@ -78,32 +78,32 @@ class LeRobotFolder:
 
     def video(self, episode: Episode, key: str) -> tuple[Path, float]:
         """
-        :param episode: One of the data set's
-        :param key: Of a camera
-        :return: The file, and the time in seconds at which the episode begins in it
-        :raises UnusableFileError: if the data set does not say
+        :param episode: Episode of the data set
+        :param key: Key of a camera
+        :return: The file, and the time in seconds at which the episode starts in it
+        :raises UnusableFileError: if the data set does not contain this information
         """
         location = {**episode.location, "video_key": key}
         if self.version == 2:
             return self._file("video_path", _VIDEO_PATHS, location), 0.0
         for entry in ("chunk_index", "file_index", "from_timestamp"):
             value = episode.location.get(f"videos/{key}/{entry}")
-            # A column that is missing for some episodes has NaN there
+            # A column that is missing for some episodes contains NaN
             if not isinstance(value, (int, float)) or value != value:
                 raise UnusableFileError(
-                    f"its meta/episodes has no `videos/{key}/{entry}` of episode {episode.index}, so nothing tells where its "
-                    "video is. Fetch it again, or leave the camera out of `images`."
+                    f"its meta/episodes has no `videos/{key}/{entry}` of episode {episode.index}, so the position of its "
+                    "video is unknown. Fetch it again, or leave the camera out of `images`."
                 )
             location[entry] = value if entry == "from_timestamp" else int(value)
         return self._file("video_path", _VIDEO_PATHS, location), float(location["from_timestamp"])
 
     def _file(self, entry: str, defaults: dict[int, str], values: dict[str, Any]) -> Path:
         """
-        :param entry: Of ``info.json``: a template of paths
-        :param defaults: By version, where there is none
-        :param values: To put in
+        :param entry: entry of ``info.json``: a template of paths
+        :param defaults: Default template by version
+        :param values: Values for the template
         :return: The path
-        :raises UnusableFileError: if the template is another one, or leads out of the folder
+        :raises UnusableFileError: if the template is invalid, or the path is outside the folder
         """
         template = self.info.get(entry) or defaults[self.version]
         filled = re.sub(
@@ -114,16 +114,16 @@ class LeRobotFolder:
         parts = PurePosixPath(filled).parts
         if "{" in filled or "\\" in filled or ".." in parts or ":" in filled or PurePosixPath(filled).is_absolute():
             raise UnusableFileError(
-                f"`{entry}` in its meta/info.json is {template!r:.200}, from which no file inside the folder follows. "
+                f"`{entry}` in its meta/info.json is {template!r:.200}, which does not give a file inside the folder. "
                 f"LeRobot has {defaults[self.version]!r}."
             )
         return self.path.joinpath(*parts)
 
     def episodes(self, chosen: Sequence[int] | None) -> list[Episode]:
         """
-        :param chosen: Numbers of episodes; all if None
+        :param chosen: Numbers of episodes; None: all
         :return: These episodes, in this order
-        :raises UnusableFileError: if one is missing or described twice, or their number is not that of ``info.json``
+        :raises UnusableFileError: if one is missing or described twice, or their number differs from ``info.json``
         """
         entries = self._read_jsonl("meta/episodes.jsonl") if self.version == 2 else self._read_episodes()
         found: dict[int, Episode] = {}
@@ -174,13 +174,13 @@ class LeRobotFolder:
         return size
 
     def _read_jsonl(self, name: str) -> list[Any]:
-        """:return: The objects in a file with one in each line"""
+        """:return: The objects in a file with one JSON object per line"""
         with reading_file(self.path / name, self.path):
             lines = (self.path / name).read_text(encoding="utf-8").splitlines()
             return [json.loads(line) for line in lines if line.strip()]
 
     def _read_episodes(self) -> list[dict[str, Any]]:
-        """:return: What ``meta/episodes`` of version 3.0 has, but for statistics"""
+        """:return: The content of ``meta/episodes`` of version 3.0, without statistics"""
         files = sorted(self.path.glob("meta/episodes/*/*.parquet"))
         if not files:
             raise FileNotFoundError(
@@ -195,8 +195,8 @@ class LeRobotFolder:
 
 
 _FETCH = (
-    "it is not complete. Fetch all of it: hf download REPO --repo-type dataset --local-dir FOLDER (LeRobot "
-    "completes a recording by LeRobotDataset.finalize())."
+    "it is incomplete. Fetch all of it: hf download REPO --repo-type dataset --local-dir FOLDER (LeRobot "
+    "completes a recording with LeRobotDataset.finalize())."
 )
 
 
@@ -204,9 +204,9 @@ def open_folder(spec: str) -> LeRobotFolder:
     """
     :param spec: Path of the folder, ``~`` is expanded; or the id of a data set that LeRobot has downloaded
     :return: The data set
-    :raises FileNotFoundError: if it is not there
+    :raises FileNotFoundError: if it does not exist
     :raises OSError: if its ``info.json`` is damaged
-    :raises UnusableFileError: if it is of another version
+    :raises UnusableFileError: if it has an unsupported version
     """
     path = as_path(spec)
     if not path.exists() and (lerobot_home() / spec).is_dir():
@@ -214,7 +214,9 @@ def open_folder(spec: str) -> LeRobotFolder:
     if not (path / "meta" / "info.json").is_file():
         missing = f"There is no LeRobot data set {path} (seen from {Path.cwd()})"
         if path.is_dir():
-            missing = f"The folder {path} is no LeRobot data set: it has no meta/info.json, but {_shorten(os.listdir(path))}"
+            missing = (
+                f"The folder {path} is not a LeRobot data set: it has no meta/info.json, but {_shorten(os.listdir(path))}"
+            )
         raise FileNotFoundError(f"{missing}. Nothing is downloaded. {describe_source(SOURCE)}")
     with reading_file(path / "meta" / "info.json", path):
         info = json.loads((path / "meta" / "info.json").read_text(encoding="utf-8"))
@@ -229,8 +231,8 @@ def open_folder(spec: str) -> LeRobotFolder:
     version = info.get("codebase_version")
     if version not in _VERSIONS:
         raise UnusableFileError(
-            f"its `codebase_version` is {version!r:.99}; {', '.join(_VERSIONS)} are read. Scripts of LeRobot convert older "
-            "ones; newer ones need a newer sb3_scoreflow."
+            f"its `codebase_version` is {version!r:.99}; {', '.join(_VERSIONS)} are supported. Scripts of LeRobot convert "
+            "older ones; newer ones need a newer sb3_scoreflow."
         )
     features, fps = info.get("features"), info.get("fps")
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
@@ -241,7 +243,7 @@ def open_folder(spec: str) -> LeRobotFolder:
 
 
 def lerobot_home() -> Path:
-    """:return: Where LeRobot puts what it downloads"""
+    """:return: Folder of LeRobot's downloads"""
     cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     return as_path(os.environ.get("HF_LEROBOT_HOME") or Path(cache) / "lerobot")
 
@@ -249,12 +251,12 @@ def lerobot_home() -> Path:
 @contextlib.contextmanager
 def reading_file(path: Path, folder: Path) -> Iterator[None]:
     """
-    Around code that reads a file of a data set.
+    Context manager for code that reads a file of a data set.
 
     :param path: The file
     :param folder: The data set
-    :raises FileNotFoundError: if it is not there
-    :raises OSError: if it is damaged
+    :raises FileNotFoundError: if the file does not exist
+    :raises OSError: if the file is damaged
     """
     try:
         yield
@@ -264,11 +266,11 @@ def reading_file(path: Path, folder: Path) -> Iterator[None]:
         raise FileNotFoundError(
             f"There is no file {_relative(path, folder)} in the LeRobot data set {folder}: {_FETCH}"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are of these types
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow raises these types
         reason = str(error).strip()
         raise OSError(
-            f"{_relative(path, folder)} in the LeRobot data set {folder} cannot be read ({reason}). It is damaged, or not "
-            "finished. Fetch it again."
+            f"{_relative(path, folder)} in the LeRobot data set {folder} cannot be read ({reason}). It is damaged or "
+            "incomplete. Fetch it again."
         ) from error
 
 
@@ -278,16 +280,16 @@ def _relative(path: Path, folder: Path) -> str:
 
 @contextlib.contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
-    """:return: The open ``pyarrow.parquet.ParquetFile``, of which little is held in memory, to read inside a ``with`` block"""
+    """:return: The open ``pyarrow.parquet.ParquetFile``, without buffers, to read inside a ``with`` block"""
     with open(path, "rb") as file, import_parquet().ParquetFile(file, pre_buffer=False) as parquet:
         yield parquet
 
 
 def no_column(name: str, argument: str, names: Iterable[str]) -> UnusableFileError:
     """
-    :param name: Of a column that is not there
-    :param argument: By which the user named it
-    :param names: Of those that are there
+    :param name: Name of a missing column
+    :param argument: Argument with this name
+    :param names: Names of the existing columns
     :return: The error to raise
     """
     names = sorted(names)

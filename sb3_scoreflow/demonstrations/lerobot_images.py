@@ -1,4 +1,4 @@
-"""Images of LeRobot's data sets, in videos or encoded in tables, which are decoded when they are indexed."""
+"""Images of LeRobot's data sets, in videos or tables, which are decoded when they are indexed."""
 
 import io
 import itertools
@@ -18,24 +18,24 @@ from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError
 
 _BATCH_ROWS = 32
 _MAX_PACKETS = 1000
-"""Of a video, how far to look for the second frame that can be decoded alone."""
+"""Number of frames of a video that are searched for the second key frame."""
 _MAX_PIXELS = 2**26
 
 
 class DecodedImages(ABC):
     """
-    The images of one camera in several files, to be read by their row numbers: a store of
+    The images of one camera in several files, read by their row numbers; a source of
     :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`.
 
-    Images are RGB, channels last. Those decoded are kept in the cache: everything that comes along on the way to an image too,
-    if the cache has room for all of the data set. Between reads files are closed, so that processes can be forked and objects
-    pickled; every read checks that they are still the same.
+    Images are RGB, channels last. Decoded images are cached; if the cache is large enough for the whole data set, this
+    includes images that were only decoded to reach another one. Files are closed between reads, so that processes can be
+    forked and objects pickled; every read checks that the files have not changed.
 
-    :param name: Of the camera
-    :param paths: The files
+    :param name: Name of the camera
+    :param paths: Paths of the files
     :param files: ``(N,)``, number of each image's file
-    :param cache: May be shared by several cameras
-    :param image_size: Height and width to which images are resized; as they are if None
+    :param cache: Cache, which several cameras may share
+    :param image_size: Height and width to which images are resized; None: not resized
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class DecodedImages(ABC):
         self.paths = [os.path.abspath(path) for path in paths]
         self.cache = cache
         self.keeps_all = False
-        """Whether the cache has room for the images of all cameras."""
+        """Whether the cache is large enough for the images of all cameras."""
         self._files = files
         self._states = [file_state(path) for path in self.paths]
         self._image_size = image_size
-        # Height and width of the images in the files, and what decoding them needs to know
+        # Height and width of the images in the files, and information for decoding
         self._stored: tuple[int, int] = (0, 0)
         with readable(self.paths[0], self._states[0]):
             self._look_into(self.paths[0])
@@ -63,20 +63,20 @@ class DecodedImages(ABC):
 
     @abstractmethod
     def _look_into(self, path: str) -> None:
-        """:param path: The first file, from which to find out what decoding needs to know"""
+        """:param path: The first file, from which information for decoding is read"""
 
     @abstractmethod
     def _decode(self, path: str, numbers: list[int]) -> Iterator[tuple[int, Any]]:
         """
         :param path: One of the files
-        :param numbers: Which images of it are wanted, ascending
-        :return: Images that were decoded, with their numbers; wanted ones among them
+        :param numbers: Numbers of the images to decode, ascending
+        :return: Decoded images with their numbers; they include the requested ones
         """
 
     @abstractmethod
     def _to_array(self, image: Any) -> np.ndarray:
         """
-        :param image: As decoded
+        :param image: Decoded image
         :return: uint8 ``(height, width, 3)``
         """
 
@@ -91,7 +91,7 @@ class DecodedImages(ABC):
         """
         :param rows: ``(B,)`` integers in [0, len(self))
         :return: uint8 ``(B, height, width, 3)``
-        :raises OSError: if a file is not the same any more, damaged, or lacks an image
+        :raises OSError: if a file has changed, is damaged, or lacks an image
         """
         images = np.empty((len(rows), *self.image_shape), np.uint8)
         wanted: dict[int, dict[int, list[int]]] = {}
@@ -113,9 +113,9 @@ class DecodedImages(ABC):
     def _read(self, path: str, key: str, wanted: dict[int, list[int]], images: np.ndarray) -> None:
         """
         :param path: One of the files
-        :param key: Of its images in the cache
-        :param wanted: By number of an image, where it goes
-        :param images: To fill
+        :param key: Key of its images in the cache
+        :param wanted: Number of an image -> its positions in ``images``
+        :param images: Array to fill
         """
         for number, image in self._decode(path, sorted(wanted)):
             positions = wanted.pop(number, None)
@@ -129,7 +129,7 @@ class DecodedImages(ABC):
             raise ValueError(f"it has no image number {min(wanted)} of `{self.name}`")
 
     def _check_size(self, height: int, width: int) -> None:
-        """:raises ValueError: if an image has another size than the first one, or is too large to be one"""
+        """:raises ValueError: if an image has another size than the first one, or is implausibly large"""
         if self._stored == (0, 0):
             if not 0 < height * width <= _MAX_PIXELS:
                 raise ValueError(f"`{self.name}` has images of {height}x{width}")
@@ -142,8 +142,8 @@ class VideoFrames(DecodedImages):
     """
     The frames of a camera whose images are in videos.
 
-    :param times: ``(N,)``, when each image is shown in its video, in seconds
-    :param fps: Of the data set. Videos may have a multiple of it
+    :param times: ``(N,)``, time of each image in its video, in seconds
+    :param fps: Frame rate of the data set; videos may have a multiple of it
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class VideoFrames(DecodedImages):
         with _open_video(path) as container:
             stream = container.streams.video[0]
             self._rate *= max(1, round(float(stream.average_rate or self._rate) / self._rate))
-            # How far apart frames are that can be decoded alone: other frames take all between
+            # Distance between key frames: decoding another frame requires all frames since the last key frame
             found = [n for n, packet in zip(range(_MAX_PACKETS), container.demux(stream), strict=False) if packet.is_keyframe]
             self._spacing = found[1] - found[0] if len(found) > 1 else _MAX_PACKETS
             self._check_size(stream.codec_context.height, stream.codec_context.width)
@@ -174,7 +174,7 @@ class VideoFrames(DecodedImages):
     def _decode(self, path: str, numbers: list[int]) -> Iterator[tuple[int, Any]]:
         with _open_video(path) as container:
             stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # frames are not to be decoded ahead, and processes may be many
+            stream.codec_context.thread_count = 1  # do not decode frames in advance; there may be many processes
             position = 0
             while position < len(numbers):
                 aim = numbers[position]
@@ -191,20 +191,20 @@ class VideoFrames(DecodedImages):
     def _frames_from(self, container: Any, stream: Any, number: int) -> Iterator[tuple[int, Any]]:
         """
         :param container: The open video
-        :param stream: In it
-        :param number: Of a frame
-        :return: The frames from the last one at or before it that can be decoded alone, with their numbers
+        :param stream: Its video stream
+        :param number: Number of a frame
+        :return: The frames from the last key frame at or before it on, with their numbers
         """
         start = stream.start_time or 0
         aim = number
         while True:
-            time = 0.0 if aim == 0 else (aim + 0.25) / self._rate  # a little later, as times are rounded
+            time = 0.0 if aim == 0 else (aim + 0.25) / self._rate  # slightly later, because times are rounded
             container.seek(start + int(time / stream.time_base), stream=stream)
             frames = ((round(float((f.pts - start) * stream.time_base) * self._rate), f) for f in container.decode(stream))
             first = list(itertools.islice(frames, 1))
             if not first or first[0][0] <= number or aim == 0:
                 break
-            # The wanted frame refers to one that is further back
+            # The frame depends on an earlier key frame
             aim = max(0, 2 * aim - first[0][0] - self._spacing)
         yield from first
         yield from frames
@@ -219,7 +219,7 @@ class VideoFrames(DecodedImages):
 
 class EncodedImages(DecodedImages):
     """
-    The images of a camera that are PNG or JPEG files in the rows of tables.
+    The images of a camera that are stored as PNG or JPEG in the rows of tables.
 
     :param rows: ``(N,)``, row of each image in its table
     """
@@ -262,25 +262,25 @@ class EncodedImages(DecodedImages):
 
     def _bytes(self, column: Any) -> list[bytes]:
         """
-        :param column: Of a table
-        :return: The images in it
-        :raises UnusableFileError: if it has none
+        :param column: Column of a table
+        :return: The encoded images in it
+        :raises UnusableFileError: if it does not contain images
         """
         names = [column.type.field(i).name for i in range(column.type.num_fields)]
         data: list[Any] = column.field("bytes").to_pylist() if "bytes" in names else [None]
         if None in data:
             raise UnusableFileError(
-                f"`{self.name}` has no images but names of files, or nothing: a recording that was not completed. Record or "
+                f"`{self.name}` has names of files or no entries instead of images: the recording is incomplete. Record or "
                 "fetch it again"
             )
         return data
 
     def _open(self, data: bytes) -> Any:
-        """:return: The image, of which only the head is read"""
-        # Among the formats that Pillow knows are some that start other programs
+        """:return: The image; only its header is read"""
+        # Only these formats, because some of Pillow's formats start other programs
         image = import_pillow().open(io.BytesIO(data), formats=["PNG", "JPEG"])
         if image.mode[0] in "IF":
-            raise UnusableFileError(f"`{self.name}` has numbers that are no colors, such as depths (mode {image.mode})")
+            raise UnusableFileError(f"`{self.name}` does not contain colors but, for example, depths (mode {image.mode})")
         self._check_size(image.height, image.width)
         return image
 
@@ -309,5 +309,5 @@ def import_pillow() -> ModuleType:
 
 
 def _open_video(path: str) -> Any:
-    """:return: The open video. It must be MP4, as some other formats are lists of further files and addresses"""
+    """:return: The open video. It must be MP4, because some other formats are lists of further files and URLs"""
     return import_av().open(path, format="mov", options={"protocol_whitelist": "file"})

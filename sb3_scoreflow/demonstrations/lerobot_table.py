@@ -1,4 +1,4 @@
-"""The rows of the episodes of a LeRobot data set: numbers are read at once, and images are known by where they are."""
+"""The rows of the episodes of a LeRobot data set: numbers are read immediately, and only the positions of images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ class EpisodeRows:
 
     :param folder: The data set
     :param episodes: At least one of its episodes
-    :param columns: Which columns to read, and by which argument the user names them
-    :param optional: The same, of columns that may be missing
-    :param max_bytes: How many bytes they may take in memory
+    :param columns: Columns to read -> arguments with which the user chooses them
+    :param optional: The same for columns that may be missing
+    :param max_bytes: Largest memory for the columns, in bytes; None: in proportion to the files
     :raises FileNotFoundError: if a file is missing
     :raises OSError: if a file is damaged
-    :raises UnusableFileError: if a column is missing, takes too much memory, or the rows are not those of the episodes
+    :raises UnusableFileError: if a column is missing or needs too much memory, or the rows do not fit the episodes
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class EpisodeRows:
         self.ends[np.cumsum(lengths) - 1] = True
         numbers = {file: number for number, file in enumerate(self.files)}
         self.file_numbers = np.repeat([numbers[episode.data] for episode in episodes], lengths)
-        """``(N,)``, which of the files has each row."""
+        """``(N,)``, number of each row's file."""
         self.file_rows = np.empty(len(self.ends), np.int64)
-        """``(N,)``, where in its file each row is."""
+        """``(N,)``, position of each row in its file."""
         self._fps = folder.fps
         self._names = [*columns]
         parts: list[dict[str, np.ndarray]] = [{} for _ in episodes]
@@ -63,8 +63,8 @@ class EpisodeRows:
                 n_bytes += self._memory(parquet, file, columns)
                 if n_bytes > limit:
                     raise UnusableFileError(
-                        f"its columns {self._names} take more than {limit} bytes of memory. If you trust it and have the "
-                        "memory, raise `max_bytes`, or read some `episodes` only."
+                        f"its columns {self._names} need more than {limit} bytes of memory. If you trust it and have the "
+                        "memory, raise `max_bytes`, or read only some `episodes`."
                     )
                 read = parquet.read(columns=[_EPISODE, *self._names], use_threads=False)
                 arrays = {name: to_numpy(name, read.column(name)) for name in (_EPISODE, *self._names)}
@@ -84,8 +84,8 @@ class EpisodeRows:
         :param parquet: The open file
         :param file: Its path
         :param columns: See the class
-        :return: How many bytes its columns take in memory
-        :raises UnusableFileError: if one is missing
+        :return: Memory of its columns in bytes
+        :raises UnusableFileError: if a column is missing
         """
         names = parquet.schema_arrow.names
         for name in (_EPISODE, *self._names):
@@ -100,12 +100,12 @@ class EpisodeRows:
 
     def _check(self, episode: Episode, file: str, n_rows: int, frames: np.ndarray | None, rows: np.ndarray) -> None:
         """
-        :param episode: Of the data set
-        :param file: For the message
-        :param n_rows: How many rows it has there
-        :param frames: The file's column of their numbers, if there is one
-        :param rows: Where in it the episode's rows are
-        :raises UnusableFileError: if these are not the episode's frames
+        :param episode: Episode of the data set
+        :param file: Name of the file, for the message
+        :param n_rows: Number of the episode's rows in the file
+        :param frames: The file's column of frame numbers; None if it is missing
+        :param rows: Positions of the episode's rows in the file
+        :raises UnusableFileError: if the rows are not the episode's frames
         """
         others = "Fetch or record it again, or leave the episode out by `episodes`."
         if frames is not None and not np.array_equal(frames[rows], np.arange(episode.length)):
@@ -135,9 +135,9 @@ class EpisodeRows:
 
     def vectors(self, name: str) -> np.ndarray:
         """
-        :param name: Of a column that was read
-        :return: ``(N, ...)`` with vectors as entries: what has single numbers has vectors of one, as LeRobot has no scalars
-        :raises UnusableFileError: if it has no numbers, or NaN
+        :param name: Name of a column that was read
+        :return: ``(N, ...)`` with vectors as entries; single numbers become vectors of length 1, as in LeRobot
+        :raises UnusableFileError: if it does not contain numbers, or contains NaN
         """
         array = self._clean(name, clean_array)
         return array[:, None] if array.ndim == 1 else array
@@ -170,10 +170,10 @@ class EpisodeRows:
 
 def to_numpy(name: str, column: Any) -> np.ndarray:
     """
-    :param name: Of a column
-    :param column: ``pyarrow.ChunkedArray``: numbers, or lists of numbers of the same length, nested or not
+    :param name: name of a column
+    :param column: ``pyarrow.ChunkedArray`` of numbers, or of (nested) lists of numbers with the same length
     :return: ``(N, ...)``
-    :raises UnusableFileError: if it is something else
+    :raises UnusableFileError: if it contains other values
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -194,5 +194,5 @@ def to_numpy(name: str, column: Any) -> np.ndarray:
         shape += lengths or [0]
         array = array.flatten()
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise UnusableFileError(f"`{name}` has the type {column.type}, which is no numbers. Choose another column.")
+        raise UnusableFileError(f"`{name}` has the type {column.type}, which is not numeric. Choose another column.")
     return array.to_numpy(zero_copy_only=False).reshape(shape)

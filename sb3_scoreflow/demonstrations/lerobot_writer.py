@@ -1,4 +1,4 @@
-"""Write demonstrations as data sets of LeRobot, version 3.0."""
+"""Writing demonstrations as LeRobot data sets, version 3.0."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from sb3_scoreflow.demonstrations.lerobot_images import import_pillow
 _CHUNK_FILES = 1000
 _FILE_MEGABYTES = 100
 _STATISTIC_IMAGES = 100
-"""Of an episode, how many images its statistics are of."""
+"""Number of images per episode for the statistics."""
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
@@ -35,19 +35,19 @@ def write_lerobot(
 
     Vectors become the columns ``observation.KEY``, images ``observation.images.KEY`` (``observation.state`` and
     ``observation.image`` if observations have no keys), actions ``action``, rewards ``next.reward``, and terminations
-    ``next.done``. Images are stored without loss, as PNG in the tables. What LeRobot has no place for, the metadata and the
-    keys, is in ``meta/sb3_scoreflow.json``.
+    ``next.done``. Images are stored losslessly, as PNG in the tables. Metadata and keys, for which LeRobot has no place, are
+    in ``meta/sb3_scoreflow.json``.
 
-    The folder appears in one step, when it is complete. Until then it is in a hidden folder beside its place.
+    The folder appears in one step, when it is complete. Until then, a hidden folder beside it contains the data.
 
-    :param demonstrations: What to write
-    :param folder: Where to; missing parent folders are made, ``~`` is expanded
-    :param fps: Transitions per second
-    :param task: What is done in the episodes, in words; or one for each episode
-    :param robot_type: What does it
-    :raises ImportError: if pyarrow is not installed, or pillow for images
-    :raises FileExistsError: if there is such a folder or file
-    :raises OSError: if it cannot be written, as when the disk is full
+    :param demonstrations: Demonstrations to write
+    :param folder: Path of the new folder; missing parent folders are created, ``~`` is expanded
+    :param fps: Number of transitions per second
+    :param task: Description of the task in words, or one description per episode
+    :param robot_type: Name of the robot; None if it is unknown
+    :raises ImportError: if pyarrow is not installed, or pillow is not installed and there are images
+    :raises FileExistsError: if the folder or a file with its name exists
+    :raises OSError: if it cannot be written, for example because the disk is full
     :raises ValueError: if ``fps`` or ``task`` do not fit, or LeRobot has no place for an array
     """
     import_parquet()
@@ -67,9 +67,9 @@ def write_lerobot(
 
 class _Writer:
     """
-    :param demonstrations: What to write
-    :param path: Of an empty folder
-    :param fps: Transitions per second
+    :param demonstrations: Demonstrations to write
+    :param path: Path of an empty folder
+    :param fps: Number of transitions per second
     :raises ValueError: if LeRobot has no place for an array
     """
 
@@ -88,7 +88,7 @@ class _Writer:
         for name, array in self._arrays.items():
             _check(name, array)
         self._arrays["next.reward"] = demonstrations.rewards[:, None]
-        # What LeRobot's programs do not bootstrap from: where episodes end their numbers tell
+        # Only terminations, after which LeRobot's programs do not bootstrap; episode indices mark all ends
         self._arrays["next.done"] = demonstrations.terminations[:, None]
         self._sidecar = {
             "observations": columns[""] if is_plain else columns,
@@ -97,8 +97,8 @@ class _Writer:
 
     def write(self, tasks: Sequence[str], robot_type: str | None) -> None:
         """
-        :param tasks: One for each episode
-        :param robot_type: For ``info.json``
+        :param tasks: Task of each episode
+        :param robot_type: Name of the robot, for ``info.json``
         """
         import pyarrow as pa
 
@@ -130,19 +130,19 @@ class _Writer:
     def _write_data(self, tasks: Sequence[int]) -> tuple[list[dict[str, int]], list[dict[str, dict[str, np.ndarray]]]]:
         """
         :param tasks: Number of each episode's task
-        :return: Of each episode where it is, and the statistics of its columns
+        :return: Position of each episode, and statistics of its columns
         """
         places, statistics = [], []
         writer, n_bytes, number = None, 0, -1
         with contextlib.ExitStack() as files:
             for index, rows in enumerate(self._demonstrations.episode_slices):
-                # Images in a file are read as they are written
+                # Images in a file are read only when they are written
                 arrays = {name: np.asarray(array[rows]) for name, array in self._arrays.items()}
                 arrays.update(self._indices(index, rows, tasks[index]))
                 statistics.append({name: _statistics(array) for name, array in arrays.items()})
                 table = _table(arrays)
                 if writer is None or n_bytes + table.nbytes > _FILE_MEGABYTES * 2**20:
-                    files.close()  # the one before
+                    files.close()  # closes the previous file
                     n_bytes, number = 0, number + 1
                     place = {"chunk_index": number // _CHUNK_FILES, "file_index": number % _CHUNK_FILES}
                     file = self._file(DATA_PATH.format(**place))
@@ -153,7 +153,7 @@ class _Writer:
         return places, statistics
 
     def _indices(self, index: int, rows: slice, task: int) -> dict[str, np.ndarray]:
-        """:return: The columns that every data set has"""
+        """:return: The columns of every data set"""
         frames = np.arange(rows.stop - rows.start)
         return {
             "timestamp": (frames / self._fps).astype(np.float32)[:, None],
@@ -191,7 +191,7 @@ class _Writer:
         }
 
     def _file(self, name: str) -> Path:
-        """:return: The path of a file in the folder, whose own folder is made"""
+        """:return: The path of a file in the folder; its parent folder is created"""
         path = self._path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -217,17 +217,17 @@ def _column(key: str, array: Array) -> str:
 
 
 def _check(name: str, array: Array) -> None:
-    """:raises ValueError: if LeRobot has no place for the array, or other programs would read something else"""
+    """:raises ValueError: if LeRobot has no place for the array, or other programs would read it differently"""
     if "/" in name:
         raise ValueError(f"LeRobot has no column {name!r}, as '/' is for folders. Rename the observation key.")
     if array.ndim == 1:
-        raise ValueError(f"`{name}` would have single numbers, LeRobot has vectors of one. Pass them as x[:, None].")
+        raise ValueError(f"`{name}` would have single numbers, but LeRobot needs vectors. Pass them as x[:, None].")
     if array.ndim > 6 or 0 in array.shape[1:]:
         raise ValueError(f"`{name}` would have entries of shape {array.shape[1:]}, for which LeRobot has no place.")
     if _is_image(array) and array.shape[-1] != 3:
         raise ValueError(
-            f"`{name}` would have images of shape {array.shape[1:]}, LeRobot has (height, width, 3). Channels that are first "
-            "go last by x.transpose(0, 2, 3, 1), one channel becomes three by np.repeat(x, 3, axis=-1)."
+            f"`{name}` would have images of shape {array.shape[1:]}, but LeRobot needs (height, width, 3). If channels are "
+            "first, use x.transpose(0, 2, 3, 1); if there is one channel, np.repeat(x, 3, axis=-1)."
         )
 
 
@@ -258,7 +258,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _task_table(tasks: list[str]) -> Any:
-    """:return: ``pyarrow.Table`` as pandas would write it, with the texts as its index: LeRobot looks tasks up there"""
+    """:return: ``pyarrow.Table`` as written by pandas, with the tasks as its index, where LeRobot looks them up"""
     import pyarrow as pa
 
     index = "__index_level_0__"
@@ -272,7 +272,7 @@ def _task_table(tasks: list[str]) -> Any:
 
 
 def _statistics(array: np.ndarray) -> dict[str, np.ndarray]:
-    """:return: What LeRobot's policies normalize by: of each component; of images by channel, as if they were in [0, 1]"""
+    """:return: Statistics for LeRobot's normalization, per component, and for images per channel, scaled to [0, 1]"""
     if _is_image(array):
         some = array[np.unique(np.linspace(0, len(array) - 1, _STATISTIC_IMAGES).astype(int))]
         channels = _statistics(some.reshape(-1, some.shape[-1]))
@@ -291,7 +291,7 @@ def _statistics(array: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _pool(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """:return: The statistics of all episodes from those of each; quantiles are the means of theirs, as LeRobot has it"""
+    """:return: The statistics of all episodes, from those of each; quantiles are averaged, as in LeRobot"""
     counts = np.array([part["count"][0] for part in parts], np.float64)
     weights = counts / counts.sum()
     stacked = {key: np.stack([part[key] for part in parts]) for key in parts[0]}

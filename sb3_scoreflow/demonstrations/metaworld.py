@@ -1,7 +1,7 @@
 """
-Demonstrations of Meta-World's tasks by its scripted experts, which are rolled out here.
+Demonstrations of Meta-World's tasks, recorded here with its scripted experts.
 
-metaworld is imported where it is used.
+metaworld is imported only when it is used.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ DEFAULT_DIRECTORY = "~/.cache/sb3_scoreflow/metaworld"
 DIRECTORY_VARIABLE = "METAWORLD_DATASET_DIR"
 
 _OBSERVATION_SIZE = 39
-"""What an expert looks at: all but the one-hot vector of the task."""
+"""Size of an expert's observations, which do not include the one-hot vector of the task."""
 _ATTEMPTS_PER_SUCCESS = 10
 
 
@@ -40,22 +40,23 @@ def load_metaworld(
     directory: AnyPath | None = None,
 ) -> Demonstrations:
     """
-    The source ``metaworld:TASK``, such as ``metaworld:peg-insert-side-v3``: Meta-World's scripted expert of the task, rolled
-    out in the env that :func:`~sb3_scoreflow.envs.make_metaworld` makes with ``split="train"``. The result is kept in a file,
-    which the next call with the same arguments and the same versions of metaworld and mujoco reads.
+    The source ``metaworld:TASK``, such as ``metaworld:peg-insert-side-v3``: episodes of Meta-World's scripted expert for the
+    task, in the env of :func:`~sb3_scoreflow.envs.make_metaworld` with ``split="train"``. The result is stored in a file,
+    which later calls with the same arguments and the same versions of metaworld and mujoco read.
 
-    Actions are those that the env executes: what the expert asks beyond [-1, 1] is clipped. Episodes end at success, and each
-    begins with positions of its own; the first ones do not depend on ``n_episodes``.
+    Actions are those that the env executes: the expert's actions are clipped to [-1, 1]. Episodes end at success, and each
+    starts with new positions; the first episodes do not depend on ``n_episodes``.
 
-    :param spec: Name of the task; or several with commas between them, for an env of the same tasks in the same order: their
-        episodes take turns
-    :param n_episodes: How many episodes
-    :param seed: For the positions
-    :param only_successes: Whether to leave out the episodes in which the expert fails, and roll out others in their place
+    :param spec: Name of the task, or several names separated by commas, for an env with the same tasks in the same order;
+        their episodes alternate
+    :param n_episodes: Number of episodes
+    :param seed: Seed of the positions
+    :param only_successes: Whether to replace episodes in which the expert fails by further episodes
     :param max_episode_steps: Steps after which an episode is truncated
-    :param directory: Where the files are kept. Default: ``$METAWORLD_DATASET_DIR``, else ``~/.cache/sb3_scoreflow/metaworld``
-    :return: The demonstrations; ``metadata`` holds the arguments, the expert's class, its ``success_rate`` in ``n_rolled_out``
-        episodes (those left out included) and the versions
+    :param directory: Directory of the stored files; None: ``$METAWORLD_DATASET_DIR``, else
+        ``~/.cache/sb3_scoreflow/metaworld``
+    :return: The demonstrations; ``metadata`` contains the arguments, the expert's class, its ``success_rate`` in
+        ``n_rolled_out`` episodes (including replaced ones) and the versions
     :raises ImportError: if metaworld or h5py is not installed
     :raises OSError: if the directory cannot be written, or a file in it is damaged
     :raises ValueError: if the task is unknown, ``n_episodes`` is smaller than 1, or the expert succeeds too seldom
@@ -63,7 +64,7 @@ def load_metaworld(
     if n_episodes < 1:
         raise ValueError(f"`n_episodes` must be at least 1, got {n_episodes}.")
     tasks = check_tasks(spec.split(","))
-    import_h5py()  # a missing package shall not be found out after the roll-outs
+    import_h5py()  # report a missing package before the roll-outs
     facts: dict[str, Any] = {
         "task": ",".join(tasks),
         "split": "train",
@@ -78,24 +79,24 @@ def load_metaworld(
     if not path.exists():
         try:
             with alone(path):
-                if not path.exists():  # made by the process that this one has waited for
+                if not path.exists():  # another process may have created it in the meantime
                     write_hdf5(_roll_out(tasks, n_episodes, facts), path)
         except OSError as error:
             raise OSError(
-                f"The demonstrations 'metaworld:{spec}' cannot be stored at {path}: {error}. Name another folder by "
+                f"The demonstrations 'metaworld:{spec}' cannot be stored at {path}: {error}. Pass another folder as "
                 f"`directory` or ${DIRECTORY_VARIABLE}."
             ) from error
     try:
         return read_hdf5(path)
     except OSError as error:
-        raise OSError(f"{error} It stands for 'metaworld:{spec}': delete it, and the next call makes it anew.") from error
+        raise OSError(f"{error} It is the file of 'metaworld:{spec}': delete it, the next call creates it again.") from error
 
 
 def _roll_out(tasks: tuple[str, ...], n_episodes: int, facts: dict[str, Any]) -> Demonstrations:
     """
-    :param tasks: Names
-    :param n_episodes: How many episodes
-    :param facts: The other arguments, and what else goes into the metadata
+    :param tasks: Names of the tasks
+    :param n_episodes: Number of episodes
+    :param facts: The other arguments, and further entries of the metadata
     :return: The demonstrations
     :raises ValueError: if the expert succeeds too seldom
     """
@@ -134,13 +135,13 @@ def _roll_out(tasks: tuple[str, ...], n_episodes: int, facts: dict[str, Any]) ->
 
 
 def _episode(env: gym.Env, task: str, expert: Any, seed: int | None) -> dict[str, Any]:
-    """:return: An episode, as :meth:`Demonstrations.from_trajectories` takes it"""
+    """:return: An episode in the form of :meth:`Demonstrations.from_trajectories`"""
     observation, _ = env.reset(seed=seed, options={"task": task})
     observations, actions, rewards = [], [], []
     ended = terminated = False
     while not ended:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they say that the env clips
+            warnings.simplefilter("ignore")  # about clipped actions
             action = np.clip(expert.get_action(observation[:_OBSERVATION_SIZE]), -1.0, 1.0).astype(np.float32)
         observations.append(observation)
         actions.append(action)

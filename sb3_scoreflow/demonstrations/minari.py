@@ -1,7 +1,7 @@
 """
 Demonstrations in Minari's datasets.
 
-The minari library writes and downloads; it is imported where it is used.
+The package minari writes and downloads datasets; it is imported only when it is used.
 """
 
 import re
@@ -29,21 +29,21 @@ from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError, check_size
 from sb3_scoreflow.safe_hdf5.groups import Group
 
 _EPISODES = "episodes"
-# The env's argument that tells whether a task is rewarded once, or in every step after it is complete
+# The env's argument that determines whether a task is rewarded once or in every step after its completion
 _REWARD_ARGUMENT = "remove_task_when_completed"
 _FIELDS = ("actions", "rewards", "terminations", "truncations")
-# What is taken over of the metadata that other programs write, where it is there
+# Entries of other programs' metadata that are copied if they exist
 _KEPT_METADATA = ("algorithm_name", "code_permalink", "ref_min_score", "ref_max_score")
 
 
 class _Episode(NamedTuple):
-    """Its arrays, unread."""
+    """Arrays of an episode, which have not been read."""
 
     observations: dict[str, Leaf]
     fields: dict[str, Leaf]
 
     def named(self) -> Iterator[tuple[str, Leaf]]:
-        """:return: All of them, under their paths in the episode"""
+        """:return: All arrays with their paths in the episode"""
         leaves = chain(self.observations.values(), self.fields.values())
         return ((leaf.name.partition("/")[2], leaf) for leaf in leaves)
 
@@ -59,31 +59,31 @@ def load_minari(
     """
     The source ``minari:DATASET_ID``, such as ``minari:mujoco/hopper/medium-v0``.
 
-    Datasets lie in ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``. Minari keeps the observation after an episode's last
-    action; demonstrations have no place for it, it is left out. An episode whose last transition has neither flag is
-    truncated there; a flag inside an episode ends it.
+    Datasets are in ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``. The observation after an episode's last action, which
+    Minari stores, is left out. An episode whose last transition has no flag is truncated there; a flag inside an episode ends
+    it.
 
-    Nested ``Dict`` observations become one level of keys, joined by ``_``: SB3 takes one level only, and its
-    ``CombinedExtractor`` makes modules of these names, which may not contain a dot.
+    Nested ``Dict`` observations become one level of keys, joined by ``_``: SB3 only supports one level, and its
+    ``CombinedExtractor`` names modules by the keys, which must not contain a dot.
 
-    Nothing that the dataset names is imported or run: where it does not say its spaces, the data have to tell, not its env.
+    Code that the dataset names is never imported or executed: if the dataset does not record its spaces, they are inferred
+    from the data and not from its env.
 
     :param spec: Id of the dataset
-    :param observation_keys: Which entries of ``Dict`` observations to keep, nested ones by their joined keys: several for dict
-        observations, or one str for plain arrays. All if None
-    :param download: Whether to download a dataset that is not there
-    :param ends: ``"episodes"`` if an episode ends with its last transition only, and not at flags before it, which mark
-        something else. If None, at these too
-    :param max_bytes: How many bytes the arrays may take in memory. Default: 64 times the size of the data file, but at least
-        256 MiB
-    :return: The demonstrations. Their metadata hold it as ``source``, the id of the env and, where the dataset has
-        them, the name of the algorithm, a link to its code and the reference scores
+    :param observation_keys: Entries of ``Dict`` observations to keep, nested ones by their joined keys: several keys for dict
+        observations, or one str for plain arrays; None: all
+    :param download: Whether to download a missing dataset
+    :param ends: ``"episodes"`` if episodes only end with their last transition, because earlier flags mark something else;
+        None: flags end episodes as well
+    :param max_bytes: Largest memory for the arrays, in bytes; None: 64 times the size of the data file, but at least 256 MiB
+    :return: The demonstrations. Their metadata contain the ``source``, the id of the env and, if the dataset has them, the
+        name of the algorithm, a link to its code and the reference scores
     :raises ImportError: if minari is not installed
-    :raises FileNotFoundError: if the dataset is not there and is not, or cannot be, downloaded
-    :raises OSError: if it cannot be read: incomplete, damaged, written by an unknown version of Minari
-    :raises ValueError: if the id is malformed, the data are not in HDF5, actions are not of a ``Box`` space, a key is unknown,
-        an observation is not numeric, the arrays do not fit, take their data from another file, or are larger than
-        ``max_bytes``
+    :raises FileNotFoundError: if the dataset is missing, and ``download`` is False or the download fails
+    :raises OSError: if it cannot be read, because it is incomplete, damaged or from an unknown version of Minari
+    :raises ValueError: if the id is malformed, the data are not in HDF5, actions do not come from a ``Box`` space, a key is
+        unknown, an observation is not numeric, or the arrays do not fit each other, take their data from another file, or are
+        larger than ``max_bytes``
     """
     if ends not in (None, _EPISODES):
         raise ValueError(f"`ends` must be {_EPISODES!r}, or None for flags inside the dataset's episodes too, got {ends!r}.")
@@ -125,7 +125,7 @@ def _choose(
     :param folder: The dataset
     :param file: The root of its open data file
     :param observation_keys: See :func:`load_minari`
-    :return: The observations to read, and by name their path in an episode and their recorded space
+    :return: The observations to read, and, by name, their path in an episode and their recorded space
     :raises ValueError: if the keys do not fit, or an observation is not numeric
     """
     recorded = folder.recorded_space("observation_space")
@@ -144,17 +144,17 @@ def _action_space(folder: MinariFolder, file: Group) -> spaces.Space | None:
     """
     :param folder: The dataset
     :param file: The root of its open data file
-    :return: The recorded space, None if there is none
-    :raises ValueError: if it is no ``Box``, or the data do not tell whether it is
+    :return: The recorded space; None if there is none
+    :raises ValueError: if it is not a ``Box``, or this cannot be inferred from the data
     """
     space = folder.recorded_space("action_space")
     if space is None:
         actions = file["episode_0/actions"]
         if not isinstance(actions, Array) or actions.dtype.kind != "f":
             raise UnusableFileError(
-                "its metadata have no `action_space`, and its actions are no array of floating-point numbers, as those of a "
-                f"Box mostly are. If they are of a Box, add to {folder.path / 'data' / 'metadata.json'}, as `action_space`, "
-                "what `minari.serialization.serialize_space(space)` returns for it."
+                "its metadata have no `action_space`, and its actions are not an array of floating-point numbers, which is "
+                f"usual for a Box. If they come from a Box, add to {folder.path / 'data' / 'metadata.json'}, as "
+                "`action_space`, the result of `minari.serialization.serialize_space(space)`."
             )
     elif not isinstance(space, spaces.Box):
         raise ValueError(
@@ -167,8 +167,8 @@ def _action_space(folder: MinariFolder, file: Group) -> spaces.Space | None:
 def _check_episodes(episodes: list[_Episode]) -> list[_Episode]:
     """
     :param episodes: All episodes
-    :return: Those that have transitions
-    :raises UnusableFileError: if there are none, or arrays do not fit each other
+    :return: The episodes with transitions
+    :raises UnusableFileError: if there are no transitions, or arrays do not fit each other
     """
     kept: list[_Episode] = []
     for number, episode in enumerate(episodes):
@@ -198,7 +198,7 @@ def _check_episodes(episodes: list[_Episode]) -> list[_Episode]:
 
 def _read(episodes: list[_Episode], flags: str | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """
-    :param episodes: With at least one transition each
+    :param episodes: Episodes with at least one transition each
     :param flags: See ``ends`` of :func:`load_minari`
     :return: Observations, without those after the last actions, and the other arrays of all episodes, one after the other
     """
@@ -217,7 +217,7 @@ def _read(episodes: list[_Episode], flags: str | None) -> tuple[dict[str, np.nda
 
 
 def _read_metadata(folder: MinariFolder) -> dict[str, Any]:
-    """:return: What is known about the dataset; facts that :func:`write_minari` stored come first"""
+    """:return: Facts about the dataset; those stored by :func:`write_minari` have priority"""
     stored = folder.metadata
     spec = folder.recorded_env("env_spec")
     metadata: dict[str, Any] = {} if spec is None else {"env": spec["id"]}
@@ -226,6 +226,6 @@ def _read_metadata(folder: MinariFolder) -> dict[str, Any]:
     kept = {key: stored[key] for key in _KEPT_METADATA if key in stored}
     others = [key for key, value in kept.items() if not isinstance(value, (str, int, float))]
     if others:
-        warnings.warn(f"{folder.name} has {others} in its metadata that are no single numbers or texts: left out.")
+        warnings.warn(f"{folder.name} has {others} in its metadata that are not single numbers or strings: left out.")
     metadata.update({key: value for key, value in kept.items() if key not in others})
     return {**metadata, **stored.get(METADATA_KEY, {})}

@@ -1,8 +1,8 @@
 """
-The envs that Minari's datasets record.
+The envs recorded in Minari's datasets.
 
-A dataset names Python functions to make them, and arguments: whoever wrote it can have anything run. So only what is
-registered with Gymnasium is built, with arguments that name nothing, unless the dataset is trusted.
+A dataset names Python functions and arguments that create its envs, so its author can make users execute any code. Therefore,
+unless the dataset is trusted, only envs registered with Gymnasium are created, with arguments that cannot name code or files.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from sb3_scoreflow.demonstrations.minari_folder import SOURCE, open_folder
 from sb3_scoreflow.envs.select_observations import SelectObservations, select
 
 _REGISTERING_PACKAGES = ("gymnasium_robotics",)
-"""Imported where a dataset names an env of theirs: they register it."""
+"""Packages that register envs; they are imported if a dataset names one of their envs."""
 _WRAPPER_PACKAGES = ("gymnasium.wrappers", "sb3_scoreflow.envs")
 _HARMLESS_TEXT = re.compile(r"[\w \-]*")
-"""No path, no module, no command."""
+"""Text that cannot be a path, a module or a command."""
 
 _logger = logging.getLogger(__name__)
 
@@ -41,23 +41,23 @@ def make_evaluation_env(
     **kwargs: Any,
 ) -> gym.Env:
     """
-    Make the env that a Minari dataset names for evaluation, or else the one that it was recorded in. Its observations have the
+    Create the evaluation env that a Minari dataset names, or else the env in which it was recorded. Its observations have the
     keys of the demonstrations that :func:`load_minari` reads with the same ``observation_keys``.
 
-    What will be built is logged (``logging``, level INFO). It is refused, with all that it is in the message, unless its id is
-    registered with Gymnasium and the recorded entry point is the registered one; wrappers are Gymnasium's or of this package;
-    and recorded arguments that are not registered have no texts that could be paths, modules or commands.
+    The env is logged before it is created (``logging``, level INFO). It is only created if its id is registered with Gymnasium
+    with the recorded entry point, its wrappers belong to Gymnasium or this package, and recorded arguments that are not
+    registered contain no text that could be a path, a module or a command. Otherwise, an error describes the env.
 
-    :param source: Id of the dataset, with or without ``minari:`` in front, such as ``demonstrations.metadata["source"]``
-    :param observation_keys: See :func:`load_minari`
-    :param download: See :func:`load_minari`
-    :param trusted: Build whatever the dataset names. This runs code that its author chose: for your own datasets only, or
-        those of people you trust
-    :param kwargs: Passed on to ``gymnasium.make``, such as ``render_mode``
+    :param source: Id of the dataset, with or without the prefix ``minari:``, such as ``demonstrations.metadata["source"]``
+    :param observation_keys: Entries of ``Dict`` observations to keep, see :func:`load_minari`
+    :param download: Whether to download a missing dataset
+    :param trusted: Whether to create any env that the dataset names. This executes code chosen by its author: use it only for
+        your own datasets, or those of people you trust
+    :param kwargs: Passed to ``gymnasium.make``, such as ``render_mode``
     :return: The env
-    :raises ImportError: if the package that the env is from is not installed
+    :raises ImportError: if the env's package is not installed
     :raises OSError: if the dataset cannot be read
-    :raises ValueError: if the dataset records no env, one that is not built unless it is trusted, or one that cannot be made
+    :raises ValueError: if the dataset does not record an env, or the env needs trust or cannot be created
     """
     dataset_id = source.removeprefix(f"{SOURCE}:")
     folder = open_folder(dataset_id, download)
@@ -65,12 +65,10 @@ def make_evaluation_env(
     with folder.readable():
         recorded = folder.recorded_env("eval_env_spec") or folder.recorded_env("env_spec")
     if recorded is None:
-        raise ValueError(f"No env is recorded in {name}. Make it yourself: gymnasium.make(...).")
+        raise ValueError(f"{name} does not record an env. Create it yourself: gymnasium.make(...).")
     package = (recorded["entry_point"] or "").partition(":")[0].partition(".")[0]
     if package.isidentifier() and package not in sys.modules and importlib.util.find_spec(package) is None:
-        raise ImportError(
-            f"The env of {name} cannot be made (there is no package {package}). Install the package that it is from."
-        )
+        raise ImportError(f"The env of {name} cannot be made (there is no package {package}). Install the env's package.")
     if package in _REGISTERING_PACKAGES and recorded["id"] not in gym.registry:
         importlib.import_module(package)
     registered = gym.registry.get(recorded["id"])
@@ -78,9 +76,9 @@ def make_evaluation_env(
     description = f"{recorded!r:.2000}"
     if doubts and not trusted:
         raise ValueError(
-            f"The env of {name} is not built: {'; '.join(doubts)}. It would be {description}. If it is of a package that "
-            "installed, import the package that registers it first. If you trust whoever wrote the dataset with running any "
-            "code, pass `trusted=True`. Or make it yourself: gymnasium.make(...)."
+            f"The env of {name} is not built: {'; '.join(doubts)}. It would be {description}. If an installed package "
+            "registers it, import this package first. If you trust the author of the dataset to run any code, pass "
+            "`trusted=True`. Or create the env yourself: gymnasium.make(...)."
         )
     if doubts:
         warnings.warn(f"Building the env of {name}, as it is trusted, although {'; '.join(doubts)}: {description}.")
@@ -89,8 +87,8 @@ def make_evaluation_env(
     try:
         env = gym.make(_spec(recorded, registered if not doubts else None), **kwargs)
     except (ImportError, gym.error.Error) as error:
-        raise ImportError(f"The env of {name} cannot be made ({error}). Install the package that it is from.") from error
-    except Exception as error:  # by whatever arguments the env stumbles over
+        raise ImportError(f"The env of {name} cannot be made ({error}). Install the env's package.") from error
+    except Exception as error:  # invalid arguments may raise any error
         raise ValueError(
             f"The env of {name} cannot be made ({type(error).__name__}: {error}), with what is recorded, {description}, and "
             f"the arguments {kwargs}. Make it yourself: gymnasium.make(...)."
@@ -102,9 +100,9 @@ def make_evaluation_env(
 
 def _doubts(recorded: dict[str, Any], registered: EnvSpec | None) -> Iterator[str]:
     """
-    :param recorded: What the dataset says of the env
-    :param registered: What Gymnasium knows under its id
-    :return: Why it is not built
+    :param recorded: The dataset's description of the env
+    :param registered: Gymnasium's spec with the same id; None if it is not registered
+    :return: Reasons why the env is not created
     """
     if registered is None:
         yield f"no env is registered as {recorded['id']!r}"
@@ -116,13 +114,13 @@ def _doubts(recorded: dict[str, Any], registered: EnvSpec | None) -> Iterator[st
             yield f"its argument {key!r} has a text in it that could be a path or code: {value!r}"
     for wrapper in recorded["additional_wrappers"]:
         if not _is_known_wrapper(wrapper["entry_point"]):
-            yield f"its wrapper {wrapper['entry_point']!r} is none of {_WRAPPER_PACKAGES}, or writes files"
+            yield f"its wrapper {wrapper['entry_point']!r} does not belong to {_WRAPPER_PACKAGES}, or writes files"
         elif not _is_harmless(wrapper["kwargs"]):
             yield f"its wrapper {wrapper['entry_point']!r} has a text in its arguments that could be a path or code"
 
 
 def _is_harmless(value: Any) -> bool:
-    """:return: Whether this, from JSON, has no text but short names in it"""
+    """:return: Whether a value from JSON contains no text other than short names"""
     if isinstance(value, dict):
         return all(_is_harmless(part) for item in value.items() for part in item)
     if isinstance(value, list):
@@ -131,7 +129,7 @@ def _is_harmless(value: Any) -> bool:
 
 
 def _is_known_wrapper(entry_point: str) -> bool:
-    """:return: Whether it is a wrapper of Gymnasium or this package. No other module is imported to find out"""
+    """:return: Whether it is a wrapper of Gymnasium or this package; no other module is imported for this check"""
     module, _, name = entry_point.partition(":")
     if not any(module == package or module.startswith(f"{package}.") for package in _WRAPPER_PACKAGES):
         return False
@@ -139,15 +137,15 @@ def _is_known_wrapper(entry_point: str) -> bool:
         wrapper = getattr(importlib.import_module(module), name, None)
     except (ImportError, ValueError, gym.error.Error):
         return False
-    # One of Gymnasium's writes files, to a folder that its arguments name
+    # One of Gymnasium's wrappers writes files to a folder in its arguments
     return isinstance(wrapper, type) and issubclass(wrapper, gym.Wrapper) and not issubclass(wrapper, RecordVideo)
 
 
 def _spec(recorded: dict[str, Any], registered: EnvSpec | None) -> EnvSpec:
     """
-    :param recorded: What the dataset says of the env
-    :param registered: What Gymnasium knows under its id; None to build what is recorded
-    :return: What to build
+    :param recorded: The dataset's description of the env
+    :param registered: Gymnasium's spec with the same id; None: only the recorded description is used
+    :return: Spec of the env to create
     """
     wrappers = tuple(WrapperSpec(**wrapper) for wrapper in recorded["additional_wrappers"])
     changes = {**recorded, "additional_wrappers": wrappers}
@@ -158,10 +156,10 @@ def _spec(recorded: dict[str, Any], registered: EnvSpec | None) -> EnvSpec:
 
 def _check_requirements(requirements: Any, name: str) -> None:
     """
-    Warn about installed packages of other versions than a dataset asks for.
+    Warn about installed packages whose versions differ from a dataset's requirements.
 
-    :param requirements: As the dataset has them: a list of texts such as ``mujoco>=3.1.0``
-    :param name: What warnings call the dataset
+    :param requirements: The dataset's requirements: a list of strings such as ``mujoco>=3.1.0``
+    :param name: Name of the dataset in warnings
     """
     from packaging.requirements import InvalidRequirement, Requirement
 
@@ -172,4 +170,4 @@ def _check_requirements(requirements: Any, name: str) -> None:
         except (InvalidRequirement, TypeError, importlib.metadata.PackageNotFoundError):
             version = None
         if version is None or not requirement.specifier.contains(version, prereleases=True):
-            warnings.warn(f"The env of {name} asks for {text!r}; installed is {version or 'no such package'}.")
+            warnings.warn(f"The env of {name} requires {text!r}, but {version or 'no such package'} is installed.")

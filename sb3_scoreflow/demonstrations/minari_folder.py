@@ -1,8 +1,8 @@
 """
-The folders of Minari's datasets, read without Minari's own storage.
+The folders of Minari's datasets, read without Minari's storage classes.
 
-That would build the env that a folder names, where it does not say the spaces, and so run whatever it calls an entry point; it
-would open images in any format that Pillow knows, and read what nobody asked for.
+If a folder does not record its spaces, these classes would create the env that it names, and thereby execute any entry point.
+They would also open images in all of Pillow's formats, and read data that are not needed.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from sb3_scoreflow.safe_hdf5.groups import Group
 
 SOURCE = "minari"
 METADATA_KEY = "sb3_scoreflow_metadata"
-"""Under this key a dataset keeps the metadata of the demonstrations that it was written from."""
+"""Key under which a dataset stores the metadata of the demonstrations from which it was written."""
 
 _TYPES = {
     "total_episodes": int,
@@ -36,7 +36,7 @@ _TYPES = {
     "eval_env_spec": str,
     METADATA_KEY: dict,
 }
-"""What reading depends on; all but the first may be missing."""
+"""Entries of the metadata that reading depends on; all but the first may be missing."""
 _ENV_ENTRIES: dict[str, tuple[tuple[type, ...], Any]] = {
     "id": ((str,), None),
     "entry_point": ((str, type(None)), None),
@@ -51,7 +51,7 @@ _ENV_ENTRIES: dict[str, tuple[tuple[type, ...], Any]] = {
 """Types and defaults."""
 
 Leaf = Array | JPEGImages
-"""An array of an episode, unread."""
+"""An array of an episode, which has not been read."""
 
 
 def import_minari() -> ModuleType:
@@ -64,8 +64,8 @@ def import_minari() -> ModuleType:
 
 def local_path(dataset_id: str) -> Path:
     """
-    :param dataset_id: As given by the user
-    :return: Where the dataset is or would be
+    :param dataset_id: The value passed by the user
+    :return: Path of the dataset, which may not exist
     :raises ValueError: if the id is malformed
     """
     from minari.dataset.minari_dataset import parse_dataset_id
@@ -75,7 +75,7 @@ def local_path(dataset_id: str) -> Path:
         parse_dataset_id(dataset_id)
     except (TypeError, ValueError) as error:  # a missing version is a TypeError
         raise ValueError(
-            f"{dataset_id!r} is no id of a Minari dataset: they read 'name-v0' or 'namespace/name-v0', with a version, a "
+            f"{dataset_id!r} is not an id of a Minari dataset: ids are 'name-v0' or 'namespace/name-v0', with a version, a "
             "namespace of at least two characters, and letters, digits, '-' and '_' only. `minari list remote` lists them."
         ) from error
     return get_dataset_path(dataset_id)
@@ -83,13 +83,13 @@ def local_path(dataset_id: str) -> Path:
 
 @dataclass
 class MinariFolder:
-    """A dataset on disk, of which only the metadata have been read."""
+    """A dataset on disk; only its metadata have been read."""
 
     name: str
-    """What error messages call it."""
+    """Name of the dataset in error messages."""
     path: Path
     metadata: dict[str, Any]
-    """As in its ``metadata.json``, of the right types where it matters."""
+    """Content of ``metadata.json``, with checked types of the entries that are used."""
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Group]:
@@ -100,10 +100,10 @@ class MinariFolder:
     @contextlib.contextmanager
     def readable(self) -> Iterator[None]:
         """
-        Around code that reads the dataset: errors get its name, and a remedy.
+        Context manager for code that reads the dataset; it adds the dataset's name and a remedy to errors.
 
-        :raises OSError: if it is damaged
-        :raises ValueError: if something in it cannot be used
+        :raises OSError: if the dataset is damaged
+        :raises ValueError: if a part of it cannot be used
         """
         try:
             yield
@@ -112,19 +112,19 @@ class MinariFolder:
         except (OSError, KeyError) as error:
             reason = error.args[0] if isinstance(error, KeyError) else error
             raise OSError(
-                f"{self.name} at {self.path} cannot be read ({reason}). It is incomplete, damaged, or of another version of "
+                f"{self.name} at {self.path} cannot be read ({reason}). It is incomplete, damaged, or from another version of "
                 "Minari. Delete the folder and load it again to download it, or copy it again."
             ) from error
 
     @property
     def is_jpeg(self) -> bool:
-        """Whether it has its images, or what Minari takes for images, as JPEG."""
+        """Whether arrays that Minari considers images are stored as JPEG."""
         return self.metadata.get("jpeg_encoding", True)
 
     def recorded_env(self, key: str) -> dict[str, Any] | None:
         """
         :param key: ``env_spec`` or ``eval_env_spec``
-        :return: Gymnasium's description of an env, none of which has been looked up; None if there is none
+        :return: Gymnasium's description of an env, in which no name has been resolved; None if there is none
         """
         if key not in self.metadata:
             return None
@@ -134,7 +134,7 @@ class MinariFolder:
     def recorded_space(self, key: str) -> spaces.Space | None:
         """
         :param key: ``observation_space`` or ``action_space``
-        :return: The space in the metadata, None if there is none
+        :return: The space in the metadata; None if there is none
         """
         if key not in self.metadata:
             return None
@@ -148,11 +148,11 @@ class MinariFolder:
 
 def open_folder(dataset_id: str, download: bool) -> MinariFolder:
     """
-    :param dataset_id: As given by the user
-    :param download: Whether to download it if it is not there
+    :param dataset_id: The value passed by the user
+    :param download: Whether to download it if it is missing
     :return: The dataset
     :raises ImportError: if minari, or a package that the dataset needs, is not installed
-    :raises FileNotFoundError: if it is not there and is not, or cannot be, downloaded
+    :raises FileNotFoundError: if it is missing, and ``download`` is False or the download fails
     :raises OSError: if its metadata cannot be read
     :raises ValueError: if the id is malformed, or the data are not in HDF5
     """
@@ -168,7 +168,7 @@ def open_folder(dataset_id: str, download: bool) -> MinariFolder:
             minari.download_dataset(dataset_id)
         except ImportError as error:
             raise ImportError(f'{missing}; to download it: pip install "sb3-scoreflow[minari]" ({error})') from error
-        except Exception as error:  # whatever HTTP clients and servers come up with
+        except Exception as error:  # HTTP clients raise many kinds of errors
             raise FileNotFoundError(
                 f"{missing}, and it could not be downloaded ({type(error).__name__}: {error}). Check the id and the network; "
                 f"or run `minari download {dataset_id}` where there is a network, and copy the folder to {path}."
@@ -178,8 +178,8 @@ def open_folder(dataset_id: str, download: bool) -> MinariFolder:
         folder.metadata = _read_metadata(path / "data" / "metadata.json", minari)
     if folder.metadata.get("data_format", "hdf5") != "hdf5":
         raise ValueError(
-            f"{folder.name} has its data as {folder.metadata['data_format']!r}; only HDF5 is read here, as it can be looked "
-            "into before it is read. If you trust the dataset, write it anew: minari.create_dataset_from_buffers(NEW_ID, "
+            f"{folder.name} has its data as {folder.metadata['data_format']!r}; only HDF5 is supported, because it can be "
+            "checked before it is read. If you trust the dataset, convert it: minari.create_dataset_from_buffers(NEW_ID, "
             "[EpisodeBuffer(...) for episode in minari.load_dataset(ID)], data_format='hdf5', ...)."
         )
     return folder
@@ -190,7 +190,7 @@ def _read_metadata(path: Path, minari: ModuleType) -> dict[str, Any]:
     :param path: ``metadata.json``
     :param minari: The library
     :return: Its content
-    :raises ValueError: if what reading the data depends on is missing or of the wrong type
+    :raises ValueError: if a required entry is missing or has the wrong type
     """
     if not path.is_file():
         raise ValueError("there is no such file")
@@ -205,7 +205,7 @@ def _read_metadata(path: Path, minari: ModuleType) -> dict[str, Any]:
         )
     metadata = {"total_episodes": None, **{key: value for key, value in metadata.items() if value is not None}}
     for key, kind in _TYPES.items():
-        # To Python, a bool is an int
+        # In Python, a bool is an int
         if key in metadata and type(metadata[key]) is not kind:
             raise ValueError(f"{key} must be {kind.__name__}, it is {_shorten(metadata[key])}")
     return metadata
@@ -218,8 +218,8 @@ def _shorten(value: Any) -> str:
 def parse_env(text: str) -> dict[str, Any]:
     """
     :param text: Gymnasium's description of an env, JSON
-    :return: The entries of which an env is made, those of its wrappers among them
-    :raises ValueError: if an entry is missing or of the wrong type
+    :return: The entries from which an env is created, including those of its wrappers
+    :raises ValueError: if an entry is missing or has the wrong type
     """
     recorded = json.loads(text)
     if not isinstance(recorded, dict):
@@ -239,7 +239,7 @@ def parse_env(text: str) -> dict[str, Any]:
 def check_description(space: Any) -> None:
     """
     :param space: Minari's description of a space, from JSON
-    :raises ValueError: if it would make a space that is larger than the description, or of no numbers where it says so
+    :raises ValueError: if the space would need much more memory than its description, or its bounds are not numbers
     """
     if space["type"] == "Dict":
         for child in space["subspaces"].values():
@@ -250,7 +250,7 @@ def check_description(space: Any) -> None:
     elif space["type"] == "Box":
         dtype = np.dtype(space["dtype"])
         for bound in ("low", "high"):
-            # A Box would make as much of a single number as the shape says
+            # A Box would expand a single number to its shape
             if dtype.kind not in "fiub" or np.shape(np.array(space[bound], dtype)) != tuple(space["shape"]):
                 raise ValueError(f"a Box of type {dtype} and shape {space['shape']} has other bounds")
 
@@ -259,8 +259,8 @@ def infer_space(node: Group | Array, is_jpeg: bool) -> spaces.Space:
     """
     :param node: The observations of an episode
     :param is_jpeg: Whether images are stored as JPEG
-    :return: A space of the same structure. Of its arrays it says that they are numbers, and no more: neither shape nor bounds
-    :raises UnusableFileError: if groups are inside of groups without end
+    :return: A space of the same structure, whose arrays are numbers of unknown shape and bounds
+    :raises UnusableFileError: if groups are nested too deeply
     """
     if isinstance(node, Array):
         is_numeric = node.dtype.kind in "fiub" or (is_jpeg and is_jpeg_array(node))
@@ -285,10 +285,10 @@ def _nested(tree: dict[str, Any]) -> spaces.Dict:
 
 def open_leaf(array: Group | Array, space: spaces.Space | None, is_jpeg: bool) -> Leaf:
     """
-    :param array: Of an episode
-    :param space: Of its entries, None if it is not recorded
+    :param array: Array of an episode
+    :param space: Space of its entries; None if it is not recorded
     :param is_jpeg: Whether images are stored as JPEG
-    :return: The array, or the images in it, unread
+    :return: The array, or the images in it; nothing is read
     :raises UnusableFileError: if it does not fit the space
     """
     if not isinstance(array, Array):

@@ -13,7 +13,7 @@ _MIN_SIZE = 32
 
 
 def is_jpeg_space(space: spaces.Space | None) -> bool:
-    """:return: Whether Minari takes what is in this space for images, and stores them as JPEG"""
+    """:return: Whether Minari considers arrays in this space images, and stores them as JPEG"""
     return (
         isinstance(space, spaces.Box)
         and space.dtype == np.uint8
@@ -24,17 +24,17 @@ def is_jpeg_space(space: spaces.Space | None) -> bool:
 
 
 def is_jpeg_array(array: Array) -> bool:
-    """:return: Whether an array whose space is not known has JPEG files in it: its rows begin like them, all of them"""
+    """:return: Whether an array with an unknown space contains JPEG files: all its rows start like them"""
     return array.holds_bytes and len(array) > 0 and all(data.startswith(_MAGIC) for data in array.read_bytes())
 
 
 class JPEGImages:
     """
-    Images of an episode, undecoded. Has what :func:`~sb3_scoreflow.safe_hdf5.arrays.check_size` asks for.
+    Encoded images of an episode, with the attributes that :func:`~sb3_scoreflow.safe_hdf5.arrays.check_size` needs.
 
-    :param array: Of the bytes of a JPEG file per row
-    :param shape: Of an image; None if it is not recorded, then that of the first image
-    :raises UnusableFileError: if it has no bytes
+    :param array: Array with the bytes of a JPEG file in each row
+    :param shape: Shape of an image; None if it is not recorded: the shape of the first image
+    :raises UnusableFileError: if the array does not contain bytes
     """
 
     def __init__(self, array: Array, shape: tuple[int, ...] | None) -> None:
@@ -47,7 +47,7 @@ class JPEGImages:
         self.name = array.name
         self.chunk_bytes = array.chunk_bytes
         self.dtype = np.dtype(np.uint8)
-        # Where it is not recorded, the first image tells
+        # If the shape is not recorded, the first image determines it
         entry = self._size(next(array.read_bytes())) if shape is None else shape
         self.shape: tuple[int, ...] = (len(array), *entry)
 
@@ -60,15 +60,15 @@ class JPEGImages:
 
     def read(self) -> np.ndarray:
         """
-        :return: uint8, the images
-        :raises UnusableFileError: if one has another size
-        :raises OSError: if one is damaged, or no JPEG
+        :return: The images, uint8
+        :raises UnusableFileError: if an image has another size
+        :raises OSError: if an image is damaged or not a JPEG
         """
         from PIL import Image
 
         images = np.empty(self.shape, np.uint8)
         for row, (image, data) in enumerate(zip(images, self._array.read_bytes(), strict=True)):
-            # Before it is decoded: a few bytes may say that the image is larger than the memory
+            # Before decoding, because a few bytes may declare an image that exceeds the memory
             size = self._size(data)
             if size != self.shape[1:]:
                 raise UnusableFileError(
@@ -80,11 +80,11 @@ class JPEGImages:
         return images
 
     def _size(self, data: bytes) -> tuple[int, ...]:
-        """:return: Shape of the image in a JPEG file, of which only the head is read"""
+        """:return: Shape of the image in a JPEG file; only its header is read"""
         from PIL import Image
 
         with reading(self.name):
-            # JPEG alone: among the formats that Pillow knows are some that start other programs
+            # Only JPEG, because some of Pillow's formats start other programs
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 channels = len(image.getbands())
                 return (image.height, image.width, *((channels,) if channels > 1 else ()))

@@ -1,4 +1,4 @@
-"""Write demonstrations as Minari datasets, which other programs of the field read."""
+"""Writing demonstrations as Minari datasets, which other programs can read."""
 
 import contextlib
 import inspect
@@ -24,7 +24,7 @@ from sb3_scoreflow.demonstrations.hdf5_target import HDF5Target, hdf5_target
 from sb3_scoreflow.demonstrations.minari_folder import METADATA_KEY, import_minari, local_path
 
 _ROOM = 2**16
-"""Bytes that a dataset without episodes does not need."""
+"""More bytes than a dataset without episodes needs."""
 
 
 def write_minari(
@@ -33,29 +33,30 @@ def write_minari(
     """
     Write a new Minari dataset, which ``load_demonstrations(f"minari:{dataset_id}")`` reads back exactly.
 
-    Minari wants the observation after an episode's last action, which demonstrations do not hold: the last observation stands
-    there a second time. Images are stored as they are; ``jpeg_encoding=True`` makes them smaller and inexact.
+    Minari requires the observation after an episode's last action, which demonstrations do not contain; the last observation
+    is repeated in its place. Images are stored without compression; ``jpeg_encoding=True`` stores them smaller, but with
+    losses.
 
-    The dataset appears in one step, when it is complete: of several processes that write the same id, one succeeds. Until
-    then it is in a hidden folder beside its place. What a process that was killed has left of it is removed by the next call.
+    The dataset appears in one step, when it is complete; if several processes write the same id, one succeeds. Until then, a
+    hidden folder contains the data. The next call removes files that a killed process has left.
 
-    :param demonstrations: What to write, metadata included
-    :param dataset_id: Such as ``lab/pick-and-place-v0``
-    :param env: Where they were recorded: an env, its spec, or its id, for the bounds of the spaces and for
-        :func:`make_evaluation_env`. If None, the dataset records no env, and its spaces are unbounded
-    :param kwargs: Passed on to ``minari.create_dataset_from_buffers``: ``author``, ``algorithm_name``, ``eval_env``, ...
+    :param demonstrations: Demonstrations to write, including their metadata
+    :param dataset_id: Id of the dataset, such as ``lab/pick-and-place-v0``
+    :param env: Env in which they were recorded, its spec or its id, which provides the bounds of the spaces and is created by
+        :func:`make_evaluation_env`. None: the dataset does not record an env, and its spaces are unbounded
+    :param kwargs: Passed to ``minari.create_dataset_from_buffers``: ``author``, ``algorithm_name``, ``eval_env``, ...
     :raises ImportError: if minari is not installed
-    :raises FileExistsError: if there is such a dataset, or another process has written it in the meantime
-    :raises OSError: if it cannot be written, as when the disk is full
-    :raises ValueError: if the id is malformed, the demonstrations are not of this env, the env cannot be made again from its
-        spec, a key cannot name an HDF5 dataset, or the data are to be stored in another format than HDF5
+    :raises FileExistsError: if the dataset exists, or another process has written it in the meantime
+    :raises OSError: if it cannot be written, for example because the disk is full
+    :raises ValueError: if the id is malformed, the demonstrations do not fit the env, the env cannot be recreated from its
+        spec, a key cannot name an HDF5 dataset, or another format than HDF5 is requested
     """
     minari = import_minari()
     path = local_path(dataset_id)
     if path.exists():
         raise _exists(dataset_id, path)
     if kwargs.get("data_format") not in (None, "hdf5"):
-        raise ValueError(f"`data_format` is {kwargs['data_format']!r}; only 'hdf5' is read back. Leave it out.")
+        raise ValueError(f"`data_format` is {kwargs['data_format']!r}; only 'hdf5' can be read back. Leave it out.")
     if "jpeg_encoding" in inspect.signature(minari.create_dataset_from_buffers).parameters:
         kwargs.setdefault("jpeg_encoding", False)
     else:
@@ -67,13 +68,13 @@ def write_minari(
         if env is not None:
             _check_env(env)
         observation_space, action_space = _dataset_spaces(demonstrations, env)
-        # Minari recommends facts about the author that a private dataset need not have
+        # Minari recommends facts about the author, which a private dataset does not need
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", category=UserWarning)
         try:
             with atomic_folder(path) as new:
                 _make_namespace(path)
-                # Without episodes, in the root of all datasets, as no other place can be named; then away from sight
+                # Minari can only create it in the root of all datasets: first without episodes, then moved to a hidden folder
                 with _new_folder() as (first_id, first):
                     minari.create_dataset_from_buffers(
                         first_id, [], env=env, observation_space=observation_space, action_space=action_space, **kwargs
@@ -99,9 +100,9 @@ def _root() -> Path:
 
 def _make_namespace(path: Path) -> None:
     """
-    Make the files by which Minari knows the folders above a dataset for namespaces. Others may be doing the same.
+    Create the files that mark the parent folders of a dataset as namespaces. Other processes may do this at the same time.
 
-    :param path: Where the dataset will be, in a folder that exists
+    :param path: Path of the new dataset, in an existing folder
     """
     root = _root()
     for folder in itertools.takewhile(lambda folder: folder != root, path.parents):
@@ -112,11 +113,11 @@ def _make_namespace(path: Path) -> None:
 @contextlib.contextmanager
 def _new_folder() -> Iterator[tuple[str, Path]]:
     """
-    :return: An id that nobody else has, and where Minari puts that dataset. It is removed afterwards
-    :raises OSError: if there is no room for a dataset without episodes, with which Minari's HDF5 would not cope
+    :return: A unique id, and the path of its dataset, which is removed afterwards
+    :raises OSError: if the disk has no space for a dataset without episodes, which would break Minari's HDF5
     """
     root = _root()
-    with temporary_folder(root) as folder:  # of the same name: whoever finds the dataset knows by it if somebody is at it
+    with temporary_folder(root) as folder:  # same name as the dataset, so that other processes know whether it is in use
         for left in root.glob("sb3_scoreflow-*-v0"):
             match = re.fullmatch(r"(sb3_scoreflow-[0-9a-f]{8}-[0-9a-f]{32})-v0", left.name)
             if match is not None and not (root / f".{match[1]}-tmp").exists():
@@ -130,9 +131,9 @@ def _new_folder() -> Iterator[tuple[str, Path]]:
 
 def _fill(folder: Path, dataset_id: str, demonstrations: Demonstrations) -> None:
     """
-    :param folder: Of a dataset without episodes
-    :param dataset_id: Which it gets
-    :param demonstrations: Which it gets
+    :param folder: Folder of a dataset without episodes
+    :param dataset_id: New id of the dataset
+    :param demonstrations: Demonstrations to add
     """
     from minari.dataset.minari_storage import MinariStorage
 
@@ -147,25 +148,25 @@ def _fill(folder: Path, dataset_id: str, demonstrations: Demonstrations) -> None
 
 
 def _check_env(env: Any) -> None:
-    """:raises ValueError: if this is no env, actions are not continuous, or a dataset could not say how to make it again"""
+    """:raises ValueError: if it is not an env, its actions are not continuous, or it cannot be recreated from a dataset"""
     if not isinstance(env, gym.Env):
         raise ValueError(f"`env` must be a gym env, its spec or its id, got {env!r}. Instead of a VecEnv pass the id.")
     if not isinstance(env.action_space, spaces.Box):
-        raise ValueError(f"`env` has the action space {env.action_space}; demonstrations are read with a Box only.")
+        raise ValueError(f"`env` has the action space {env.action_space}; demonstrations need a Box.")
     for wrapper in env.spec.additional_wrappers if env.spec is not None else ():
         if wrapper.kwargs is None:
             raise ValueError(
-                f"`env` is wrapped in {wrapper.name}, which does not record its arguments, so that the env cannot be made "
+                f"`env` is wrapped in {wrapper.name}, which does not record its arguments, so that the env cannot be created "
                 "from the dataset. Pass the env without it."
             )
 
 
 def _dataset_spaces(demonstrations: Demonstrations, env: gym.Env | None) -> tuple[spaces.Space, spaces.Space]:
     """
-    :param demonstrations: What is to be written
-    :param env: The env that they are from
+    :param demonstrations: Demonstrations to write
+    :param env: Env in which they were recorded; None if it is unknown
     :return: The dataset's observation and action space: those of the env, in the precision of the data
-    :raises ValueError: if the demonstrations are not of this env, or a key cannot name an HDF5 dataset
+    :raises ValueError: if the demonstrations do not fit the env, or a key cannot name an HDF5 dataset
     """
     observations, actions = demonstrations.observations, demonstrations.actions
     action_space = _space_like(actions, None if env is None else env.action_space, "actions")
@@ -178,8 +179,8 @@ def _dataset_spaces(demonstrations: Demonstrations, env: gym.Env | None) -> tupl
         known = env.observation_space
         if not isinstance(known, spaces.Dict) or known.spaces.keys() != observations.keys():
             raise ValueError(
-                f"The demonstrations have the observation keys {sorted(observations)}, `env` has {known}. "
-                "Pass the env that they are from, with its wrappers."
+                f"The demonstrations have the observation keys {sorted(observations)}, but `env` has {known}. "
+                "Pass the env in which they were recorded, with its wrappers."
             )
         leaves.update(known.spaces)
     observation_space = {key: _space_like(array, leaves[key], f"observations[{key!r}]") for key, array in observations.items()}
@@ -190,9 +191,9 @@ def _space_like(array: Array, space: spaces.Space | None, name: str) -> spaces.S
     """
     :param array: ``(N, ...)``
     :param space: The env's space for one entry of it; None if there is no env
-    :param name: What error messages call the array
+    :param name: Name of the array in error messages
     :return: ``space`` in the precision of the array; without an env, a ``Box`` of everything that the array's type can hold
-    :raises ValueError: if the array is of another shape
+    :raises ValueError: if the array has another shape
     """
     if space is None:
         low, high = (-np.inf, np.inf) if array.dtype.kind == "f" else (0, 1)
@@ -201,8 +202,8 @@ def _space_like(array: Array, space: spaces.Space | None, name: str) -> spaces.S
         return spaces.Box(low, high, array.shape[1:], dtype=array.dtype)
     if space.shape != array.shape[1:]:
         raise ValueError(
-            f"`{name}` of the demonstrations have the shape {array.shape[1:]}, `env` has the space {space}. "
-            "Pass the env that they are from, with its wrappers but without ActionChunking."
+            f"`{name}` of the demonstrations have the shape {array.shape[1:]}, but `env` has the space {space}. "
+            "Pass the env in which they were recorded, with its wrappers but without ActionChunking."
         )
     if isinstance(space, spaces.Box) and array.dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -212,10 +213,10 @@ def _space_like(array: Array, space: spaces.Space | None, name: str) -> spaces.S
 
 def _buffers(demonstrations: Demonstrations, target: HDF5Target) -> Iterator[Any]:
     """
-    :param demonstrations: To write
-    :param target: What they are written to
-    :return: The episodes as Minari takes them, one at a time: images in a file are read as they are written
-    :raises OSError: if the one before could not be written
+    :param demonstrations: Demonstrations to write
+    :param target: Target to which HDF5 writes them
+    :return: The episodes in Minari's form, one at a time; images in a file are read only when they are written
+    :raises OSError: if the previous episode could not be written
     """
     from minari.data_collector import EpisodeBuffer
 
@@ -234,7 +235,7 @@ def _buffers(demonstrations: Demonstrations, target: HDF5Target) -> Iterator[Any
 
 
 def _check_no_images(demonstrations: Demonstrations, version: str) -> None:
-    """:raises ValueError: if there is an array that this version of Minari stores as JPEG, and does not always read back"""
+    """:raises ValueError: if this version of Minari would store an array as JPEG, which it cannot always read back"""
     arrays = {**named_observations(demonstrations.observations), "actions": demonstrations.actions}
     for name, array in arrays.items():
         if array.dtype == np.uint8 and array.ndim >= 2:

@@ -1,4 +1,4 @@
-"""Archives of NumPy's arrays, as several programs write demonstrations. Nothing in them is unpickled."""
+"""Demonstrations in NumPy's archives, as written by several programs. Nothing in them is unpickled."""
 
 import contextlib
 import math
@@ -26,25 +26,25 @@ def read_npz(
     max_bytes: int | None = None,
 ) -> Demonstrations:
     """
-    Read an archive whose arrays have the names of one of these layouts; others in it are not read.
+    Read an archive whose arrays have the names of one of these layouts; other arrays are ignored.
 
-    - D4RL: ``observations``, ``actions``, ``timeouts``, and perhaps ``terminals`` and ``rewards``
-    - OGBench: ``observations``, ``actions``, ``terminals``, which are ends of recordings, hence truncations
-    - DPPO and ReinFlow: ``states``, ``actions``, ``traj_lengths``, and perhaps ``rewards``, ``terminals`` and ``images``.
-      States and actions are scaled to [-1, 1] by a file ``normalization.npz``: if that is beside the archive, they are scaled
-      back; if not, they are kept as they are, with a warning if they seem to be scaled
-    - imitation before version 1.0: ``obs``, ``acts``, ``indices``, ``terminal``, and perhaps ``rews``
+    - D4RL: ``observations``, ``actions``, ``timeouts``, and optionally ``terminals`` and ``rewards``
+    - OGBench: ``observations``, ``actions``, ``terminals``, which mark the ends of recordings, hence truncations
+    - DPPO and ReinFlow: ``states``, ``actions``, ``traj_lengths``, and optionally ``rewards``, ``terminals`` and ``images``.
+      States and actions are scaled to [-1, 1]: if the file ``normalization.npz`` is beside the archive, the scaling is undone;
+      otherwise, the data stay unchanged, with a warning if they seem to be scaled
+    - imitation before version 1.0: ``obs``, ``acts``, ``indices``, ``terminal``, and optionally ``rews``
 
-    :param path: The file; ``~`` is expanded
-    :param normalization: DPPO's other file, or False to keep the data as they are; the one beside ``path`` if None
-    :param images: Whether to read DPPO's images: observations are a dict then, ``state`` and ``rgb`` (with n cameras,
+    :param path: Path of the file; ``~`` is expanded
+    :param normalization: Path of DPPO's ``normalization.npz``, or False to keep the data unchanged; None: the file beside
+        ``path``, if there is one
+    :param images: Whether to read DPPO's images: observations then are a dict with ``state`` and ``rgb`` (with n cameras,
         ``rgb_0``, ...), ``(height, width, 3)``
-    :param max_bytes: How many bytes the arrays may take in memory. Default: 64 times the size of the file, but at least
-        256 MiB
+    :param max_bytes: Largest memory for the arrays, in bytes; None: 64 times the size of the file, but at least 256 MiB
     :return: The demonstrations
-    :raises FileNotFoundError: if there is no such file
-    :raises OSError: if it is damaged, or no archive
-    :raises ValueError: if it has another layout, its arrays do not fit each other, hold objects, or are too large
+    :raises FileNotFoundError: if the file does not exist
+    :raises OSError: if it is damaged or not an archive
+    :raises ValueError: if it has another layout, or its arrays do not fit each other, contain objects, or are too large
     """
     path = as_path(path)
     limit = resolve_limit(max_bytes, path.stat().st_size if path.exists() else 0)
@@ -76,10 +76,10 @@ def read_npz(
 
 def _read_scales(path: Path, normalization: AnyPath | bool | None) -> dict[str, np.ndarray] | None:
     """
-    :param path: Of the data
+    :param path: path of the data
     :param normalization: See :func:`read_npz`
-    :return: The arrays by which the data are scaled; None if there are none
-    :raises UnusableFileError: if the file that is to have them lacks one
+    :return: The arrays with the scales of the data; None if there are no scales
+    :raises UnusableFileError: if the file with the scales lacks an array
     """
     if normalization is False:
         return None
@@ -99,9 +99,9 @@ def _read_scales(path: Path, normalization: AnyPath | bool | None) -> dict[str, 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """
-    :param path: Of an archive
-    :return: It, open inside a ``with`` block
-    :raises OSError: if it is damaged, or none
+    :param path: path of an archive
+    :return: The archive, open inside a ``with`` block
+    :raises OSError: if it is damaged or not an archive
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -110,7 +110,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise FileNotFoundError(f"There is no file {path} (seen from {Path.cwd()}). Check the path.") from error
     except UnusableFileError:
         raise
-    except Exception as error:  # zipfile, zlib and numpy raise nearly anything on damaged files
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds of errors for damaged files
         kind = describe_file(path) if isinstance(error, zipfile.BadZipFile) else None
         advice = "It is truncated or damaged. Fetch it again." if kind is None else f"It seems to be {kind}"
         raise OSError(f"The demonstration file {path} cannot be read: {error}. {advice}") from error
@@ -119,10 +119,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _read(archive: zipfile.ZipFile, names: Iterable[str], limit: int) -> dict[str, np.ndarray]:
     """
     :param archive: The open file
-    :param names: Of arrays in it
-    :param limit: How many bytes they may take in memory
-    :return: The arrays. Before one is read, its head is: what that says is what will be asked of the memory
-    :raises UnusableFileError: if one has objects, or all take too much memory
+    :param names: names of arrays in it
+    :param limit: Largest memory for the arrays, in bytes
+    :return: The arrays. The header of an array, which determines the needed memory, is read first
+    :raises UnusableFileError: if an array contains objects, or the arrays need too much memory
     """
     needed = 0
     for name in names:
@@ -133,10 +133,10 @@ def _read(archive: zipfile.ZipFile, names: Iterable[str], limit: int) -> dict[st
             n_bytes = math.prod(shape) * dtype.itemsize
             if dtype.hasobject:
                 raise UnusableFileError(
-                    f"`{name}` holds Python objects, which are a pickle inside of it, and not read. Write it as numbers."
+                    f"`{name}` holds Python objects, which are pickled and therefore not read. Write it as numbers."
                 )
             if n_bytes != archive.getinfo(f"{name}{_SUFFIX}").file_size - file.tell():
-                raise OSError(f"`{name}` has another size than its head says")
+                raise OSError(f"`{name}` has another size than its header declares")
         needed += n_bytes
     if needed > limit:
         raise UnusableFileError(

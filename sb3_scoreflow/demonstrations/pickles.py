@@ -1,4 +1,4 @@
-"""Pickled demonstrations. Unpickling runs whatever code a file names, so it takes the word of the user."""
+"""Pickled demonstrations. Unpickling executes code that the file names, so the user has to allow it."""
 
 import pickle
 from collections.abc import Mapping
@@ -16,38 +16,38 @@ from sb3_scoreflow.demonstrations.sources import register_source
 
 @register_source("pickle")
 def load_pickle(spec: str, *, allow_pickle: bool = False) -> Demonstrations:
-    """The source ``pickle:PATH``, whatever the suffix; see :func:`read_pickle`."""
+    """The source ``pickle:PATH``, with any suffix; see :func:`read_pickle`."""
     return read_pickle(spec, allow_pickle=allow_pickle)
 
 
 def read_pickle(path: AnyPath, *, allow_pickle: bool = False) -> Demonstrations:
     """
-    Unpickle demonstrations, which **runs whatever code the file names**: do it only if you trust where it is from.
+    Unpickle demonstrations, which **executes any code that the file names**: do it only if you trust the source of the file.
 
-    :param path: The file; ``~`` is expanded. In it: episodes, as a list or a dict of what
-        :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.from_trajectories` takes (dicts, or trajectories of
-        imitation, which must be installed then); or a dict of arrays in a layout of
-        :func:`~sb3_scoreflow.demonstrations.npz.read_npz`. Nothing is scaled back
-    :param allow_pickle: That you trust it: True, or it is not read
+    :param path: Path of the file; ``~`` is expanded. It contains a list or a dict of episodes in a form that
+        :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.from_trajectories` accepts (dicts, or trajectories of
+        imitation, which then must be installed), or a dict of arrays in a layout of
+        :func:`~sb3_scoreflow.demonstrations.npz.read_npz`. Scaling is not undone
+    :param allow_pickle: Must be True to confirm that you trust the file
     :return: The demonstrations
-    :raises FileNotFoundError: if there is no such file
+    :raises FileNotFoundError: if the file does not exist
     :raises OSError: if it cannot be unpickled
-    :raises ValueError: if ``allow_pickle`` is not True, or there is something else in it
+    :raises ValueError: if ``allow_pickle`` is not True, or the file contains other objects
     """
     path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} (seen from {Path.cwd()}). Check the path.")
     if allow_pickle is not True:
         raise ValueError(
-            f"The demonstration file {path} is a pickle, and not read. {UNPICKLING} Then pass `allow_pickle=True`."
+            f"The demonstration file {path} is a pickle and is not read. {UNPICKLING} Then pass `allow_pickle=True`."
         )
     try:
         with open(path, "rb") as file:
             data = pickle.load(file)
     except Exception as error:  # the code in it may raise anything
         raise OSError(
-            f"The demonstration file {path} cannot be unpickled ({type(error).__name__}: {error}). It is damaged, or of a "
-            "package that is not installed."
+            f"The demonstration file {path} cannot be unpickled ({type(error).__name__}: {error}). It is damaged, or needs "
+            "a package that is not installed."
         ) from error
     try:
         return _from_objects(data)
@@ -57,9 +57,9 @@ def read_pickle(path: AnyPath, *, allow_pickle: bool = False) -> Demonstrations:
 
 def _from_objects(data: Any) -> Demonstrations:
     """
-    :param data: What was in the pickle
-    :return: Demonstrations of it
-    :raises ValueError: if it is none
+    :param data: Unpickled object
+    :return: Its demonstrations
+    :raises ValueError: if it does not contain demonstrations
     """
     if isinstance(data, Mapping):
         layout = find_layout([name for name in data if isinstance(name, str)])

@@ -1,7 +1,7 @@
 """
-What files and folders that cannot be read here seem to be, and how to make demonstrations of them.
+Recognition of unsupported files and folders, with advice on how to create demonstrations from them.
 
-Nothing is unpickled, and no more is read than names and a few bytes. Advice is code where it can be: a test runs it.
+Nothing is unpickled; only names and a few bytes are read. If possible, the advice is code, which a test runs.
 """
 
 import re
@@ -17,14 +17,14 @@ _HEAD_BYTES = 1024
 _MAX_NAMES = 20
 _MAX_LINE = 10_000
 
-# What arrays with one entry per transition are called, the most usual name first
+# Names of arrays with one entry per transition, the most common name first
 _OBSERVATIONS = ("observations", "obs", "observation", "states", "state", "observation.state", "qpos")
 _ACTIONS = ("actions", "action", "acts")
 _REWARDS = ("rewards", "reward", "rews", "next.reward")
 _TERMINATIONS = ("terminals", "terminations", "terminated", "terminal")
 _TRUNCATIONS = ("timeouts", "truncations", "truncated")
 _EITHER = ("dones", "done", "next.done", "is_last")
-# Other ways to tell where episodes end, and the flags that follow from them
+# Other representations of the ends of episodes, and their conversion to flags
 _DERIVED_ENDS = {
     "traj_lengths": "np.isin(np.arange(len(actions)), np.cumsum({}) - 1)",
     "episode_lengths": "np.isin(np.arange(len(actions)), np.cumsum({}) - 1)",
@@ -43,13 +43,13 @@ _ARRAYS = (
 _EPISODES = (
     "Pass its episodes as dicts: Demonstrations.from_trajectories([{'obs': ..., 'acts': ..., 'rews': ..., 'terminal': True}])."
 )
-UNPICKLING = "Unpickling runs whatever code the file names: do it only if you trust where it is from."
+UNPICKLING = "Unpickling executes any code that the file names: do it only if you trust the source of the file."
 
 
 def describe_file(path: Path) -> str | None:
     """
     :param path: A file that cannot be read as HDF5
-    :return: What it is instead, and how to read it; None if it is HDF5 (hence damaged), or nothing is known of it
+    :return: Description of the file, and how to read it; None if it is (damaged) HDF5, or is not recognized
     """
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -74,7 +74,7 @@ def describe_file(path: Path) -> str | None:
 def describe_folder(path: Path) -> str | None:
     """
     :param path: A folder
-    :return: What it is, and how to read it; None if nothing is known of it
+    :return: Description of the folder, and how to read it; None if it is not recognized
     """
     if (path / "data" / "main_data.hdf5").exists():
         main = str(path / "data" / "main_data.hdf5")
@@ -95,9 +95,9 @@ def describe_folder(path: Path) -> str | None:
 
 def describe_hdf5(file: Any, path: Path) -> str:
     """
-    :param file: The open ``h5py.File``, of another layout than D4RL's
-    :param path: Where it is
-    :return: What it is, and how to read it
+    :param file: The open ``h5py.File``, whose layout is not D4RL's
+    :param path: Path of the file
+    :return: Description of the file, and how to read it
     """
     names = set(file)
     groups = [name for name in file if hasattr(file[name], "keys")]
@@ -126,8 +126,8 @@ def describe_hdf5(file: Any, path: Path) -> str:
 
 def describe_source(name: str) -> str | None:
     """
-    :param name: What stands before the colon, not registered
-    :return: How to get at what it seems to stand for; None if nothing is known of it
+    :param name: Unregistered name before the colon
+    :return: How to get the data that it seems to refer to; None if it is not recognized
     """
     name = name.lower()
     if name in ("http", "https", "ftp", "s3", "gs", "hf"):
@@ -143,7 +143,7 @@ def describe_source(name: str) -> str | None:
 
 
 def _code(*lines: str) -> str:
-    """:return: Lines of code, imports first, indented for the end of a message"""
+    """:return: Lines of code, with imports first, indented for the end of a message"""
     ordered = sorted((*lines, _IMPORT), key=lambda line: not line.startswith(("import ", "from ")))
     return "".join(f"\n    {line}" for line in ordered)
 
@@ -154,10 +154,10 @@ def _first(names: Collection[str], candidates: Iterable[str]) -> str | None:
 
 def _flat_code(arrays: Mapping[str, str], *lines: str, indent: str = "") -> str:
     """
-    :param arrays: Expressions, by names: of arrays with one entry per transition, and others
-    :param lines: What comes before
-    :param indent: Of what follows these
-    :return: Code that makes demonstrations of the arrays; or, where their names tell nothing, what they must be
+    :param arrays: Name -> expression, for arrays with one entry per transition, and others
+    :param lines: Lines of code before it
+    :param indent: Indentation of the code after these lines
+    :return: Code that creates demonstrations from the arrays; if their names are unknown, a description of the required arrays
     """
     observations, actions, rewards, terminations, truncations, either, derived = (
         _first(arrays, candidates)
@@ -170,7 +170,7 @@ def _flat_code(arrays: Mapping[str, str], *lines: str, indent: str = "") -> str:
     if rewards is not None:
         arguments.append(arrays[rewards])
     if terminations is not None and truncations is None and rewards is None:
-        # As OGBench has it: the ends of recordings
+        # As in OGBench: the ends of recordings
         arguments.append(f"truncations={arrays[terminations]}")
         comment = "  # terminations= instead, if episodes end by success or failure"
     elif terminations is not None or truncations is not None:
@@ -194,7 +194,7 @@ def _table_code(columns: Iterable[str], *lines: str) -> str:
 
 
 def _object_code(*lines: str) -> str:
-    """:return: Code for what ``data`` may be: a list of episodes, or a dict of arrays"""
+    """:return: Code for the two possible forms of ``data``: a list of episodes, or a dict of arrays"""
     return _code(
         *lines,
         "if isinstance(data, dict):",
@@ -217,7 +217,7 @@ def _groups(episode: Any, opened: Iterable[str]) -> str:
     """
     :param episode: One of the HDF5 groups, with actions
     :param opened: Code that opens the file
-    :return: How to read them
+    :return: How to read the groups
     """
     observations = _first(episode, _OBSERVATIONS)
     if observations is None:
@@ -235,7 +235,7 @@ def _groups(episode: Any, opened: Iterable[str]) -> str:
 
 
 def _minari_source(folder: Path) -> str | None:
-    """:return: How to load the Minari dataset in the folder; None if its name is no id, for lack of a version"""
+    """:return: How to load the Minari dataset in the folder; None if its name lacks a version and is therefore not an id"""
     folder = folder.expanduser().absolute()
     if not re.search(r"-v\d+$", folder.name):
         return None
@@ -357,7 +357,7 @@ _SIGNATURES: tuple[tuple[bytes, Callable[[Path], str]], ...] = (
     (b"\x1aE\xdf\xa3", _video),
     (b"version https://git-lfs", _lfs),
 )
-"""What a file begins with, and what it is."""
+"""First bytes of a file -> function that describes it."""
 
 _SUFFIXES: dict[str, Callable[[Path], str]] = {
     ".csv": _csv,
@@ -365,4 +365,4 @@ _SUFFIXES: dict[str, Callable[[Path], str]] = {
     ".pickle": _pickle,
     ".tfrecord": _tfrecord,
 }
-"""For files without anything certain to begin with."""
+"""Suffix -> description, for files without characteristic first bytes."""

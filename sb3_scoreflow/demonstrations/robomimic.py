@@ -44,34 +44,34 @@ def load_robomimic(
     """
     The source ``robomimic:PATH``, such as ``robomimic:lift/ph/low_dim.hdf5``.
 
-    An episode is a demonstration of the file, in the order of their numbers. It ends at the first success, as in the env that
-    :func:`~sb3_scoreflow.envs.make_robomimic` makes: the first positive reward is a termination, and what the file has after
-    it is left out. The end of any other demonstration is a truncation. Rewards that are not 0 or one positive value (shaped
-    ones) do not mark successes: there is a warning then, and nothing is left out. Files without rewards (MimicGen's) get
-    zeros. The file's ``dones`` are not used: depending on how it was written they mark every success, the last transition, or
-    both.
+    Episodes are the demonstrations of the file, in the order of their numbers. An episode ends at its first success, as in the
+    env of :func:`~sb3_scoreflow.envs.make_robomimic`: the first positive reward is a termination, and later transitions are
+    left out. Demonstrations without a success end with a truncation. Rewards that are not 0 or one positive value (shaped
+    rewards) do not mark successes: then there is a warning, and nothing is left out. Files without rewards (MimicGen's) get
+    zeros. The file's ``dones`` are not used: depending on the program that wrote it, they mark every success, the last
+    transition, or both.
 
-    Images stay in the file: the batches that are used are read from it, see
-    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. Everything else is read at once.
+    Images stay in the file and are read from it when they are used, see
+    :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. All other data are read immediately.
 
     :param spec: Path of the file; ``~`` is expanded
-    :param observation_keys: Which entries of ``obs`` to read; a str stands for a list of one. If None, the position and
-        orientation of each gripper and the state of its fingers, and either all images (``*_image``) or, where there are none,
-        the state of the objects (``object``)
-    :param mask: Name of a list in the file, such as ``train`` or ``valid``, of the demonstrations to read; all if None
-    :param terminate_on_success: Whether the first success ends an episode: the same as that of the env. If not, every
-        demonstration is kept to its end, a truncation, as its env would go on
-    :param cache_bytes: How many bytes of images to keep in memory, if they are compressed (or chunked) in the file.
-        Uncompressed images are read directly, which needs no cache
-    :param max_bytes: How many bytes everything but images may take in memory. Default: 64 times the size of the file, but at
-        least 256 MiB
-    :return: The demonstrations; ``metadata`` holds the file's ``env_args``, as JSON text, the env's name,
-        ``terminate_on_success``, whether successes end episodes, and ``n_transitions_cut``, the number of those left out
+    :param observation_keys: Entries of ``obs`` to read, a list or a single str. None: the position and orientation of each
+        gripper and the state of its fingers, and either all images (``*_image``) or, if there are no images, the state of the
+        objects (``object``)
+    :param mask: Name of a list of demonstrations in the file, such as ``train`` or ``valid``; None: all demonstrations
+    :param terminate_on_success: Whether the first success ends an episode; it must have the same value in the env. If not,
+        every demonstration is kept to its end, which is a truncation, because its env would continue
+    :param cache_bytes: Size of the cache for images that are compressed (or chunked) in the file, in bytes. Uncompressed
+        images are read directly, without a cache
+    :param max_bytes: Largest memory for all data except images, in bytes; None: 64 times the size of the file, but at least
+        256 MiB
+    :return: The demonstrations; ``metadata`` contains the file's ``env_args`` as JSON text, the env's name,
+        ``terminate_on_success``, and the number of transitions left out, ``n_transitions_cut``
     :raises ImportError: if h5py or cachetools is not installed
-    :raises FileNotFoundError: if there is no such file
-    :raises OSError: if it cannot be read: empty, truncated, not HDF5
-    :raises ValueError: if an argument does not fit the file, or the file is not complete, its arrays do not fit each other,
-        take their data from another file, or are larger than ``max_bytes``
+    :raises FileNotFoundError: if the file does not exist
+    :raises OSError: if it cannot be read, because it is empty, truncated or not HDF5
+    :raises ValueError: if an argument does not fit the file, the file is incomplete, or its arrays do not fit each other, take
+        their data from another file, or are larger than ``max_bytes``
     """
     cache = BlockCache(cache_bytes)
     path = as_path(spec)
@@ -95,7 +95,7 @@ def load_robomimic(
             metadata = {**_read_env(file), **({} if mask is None else {"mask": mask}), "source": f"{_SOURCE}:{spec}"}
         except ValueError as error:
             raise ValueError(f"The robomimic file {path} does not fit: {error}") from error
-    # Checked by demonstration, so that messages can name it, and not again as a whole
+    # Each demonstration was checked separately, so that messages can name it; no second check of all
     demonstrations = Demonstrations._of_checked(observations, actions, rewards, np.zeros_like(ends), ends, metadata)
     if terminate_on_success:
         return _end_at_success(demonstrations, path)
@@ -105,17 +105,17 @@ def load_robomimic(
 
 def _end_at_success(demonstrations: Demonstrations, path: Path) -> Demonstrations:
     """
-    :param demonstrations: Whole ones
-    :param path: For the warning
-    :return: Those that end at their first success, if the rewards tell it
+    :param demonstrations: Complete demonstrations
+    :param path: Path of the file, for the warning
+    :return: Demonstrations that end at their first success, if the rewards mark successes
     """
     try:
         return demonstrations.end_at_success()
     except ValueError as error:
         warnings.warn(
-            f"The episodes of the robomimic file {path} are not cut at their first success, since it is not known. {error} "
+            f"The episodes of the robomimic file {path} are not cut at their first success, because it is unknown. {error} "
             "If the env does not end at success either (make_robomimic(..., terminate_on_success=False)), pass "
-            "terminate_on_success=False here too.",
+            "terminate_on_success=False here as well.",
             stacklevel=4,
         )
         demonstrations.metadata["terminate_on_success"] = False
@@ -126,8 +126,8 @@ def _find_demos(file: Group, mask: str | None) -> list[str]:
     """
     :param file: The root of the open file
     :param mask: See :func:`load_robomimic`
-    :return: The demonstrations' groups, as ``data/demo_3``, ordered by their numbers
-    :raises ValueError: if there are none, or the mask does not fit
+    :return: The demonstrations' groups, such as ``data/demo_3``, ordered by their numbers
+    :raises ValueError: if there are no demonstrations, or the mask does not fit
     """
     if not isinstance(file.get("data"), Group):
         raise ValueError(f"it has no group `data`, only {sorted(file)}. Pass a file of robomimic, or a path of D4RL's layout.")
@@ -152,14 +152,14 @@ def _find_demos(file: Group, mask: str | None) -> list[str]:
 
 def _observations(file: Group, demo: str) -> Any:
     """
-    :return: The group of the demonstration's observations
-    :raises ValueError: if there is none
+    :return: The group with the demonstration's observations
+    :raises ValueError: if there is no such group
     """
     group = file.get(f"{demo}/obs")
     if not isinstance(group, Group):
         raise ValueError(
-            f"`{demo}` has no group `obs`. Files with states only become files with observations by robomimic's script "
-            "dataset_states_to_obs.py."
+            f"`{demo}` has no group `obs`. robomimic's script dataset_states_to_obs.py adds observations to files "
+            "that only contain states."
         )
     return group
 
@@ -168,8 +168,8 @@ def _choose_keys(group: Any, observation_keys: str | Sequence[str] | None) -> li
     """
     :param group: One demonstration's observations
     :param observation_keys: See :func:`load_robomimic`
-    :return: The keys to read; by default what robomimic's policies take
-    :raises ValueError: if none are given, or the default ones are missing
+    :return: The keys to read; by default, the observations of robomimic's policies
+    :raises ValueError: if the list is empty, or a default key is missing
     """
     if observation_keys is not None:
         keys = [observation_keys] if isinstance(observation_keys, str) else list(dict.fromkeys(observation_keys))
@@ -198,7 +198,7 @@ def _check_demos(file: Group, demos: list[str], keys: list[str]) -> None:
     :raises ValueError: if an array is missing, or arrays do not fit each other
     """
     layout: dict[str, tuple[tuple[int, ...], str]] = {}
-    # Rewards may be missing, but from all demonstrations
+    # Rewards may be missing, but then in all demonstrations
     names = ("actions", "rewards") if any(f"{demo}/rewards" in file for demo in demos) else ("actions",)
     for demo in demos:
         group = _observations(file, demo)
@@ -242,7 +242,7 @@ def _check_size(file: Group, demos: list[str], keys: list[str], max_bytes: int |
     :param demos: The demonstrations' groups, checked
     :param keys: The observations that will be read
     :param max_bytes: See :func:`load_robomimic`
-    :raises ValueError: if what will be read at once is larger than that
+    :raises ValueError: if the data except images are larger than the limit
     """
     names = ("actions", "rewards", *(f"obs/{key}" for key in keys))
     arrays = [file[f"{demo}/{name}"] for demo in demos for name in names if f"{demo}/{name}" in file]
@@ -254,8 +254,8 @@ def _read_observations(file: Group, demos: list[str], keys: list[str], cache: Bl
     :param file: The root of the open file
     :param demos: The demonstrations' groups, checked
     :param keys: The observations to read
-    :param cache: For images
-    :return: The arrays, images unread
+    :param cache: Cache for images
+    :return: The arrays; images are not read
     :raises ValueError: if there are NaN or infinities
     """
     observations: dict[str, Array] = {}
@@ -282,8 +282,8 @@ def _read(
     """
     :param file: The root of the open file
     :param demos: The demonstrations' groups
-    :param name: Of an array in each of them
-    :param clean: Checks an array, by its name
+    :param name: name of an array in each of them
+    :param clean: Function that checks an array with a name
     :return: The arrays of all demonstrations, one after the other
     :raises ValueError: if there are NaN or infinities, or the shape is wrong
     """
@@ -294,11 +294,11 @@ def _read(
 def _read_env(file: Group) -> dict[str, str]:
     """
     :param file: The root of the open file
-    :return: The env's arguments, if the file has them
-    :raises ValueError: if they are not what robomimic writes
+    :return: The env's arguments; empty if the file has none
+    :raises ValueError: if they do not have robomimic's format
     """
     env_args = read_env_args(file)
     if env_args is None:
         return {}
-    # In one line, without robomimic's indentation
+    # On one line, without robomimic's indentation
     return {"env": env_args["env_name"], "env_args": json.dumps(env_args)}

@@ -1,7 +1,7 @@
 """
-Where demonstrations come from: a registry of sources.
+The registry of sources of demonstrations.
 
-A new source is one module: a function that takes what follows the colon in ``"name:..."`` and returns
+A new source is one module with a function that takes the text after the colon in ``"name:..."`` and returns
 :class:`~sb3_scoreflow.demonstrations.container.Demonstrations`, decorated with ``@register_source("name")``. Modules of this
 package are imported in its ``__init__``; those of other packages register when they are imported::
 
@@ -31,11 +31,11 @@ _SUGGESTIONS: dict[str, Callable[[str], str | None]] = {}
 
 def register_source(name: str, suggest: Callable[[str], str | None] | None = None) -> Callable[[Loader], Loader]:
     """
-    :param name: What stands before the colon: at least two letters, digits, ``-`` or ``_`` (one letter is a Windows drive)
-    :param suggest: What is meant, if someone leaves out the name and the colon: from what is given, to what should follow the
-        colon, or to None
-    :return: Decorator for a function ``(spec: str, **kwargs) -> Demonstrations``. If it has an argument ``n_episodes``, it
-        gets that of :func:`load_demonstrations`, so as not to make more episodes than are taken
+    :param name: Name before the colon: at least two letters, digits, ``-`` or ``_`` (a single letter is a Windows drive)
+    :param suggest: Function for inputs without name and colon: it returns the text that should follow the colon, or None if
+        the input does not refer to this source
+    :return: Decorator for a function ``(spec: str, **kwargs) -> Demonstrations``. If the function has an argument
+        ``n_episodes``, it gets that of :func:`load_demonstrations`, so that it does not create more episodes than needed
     :raises ValueError: if the name has another form or belongs to another function
     """
     if not re.fullmatch(r"[\w-]{2,}", name):
@@ -43,7 +43,7 @@ def register_source(name: str, suggest: Callable[[str], str | None] | None = Non
 
     def register(loader: Loader) -> Loader:
         known = _SOURCES.get(name)
-        # The same function again is a reloaded module
+        # The same function is registered again if its module is reloaded
         if known is not None and (known.__module__, known.__qualname__) != (loader.__module__, loader.__qualname__):
             raise ValueError(
                 f"The source {name!r} is already registered, by {known.__module__}.{known.__qualname__}. Choose another name."
@@ -64,13 +64,13 @@ def load_demonstrations(
 
     :param source: ``"builtin:hopper-medium"``, ``"d4rl:hopper-medium-v2"`` or another ``"name:..."`` of a registered source;
         or the path of an HDF5 file with D4RL's layout, or of another file that
-        :func:`~sb3_scoreflow.demonstrations.files.load_file` reads. Whatever exists as a file is taken for a path
-    :param n_episodes: At most this many episodes, the first ones; no limit if None. Sources that make episodes rather than
-        have them (``metaworld:``) make so many
-    :param n_transitions: At most this many transitions, in whole episodes; no limit if None
-    :param kwargs: Passed on to the source, such as ``max_episode_steps`` to a file without ``timeouts``
-    :return: The demonstrations; ``metadata`` holds their ``source``
-    :raises ValueError: if the source is unknown, or see :meth:`Demonstrations.take`
+        :func:`~sb3_scoreflow.demonstrations.files.load_file` reads. Names of existing files are always treated as paths
+    :param n_episodes: Largest number of episodes, of which the first are taken; None: no limit. Sources that record new
+        episodes (``metaworld:``) record this many
+    :param n_transitions: Largest number of transitions, in complete episodes; None: no limit
+    :param kwargs: Passed to the source, such as ``max_episode_steps`` for a file without ``timeouts``
+    :return: The demonstrations; ``metadata`` contains their ``source``
+    :raises ValueError: if the source is unknown, or for the reasons of :meth:`Demonstrations.take`
     :raises FileNotFoundError: if the file does not exist
     """
     name, spec = _parse(source)
@@ -84,15 +84,15 @@ def load_demonstrations(
         if hint is None:
             raise
         raise FileNotFoundError(f"{error} {hint}") from error
-    # A file may say where its data came from in the first place
+    # A file may contain the original source of its data
     demonstrations.metadata.setdefault("source", f"{name}:{spec}")
     return demonstrations
 
 
 def _parse(source: AnyPath) -> tuple[str, str]:
     """
-    :param source: As given by the user
-    :return: Name of the source and what is left for it
+    :param source: The value passed by the user
+    :return: Name of the source, and the text for it
     :raises ValueError: if the source is unknown
     """
     path = os.fsdecode(source)
@@ -113,7 +113,7 @@ def _parse(source: AnyPath) -> tuple[str, str]:
 
 
 def _hint(spec: str) -> str | None:
-    """:return: What was meant by the path of a file that does not exist, if it looks like the name of data of a source"""
+    """:return: Suggestions if the path of a missing file looks like the name of a source's data"""
     if spec.startswith("lerobot/"):
         return describe_source("lerobot")
     found = [(name, suggest(spec)) for name, suggest in _SUGGESTIONS.items()]

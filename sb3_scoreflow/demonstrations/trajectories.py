@@ -1,4 +1,4 @@
-"""Demonstrations from episodes: the trajectories of other packages, such as imitation's (which is not needed), or dicts."""
+"""Demonstrations from episodes: trajectories of other packages, such as imitation (which is not required), or dicts."""
 
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from sb3_scoreflow.demonstrations.arrays import LoadedObservations, map_observat
 from sb3_scoreflow.demonstrations.checks import Checked, check_arrays
 from sb3_scoreflow.demonstrations.conversion import as_array, rows_of_dicts
 
-# What programs call the entries of an episode, imitation first
+# Names of an episode's entries in several programs, imitation first
 _NAMES = {
     "obs": ("obs", "observations"),
     "acts": ("acts", "actions"),
@@ -24,8 +24,8 @@ def check_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] 
     :param trajectories: Objects like imitation's, see
         :meth:`~sb3_scoreflow.demonstrations.container.Demonstrations.from_trajectories`
     :param metadata: Facts about the data
-    :return: What demonstrations of each of them consist of, at least one
-    :raises ValueError: if there is none, or the arrays of one do not fit each other
+    :return: Checked arrays of each trajectory, at least one
+    :raises ValueError: if there are no trajectories, or the arrays of one do not fit each other
     """
     parts = [_check_trajectory(number, trajectory, metadata) for number, trajectory in enumerate(trajectories)]
     if not parts:
@@ -35,10 +35,10 @@ def check_trajectories(trajectories: Iterable[Any], metadata: Mapping[str, Any] 
 
 def _check_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] | None) -> Checked:
     """
-    :param number: Which trajectory it is
-    :param trajectory: As given
+    :param number: Number of the trajectory, for messages
+    :param trajectory: Trajectory passed by the user
     :param metadata: Facts about the data
-    :return: What demonstrations of this episode consist of
+    :return: Checked arrays of this episode
     :raises ValueError: if an entry is missing, or the arrays do not fit each other
     """
     is_mapping = isinstance(trajectory, Mapping)
@@ -51,7 +51,7 @@ def _check_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] 
             "`acts`, `terminal` and perhaps `rews`; for arrays there is the constructor Demonstrations(...)."
         )
     actions = as_array(f"acts of trajectory {number}", trajectory.acts)
-    # imitation's DictObs is no Mapping, and gives its dict by this method
+    # imitation's DictObs is not a Mapping, but has a method that returns its dict
     obs = trajectory.obs.unwrap() if hasattr(trajectory.obs, "unwrap") else trajectory.obs
     obs, name = rows_of_dicts(obs) or obs, f"obs of trajectory {number}"
     observations: LoadedObservations = (
@@ -60,12 +60,12 @@ def _check_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] 
         else as_array(name, obs)
     )
     lengths = {name: array.shape[:1] for name, array in named_observations(observations).items()}
-    # imitation always keeps the observation after the last action, others may not
+    # imitation always stores the observation after the last action; others may not
     allowed = [(len(actions) + extra,) for extra in ((0, 1) if is_mapping else (1,))] if actions.ndim else []
     if len(set(lengths.values())) != 1 or next(iter(lengths.values())) not in allowed:
         raise ValueError(
             f"Trajectory {number} has `acts` of shape {actions.shape} and observations of lengths {lengths}. There must be "
-            "one observation more than actions: the last one is what the last action led to."
+            "one more observation than actions; the last observation follows the last action."
         )
     ends = np.zeros(len(actions), np.bool_)
     ends[-1:] = True
@@ -84,9 +84,10 @@ def _check_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] 
 
 def _from_mapping(number: int, trajectory: Mapping[str, Any]) -> SimpleNamespace:
     """
-    :param number: Which trajectory it is
-    :param trajectory: Arrays by one of their names; perhaps the flag ``terminal``, or one per step, of which the last counts
-    :return: The same by imitation's names, as attributes
+    :param number: Number of the trajectory, for messages
+    :param trajectory: Arrays with one of their names, and optionally the flag ``terminal``, or one flag per step, the last of
+        which counts
+    :return: The same entries as attributes with imitation's names
     :raises ValueError: if an entry is missing
     """
     entries = {key: trajectory[name] for key, names in _NAMES.items() for name in reversed(names) if name in trajectory}

@@ -1,4 +1,4 @@
-"""Environments on many machines, by Ray (``pip install "sb3-scoreflow[ray]"``). See docs/scaling.md."""
+"""Environments on many machines with Ray (``pip install "sb3-scoreflow[ray]"``). See docs/scaling.md."""
 
 from sb3_scoreflow.distributed.ray_vec_env import RayVecEnv
 

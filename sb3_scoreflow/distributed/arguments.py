@@ -1,4 +1,4 @@
-"""What ``RayVecEnv`` is asked to make, checked before anything is started."""
+"""Checks of ``RayVecEnv``'s arguments before anything is started."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,26 +11,26 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_scoreflow.common.utils import ArgumentError
 
-#: What this class itself tells Ray of its actors
+#: Options of Ray's actors that ``RayVecEnv`` sets itself
 _OWN_OPTIONS = frozenset("num_cpus num_gpus max_restarts max_task_retries max_concurrency name lifetime get_if_exists".split())
 
 
 class _Functions:
-    """Takes from ``make_vec_env`` the functions that it makes."""
+    """Stands in for a vectorized environment and collects the functions that ``make_vec_env`` creates."""
 
     def __init__(self, env_fns: list[Callable[[], gym.Env]]) -> None:
         self.env_fns = env_fns
 
     def seed(self, seed: int | None) -> None:
-        """The environments are seeded later."""
+        """Does nothing; the environments are seeded later."""
 
 
 def env_functions(env_fns: Any, n_envs: int | None) -> list[Callable[[], gym.Env]]:
     """
-    :param env_fns: functions, or what ``make_vec_env`` takes
-    :param n_envs: number of environments, or None
-    :return: a function for each environment
-    :raises ArgumentError: if there is none, or another number than ``n_envs``
+    :param env_fns: functions, or an id or function for ``make_vec_env``
+    :param n_envs: number of environments; None: the number of functions, or 1
+    :return: one function per environment
+    :raises ArgumentError: if there are no functions, or their number differs from ``n_envs``
     """
     _check_count("n_envs", n_envs)
     if isinstance(env_fns, str) or callable(env_fns):
@@ -46,20 +46,20 @@ def env_functions(env_fns: Any, n_envs: int | None) -> list[Callable[[], gym.Env
 
 def pickled_functions(functions: Sequence[Callable[[], gym.Env]], indices: range) -> bytes:
     """
-    :param functions: that make environments
-    :param indices: of those that are wanted
-    :return: these, pickled together
-    :raises ArgumentError: if one does not pickle
+    :param functions: functions that create environments
+    :param indices: indices of the functions to pickle
+    :return: these functions, pickled together
+    :raises ArgumentError: if a function cannot be pickled
     """
     try:
         return cloudpickle.dumps([functions[index] for index in indices])
-    except Exception as error:  # what pickling raises is up to the objects
+    except Exception as error:  # pickling may raise any error
         if len(indices) > 1:
             for index in indices:
                 pickled_functions(functions, range(index, index + 1))
         raise ArgumentError(
-            f"The function that makes environment {indices[0]} cannot be pickled ({error}), and has to go to another process. "
-            "Make inside the function what it uses now from outside: files, locks, simulators, environments."
+            f"The function that makes environment {indices[0]} cannot be pickled ({error}), which is necessary to send it to "
+            "another process. Create files, locks, simulators and environments inside the function."
         ) from error
 
 
@@ -72,7 +72,7 @@ def check_arguments(
     start_timeout: float,
     max_restarts: int,
 ) -> None:
-    """:raises ArgumentError: naming the argument that is out of its range"""
+    """:raises ArgumentError: if an argument is out of range; the message names it"""
     _check_count("envs_per_worker", envs_per_worker)
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if amount is not None and not 0 <= amount < math.inf:
@@ -85,7 +85,8 @@ def check_arguments(
     fixed = sorted(_OWN_OPTIONS & set(worker_options or {}))
     if fixed:
         raise ArgumentError(
-            f"worker_options has {fixed}, which are set otherwise: leave them out; `num_cpus` and `num_gpus` are arguments."
+            f"worker_options has {fixed}, which RayVecEnv sets itself: leave them out; `num_cpus` and `num_gpus` are "
+            "arguments."
         )
 
 

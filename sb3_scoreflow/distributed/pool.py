@@ -1,4 +1,4 @@
-"""The workers of a ``RayVecEnv``: asking them, waiting for their answers, noticing their ends, starting others."""
+"""The workers of a ``RayVecEnv``: sending calls, waiting for answers, detecting lost workers, and replacing them."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -12,28 +12,28 @@ from sb3_scoreflow.distributed.worker import EnvWorker, Failure
 
 #: Seconds without an answer after which there is a warning
 PATIENCE = 60.0
-#: Seconds that workers have to close their environments
+#: Time limit in seconds for closing the environments
 GRACE = 10.0
 
 
 class Lost(str):
-    """Stands for the answer of a worker that is gone or was ended; it says why."""
+    """Replaces the answer of a lost or ended worker; the text is the reason."""
 
 
 @dataclass
 class Worker:
-    """What is known of one."""
+    """State of one worker."""
 
-    #: Functions that make its environments, pickled
+    #: Pickled functions that create its environments
     functions: bytes
-    #: Of its environments
+    #: Indices of its environments
     indices: range
-    #: What was set, of each environment, and is set again in another process
+    #: Attributes set in each environment; they are set again after the worker has been replaced
     attributes: list[dict[str, Any]]
     actor: Any = None
     process: int = 0
     host: str = ""
-    #: Times that it was lost since its last step
+    #: Number of losses since its last step
     losses: int = 0
 
     def __str__(self) -> str:
@@ -44,13 +44,13 @@ class Worker:
 @dataclass
 class Pool:
     """
-    All workers.
+    All workers of a ``RayVecEnv``.
 
-    :param ray: the library
-    :param workers: of which none has been started
-    :param options: of Ray, for their actors
-    :param start_timeout: seconds that they have to be placed, and again to make their environments
-    :param step_timeout: seconds that they have for any other answer, None for any time
+    :param ray: the module ray
+    :param workers: workers, which have not been started
+    :param options: options of Ray's actors
+    :param start_timeout: time limit in seconds for placing the workers, and again for creating their environments
+    :param step_timeout: time limit in seconds for all other answers; None: no limit
     """
 
     ray: Any
@@ -66,11 +66,11 @@ class Pool:
 
     def start(self, numbers: Iterable[int]) -> dict[int, Any]:
         """
-        Start workers, in place of those that there may be.
+        Start workers, or replace existing ones.
 
-        :param numbers: of workers
-        :return: spaces of the environments of each, a :class:`Failure`, or :class:`Lost`
-        :raises EnvFailedError: if one finds no place in time
+        :param numbers: numbers of workers
+        :return: for each worker, the spaces of its environments, a :class:`Failure`, or :class:`Lost`
+        :raises EnvFailedError: if Ray cannot place a worker in time
         """
         workers = {number: self.workers[number] for number in numbers}
         for worker in workers.values():
@@ -88,9 +88,9 @@ class Pool:
             wanted = {name: value for name, value in self.options.items() if value}
             self.kill(workers)
             raise EnvFailedError(
-                f"Ray found no place for {len(missing)} of {len(workers)} workers (of {worker}, for instance) within "
-                f"start_timeout={self.start_timeout:g} seconds. Each wants {wanted}; {describe_nodes(self.ray)}. Ask for less "
-                "by RayVecEnv's arguments, end what else runs there, or pass a larger start_timeout if nodes are to come.",
+                f"Ray found no place for {len(missing)} of {len(workers)} workers (for example, of {worker}) within "
+                f"start_timeout={self.start_timeout:g} seconds. Each needs {wanted}; {describe_nodes(self.ray)}. Request less "
+                "with RayVecEnv's arguments, end other programs there, or pass a larger start_timeout if nodes will be added.",
                 worker.indices[0],
             )
         for number, place in placed.items():
@@ -100,10 +100,10 @@ class Pool:
 
     def send(self, number: int, method: str, *arguments: Any) -> Any:
         """
-        :param number: of a worker
-        :param method: of :class:`EnvWorker`
-        :param arguments: of it
-        :return: reference of the answer, None if the worker was ended
+        :param number: number of a worker
+        :param method: method of :class:`EnvWorker`
+        :param arguments: arguments of the method
+        :return: reference to the answer; None if the worker was ended
         """
         actor = self.workers[number].actor
         return None if actor is None else getattr(actor, method).remote(*arguments)
@@ -112,11 +112,11 @@ class Pool:
         """
         Wait for the answers to one call. Workers that do not answer in time are ended.
 
-        :param refs: of :meth:`send`, by number of the worker
-        :param call: what they were asked for
-        :param timeout: seconds, None for any time
-        :param name: of the argument that sets it
-        :return: answer of each, :class:`Lost` of those that are gone
+        :param refs: references from :meth:`send`, by number of the worker
+        :param call: name of the call, for messages
+        :param timeout: time limit in seconds; None: no limit
+        :param name: name of the argument that sets the time limit
+        :return: answer of each worker, :class:`Lost` for lost workers
         """
         answers, silent = self._wait({number: ref for number, ref in refs.items() if ref is not None}, timeout, call)
         for number in silent:
@@ -125,7 +125,7 @@ class Pool:
         return {number: answers.get(number, Lost("its process was ended")) for number in refs}
 
     def _wait(self, refs: Mapping[int, Any], timeout: float | None, call: str) -> tuple[dict[int, Any], list[int]]:
-        """:return: answers, and numbers of the workers that gave none in time"""
+        """:return: answers, and numbers of the workers that did not answer in time"""
         answers: dict[int, Any] = {}
         pending = {ref: number for number, ref in refs.items()}
         begin, warned = time.monotonic(), False
@@ -142,17 +142,17 @@ class Pool:
             if pending and waited >= PATIENCE and not warned:
                 warned = True
                 silent = ", ".join(str(self.workers[number]) for number in pending.values())
-                warn(f"Workers did not answer {call} within {PATIENCE:g} seconds, and are waited for: {silent}.")
+                warn(f"Workers did not answer {call} within {PATIENCE:g} seconds; still waiting: {silent}.")
         return answers, list(pending.values())
 
     def _get(self, ref: Any, worker: Worker, call: str) -> Any:
         errors = self.ray.exceptions
         try:
             return self.ray.get(ref, timeout=PATIENCE)
-        except errors.RayTaskError as error:  # not of an environment: those are answers
+        except errors.RayTaskError as error:  # not an environment's error, which would be an answer
             raise EnvFailedError(
-                f"The worker of {worker} could not answer {call}: {error.cause!r}. What it is sent has to unpickle there: "
-                "install the packages of which it is, or pass worker_options=dict(runtime_env=...).",
+                f"The worker of {worker} could not answer {call}: {error.cause!r}. It must be able to unpickle the data: "
+                "install the required packages there, or pass worker_options=dict(runtime_env=...).",
                 worker.indices[0],
             ) from error
         except (
@@ -173,11 +173,11 @@ class Pool:
 
     def close(self, waiting: bool) -> None:
         """
-        Let environments close, and end all workers.
+        Close the environments, and end all workers.
 
-        :param waiting: whether they are at a step that nobody will wait for
+        :param waiting: whether a step was started and its results have not been read
         """
-        if not self.ray.is_initialized():  # Ray has ended them
+        if not self.ray.is_initialized():  # Ray has ended the workers
             return
         try:
             refs = {
@@ -188,12 +188,12 @@ class Pool:
             _, silent = self._wait(refs, GRACE, "close()")
             if silent and not waiting:
                 names = ", ".join(str(self.workers[number]) for number in silent)
-                warn(f"Workers did not close within {GRACE:g} seconds ({names}): what they had to write may be lost.")
+                warn(f"Workers did not close within {GRACE:g} seconds ({names}): data that they were writing may be lost.")
         finally:
             self.kill(range(len(self.workers)))
 
     def kill(self, numbers: Iterable[int]) -> None:
-        """:param numbers: of workers to be ended"""
+        """:param numbers: numbers of the workers to end"""
         for number in numbers:
             self._kill(self.workers[number])
 

@@ -23,40 +23,41 @@ from sb3_scoreflow.distributed.worker import Arrays, Failure, Resets, Steps, emp
 
 class RayVecEnv(VecEnv):
     """
-    Environments in workers on any number of machines, several in each, with the semantics of Stable-Baselines3's vectorized
-    environments. While no worker fails, results are those of a ``DummyVecEnv`` with the same seeds, to the last bit.
+    Environments in workers on any number of machines, with several environments per worker and the semantics of
+    Stable-Baselines3's vectorized environments. If no worker fails, results are bit-identical to those of a ``DummyVecEnv``
+    with the same seeds.
 
-    There is one message to and from each worker per step; chunks of actions (:class:`~sb3_scoreflow.ActionChunking`) are
-    executed in the workers. ``make_vec_env(..., vec_env_cls=RayVecEnv, vec_env_kwargs=dict(envs_per_worker=8))`` makes one.
+    Each step needs one message to and from each worker; the workers execute chunks of actions
+    (:class:`~sb3_scoreflow.ActionChunking`). Create it with ``make_vec_env(..., vec_env_cls=RayVecEnv,
+    vec_env_kwargs=dict(envs_per_worker=8))``.
 
-    A worker that dies, or does not answer in time, costs the current episodes of its environments only: they are made anew in
-    another process, wherever Ray finds room. In the step, their episodes end with reward 0, ``TimeLimit.truncated``, the last
-    known observation as ``terminal_observation``, and ``worker_lost`` in the info. There is a warning, and ``n_restarts``
-    counts. Attributes set by ``set_attr`` are set again. An exception that an environment raises is raised here, as an
-    :class:`~sb3_scoreflow.EnvFailedError`. See docs/scaling.md.
+    If a worker dies or does not answer in time, only the current episodes of its environments are lost: another process, on
+    any node with free resources, creates the environments again. In this step, their episodes end with reward 0,
+    ``TimeLimit.truncated``, the last known observation as ``terminal_observation``, and ``worker_lost`` in the info. There is
+    a warning, and ``n_restarts`` increases. Attributes set by ``set_attr`` are set again. An exception of an environment is
+    raised here as an :class:`~sb3_scoreflow.EnvFailedError`. See docs/scaling.md.
 
-    :param env_fns: functions that make the environments, or an id of Gymnasium or a function, of which ``make_vec_env`` makes
-        them
-    :param n_envs: number of environments; that of ``env_fns`` if None, or 1
-    :param envs_per_worker: largest number of environments in a worker; if None, there are as many workers as processors
-    :param num_cpus: processors that a worker wants, may be a fraction or 0; if None, 1 in a cluster, and 0 in a Ray that was
-        started here, where all have what this machine has
-    :param num_gpus: graphics processors that a worker wants, may be a fraction
+    :param env_fns: functions that create the environments, or a Gymnasium id or function for ``make_vec_env``
+    :param n_envs: number of environments; None: the number of functions, or 1
+    :param envs_per_worker: largest number of environments per worker; None: there are as many workers as processors
+    :param num_cpus: number of processors that a worker needs, which may be 0 or a fraction; None: 1 in a cluster, and 0 in a
+        Ray that was started here, where all workers share this machine
+    :param num_gpus: number of GPUs that a worker needs, which may be a fraction
     :param worker_options: further options of Ray's actors, such as ``resources``, ``label_selector``,
         ``scheduling_strategy`` or ``runtime_env``
-    :param address: of a cluster of Ray, such as "auto" on one of its nodes. If None, the Ray that the process is connected to;
-        else the environment variable ``RAY_ADDRESS``; else a small one is started on this machine ("local")
-    :param step_timeout: seconds that a worker may take for any answer, for a step with the resets that may follow it; then it
-        is lost. None: any time, with a warning after a minute
-    :param start_timeout: seconds that workers may take to find a place, and to make their environments
-    :param max_restarts: times in a row that a worker may be lost without a step in between
+    :param address: address of a Ray cluster, such as "auto" on one of its nodes. None: the cluster that the process is
+        connected to, else the environment variable ``RAY_ADDRESS``, else a new small one on this machine ("local")
+    :param step_timeout: time limit in seconds for an answer of a worker, after which it is lost; a step includes the resets
+        that may follow it. None: no limit, but a warning after a minute
+    :param start_timeout: time limit in seconds for placing the workers, and again for creating their environments
+    :param max_restarts: number of consecutive losses of a worker, without a step in between, that are tolerated
     :raises ImportError: if Ray is not installed
-    :raises ArgumentError: if an argument is out of its range, a function does not pickle, the spaces of environments differ,
-        or no node has the resources
-    :raises EnvFailedError: if an environment cannot be made, or a worker finds no place
+    :raises ArgumentError: if an argument is out of range, a function cannot be pickled, the spaces of environments differ, or
+        the nodes lack resources
+    :raises EnvFailedError: if an environment cannot be created, or Ray cannot place a worker
     """
 
-    #: For ``guard_env``: environments are checked in their workers
+    #: Tells ``guard_env`` that the workers check their environments
     checks_answers = True
 
     def __init__(
@@ -76,7 +77,7 @@ class RayVecEnv(VecEnv):
         self.closed, self.waiting = False, False
         functions = env_functions(env_fns, n_envs)
         check_arguments(envs_per_worker, num_cpus, num_gpus, worker_options, step_timeout, start_timeout, max_restarts)
-        pickled_functions(functions, range(len(functions)))  # an error comes before anything is started
+        pickled_functions(functions, range(len(functions)))  # raises an error before anything is started
         own_ray, self.ray = connect(address), import_ray()
         num_cpus = (0.0 if own_ray else 1.0) if num_cpus is None else num_cpus
         options = {**(worker_options or {}), "num_cpus": num_cpus, "num_gpus": num_gpus}
@@ -88,9 +89,9 @@ class RayVecEnv(VecEnv):
         parts = [range(part[0], part[-1] + 1) for part in np.array_split(range(len(functions)), n_workers)]
         workers = [Worker(pickled_functions(functions, part), part, [{} for _ in part]) for part in parts]
         self.pool = Pool(self.ray, workers, options, start_timeout, step_timeout)
-        #: Times in a row that a worker may be lost
+        #: Number of consecutive losses of a worker that are tolerated
         self.max_restarts = max_restarts
-        #: Workers that were lost so far
+        #: Number of losses of workers so far
         self.n_restarts = 0
         #: Seeds of the last reset
         self._last_seeds: list[int | None] = [None] * len(functions)
@@ -107,7 +108,7 @@ class RayVecEnv(VecEnv):
 
     @property
     def step_timeout(self) -> float | None:
-        """Seconds that a worker may take for any answer, None for any time."""
+        """Time limit in seconds for an answer of a worker; None: no limit."""
         return self.pool.step_timeout
 
     @step_timeout.setter
@@ -116,7 +117,7 @@ class RayVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        Send actions; the environments step while this process does other things.
+        Send actions to the workers and return without waiting for the step.
 
         :param actions: shape ``(n_envs, ...)``
         """
@@ -172,13 +173,13 @@ class RayVecEnv(VecEnv):
         return self._assembled(observations)
 
     def close(self) -> None:
-        """Close the environments and end the workers. Ray itself goes on: ``ray.shutdown()`` ends it."""
+        """Close the environments and end the workers. Ray itself keeps running until ``ray.shutdown()``."""
         if not self.closed:
             self.closed = True
             self.pool.close(self.waiting)
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """:return: a picture of each environment; None of each if the render mode is not "rgb_array" """
+        """:return: an image of each environment; None for each if the render mode is not "rgb_array" """
         if self.render_mode != "rgb_array":
             warnings.warn(f"The render mode is {self.render_mode}, but get_images() wants `rgb_array`.")
             return [None] * self.num_envs
@@ -194,7 +195,7 @@ class RayVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
         :param attr_name: name of an attribute, which has to be picklable
-        :param indices: of environments, all if None
+        :param indices: indices of environments, all if None
         :return: the value in each
         """
         return self._ask("get_attr", f"get_attr({attr_name!r})", attr_name, indices)
@@ -203,7 +204,7 @@ class RayVecEnv(VecEnv):
         """
         :param attr_name: name of an attribute of the outermost wrapper; it is set again when a lost worker is replaced
         :param value: which has to be picklable
-        :param indices: of environments, all if None
+        :param indices: indices of environments, all if None
         """
         self._ask("set_attr", f"set_attr({attr_name!r})", (attr_name, value), indices)
         for worker, index in self._located(indices):
@@ -215,7 +216,7 @@ class RayVecEnv(VecEnv):
         """
         :param method_name: name of a method of the environments
         :param method_args: its arguments
-        :param indices: of environments, all if None
+        :param indices: indices of environments, all if None
         :param method_kwargs: its named arguments
         :return: what it returns in each
         """
@@ -224,21 +225,21 @@ class RayVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
         :param wrapper_class: class of a wrapper
-        :param indices: of environments, all if None
-        :return: whether each is in one
+        :param indices: indices of environments, all if None
+        :return: whether each environment has this wrapper
         """
         return self._ask("is_wrapped", "env_is_wrapped()", wrapper_class, indices)
 
     def get_checkpoint(self) -> list[Any]:
         """
-        For :func:`~sb3_scoreflow.resuming.learn_resumable`.
+        Save the environments; :func:`~sb3_scoreflow.resuming.learn_resumable` calls this method.
 
         :return: state of each environment
         """
         return self._ask("state", "get_checkpoint()", None)
 
     def set_checkpoint(self, states: list[Any]) -> None:
-        """:param states: of :meth:`get_checkpoint`"""
+        """:param states: result of :meth:`get_checkpoint`"""
         for index, state in enumerate(states):
             self._ask("set_state", "set_checkpoint()", state, [index])
 
@@ -249,15 +250,15 @@ class RayVecEnv(VecEnv):
         return range(len(self.pool.workers))
 
     def _make(self) -> tuple[spaces.Space, spaces.Space]:
-        """:return: the spaces of observations and of actions, which all environments have"""
+        """:return: observation space and action space, which are the same for all environments"""
         answers = self.pool.start(self._numbers)
         self.pool.raise_failures(answers)
         for number, answer in answers.items():
             if isinstance(answer, Lost):
                 worker = self.pool.workers[number]
                 raise EnvFailedError(
-                    f"The worker of {worker} was lost while it made them: {answer}. Look at what it printed last; those "
-                    "that take long want a larger start_timeout.",
+                    f"The worker of {worker} was lost while it created them: {answer}. Look at its last output; if they "
+                    "need more time, pass a larger start_timeout.",
                     worker.indices[0],
                 )
         found = [cloudpickle.loads(pair) for number in self._numbers for pair in answers[number]]
@@ -289,12 +290,12 @@ class RayVecEnv(VecEnv):
 
     def _collect(self, numbers: Iterable[int], send: Callable[[int], Any], call: str) -> dict[int, Any]:
         """
-        Ask workers, and those that replace lost ones again.
+        Collect answers from workers, and ask replacements of lost workers again.
 
-        :param numbers: of workers
-        :param send: gives the reference of the answer of a worker
-        :param call: what they are asked for
-        :return: answer of each
+        :param numbers: numbers of workers
+        :param send: function that sends the call to a worker and returns a reference to the answer
+        :param call: name of the call, for messages
+        :return: answer of each worker
         """
         answers: dict[int, Any] = {}
         left = list(numbers)
@@ -309,11 +310,11 @@ class RayVecEnv(VecEnv):
 
     def _revive(self, lost: dict[int, Lost], call: str) -> None:
         """
-        Replace workers. Where there are episodes, others begin.
+        Replace workers. If their environments had episodes, new ones begin.
 
-        :param lost: their numbers, and what happened
-        :param call: what they were asked for
-        :raises EnvFailedError: if one is lost too often in a row
+        :param lost: numbers of the lost workers, and the reasons
+        :param call: name of the call, for messages
+        :raises EnvFailedError: if a worker is lost too often in a row
         """
         while lost:
             for number, why in lost.items():
@@ -325,7 +326,7 @@ class RayVecEnv(VecEnv):
                 refs = {number: self._send_reset(number, seeds, options) for number in made}
                 answers.update(self.pool.gather(refs, "reset()", self.step_timeout))
                 self._begun.update({n: answers[n] for n in made if isinstance(answers[n], Resets)})
-            # What an environment raises while the broken world around it is put together again is no fault of it yet
+            # An error of an environment during recovery may be caused by the failure, so it counts as another loss
             failed = {n: Lost(f"its replacement failed: {a.error()}") for n, a in answers.items() if isinstance(a, Failure)}
             lost = {**{n: answer for n, answer in answers.items() if isinstance(answer, Lost)}, **failed}
 
@@ -336,13 +337,13 @@ class RayVecEnv(VecEnv):
         if worker.losses > self.max_restarts:
             raise EnvFailedError(
                 f"The worker of {worker} ({place}) was lost {worker.losses} times without a step in between, in {call}, and "
-                f"max_restarts is {self.max_restarts}. The last time: {why}. Look at what its environments print; then make "
-                "the environments anew and go on from the last checkpoint.",
+                f"max_restarts is {self.max_restarts}. The last time: {why}. Look at the output of its environments; then "
+                "create the environments again and continue from the last checkpoint.",
                 worker.indices[0],
             )
         warn(
             f"Worker lost, number {self.n_restarts} of this RayVecEnv: that of {worker} ({place}), in {call}. Their episodes "
-            f"are over, and others begin in another process. {why}"
+            f"have ended, and new ones begin in another process. {why}"
         )
 
     def _send_reset(self, number: int, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> Any:
@@ -350,7 +351,7 @@ class RayVecEnv(VecEnv):
         return self.pool.send(number, "reset", seeds[part], options[part])
 
     def _fresh_seeds(self) -> list[int | None]:
-        """:return: seeds for environments made anew, which shall not live the same episodes again"""
+        """:return: seeds for replaced environments, so that they do not repeat the same episodes"""
         return [
             None if seed is None else int(np.random.SeedSequence([seed, self.n_restarts]).generate_state(1)[0])
             for seed in self._last_seeds
@@ -360,10 +361,10 @@ class RayVecEnv(VecEnv):
 
     def _enter(self, worker: Worker, answer: Steps | Resets, observations: Arrays) -> list[dict[str, Any]]:
         """
-        :param worker: whose answer it is
+        :param worker: worker that sent the answer
         :param answer: its answer
-        :param observations: of all environments, to be written to
-        :return: infos of steps
+        :param observations: observations of all environments, which are changed
+        :return: infos of the steps
         """
         for key, array in observations.items():
             array[_part(worker)] = answer.observations[key]
@@ -380,7 +381,7 @@ class RayVecEnv(VecEnv):
         return infos
 
     def _lost_info(self, index: int) -> dict[str, Any]:
-        """:return: info of the end of an episode that nobody knows more of; of no steps, where they are counted"""
+        """:return: info of a lost episode's end; with chunks, it counts 0 steps"""
         assert self._last_observations is not None
         row = self._assembled({key: array[index].copy() for key, array in self._last_observations.items()})
         return {"TimeLimit.truncated": True, "terminal_observation": row, "worker_lost": True, "n_env_steps": 0}

@@ -1,4 +1,4 @@
-"""Ray: connecting to it, or starting it on this machine; what its nodes have."""
+"""Connecting to Ray or starting it on this machine, and the resources of its nodes."""
 
 import os
 import socket
@@ -7,7 +7,7 @@ from typing import Any
 
 from sb3_scoreflow.common.utils import ArgumentError, usable_cores
 
-#: Bytes of the object store of a Ray that is started here; it is taken as it is used
+#: Size in bytes of the object store of a Ray that is started here; memory is only allocated when it is used
 OBJECT_STORE = 256 * 2**20
 
 #: Address of the Ray that was started here
@@ -28,27 +28,27 @@ def import_ray() -> Any:
 
 def connect(address: str | None) -> bool:
     """
-    Connect to Ray, if that has not been done.
+    Connect to Ray, unless there is a connection already.
 
     :param address: see :class:`~sb3_scoreflow.distributed.RayVecEnv`
-    :return: whether it is a Ray of this machine that was started here
+    :return: whether the Ray instance was started here, on this machine
     :raises ArgumentError: if Ray is connected to another cluster, or the address is one for Ray's client
     :raises ConnectionError: if there is no cluster at the address
     """
     ray = import_ray()
     if address is not None and address.startswith("ray://"):
         raise ArgumentError(
-            f"address={address!r} is for Ray's client, through which every step would take another way round. Start the "
-            "program on a node of the cluster (ray job submit does) with address='auto'."
+            f"address={address!r} is for Ray's client, through which every step would take a detour. Start the program on a "
+            "node of the cluster (for example with ray job submit) with address='auto'."
         )
     if not ray.is_initialized():
-        # An address of None would connect to whatever cluster somebody has started on this machine
+        # An address of None would connect to any cluster that another user has started on this machine
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         if address != "local":
             _check_address(address)
             ray.init(address=address)
             return False
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a library starts nothing that reports
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a library should not enable usage reports
         ray.init(
             address="local",
             num_cpus=usable_cores(),
@@ -83,7 +83,7 @@ def _check_address(address: str) -> None:
 
 
 def cores(ray: Any) -> float:
-    """:return: processors that all nodes have for Ray"""
+    """:return: number of processors that all nodes provide for Ray"""
     return sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
 
 
@@ -92,7 +92,7 @@ def check_resources(ray: Any, needed: Mapping[str, float], n_workers: int) -> No
     :param ray: the library
     :param needed: resources of a worker
     :param n_workers: number of workers
-    :raises ArgumentError: if the nodes could not hold them, even if nothing else ran there
+    :raises ArgumentError: if the nodes' total resources are insufficient
     """
     fit = 0
     for node in ray.nodes():
@@ -102,14 +102,14 @@ def check_resources(ray: Any, needed: Mapping[str, float], n_workers: int) -> No
     if fit < n_workers:
         one = ", ".join(f"{name} {each:g}" for name, each in needed.items() if each)
         raise ArgumentError(
-            f"Ray's nodes have room for {fit} of {n_workers} workers, each of which wants {one}: {describe_nodes(ray)}. Raise "
-            "`envs_per_worker`, ask for less (`num_cpus` may be 0 or a fraction), or add nodes before the environments are "
-            "made."
+            f"Ray's nodes have room for {fit} of {n_workers} workers, each of which needs {one}: {describe_nodes(ray)}. Raise "
+            "`envs_per_worker`, request less (`num_cpus` may be 0 or a fraction), or add nodes before creating the "
+            "environments."
         )
 
 
 def describe_nodes(ray: Any) -> str:
-    """:return: what the nodes have, and what of it is free"""
+    """:return: total and free resources of the nodes"""
     free = ray.available_resources()
     nodes = [
         "{" + ", ".join(f"{name} {amount:g}" for name, amount in sorted(node["Resources"].items()) if _is_named(name)) + "}"
@@ -121,5 +121,5 @@ def describe_nodes(ray: Any) -> str:
 
 
 def _is_named(name: str) -> bool:
-    """:return: whether a resource is one that a user asks for: not memory in bytes, nor a node's own name"""
+    """:return: whether users request a resource by name; memory in bytes and names of nodes do not count"""
     return name not in ("memory", "object_store_memory") and not name.startswith("node:")

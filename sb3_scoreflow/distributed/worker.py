@@ -1,4 +1,4 @@
-"""What runs in a worker: some of the environments, which answer together."""
+"""The code of a worker, which runs some of the environments."""
 
 import os
 import socket
@@ -18,13 +18,13 @@ from sb3_scoreflow.common.env_errors import EnvFailedError, raised_error
 from sb3_scoreflow.common.env_workers import WorkerFailure
 from sb3_scoreflow.envs.state import env_state, set_env_state
 
-#: Observations of several environments by key, None for those that are one array; shapes ``(n_envs, *shape)``
+#: Observations of several environments by key (None: the observation is a single array), shapes ``(n_envs, *shape)``
 Arrays = dict[Any, np.ndarray]
 
 
 def empty_observations(space: spaces.Space, n_envs: int) -> Arrays:
     """
-    :param space: of one environment's observations
+    :param space: space of one environment's observations
     :param n_envs: number of environments
     :return: arrays of the space's shapes and dtypes, as ``DummyVecEnv`` has them
     """
@@ -36,13 +36,13 @@ class Steps(NamedTuple):
     """
     A worker's answer to ``step``, with an entry per environment.
 
-    Ray's arrays cannot be written to. Observations and the like are copied where they arrive; all else goes as bytes.
+    Ray's arrays are read-only. The receiver copies observations, rewards and flags; all other entries are sent as bytes.
     """
 
     observations: Arrays
     rewards: np.ndarray
     dones: np.ndarray
-    #: Pickled, with the info of the reset, or None
+    #: Pickled infos, each with the info of the reset or None
     infos: list[bytes]
 
 
@@ -50,17 +50,17 @@ class Resets(NamedTuple):
     """A worker's answer to ``reset``, with an entry per environment."""
 
     observations: Arrays
-    #: Pickled
+    #: Pickled infos
     infos: list[bytes]
 
 
 class Failure:
     """
-    What a worker answers if an environment raised an exception.
+    A worker's answer if an environment raised an exception.
 
-    :param index: of the environment
-    :param call: what it was asked for, such as "step()"
-    :param error: the exception, or that of an answer that was refused
+    :param index: index of the environment
+    :param call: name of the call, such as "step()"
+    :param error: the exception, or the error for an invalid answer
     """
 
     def __init__(self, index: int, call: str, error: Exception) -> None:
@@ -69,10 +69,10 @@ class Failure:
         self.failure = WorkerFailure(cause if isinstance(cause, Exception) else error)
 
     def error(self) -> Exception:
-        """:return: what is to be raised in the process that trains"""
+        """:return: error to raise in the process that trains"""
         error = self.failure.error()
         if isinstance(error, EnvFailedError):
-            error.__cause__ = None  # the answer was refused: its traceback shows nothing of the environment
+            error.__cause__ = None  # the answer was invalid, and the traceback does not show the environment
             return error
         failed = raised_error(error, self.index, self.call)
         failed.__cause__ = error
@@ -80,7 +80,7 @@ class Failure:
 
 
 class EnvWorker:
-    """Environments in a process of their own. It has methods that take and return what pickles."""
+    """Environments in a process of their own. Arguments and results of its methods can be pickled."""
 
     def __init__(self) -> None:
         self.envs: list[gym.Env] = []
@@ -88,14 +88,14 @@ class EnvWorker:
         self.first = 0
 
     def place(self) -> tuple[int, str]:
-        """:return: process and host that this runs in"""
+        """:return: process id and host name of the worker"""
         return os.getpid(), socket.gethostname()
 
     def make(self, functions: bytes, first: int, attributes: Sequence[dict[str, Any]]) -> Any:
         """
-        :param functions: that make the environments, pickled
+        :param functions: pickled functions that create the environments
         :param first: index of the first environment
-        :param attributes: to be set, of each environment
+        :param attributes: attributes to set in each environment
         :return: observation space and action space of each, pickled
         """
         self.first = first
@@ -104,7 +104,7 @@ class EnvWorker:
                 env = _patch_env(make())
                 if any(env.unwrapped is other.unwrapped for other in self.envs):
                     raise ValueError(
-                        "a function of `env_fns` returned the environment of another one. Each call has to make a new one: "
+                        "a function of `env_fns` returned the same environment as another one. Each must create a new one: "
                         "pass [lambda: gym.make(...)] * n_envs, not [lambda: env] * n_envs."
                     )
                 for name, value in values.items():
@@ -141,8 +141,8 @@ class EnvWorker:
 
     def reset(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> Any:
         """
-        :param seeds: of each environment
-        :param options: of each environment, empty for none
+        :param seeds: seeds of each environment
+        :param options: options of each environment, empty for none
         :return: :class:`Resets`
         """
         resets, i = Resets(self._empty(), []), 0
@@ -159,9 +159,9 @@ class EnvWorker:
     def ask(self, command: str, call: str, indices: Sequence[int], data: Any) -> Any:
         """
         :param command: name of one of ``COMMANDS``
-        :param call: what it is, for messages
-        :param indices: of environments
-        :param data: what belongs to the command
+        :param call: name of the call, for messages
+        :param indices: indices of environments
+        :param data: data of the command
         :return: answer of each of these environments, pickled
         """
         answers, index = [], self.first
@@ -189,7 +189,7 @@ def _has_attr(env: gym.Env, name: str) -> bool:
     return True
 
 
-#: What environments can be asked for beside steps and resets
+#: Commands for environments besides step and reset
 COMMANDS: dict[str, Callable[[gym.Env, Any], Any]] = {
     "get_attr": lambda env, name: env.get_wrapper_attr(name),
     "has_attr": _has_attr,

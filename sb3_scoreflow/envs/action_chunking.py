@@ -1,4 +1,4 @@
-"""Action chunking as an environment wrapper: one policy decision, several env steps."""
+"""Action chunking as an environment wrapper: one decision of the policy, several environment steps."""
 
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
@@ -15,19 +15,20 @@ from sb3_scoreflow.envs.state import Resumable
 
 class ActionChunking(Resumable, RecordConstructorArgs):
     """
-    Executes a chunk of actions per ``step``, open loop.
+    Executes a chunk of actions in each ``step``, open loop.
 
-    The policy predicts ``horizon`` actions at once; the first ``n_executed`` of them are executed, fewer if the episode ends.
-    The chunk runs inside the env's process, so that a vectorized env exchanges one message per chunk.
-    A ``Monitor`` *inside* the wrapper (where ``make_vec_env`` puts it) counts env steps and undiscounted rewards,
-    one outside counts chunks.
+    The policy predicts ``horizon`` actions at once; the first ``n_executed`` of them are executed, or fewer if the episode
+    ends. The chunk runs inside the environment's process, so that a vectorized environment exchanges one message per chunk. A
+    ``Monitor`` *inside* the wrapper (where ``make_vec_env`` puts it) counts environment steps and undiscounted rewards; a
+    ``Monitor`` outside counts chunks.
 
-    :param env: The env to wrap; its action space is a bounded, floating-point ``Box`` of any shape
+    :param env: The environment to wrap; its action space is a bounded, floating-point ``Box`` of any shape
     :param horizon: Number of actions in a chunk, at least 1; the action space becomes ``(horizon, *action_shape)``
-    :param n_executed: Number of actions executed per chunk, in [1, horizon]; ``horizon`` if None
-    :param discount: Discount per env step inside the chunk, in (0, 1]: the reward of a chunk is ``sum_i discount**i * r_i``
-    :param sum_infos: Entries of ``info``, such as ``"cost"``, to be summed over the steps of a chunk, without discount
-    :raises ValueError: if the action space or an argument is not as above
+    :param n_executed: Number of actions executed per chunk, in [1, horizon]; None: ``horizon``
+    :param discount: Discount per environment step inside the chunk, in (0, 1]: the reward of a chunk is ``sum_i discount**i *
+        r_i``
+    :param sum_infos: Entries of ``info``, such as ``"cost"``, that are summed over the steps of a chunk, without discount
+    :raises ValueError: if the action space or an argument does not satisfy these conditions
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class ActionChunking(Resumable, RecordConstructorArgs):
         self.action_space = chunked_space(env.action_space, self.horizon)
         fps = (env.metadata or {}).get("render_fps")
         if fps is not None:
-            # Rendered after each chunk. In a copy: the env's own is that of all envs of its class
+            # One frame per chunk. A copy, because the environment's metadata belong to its class
             self.metadata = {
                 **env.metadata,
                 "render_fps": fps // self.n_executed if fps % self.n_executed == 0 else fps / self.n_executed,
@@ -58,12 +59,12 @@ class ActionChunking(Resumable, RecordConstructorArgs):
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """
-        Execute the first ``n_executed`` actions of a chunk, stopping where the episode ends.
+        Execute the first ``n_executed`` actions of a chunk, or fewer if the episode ends.
 
         :param action: The chunk, shape ``(horizon, *action_shape)``
         :return: Last observation, (discounted) sum of the rewards, whether the episode terminated, whether it was truncated,
-            and the last info with ``n_env_steps``, the number of env steps executed (int), ``is_success`` as in any of them,
-            and the sums of ``sum_infos``
+            and the last info with ``n_env_steps`` (the number of executed steps, int), ``is_success`` (true if any step
+            succeeded), and the sums of ``sum_infos``
         :raises ValueError: if the chunk has another shape or a value that is not finite
         """
         chunk = self._checked_chunk(action)
@@ -93,7 +94,7 @@ class ActionChunking(Resumable, RecordConstructorArgs):
 def check_finite(actions: np.ndarray, name: str) -> None:
     """
     :param actions: Any shape
-    :param name: What the error message says they are
+    :param name: Name of the actions in the error message
     :raises ValueError: if an entry is not finite
     """
     finite = np.isfinite(actions)
@@ -106,12 +107,13 @@ def check_finite(actions: np.ndarray, name: str) -> None:
 
 
 def _check_not_chunked(env: gym.Env) -> None:
-    """:raises ValueError: if the env executes chunks already: chunks of chunks fit neither demonstrations nor step counts"""
+    """:raises ValueError: if the environment already executes chunks; nested chunks would break step counts and cloning"""
     inner: gym.Env = env
     while isinstance(inner, gym.Wrapper):
         if isinstance(inner, ActionChunking):
             raise ValueError(
-                f"`env` is in an ActionChunking(horizon={inner.horizon}) already. Wrap it once, with the horizon you want."
+                f"`env` is already wrapped in ActionChunking(horizon={inner.horizon}). Wrap it once, with the horizon you "
+                "want."
             )
         inner = inner.env
 
@@ -135,7 +137,7 @@ def chunked_space(space: gym.Space, horizon: int) -> spaces.Box:
     """
     :param space: Action space of one step
     :return: The space of ``horizon`` such actions, shape ``(horizon, *space.shape)``, with the same bounds and dtype
-    :raises ValueError: if ``space`` is not one that flow policies can fill
+    :raises ValueError: if flow policies do not support ``space``
     """
     check_action_space(space, "env.action_space")
     assert isinstance(space, spaces.Box) and space.dtype is not None

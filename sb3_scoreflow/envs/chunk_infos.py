@@ -1,11 +1,11 @@
-"""What becomes of the infos of the steps inside a chunk."""
+"""Merging the infos of the steps inside a chunk."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-#: Entries that a chunk's info has by itself.
+#: Entries that every chunk's info has.
 _OWN = ("is_success", "n_env_steps", "episode", "TimeLimit.truncated", "terminal_observation")
 
 
@@ -13,26 +13,26 @@ def check_sum_infos(sum_infos: str | Sequence[str]) -> tuple[str, ...]:
     """
     :param sum_infos: names of entries, or one name
     :return: the names
-    :raises ValueError: if one is no name, or is that of an entry that cannot be summed
+    :raises ValueError: if one is not a name, or names an entry that cannot be summed
     """
     names = (sum_infos,) if isinstance(sum_infos, str) else tuple(sum_infos)
     for name in names:
         if not isinstance(name, str) or name in _OWN:
             raise ValueError(
                 f"`sum_infos` must be names of entries of `info` that the env itself counts, such as 'cost', got {name!r}. "
-                f"Leave it out; a chunk's info has {', '.join(_OWN)} by itself."
+                f"Leave it out; a chunk's info always has {', '.join(_OWN)}."
             )
     return names
 
 
 class ChunkInfos:
     """
-    Collects what the last info of a chunk does not tell of the steps before it.
+    Collects entries of all steps of a chunk, which its last info alone does not contain.
 
-    ``is_success`` is true if it was in any step; the sums are over all steps, without discount. Both are left out if no step
-    had them, and both may be dicts or arrays, of which each entry is taken by itself.
+    ``is_success`` is true if it was true in any step; sums are over all steps, without discount. Both are left out if no step
+    had them, and both may be dicts or arrays, whose entries are treated separately.
 
-    :param sum_infos: names of the entries to be summed
+    :param sum_infos: names of the entries to sum
     """
 
     def __init__(self, sum_infos: Sequence[str]) -> None:
@@ -41,10 +41,10 @@ class ChunkInfos:
 
     def add(self, info: Mapping[str, Any]) -> None:
         """
-        :param info: of the next step
+        :param info: info of the next step
         :raises ValueError: if an entry cannot be summed
         """
-        # None says nothing, as it does to Stable-Baselines3
+        # None means unknown, as in Stable-Baselines3
         if info.get("is_success") is not None:
             self._kept["is_success"] = _either(self._kept.get("is_success"), info["is_success"])
         for name in self.sum_infos:
@@ -53,15 +53,15 @@ class ChunkInfos:
 
     def complete(self, info: Mapping[str, Any], n_env_steps: int) -> dict[str, Any]:
         """
-        :param info: of the last step
+        :param info: info of the last step
         :param n_env_steps: number of steps
-        :return: a copy, as the env may go on writing to its own, with what was collected
+        :return: a copy with the collected entries, because the environment may change its own info later
         """
         return {**info, **self._kept, "n_env_steps": n_env_steps}
 
 
 def _either(earlier: Any, value: Any) -> Any:
-    """Whether one of two values is true, in the later one's type; a copy of what an env may write to again."""
+    """Whether one of two values is true, in the type of the later one; the result is a copy."""
     if isinstance(value, Mapping):
         earlier = earlier if isinstance(earlier, Mapping) else {}
         return {**earlier, **{key: _either(earlier.get(key), each) for key, each in value.items()}}
@@ -71,7 +71,7 @@ def _either(earlier: Any, value: Any) -> Any:
 
 
 def _total(total: Any, value: Any, name: str) -> Any:
-    """The sum of two values; of bools, how many are true."""
+    """The sum of two values; for bools, the number of true ones."""
     if isinstance(value, Mapping):
         total = total if isinstance(total, Mapping) else {}
         return {**total, **{key: _total(total.get(key, 0), each, f"{name}.{key}") for key, each in value.items()}}
@@ -79,5 +79,5 @@ def _total(total: Any, value: Any, name: str) -> Any:
         return total + (value + 0)
     except TypeError as error:
         raise ValueError(
-            f"`sum_infos` has {name!r}, but the env's info has {value!r} for it, which is no number. Leave it out."
+            f"`sum_infos` has {name!r}, but the env's info has {value!r} for it, which is not a number. Leave it out."
         ) from error

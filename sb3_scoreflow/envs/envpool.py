@@ -1,7 +1,7 @@
 """
-EnvPool's environments as a vectorized env of Stable-Baselines3.
+EnvPool's environments as a vectorized environment of Stable-Baselines3.
 
-EnvPool runs all environments in threads of one process, in C++; it is imported where it is used.
+EnvPool runs all environments in C++, in threads of one process. The package is imported only when it is used.
 """
 
 import difflib
@@ -23,14 +23,14 @@ from sb3_scoreflow.envs.select_observations import select
 
 # EnvPool keeps seeds and step counts as 32-bit integers
 _MAX_INT = 2**31 - 1
-# Why a setting of EnvPool cannot be passed on
+# Reasons why a setting of EnvPool cannot be passed
 _REFUSED = {
     "num_envs": "is `n_envs` here",
     "env_seed": "is `seed` here: each env gets its own seed from it",
     "batch_size": "is always `n_envs`: Stable-Baselines3 steps all envs together",
     "max_num_players": "does not apply: Stable-Baselines3 has one player per env",
     "gym_reset_return_info": "is always True",
-    # Without a GL context EnvPool ends the process
+    # Without a GL context, EnvPool would end the process
     **dict.fromkeys(
         ("render_mode", "render_env_id", "render_width", "render_height", "render_camera_id", "from_pixels"),
         "is not supported. To render, evaluate the model on gymnasium's env of the same id",
@@ -41,32 +41,33 @@ _BOOKKEEPING = ("env_id", "players")
 
 class EnvPoolVecEnv(VecEnv):
     """
-    EnvPool's environments with the semantics of Stable-Baselines3, taking little time beyond their physics.
+    EnvPool's environments with the semantics of Stable-Baselines3 and little overhead beyond their physics.
 
-    As from ``make_vec_env(task_id, n_envs, wrapper_class=ActionChunking)``: an env whose episode ends is reset within the same
-    ``step``, and its ``info`` has ``terminal_observation``, ``TimeLimit.truncated`` and, as by ``Monitor`` inside
-    ``ActionChunking``, ``episode`` (undiscounted return ``r``, length ``l`` in env steps, seconds ``t``). So it needs neither
-    ``Monitor`` nor ``VecMonitor``, and ``evaluate_policy`` takes it for an env in a ``Monitor``. Rewards are single precision.
+    It behaves like ``make_vec_env(task_id, n_envs, wrapper_class=ActionChunking)``: an environment whose episode ends is reset
+    within the same ``step``, and its ``info`` has ``terminal_observation``, ``TimeLimit.truncated`` and, as with a ``Monitor``
+    inside ``ActionChunking``, ``episode`` (undiscounted return ``r``, length ``l`` in environment steps, seconds ``t``).
+    Therefore it needs neither ``Monitor`` nor ``VecMonitor``, and ``evaluate_policy`` treats it like an environment with a
+    ``Monitor``. Rewards have single precision.
 
-    EnvPool seeds when it is built, so a pool is built by the first ``reset``, and another one by the first ``reset`` after
-    ``seed()``; any other ``reset`` goes on with the random numbers. Env ``i`` has the seed ``seed + i``.
+    EnvPool takes its seed at construction. The first ``reset`` builds a pool, and the first ``reset`` after ``seed()`` builds
+    a new one; all other calls of ``reset`` continue the random sequences. Environment ``i`` has the seed ``seed + i``.
 
-    Unlike EnvPool, which reports a termination in the very step of the time limit as truncation, it reports termination.
+    EnvPool reports a termination in the last step before the time limit as a truncation; this class reports a termination.
 
     :param task_id: EnvPool's id of the task, one player, continuous or discrete actions
     :param n_envs: Number of envs, at least 1
-    :param seed: Seed of the first env, in ``[0, 2**31 - n_envs]``; drawn from NumPy's global generator if None
+    :param seed: Seed of the first env, in ``[0, 2**31 - n_envs]``; None: drawn from NumPy's global generator
     :param horizon: Number of actions in a chunk, as in :class:`ActionChunking`: the action space becomes
-        ``(horizon, *action_shape)``; single actions if None
-    :param n_executed: Number of actions executed per chunk, in [1, horizon]; ``horizon`` if None
+        ``(horizon, *action_shape)``; None: single actions
+    :param n_executed: Number of actions executed per chunk, in [1, horizon]; None: ``horizon``
     :param discount: Discount per env step inside a chunk, in (0, 1]: the reward of a chunk is ``sum_i discount**i * r_i``
-    :param sum_infos: Entries of ``info`` to be summed over the steps of a chunk, as in :class:`ActionChunking`
-    :param max_episode_steps: Env steps after which an episode is truncated; the task's own limit if None
-    :param num_threads: Number of EnvPool's threads; if None, EnvPool's choice: as many as there are envs or cores
-    :param observation_keys: Which entries of ``Dict`` observations to keep, as in :class:`SelectObservations`; all if None
+    :param sum_infos: Entries of ``info`` that are summed over the steps of a chunk, as in :class:`ActionChunking`
+    :param max_episode_steps: Environment steps after which an episode is truncated; None: the task's own limit
+    :param num_threads: Number of EnvPool's threads; None: EnvPool's default, the number of envs or of cores
+    :param observation_keys: Entries of ``Dict`` observations to keep, as in :class:`SelectObservations`; None: all
     :param pool_kwargs: Settings of EnvPool's task, such as ``reset_noise_scale``
     :raises ImportError: if EnvPool is not installed
-    :raises ValueError: if the task is unknown or not as above, or an argument is out of range
+    :raises ValueError: if the task is unknown or unsupported, or an argument is out of range
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class EnvPoolVecEnv(VecEnv):
         self._pool_kwargs = {
             **pool_kwargs,
             "num_envs": n_envs,
-            # EnvPool would hide terminations in the last step: `step_wait` has the limit, EnvPool one that is never reached
+            # EnvPool would hide terminations in the last step: its limit is never reached, and `step_wait` applies the real
+            # one
             "max_episode_steps": min(self.max_episode_steps + 1, _MAX_INT),
             **({} if num_threads is None else {"num_threads": num_threads}),
         }
@@ -124,9 +126,9 @@ class EnvPoolVecEnv(VecEnv):
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """
-        Seed all envs, from the next ``reset`` on, which builds another pool.
+        Seed all envs. The next ``reset`` builds a new pool with these seeds.
 
-        :param seed: Seed of the first env, in ``[0, 2**31 - n_envs]``; drawn from NumPy's global generator if None
+        :param seed: Seed of the first env, in ``[0, 2**31 - n_envs]``; None: drawn from NumPy's global generator
         :return: Seeds of the envs
         :raises ValueError: if the seed is out of range
         """
@@ -139,8 +141,8 @@ class EnvPoolVecEnv(VecEnv):
 
     def set_options(self, options: list[dict] | dict | None = None) -> None:
         """
-        :param options: Nothing: EnvPool has no options of ``reset``
-        :raises ValueError: if there is one
+        :param options: Must be empty, because EnvPool has no options of ``reset``
+        :raises ValueError: if there is an option
         """
         if any(options if isinstance(options, list) else [options]):
             raise ValueError(f"EnvPool has no options of reset, got {options}. Pass the task's settings to EnvPoolVecEnv.")
@@ -152,7 +154,7 @@ class EnvPoolVecEnv(VecEnv):
         """
         self._check_open()
         if self._seeds[0] is not None:
-            # Two pools at once would be twice the threads
+            # Two pools at the same time would have twice as many threads
             self._discard_pool()
             self._pool = self._envpool.make_gymnasium(self.task_id, **self._pool_kwargs, seed=list(self._seeds))
             self._reset_seeds()
@@ -165,7 +167,7 @@ class EnvPoolVecEnv(VecEnv):
         """
         :param actions: ``(n_envs, *action_shape)``, or ``(n_envs, horizon, *action_shape)``
         :raises RuntimeError: if the env is closed or was not reset
-        :raises ValueError: if the shape is another, or an action is not finite
+        :raises ValueError: if the shape is wrong, or an action is not finite
         """
         self._check_open()
         if self._pool is None:
@@ -182,7 +184,7 @@ class EnvPoolVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """
-        :return: Observations, rewards, whether episodes ended, infos; as described at the class
+        :return: Observations, rewards, whether episodes ended, and infos, as described in the class
         :raises RuntimeError: if there are no actions
         """
         if self._actions is None:
@@ -206,7 +208,7 @@ class EnvPoolVecEnv(VecEnv):
             kept = {key: batch_info[key] for key in ("is_success", *self.sum_infos) if key in batch_info}
             for env, step_info in zip(running, _rows(kept), strict=False):  # no rows without entries
                 inside[env].add(step_info)
-            # Of the others, observation and info are those of a later step
+            # For the other envs, observation and info come from a later step
             stopped = np.flatnonzero(ended) if i + 1 < n_steps else np.arange(len(running))
             if not len(stopped):
                 continue
@@ -231,7 +233,7 @@ class EnvPoolVecEnv(VecEnv):
 
         :param ended: Indices of the envs
         :param observations: Last observations of all envs; those of these envs are replaced by the first of the next episode
-        :param infos: Of all envs; written to
+        :param infos: Infos of all envs, which are changed
         """
         seconds = round(time.time() - self._t_start, 6)
         for i in ended:
@@ -254,8 +256,8 @@ class EnvPoolVecEnv(VecEnv):
         """
         :param attr_name: ``render_mode`` (None), an attribute of this class, which is that of every env, or one of EnvPool's
             settings of the task
-        :param indices: Which envs
-        :return: The value, for each of these envs
+        :param indices: Indices of envs; None: all
+        :return: The value for each of these envs
         :raises AttributeError: if there is no such attribute
         """
         config = self._envpool.make_spec(self.task_id, **self._pool_kwargs).config._asdict()
@@ -272,14 +274,14 @@ class EnvPoolVecEnv(VecEnv):
         values = {**config, "render_mode": None, **{name: getattr(self, name) for name in own if hasattr(self, name)}}
         if attr_name not in values:
             raise AttributeError(
-                f"EnvPool's envs are no Python objects and have no `{attr_name}`; they have {sorted(values)}."
+                f"EnvPool's envs are not Python objects and have no `{attr_name}`; they have {sorted(values)}."
             )
         return [values[attr_name] for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """:raises AttributeError: always; settings are arguments of this class"""
         raise AttributeError(
-            f"EnvPool's envs are no Python objects: `{attr_name}` cannot be set. Pass the task's settings to EnvPoolVecEnv."
+            f"EnvPool's envs are not Python objects: `{attr_name}` cannot be set. Pass the task's settings to EnvPoolVecEnv."
         )
 
     def env_method(
@@ -287,14 +289,14 @@ class EnvPoolVecEnv(VecEnv):
     ) -> list[Any]:
         """:raises AttributeError: always; there are no methods to call"""
         raise AttributeError(
-            f"EnvPool's envs are no Python objects: `{method_name}` cannot be called. Use make_vec_env with gymnasium's env."
+            f"EnvPool's envs are not Python objects: `{method_name}` cannot be called. Use make_vec_env with gymnasium's env."
         )
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
         :param wrapper_class: Class of a wrapper
-        :param indices: Which envs
-        :return: For each of these envs, whether it does what the wrapper does: True for ``Monitor`` and, with chunks, for
+        :param indices: Indices of envs; None: all
+        :return: For each of these envs, whether it has the wrapper's function: True for ``Monitor`` and, with chunks, for
             ``ActionChunking``
         """
         wrapped = wrapper_class is Monitor or (wrapper_class is ActionChunking and self.horizon is not None)
@@ -310,13 +312,13 @@ class EnvPoolVecEnv(VecEnv):
             raise RuntimeError("EnvPoolVecEnv is closed. Make another one.")
 
     def _discard_pool(self) -> None:
-        """Close the pool, if there is one; its threads end when nothing refers to it."""
+        """Remove the reference to the pool, if there is one, so that its threads end."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
 
     def _named(self, observations: Any) -> dict[Any, np.ndarray]:
-        """:return: The entries of EnvPool's observations that are used; under None if they are one array"""
+        """:return: The selected entries of EnvPool's observations; a single array has the key None"""
         picked = self._selection.pick(observations)
         return picked if self._selection.is_dict else {None: picked}
 
@@ -328,8 +330,8 @@ class EnvPoolVecEnv(VecEnv):
 
 def _rows(infos: dict[str, Any]) -> list[dict[str, Any]]:
     """
-    :param infos: EnvPool's: arrays over envs, or nested dicts of them
-    :return: One dict per env, with Python's numbers, or arrays where there are several
+    :param infos: EnvPool's infos: arrays over envs, or nested dicts of them
+    :return: One dict per env, with Python's numbers for scalars and arrays for other entries
     """
     columns = {
         key: _rows(value) if isinstance(value, dict) else value.tolist() if value.ndim == 1 else list(value)
@@ -340,7 +342,7 @@ def _rows(infos: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_count(name: str, value: Any, optional: bool) -> None:
-    """:raises ValueError: if ``value`` is no positive integer, and not None where it may be"""
+    """:raises ValueError: if ``value`` is not a positive integer, and not None if that is allowed"""
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= _MAX_INT:
@@ -350,10 +352,10 @@ def _check_count(name: str, value: Any, optional: bool) -> None:
 def _task_config(envpool: ModuleType, task_id: str, pool_kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     :param envpool: The library
-    :param task_id: As given by the user
-    :param pool_kwargs: As given by the user
+    :param task_id: The value passed by the user
+    :param pool_kwargs: The value passed by the user
     :return: EnvPool's settings of the task
-    :raises ValueError: if the task or a setting is unknown, the setting is not to be passed on, or there are several players
+    :raises ValueError: if the task or a setting is unknown, the setting must not be passed, or there are several players
     """
     known = envpool.list_all_envs()
     if task_id not in known:
@@ -375,7 +377,7 @@ def _action_space(space: Any, task_id: str) -> spaces.Box | spaces.Discrete:
     """
     :param space: EnvPool's action space
     :param task_id: For the error message
-    :return: The same, in single precision, as gymnasium's envs have it
+    :return: The same space in single precision, as in gymnasium's envs
     :raises ValueError: if it is neither a floating-point ``Box`` nor ``Discrete``
     """
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):

@@ -1,7 +1,7 @@
 """
 FrankaKitchen of Gymnasium-Robotics, with the tasks and the observations of D4RL's and Minari's kitchen data.
 
-gymnasium-robotics is imported where it is used.
+gymnasium-robotics is imported only when it is used.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ _TASK_LISTS = ("tasks_to_complete", "step_task_completions", "episode_task_compl
 _N_ROBOT = 9
 _N_OBJECTS = 21
 _N_POSITIONS = _N_ROBOT + _N_OBJECTS
-# Where the object positions begin. Minari: robot positions and velocities, object positions and velocities (one velocity
-# less: the kettle's orientation is a quaternion). D4RL: robot positions, object positions, goal positions.
+# Index of the first object position. Minari: robot positions and velocities, object positions and velocities (one velocity
+# less, because the kettle's orientation is a quaternion). D4RL: robot positions, object positions, goal positions.
 _OBJECTS_START = {2 * _N_POSITIONS - 1: 2 * _N_ROBOT, 2 * _N_POSITIONS: _N_ROBOT}
 
 
@@ -39,36 +39,36 @@ def make_kitchen(
     **kwargs: Any,
 ) -> "FlatKitchen":
     """
-    Make a FrankaKitchen env with flat observations; the reward is the number of tasks newly completed by a step.
+    Make a FrankaKitchen environment with flat observations; the reward is the number of tasks that a step newly completes.
 
-    The return of an episode is the number of tasks completed in it, and the episode terminates when all are. Wrap it in
-    :class:`~sb3_scoreflow.ActionChunking` for chunks of actions::
+    The return of an episode is the number of completed tasks, and the episode terminates when all tasks are complete. Wrap the
+    environment in :class:`~sb3_scoreflow.ActionChunking` for chunks of actions::
 
         make_vec_env(make_kitchen, n_envs=8, env_kwargs=dict(tasks="mixed"),
                      wrapper_class=partial(ActionChunking, horizon=4), vec_env_cls=SubprocVecEnv)
 
     :param tasks: Name of one of :data:`KITCHEN_TASK_SETS`, or a sequence of tasks
-    :param observation: Which data the observations are like, see :class:`FlatKitchen`
+    :param observation: "minari" or "d4rl": data set whose layout the observations have, see :class:`FlatKitchen`
     :param max_episode_steps: Steps after which an episode is truncated
-    :param kwargs: Passed on to ``gymnasium.make``: ``render_mode``, ``robot_noise_ratio``, ``object_noise_ratio``,
-        ``terminate_on_tasks_completed``; ``remove_task_when_completed=False`` rewards every step by the number of tasks that
-        are complete, as the data are
+    :param kwargs: Passed to ``gymnasium.make``: ``render_mode``, ``robot_noise_ratio``, ``object_noise_ratio``,
+        ``terminate_on_tasks_completed``; with ``remove_task_when_completed=False``, the reward of every step is the number of
+        complete tasks, as in the data
     :return: The env
     :raises ImportError: if gymnasium-robotics is not installed
-    :raises RuntimeError: if it does not work with the installed version of mujoco
+    :raises RuntimeError: if gymnasium-robotics does not work with the installed version of mujoco
     :raises ValueError: if a task or ``observation`` is unknown
     """
     _import_kitchen()  # registers the env
     kwargs = {
         "tasks_to_complete": list(_checked_tasks(tasks)),
         "max_episode_steps": max_episode_steps,
-        # It warns of goals that observations share, which are not passed on
+        # Hide warnings about goals in the observations, which are removed
         "disable_env_checker": True,
         **kwargs,
     }
     try:
         env = gym.make(_ENV_ID, **kwargs)
-    except AssertionError as error:  # that is all that gymnasium-robotics has to say
+    except AssertionError as error:  # gymnasium-robotics does not raise a more specific error
         import mujoco
 
         raise RuntimeError(
@@ -80,18 +80,18 @@ def make_kitchen(
 
 class FlatKitchen(gym.Wrapper[np.ndarray, np.ndarray, dict[str, Any], np.ndarray], RecordConstructorArgs):
     """
-    Flat observations and a complete report for FrankaKitchen; :func:`make_kitchen` makes both.
+    Flat observations and complete infos for FrankaKitchen; :func:`make_kitchen` applies this wrapper.
 
-    ``info`` of ``reset`` and ``step`` has, besides what FrankaKitchen puts there (lists of tasks, here in the order of
-    :attr:`tasks` and not written to again): ``n_tasks_completed``, the number of tasks completed in the episode so far, and
-    ``is_success``, whether these are all, of which SB3 logs the mean as ``success_rate``.
+    ``info`` of ``reset`` and ``step`` has FrankaKitchen's lists of tasks (as copies, in the order of :attr:`tasks`),
+    ``n_tasks_completed``, the number of tasks completed in the episode so far, and ``is_success``, whether all tasks are
+    complete. SB3 logs the mean of ``is_success`` as ``success_rate``.
 
     :param env: FrankaKitchen-v1
     :param observation: "minari": 59 numbers, 9 positions and 9 velocities of the robot's joints, 21 positions and 20
-        velocities of the objects; or "d4rl": 60 numbers, the 9 and the 21 positions, then the 30 positions to be reached,
-        which are zero but for the env's tasks
+        velocities of the objects; or "d4rl": 60 numbers, the 9 and the 21 positions, then the 30 goal positions, which are
+        zero except for the env's tasks
     :raises ImportError: if gymnasium-robotics is not installed
-    :raises ValueError: if the env is another one, or ``observation`` is unknown
+    :raises ValueError: if ``env`` is not FrankaKitchen-v1, or ``observation`` is unknown
     """
 
     def __init__(self, env: gym.Env, observation: KitchenView = "minari") -> None:
@@ -113,7 +113,7 @@ class FlatKitchen(gym.Wrapper[np.ndarray, np.ndarray, dict[str, Any], np.ndarray
 
     @property
     def max_return(self) -> float | None:
-        """Largest undiscounted return of an episode: a task is paid once; None if it is paid in every step."""
+        """Largest undiscounted return of an episode if a task is rewarded once; None if it is rewarded in every step."""
         return float(len(self.tasks)) if self.get_wrapper_attr("remove_task_when_completed") else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -132,9 +132,9 @@ class FlatKitchen(gym.Wrapper[np.ndarray, np.ndarray, dict[str, Any], np.ndarray
         return np.concatenate([state[:_N_ROBOT], state[2 * _N_ROBOT : 2 * _N_ROBOT + _N_OBJECTS], self._goal])
 
     def _report(self, info: dict[str, Any]) -> dict[str, Any]:
-        """:return: The info with our own entries"""
-        # Copies: the env clears its list of completed tasks at the next reset, where VecEnvs still hold the last info. They
-        # are put in order because those of the env come from a set, whose order differs from process to process
+        """:return: The info with additional entries"""
+        # Copies, because the env clears its list of completed tasks at the next reset, when VecEnvs still refer to the last
+        # info. Sorted, because the env's lists come from a set, whose order differs between processes
         lists = {key: [task for task in self.tasks if task in info[key]] for key in _TASK_LISTS}
         n_completed = len(lists["episode_task_completions"])
         return {**info, **lists, "n_tasks_completed": n_completed, "is_success": n_completed == len(self.tasks)}
@@ -142,11 +142,11 @@ class FlatKitchen(gym.Wrapper[np.ndarray, np.ndarray, dict[str, Any], np.ndarray
 
 def completed_tasks(observations: np.ndarray, tasks: str | Sequence[str] = "complete") -> np.ndarray:
     """
-    Which tasks are complete in which observation, by FrankaKitchen's rule.
+    Determine which tasks are complete in which observation, by FrankaKitchen's rule.
 
-    The rewards of D4RL's and Minari's data do not tell: they count every task in every step in which it is complete.
+    The rewards in D4RL's and Minari's data do not show this, because they count a complete task in every step.
 
-    :param observations: ``(..., 59)`` as Minari's, or ``(..., 60)`` as D4RL's
+    :param observations: Minari's observations ``(..., 59)`` or D4RL's ``(..., 60)``
     :param tasks: Name of one of :data:`KITCHEN_TASK_SETS`, or a sequence of tasks
     :return: Flags, bool ``(..., n_tasks)``
     :raises ImportError: if gymnasium-robotics is not installed
@@ -163,7 +163,7 @@ def completed_tasks(observations: np.ndarray, tasks: str | Sequence[str] = "comp
         )
     flags = []
     for task in tasks:
-        # The env counts from the robot's first position
+        # The env's indices start at the robot's first position
         columns = kitchen.OBS_ELEMENT_INDICES[task] - _N_ROBOT + start
         distances = np.linalg.norm(observations[..., columns] - kitchen.OBS_ELEMENT_GOALS[task], axis=-1)
         flags.append(distances < kitchen.BONUS_THRESH)
@@ -171,7 +171,7 @@ def completed_tasks(observations: np.ndarray, tasks: str | Sequence[str] = "comp
 
 
 def _goal_positions(tasks: Sequence[str]) -> np.ndarray:
-    """:return: ``(30,)``, the positions to be reached, zero where no task says one"""
+    """:return: ``(30,)``, the goal positions, zero for components without a goal"""
     kitchen = _import_kitchen()
     goal = np.zeros(_N_POSITIONS)
     for task in tasks:
@@ -181,9 +181,9 @@ def _goal_positions(tasks: Sequence[str]) -> np.ndarray:
 
 def _checked_tasks(tasks: str | Sequence[str]) -> tuple[str, ...]:
     """
-    :param tasks: As given by the user
-    :return: The tasks, each once
-    :raises ValueError: if there is none, or one is unknown
+    :param tasks: The value passed by the user
+    :return: The tasks without duplicates
+    :raises ValueError: if there are no tasks, or one is unknown
     """
     known = list(_import_kitchen().OBS_ELEMENT_GOALS)
     if isinstance(tasks, str) and tasks not in KITCHEN_TASK_SETS:

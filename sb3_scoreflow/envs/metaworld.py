@@ -1,7 +1,7 @@
 """
 Tasks of Meta-World: a Sawyer arm at a table, with success as the reward.
 
-metaworld is imported where it is used.
+metaworld is imported only when it is used.
 """
 
 import difflib
@@ -24,7 +24,7 @@ MetaWorldSplit = Literal["train", "test"]
 
 _SPLITS = get_args(MetaWorldSplit)
 _OBSERVATION_SIZE = 39
-# Those of this name are mounted upside down
+# Cameras whose names start like this are mounted upside down
 _TURNED_CAMERAS = "corner"
 
 
@@ -37,17 +37,17 @@ def make_metaworld(
     render_size: int = 480,
 ) -> gym.Env[np.ndarray, np.ndarray]:
     """
-    Make a task of Meta-World, or several; the reward is 1 for success, which ends the episode, and else 0.
+    Make an environment with one or several tasks of Meta-World; the reward is 1 for success, which ends the episode, else 0.
 
     Wrap it in :class:`~sb3_scoreflow.ActionChunking` for chunks of actions::
 
         make_vec_env(make_metaworld, n_envs=8, env_kwargs=dict(task="peg-insert-side-v3"),
                      wrapper_class=partial(ActionChunking, horizon=4), vec_env_cls=SubprocVecEnv)
 
-    :param task: Name of a task, such as ``"peg-insert-side-v3"``; or several, of which each ``reset`` draws one, and whose
-        observations end with a one-hot vector of the task, in the order given
-    :param split: ``"train"`` or ``"test"``: where objects and goals are is drawn from a generator of its own for each, so that
-        evaluation never meets the positions of training, whatever the seeds
+    :param task: Name of a task, such as ``"peg-insert-side-v3"``, or several names. With several tasks, each ``reset`` draws
+        one, and observations end with a one-hot vector of the task, in the given order
+    :param split: ``"train"`` or ``"test"``: positions of objects and goals come from separate random number generators, so
+        that positions of training never occur in evaluation, for any seeds
     :param max_episode_steps: Steps after which an episode is truncated
     :param render_mode: ``"rgb_array"`` or None
     :param render_camera: Camera of ``render``: ``"corner"`` to ``"corner4"`` (the images are turned to stand upright),
@@ -64,15 +64,15 @@ def make_metaworld(
 
 class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
     """
-    Tasks of Meta-World without a step limit; :func:`make_metaworld` makes it, and says what the arguments are.
+    Tasks of Meta-World without a step limit; :func:`make_metaworld` creates it and describes the arguments.
 
     Observations are Meta-World's with the goal visible, float32 ``(39,)``: position of the hand (3), opening of the gripper
-    (1), up to two objects (14), the same 18 numbers of the step before, and the goal's position (3). Actions are steps of the
-    hand's position (1 stands for 1 cm) and the effort of the gripper, -1 to open and 1 to close. ``info`` is Meta-World's with
-    ``is_success``, of which SB3 logs the mean as ``success_rate``, and ``task``, its name.
+    (1), up to two objects (14), the same 18 numbers of the previous step, and the goal's position (3). Actions are steps of
+    the hand's position (1 stands for 1 cm) and the effort of the gripper (-1 opens, 1 closes it). ``info`` is Meta-World's
+    with two additional entries: ``is_success``, whose mean SB3 logs as ``success_rate``, and the name of the ``task``.
 
-    ``reset(seed=...)`` fixes the positions of this episode and of those after it. Meta-World's own reset draws nothing: it
-    takes what is drawn here, as if it were one of a benchmark's fixed positions.
+    ``reset(seed=...)`` determines the positions of this episode and of the following ones. Meta-World's own reset does not
+    draw positions but uses those drawn here, like one of a benchmark's fixed positions.
     """
 
     terminate_on_success = True
@@ -119,15 +119,15 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
 
     @property
     def positions(self) -> np.ndarray:
-        """Where this episode's objects and goal are, as Meta-World draws them: ``rand_vec``, its size depends on the task."""
+        """Positions of this episode's objects and goal (Meta-World's ``rand_vec``); the size depends on the task."""
         return np.array(self._env._last_rand_vec)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """
-        :param seed: Fixes the positions (and the task) of this episode and of those after it
-        :param options: May have ``task``, one of :attr:`tasks`, in place of one that is drawn
+        :param seed: Seed of the positions (and the tasks) of this episode and of the following ones; None: not seeded again
+        :param options: May contain ``task``, one of :attr:`tasks`; otherwise, the task is drawn
         :return: Observation and info
-        :raises ValueError: if there is no such task
+        :raises ValueError: if the task is unknown
         """
         super().reset(seed=seed)
         if seed is not None:
@@ -147,8 +147,8 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
-        :param action: ``(4,)``, what is beyond the bounds is clipped
-        :return: Observation, reward, whether the task is solved, False, and the info
+        :param action: Shape ``(4,)``; values beyond the bounds are clipped
+        :return: Observation, reward, whether the task is solved, False (no truncation), and the info
         :raises ResetNeeded: before ``reset``
         :raises ValueError: if the action has another shape or a value that is not finite
         """
@@ -164,7 +164,7 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         return self._view(observation), float(is_success), is_success, False, info
 
     def render(self) -> np.ndarray | None:
-        """:return: What the camera sees, uint8 ``(height, width, 3)``; None without a ``render_mode``"""
+        """:return: Image of the camera, uint8 ``(height, width, 3)``; None without a ``render_mode``"""
         if self.render_mode is None:
             return None
         image = self._env.render()
@@ -175,32 +175,32 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
             env.close()
 
     def get_checkpoint(self) -> dict[str, Any]:
-        """:return: State within the episode, for :meth:`set_checkpoint`; it pickles"""
+        """:return: State within the episode, for :meth:`set_checkpoint`; it can be pickled"""
         own = attributes_state(self, frozenset({"_env", "_envs"}))
         return dict(attributes=own, envs={task: env_state(env) for task, env in self._envs.items()})
 
     def set_checkpoint(self, state: dict[str, Any]) -> None:
-        """:param state: Of an env with the same arguments"""
+        """:param state: Result of :meth:`get_checkpoint` of an env with the same arguments"""
         set_attributes(self, state["attributes"])
         for task, inner in state["envs"].items():
             set_env_state(self._make(task), inner)
         self._env = self._make(self.task)
 
     def _make(self, task: str) -> Any:
-        """:return: Meta-World's env of a task, made when it is first needed: each takes some tens of megabytes"""
+        """:return: Meta-World's env of a task, created when it is first needed, because each needs tens of megabytes"""
         if task not in self._envs:
             env = import_metaworld().ALL_V3_ENVIRONMENTS[task](**self._kwargs)
-            env.max_path_length = sys.maxsize  # TimeLimit has it
+            env.max_path_length = sys.maxsize  # TimeLimit applies the limit
             self._envs[task] = env
         return self._envs[task]
 
     def _set_positions(self) -> None:
-        """Draw where objects and goal of the next episode are."""
+        """Draw the positions of objects and goal of the next episode."""
         env = self._env
         env._set_task_called = True
         env._freeze_rand_vec, env.seeded_rand_vec = False, True
         env.np_random = self._draws
-        env.reset_model()  # it draws, and draws again where objects are too close to each other
+        env.reset_model()  # draws positions, and repeats this if objects are too close to each other
         task = dict(env_cls=type(env), rand_vec=env._last_rand_vec, partially_observable=False)
         env.set_task(import_metaworld().Task(env_name=self.task, data=pickle.dumps(task)))
 
@@ -215,9 +215,9 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
 
 def check_tasks(task: str | Sequence[str]) -> tuple[str, ...]:
     """
-    :param task: As given by the user
-    :return: The tasks, each once
-    :raises ValueError: if there is none, or one is unknown
+    :param task: The value passed by the user
+    :return: The tasks without duplicates
+    :raises ValueError: if there are no tasks, or one is unknown
     """
     known = sorted(import_metaworld().ALL_V3_ENVIRONMENTS)
     tasks = (task,) if isinstance(task, str) else tuple(dict.fromkeys(task))
@@ -232,13 +232,14 @@ def check_tasks(task: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def import_metaworld() -> ModuleType:
-    """:return: The package, with its tasks"""
+    """:return: The package metaworld"""
     try:
         import metaworld
     except ImportError as error:
         raise ImportError(
             f'Meta-World\'s tasks need metaworld ({error}): pip install "sb3-scoreflow[metaworld]". It pins mujoco to 3.3.0; '
-            "to keep a later one, install it alone, and what else it needs: pip install --no-deps metaworld==3.1.1, then "
+            "to keep a later mujoco, install metaworld without its dependencies, then these: pip install --no-deps "
+            "metaworld==3.1.1, then "
             'pip install "gymnasium[mujoco]" scipy imageio "mujoco>=3.3,<3.9"'
         ) from error
     return metaworld

@@ -1,11 +1,11 @@
 """
-Tasks of Meta-World and robosuite by ids of Gymnasium, for programs that make environments by those alone:
+Gymnasium ids for tasks of Meta-World and robosuite, for programs that create environments only by id:
 ``gym.make("sb3_scoreflow/soccer-v3")``, ``gym.make("sb3_scoreflow/Lift-v0", max_episode_steps=100)``.
 """
 
 import gymnasium as gym
 
-#: Of Meta-World 3
+#: Tasks of Meta-World 3
 _METAWORLD = """
 assembly basketball bin-picking box-close button-press-topdown button-press-topdown-wall button-press button-press-wall
 coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open door-unlock drawer-close drawer-open
@@ -14,7 +14,7 @@ peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall plat
 plate-slide-side plate-slide push-back push push-wall reach reach-wall shelf-place soccer stick-pull stick-push sweep-into
 sweep window-close window-open
 """.split()
-#: Of robomimic; name of the id -> name of the task
+#: Tasks of robomimic: name in the id -> name of the task
 _ROBOMIMIC = {"Lift": "lift", "Can": "can", "Square": "square", "Transport": "transport", "ToolHang": "tool_hang"}
 
 

@@ -1,7 +1,7 @@
 """
-Tasks of robosuite, with the observations, the rewards and the horizons of robomimic's demonstrations.
+Tasks of robosuite with the observations, rewards and horizons of robomimic's demonstrations.
 
-robosuite is imported where it is used. robomimic is not needed: its files say how to make the env.
+robosuite is imported only when it is used. robomimic is not needed, because its files describe how to create the environment.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,8 @@ def make_robomimic(
     **kwargs: Any,
 ) -> "RobomimicEnv":
     """
-    Make the env that a robomimic file has its demonstrations from, or one of robosuite's tasks with robomimic's settings.
+    Make the environment in which the demonstrations of a robomimic file were recorded, or a task of robosuite with robomimic's
+    settings.
 
     Wrap it in :class:`~sb3_scoreflow.ActionChunking` for chunks of actions::
 
@@ -52,29 +53,29 @@ def make_robomimic(
     :param dataset_or_task: Path of a robomimic HDF5 file (its ``env_args`` are read), a dict of ``env_args``, or the name of a
         task: robomimic's lift, can, square, transport and tool_hang, or robosuite's such as ``"PickPlaceCan"``
     :param cameras: Cameras whose images are observed, such as ``("agentview", "robot0_eye_in_hand")``
-    :param observation_keys: Which observations to return: robosuite's by its names, ``"object"`` (all that it tells of the
-        objects) and ``"CAMERA_image"``. If None, each robot's ``robotI_eef_pos``, ``robotI_eef_quat`` and
-        ``robotI_gripper_qpos``, and then the images of ``cameras``, or ``"object"`` if there are none: where a policy sees
-        images, it is not told where the objects are
-    :param horizon: Steps after which an episode is truncated; robomimic's if None: 700 for transport and tool_hang, else 400
+    :param observation_keys: Observations to return: robosuite's names, ``"object"`` (all observations of objects) and
+        ``"CAMERA_image"``. None: each robot's ``robotI_eef_pos``, ``robotI_eef_quat`` and ``robotI_gripper_qpos``, and the
+        images of ``cameras``, or ``"object"`` if there are no cameras: a policy with images does not get the objects'
+        positions
+    :param horizon: Steps after which an episode is truncated; None: robomimic's, 700 for transport and tool_hang, else 400
     :param terminate_on_success: Whether the first success ends the episode. If so, an episode's return is 1 for success and 0
         for failure, and values lie in [0, 1]. If not, every step in which the task is solved is rewarded until the horizon,
-        and ``is_success`` stays true after a success, also where it is undone
-    :param reward_shaping: Whether to return robosuite's shaped rewards, instead of 1 for solved and 0 for not
+        and ``is_success`` stays true after a success, even if it is undone
+    :param reward_shaping: Whether to return robosuite's shaped rewards instead of 1 (solved) and 0 (not solved)
     :param camera_size: Height and width of the images in pixels
-    :param reflections: Whether images show reflections, as robomimic's do. They are faint, and without a GPU they take half of
-        the time of an image
+    :param reflections: Whether images show reflections, as robomimic's do. They are faint, and without a GPU they take a large
+        part of the rendering time
     :param render_mode: ``"rgb_array"`` or None
     :param render_camera: Camera of ``render``
-    :param kwargs: Arguments of robosuite's env, in place of those in the file: ``controller_configs``,
-        ``initialization_noise``, ``lite_physics``; with ``hard_reset=True`` each episode has a new model (in Lift, the cube's
-        size differs), which takes a third of a second, with images seconds
+    :param kwargs: Arguments of robosuite's env that replace those in the file: ``controller_configs``,
+        ``initialization_noise``, ``lite_physics``; with ``hard_reset=True``, each episode has a new model (in Lift, with
+        another size of the cube), which makes ``reset`` much slower, in particular with images
     :return: The env
-    :raises ImportError: if robosuite is not installed, or h5py where a file is given
-    :raises FileNotFoundError: if there is no such file
-    :raises RuntimeError: if images are asked for, and OpenGL is missing
-    :raises ValueError: if an argument is unknown or out of its range, a file has no ``env_args`` or another simulator's, or
-        actions would get another meaning
+    :raises ImportError: if robosuite is not installed, or h5py is not installed and a file is passed
+    :raises FileNotFoundError: if the file does not exist
+    :raises RuntimeError: if images are needed and OpenGL is missing
+    :raises ValueError: if an argument is unknown or out of range, the file has no ``env_args`` or those of another simulator,
+        or actions would have another meaning
     """
     settings = read_settings(dataset_or_task, kwargs)
     return RobomimicEnv(
@@ -93,14 +94,14 @@ def make_robomimic(
 
 class RobomimicEnv(gym.Env[Any, np.ndarray]):
     """
-    A task of robosuite; :func:`make_robomimic` makes it, and says what the arguments are.
+    A task of robosuite; :func:`make_robomimic` creates it and describes the arguments.
 
-    Actions are in [-1, 1] for steps (clipped to it, as by robosuite); for absolute goals, positions are in [-2, 2] m and
-    rotation vectors in [-pi, pi]. ``info`` of ``reset`` and ``step`` has ``is_success``, whether the task was solved in this
-    episode, of which SB3 logs the mean as ``success_rate``.
+    Relative actions are in [-1, 1] (and clipped, as in robosuite); for absolute goals, positions are in [-2, 2] m and rotation
+    vectors in [-pi, pi]. ``info`` of ``reset`` and ``step`` has ``is_success``, whether the task was solved in this episode;
+    SB3 logs its mean as ``success_rate``.
 
-    What an episode starts from depends on its seed only: robosuite draws from NumPy's global generator, which is seeded from
-    the env's own for each reset, and put back.
+    The initial state of an episode depends only on its seed: robosuite draws from NumPy's global generator, which each reset
+    seeds from the env's own generator and restores afterwards.
     """
 
     def __init__(
@@ -132,15 +133,15 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         self.reward_shaping = bool(reward_shaping)
         robosuite = import_robosuite()
         self.env_args = settings.env_args
-        """What robomimic's files say of their env, to make this one again."""
+        """Description of the env in the format of robomimic's files, from which an equal env can be created."""
         renders = bool(cameras) or render_mode is not None
-        # The model is drawn here: the same one for all envs, so that a seed stands for an episode
+        # The model is drawn here with a fixed seed, so that all envs have the same model and a seed determines an episode
         with _global_seed(0), quiet():
             try:
                 self.robosuite_env = robosuite.make(
                     settings.env_name, **settings.kwargs, reward_shaping=reward_shaping, has_offscreen_renderer=renders
                 )
-            except (ImportError, AttributeError, RuntimeError) as error:  # what comes of a library of OpenGL that is missing
+            except (ImportError, AttributeError, RuntimeError) as error:  # errors if an OpenGL library is missing
                 if not renders:
                     raise
                 raise RuntimeError(
@@ -167,18 +168,18 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
     def reset_to(self, state: np.ndarray, model_xml: str | None = None) -> tuple[Observation, dict[str, Any]]:
         """
-        Begin an episode in a state of the simulation.
+        Start an episode in a given state of the simulation.
 
-        :param state: Time, positions and velocities, as :attr:`state` has them and as robomimic's files do (``states``)
-        :param model_xml: The model of the state (``model_file``), which later episodes have too; the present one if None. In
-            Lift, models differ by the size of the cube. Models of robosuite 1.4 have other names in them and do not load
-        :return: Observation and info, as from ``reset``
+        :param state: Time, positions and velocities, in the layout of :attr:`state` and of ``states`` in robomimic's files
+        :param model_xml: The model of the state (``model_file``), which later episodes keep; None: the current model. In Lift,
+            models differ in the size of the cube. Models of robosuite 1.4 contain other names and cannot be loaded
+        :return: Observation and info, as returned by ``reset``
         :raises ValueError: if the state does not fit the model, or the model names files that are not robosuite's own
         """
         self._episode_seed = None
         with quiet():
             if model_xml is None:
-                self.robosuite_env.deterministic_reset = True  # nothing is drawn, no model either
+                self.robosuite_env.deterministic_reset = True  # reset then draws neither states nor a model
                 self.robosuite_env.reset()
                 self.robosuite_env.deterministic_reset = False
             else:
@@ -186,15 +187,15 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         state = np.asarray(state, dtype=np.float64)
         if state.shape != self.state.shape:
             raise ValueError(
-                f"`state` has shape {state.shape}, the model's states have {self.state.shape}: it is of another task, or "
-                "needs its `model_xml`."
+                f"`state` has shape {state.shape}, but the model's states have {self.state.shape}: it belongs to another "
+                "task, or needs its `model_xml`."
             )
         check_finite(state, "`state`")
         self.robosuite_env.sim.set_state_from_flattened(state)
         self.robosuite_env.sim.forward()
         for robot in self.robosuite_env.robots:
             for arm in robot.arms:
-                # Where the joints were when the episode began: the controller pulls them there as far as the hand allows
+                # The controller pulls the joints towards their initial positions, as far as the goal of the hand allows
                 controller = robot.part_controllers[arm]
                 controller.update_initial_joints(self.robosuite_env.sim.data.qpos[controller.qpos_index])
             robot.composite_controller.update_state()
@@ -203,7 +204,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """
-        :param action: ``(action_dim,)``, what is beyond the bounds is clipped
+        :param action: Shape ``(action_dim,)``; values beyond the bounds are clipped
         :return: Observation, reward, whether the task is solved (with ``terminate_on_success``), whether the horizon is
             reached, and ``is_success``
         :raises ResetNeeded: before ``reset`` and after the end of an episode
@@ -223,7 +224,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         return self._observe(), reward, terminated, truncated, {"is_success": self._is_success}
 
     def render(self) -> np.ndarray | None:
-        """:return: The view of ``render_camera``, uint8 ``(256, 256, 3)``; None without a ``render_mode``"""
+        """:return: Image of ``render_camera``, uint8 ``(256, 256, 3)``; None without a ``render_mode``"""
         return None if self.render_mode is None else self._image(self.render_camera, _RENDER_SIZE)
 
     def close(self) -> None:
@@ -238,7 +239,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
     @property
     def max_return(self) -> float | None:
-        """Largest undiscounted return of an episode, where success ends it; None for shaped rewards, which have none."""
+        """Largest undiscounted return of an episode; None for shaped rewards, which have no known bound."""
         if self.reward_shaping:
             return None
         return 1.0 if self.terminate_on_success else float(self.horizon)
@@ -255,39 +256,39 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
     def get_checkpoint(self) -> dict[str, Any]:
         """
-        :return: State within the episode, for :meth:`set_checkpoint`; it pickles
-        :raises NoStateError: before the first ``reset``, and in an episode that was begun by :meth:`reset_to`
+        :return: State within the episode, for :meth:`set_checkpoint`; it can be pickled
+        :raises NoStateError: before the first ``reset``, and in an episode started by :meth:`reset_to`
         """
         if self._episode_seed is None:
-            raise NoStateError("RobomimicEnv has no state before reset(), nor in an episode that reset_to() has begun")
+            raise NoStateError("RobomimicEnv has no state before reset(), nor in an episode started by reset_to()")
         return dict(own={**numbers_of(self), "np_random": self.np_random}, robosuite=robosuite_state(self.robosuite_env))
 
     def set_checkpoint(self, state: dict[str, Any]) -> None:
-        """:param state: Of an env with the same arguments"""
-        # Begun by the same draws, it has the same model: one that is compiled from XML again would be rounded
+        """:param state: Result of :meth:`get_checkpoint` of an env with the same arguments"""
+        # Starting with the same seed gives the same model; compiling it from XML again would round numbers
         self._reset_by(state["own"]["_episode_seed"])
         set_robosuite_state(self.robosuite_env, state["robosuite"])
         set_numbers(self, state["own"])
 
     def _reset_by(self, seed: int) -> tuple[Observation, dict[str, Any]]:
-        """:return: What ``reset`` returns, for an episode that is drawn from ``seed``"""
+        """:return: Result of ``reset`` for an episode with the given seed"""
         self._episode_seed = seed
         with _global_seed(seed), quiet():
             self.robosuite_env.reset()
         return self._begin()
 
     def _begin(self) -> tuple[Observation, dict[str, Any]]:
-        """:return: What ``reset`` returns"""
+        """:return: Result of ``reset``"""
         self._n_steps = 0
         self._is_running = True
         self._is_success = False
         self._control = OperationalSpaceControl(self.robosuite_env) if can_control(self.robosuite_env) else None
-        for _ in range(2):  # some are computed from others, of which the first pass may meet those of before
+        for _ in range(2):  # some observables depend on others, which the first pass may not have updated yet
             self.robosuite_env._update_observables(force=True)
         return self._observe(), {"is_success": False}
 
     def _advance(self, action: np.ndarray) -> None:
-        """One step of control, as by robosuite's ``step``, without observations between two steps of the simulation."""
+        """One step of control, as in robosuite's ``step``, but without observations between simulation steps."""
         env = self.robosuite_env
         env.timestep += 1
         for i in range(int(env.control_timestep / env.model_timestep)):
@@ -308,7 +309,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         env.cur_time += env.control_timestep
 
     def _checked_action(self, action: np.ndarray) -> np.ndarray:
-        """:return: The action within its bounds, float64"""
+        """:return: The action, clipped to its bounds, float64"""
         action = np.asarray(action, dtype=np.float64)
         if action.shape != self.action_space.shape:
             raise ValueError(f"The action has shape {action.shape}, this env's have {self.action_space.shape}.")
@@ -317,7 +318,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         return np.clip(action, self.action_space.low, self.action_space.high)
 
     def _observe(self) -> Observation:
-        """:return: What is to be observed of what the observables have, new arrays"""
+        """:return: The selected observations, as new arrays"""
         values = self.robosuite_env._get_observations()
         observation = {}
         for key in self._keys:
@@ -330,19 +331,19 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         return observation
 
     def _image(self, camera: str, size: int) -> np.ndarray:
-        """:return: What a camera sees, upright, uint8 ``(size, size, 3)``"""
+        """:return: Upright image of a camera, uint8 ``(size, size, 3)``"""
         import mujoco
 
         sim = self.robosuite_env.sim
         context = sim._render_context_offscreen
-        # robosuite leaves this to chance: the context of the last env made is the current one
+        # robosuite does not do this: its current context is that of the env created last
         context.gl_ctx.make_current()
         context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self.reflections
         # OpenGL counts rows from the bottom
         return np.ascontiguousarray(sim.render(camera_name=camera, width=size, height=size)[::-1])
 
     def _make_action_space(self) -> spaces.Box:
-        """:return: robosuite's bounds, but for absolute goals, for which it has none"""
+        """:return: robosuite's bounds; absolute goals, for which it has no bounds, get fixed ones"""
         low, high = (np.array(bound, dtype=np.float32) for bound in self.robosuite_env.action_spec)
         start = 0
         for robot in self.robosuite_env.robots:
@@ -355,7 +356,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         return spaces.Box(low, high, dtype=np.float32)
 
     def _check_cameras(self, cameras: Sequence[str]) -> None:
-        """:raises ValueError: if the model does not have a camera"""
+        """:raises ValueError: if the model lacks one of the cameras"""
         known = [name for name in self.robosuite_env.sim.model.camera_names if name]
         unknown = [camera for camera in cameras if camera not in known]
         if unknown:
@@ -364,7 +365,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
     def _checked_keys(self, observation_keys: Sequence[str] | None) -> list[str]:
         """
         :return: The keys of the observations, in robomimic's order
-        :raises ValueError: if there is none, or one is unknown
+        :raises ValueError: if there are no keys, or one is unknown
         """
         images = [f"{camera}_image" for camera in self.cameras]
         if observation_keys is None:
@@ -384,7 +385,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """NumPy's global generator, from which robosuite draws, is seeded inside, and put back."""
+    """Seed NumPy's global generator, from which robosuite draws, inside the block, and restore it afterwards."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -400,6 +401,6 @@ def _space_of(value: np.ndarray) -> spaces.Box:
 
 
 def _check_positive(name: str, value: int) -> None:
-    """:raises ValueError: if it is no positive integer"""
+    """:raises ValueError: if it is not a positive integer"""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")

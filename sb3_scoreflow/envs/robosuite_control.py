@@ -1,12 +1,12 @@
 """
-robosuite's operational space control, with fewer calls.
+robosuite's operational space control with less overhead.
 
-robosuite computes torques 25 times per action, and half of the time of a step is spent on looking up what does not change in
-between and on Jacobians that are computed several times. Here are the same torques, to the last bit, without these.
+robosuite computes torques 25 times per action. A large part of this time goes into repeated look-ups of constant values and
+repeated computations of the same Jacobians. This module computes bit-identical torques without these repetitions.
 
 The law is that of Khatib (1987), "A unified approach for motion and force control of robot manipulators: the operational space
-formulation", with position and orientation decoupled, as in robosuite 1.5's ``OperationalSpaceController``; its functions
-for the matrices are called.
+formulation", with decoupled position and orientation, as in robosuite 1.5's ``OperationalSpaceController``, whose functions
+compute the matrices.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ import numpy as np
 
 def can_control(env: Any) -> bool:
     """
-    :param env: robosuite's, after a reset
-    :return: Whether :class:`OperationalSpaceControl` does for this env what robosuite does
+    :param env: robosuite's environment after a reset
+    :return: Whether :class:`OperationalSpaceControl` is equivalent to robosuite's control of this environment
     """
     from robosuite.controllers.composite.composite_controller import CompositeController
     from robosuite.controllers.parts.arm import OperationalSpaceController
@@ -48,9 +48,9 @@ def can_control(env: Any) -> bool:
 
 class OperationalSpaceControl:
     """
-    Torques of all arms of an env. The grippers keep their commands during a step.
+    Computes the torques of all arms of an environment. The grippers keep their commands during a step.
 
-    :param env: robosuite's, after a reset, for which :func:`can_control` is true
+    :param env: robosuite's environment after a reset, for which :func:`can_control` is true
     """
 
     def __init__(self, env: Any) -> None:
@@ -59,12 +59,12 @@ class OperationalSpaceControl:
         self._arms = [_Arm(env, robot, arm) for robot in env.robots for arm in robot.arms]
 
     def aim(self) -> None:
-        """Take over the goals, which robosuite's controllers have from an action."""
+        """Copy the goals that robosuite's controllers have derived from an action."""
         for arm in self._arms:
             arm.aim()
 
     def apply(self) -> None:
-        """Set the torques for the present state."""
+        """Set the torques for the current state."""
         import mujoco
 
         mujoco.mj_fullM(self._model, self._mass_matrix, self._data.qM)
@@ -74,9 +74,9 @@ class OperationalSpaceControl:
 
 class _Arm:
     """
-    :param env: robosuite's
+    :param env: robosuite's environment
     :param robot: One of its robots
-    :param name: Of the arm, "right" or "left"
+    :param name: name of the arm, "right" or "left"
     """
 
     def __init__(self, env: Any, robot: Any, name: str) -> None:
@@ -97,7 +97,7 @@ class _Arm:
         self.aim()
 
     def aim(self) -> None:
-        """The goal, in the frame of the world."""
+        """Copy the goal, in the world frame."""
         controller = self._controller
         self._goal_position, self._goal_rotation = np.asarray(controller.goal_pos), controller.goal_ori
         if controller.input_ref_frame == "base" and controller.origin_pos is not None:
@@ -105,7 +105,7 @@ class _Arm:
             self._goal_rotation = np.dot(controller.origin_ori, controller.goal_ori)
 
     def apply(self, mass_matrix: np.ndarray) -> None:
-        """:param mass_matrix: Of all joints, ``(nv, nv)``"""
+        """:param mass_matrix: Mass matrix of all joints, ``(nv, nv)``"""
         import mujoco
 
         data, joints = self._data, self._velocities
@@ -116,7 +116,7 @@ class _Arm:
         rotation_error = self._orientation_error(self._goal_rotation, rotation)
         force = position_error * self._stiffness[:3] - linear * self._damping[:3]
         torque = rotation_error * self._stiffness[3:] - angular * self._damping[3:]
-        # In the memory layout of robosuite's, which decides how they are rounded
+        # In robosuite's memory layout, which affects rounding
         jacobian = self._jacobian[:, joints].copy()
         masses = mass_matrix[joints, joints].copy(order="F")
         _, inertia, rotational_inertia, nullspace = self._matrices(masses, jacobian, jacobian[:3], jacobian[3:])
@@ -129,5 +129,5 @@ class _Arm:
 
 
 def _as_slice(indices: Any) -> slice:
-    """:return: Of indices that follow one another"""
+    """:return: Slice with the same elements as consecutive indices"""
     return slice(int(indices[0]), int(indices[-1]) + 1)

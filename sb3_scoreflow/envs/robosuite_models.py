@@ -1,7 +1,7 @@
 """
-Models (MJCF) and settings from robomimic's files, which may be anybody's: they name no files but robosuite's own.
+Checks of models (MJCF) and settings from untrusted robomimic files: they may only name files of robosuite.
 
-MuJoCo reads whatever file a model names, and loads plugins, which are programs.
+MuJoCo reads any file that a model names, and loads plugins, which can execute code.
 """
 
 import os
@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-#: Elements that bring in other files, or programs
+#: Elements that load other files or programs
 _FORBIDDEN = frozenset({"include", "extension", "plugin"})
-#: Nothing that robosuite calls a robot, a gripper or a controller ends so
+#: No name of a robot, gripper or controller in robosuite ends like this
 _SUFFIXES = (".json", ".xml", ".yaml", ".yml", ".pkl", ".npz", ".hdf5")
 
 
 def checked_model(env: Any, model_xml: str) -> str:
     """
-    :param env: robosuite's
-    :param model_xml: the model of a demonstration, with the paths of whoever recorded it
-    :return: the model with the paths of here
-    :raises ValueError: if it is no XML, or names files outside of robosuite's assets, other models or plugins, or has entities
+    :param env: robosuite's environment
+    :param model_xml: the model of a demonstration, with paths of the machine that recorded it
+    :return: the model with paths of this machine
+    :raises ValueError: if it is not valid XML, contains entities, or names files outside robosuite's assets, other models or
+        plugins
     """
     import robosuite.models
 
@@ -34,7 +35,7 @@ def checked_model(env: Any, model_xml: str) -> str:
 def _check(model_xml: str, assets: Path | None) -> None:
     """
     :param model_xml: a model
-    :param assets: folder that files have to be in; None not to look at files
+    :param assets: folder that must contain all files; None: files are not checked
     :raises ValueError: see :func:`checked_model`
     """
 
@@ -45,14 +46,14 @@ def _check(model_xml: str, assets: Path | None) -> None:
         )
 
     def on_doctype(name: str, *_: Any) -> None:
-        refuse(f"has a document type, {name!r:.100}, which may bring in other files, or fill the memory")
+        refuse(f"has a document type, {name!r:.100}, which may load other files or fill the memory")
 
     def on_element(tag: str, attributes: dict[str, str]) -> None:
         if tag.lower() in _FORBIDDEN:
-            refuse(f"has an element <{tag}> {attributes!r:.200}, which brings in another file or a program")
+            refuse(f"has an element <{tag}> {attributes!r:.200}, which loads another file or a program")
         for name, value in attributes.items():
             if name.lower() == "strippath" and value != "false":
-                refuse(f"has {name}={value!r:.100} in <{tag}>, by which its files would be others than it says")
+                refuse(f"has {name}={value!r:.100} in <{tag}>, which would redirect its file names")
             if assets is not None and name.lower().startswith("file") and not _is_below(value, assets):
                 refuse(f"names the file {value!r:.300} in <{tag}>, which is not below {assets}")
 
@@ -62,31 +63,33 @@ def _check(model_xml: str, assets: Path | None) -> None:
     try:
         parser.Parse(model_xml, True)
     except expat.ExpatError as error:
-        raise ValueError(f"`model_xml` is no XML ({error}): pass the attribute `model_file` of a demonstration.") from error
+        raise ValueError(f"`model_xml` is not valid XML ({error}): pass `model_file` of a demonstration.") from error
 
 
 def _is_below(path: str, folder: Path) -> bool:
-    """Whether it is, links followed; what is relative depends on where MuJoCo looks, and is not."""
+    """
+    Whether a path is below the folder after resolving links; relative paths are not, as MuJoCo may resolve them elsewhere.
+    """
     return "\0" not in path and os.path.isabs(path) and Path(path).resolve().is_relative_to(folder)
 
 
 def check_names(settings: Mapping[str, Any], origin: str) -> None:
     """
-    :param settings: ``env_kwargs`` that are handed on to robosuite
-    :param origin: where they are from, for the message
-    :raises ValueError: if one of them is the path of a file
+    :param settings: ``env_kwargs`` for robosuite
+    :param origin: source of the settings, for the message
+    :raises ValueError: if one of them is a path of a file
     """
     for entry, value in _texts(settings, "env_kwargs"):
         if "/" in value or "\\" in value or value.lower().endswith(_SUFFIXES):
             raise ValueError(
-                f"{origin} has {entry}={value!r:.300}, which is the path of a file. Settings from a file of demonstrations "
-                "have to stand in it: if you trust the path, pass what it is for to make_robomimic(), as in "
+                f"{origin} has {entry}={value!r:.300}, which is the path of a file. A file of demonstrations must contain its "
+                "settings: if you trust the path, pass the corresponding argument to make_robomimic(), such as "
                 "controller_configs=..."
             )
 
 
 def _texts(value: Any, entry: str) -> Iterator[tuple[str, str]]:
-    """:return: all texts in it, with the way to them"""
+    """:return: all strings in a nested value, with their paths in it"""
     if isinstance(value, str):
         yield entry, value
     elif isinstance(value, Mapping):

@@ -1,11 +1,11 @@
 """
-From robomimic's ``env_args`` to the arguments of robosuite 1.5.
+Conversion of robomimic's ``env_args`` to arguments of robosuite 1.5.
 
-robomimic's files say which env their demonstrations come from: ``{"env_name", "env_version", "type", "env_kwargs"}``. Many
-were written by robosuite 1.2 to 1.4, whose controller settings have other names. robosuite 1.5 ignores names that it does not
-know, here they are translated or reported.
+robomimic's files describe the environment of their demonstrations: ``{"env_name", "env_version", "type", "env_kwargs"}``. Many
+were recorded with robosuite 1.2 to 1.4, whose controller settings have other names. robosuite 1.5 ignores unknown names; this
+module translates or reports them.
 
-robosuite and h5py are imported where they are used.
+robosuite and h5py are imported only when they are used.
 """
 
 import copy
@@ -25,7 +25,7 @@ from sb3_scoreflow.envs.robosuite_models import check_names
 from sb3_scoreflow.safe_hdf5.groups import Group, open_root
 
 ROBOSUITE_TYPE = 1
-"""``env_args["type"]`` of robosuite's envs; robomimic also knows Gym's (2) and others."""
+"""``env_args["type"]`` of robosuite's envs; in robomimic, 2 stands for Gym's envs, and further numbers for others."""
 
 _SHORT_NAMES = {
     "lift": "Lift",
@@ -35,7 +35,7 @@ _SHORT_NAMES = {
     "tool_hang": "ToolHang",
 }
 _HORIZONS = {"TwoArmTransport": 700, "ToolHang": 700}
-# As in robomimic's files: the names are those of robosuite 1.4, and so is the frame of the actions, the world's
+# As in robomimic's files: the names are those of robosuite 1.4, and actions refer to the world frame
 _OSC_POSE = {
     "type": "OSC_POSE",
     "input_max": 1,
@@ -55,15 +55,15 @@ _OSC_POSE = {
     "ramp_ratio": 0.2,
 }
 _RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
-# Read by robosuite's factories, not by the controllers
+# Settings that robosuite's factories read, not the controllers
 _FACTORY_KEYS = {"type", "interpolation", "ramp_ratio", "gripper"}
-# These do not describe the task; RobomimicEnv decides on them
+# Settings that do not describe the task; RobomimicEnv sets them
 _OWN_ARGUMENTS = {
     "has_renderer": False,
     "use_camera_obs": False,
     "use_object_obs": True,
     "ignore_done": True,
-    "renderer": "mujoco",  # the other one is created anew with every env, for windows that are never opened
+    "renderer": "mujoco",  # the other renderer is created with every env, for windows that are never opened
 }
 _SUPERSEDED = {
     *_OWN_ARGUMENTS,
@@ -82,13 +82,13 @@ _SUPERSEDED = {
 
 
 class Settings(NamedTuple):
-    """What an env is made of."""
+    """Settings of an env."""
 
     env_name: str
     kwargs: dict[str, Any]
-    """For ``robosuite.make``; the controllers are translated."""
+    """Arguments of ``robosuite.make``, with translated controllers."""
     env_args: dict[str, Any]
-    """The same for robomimic's files, without what does not describe the task."""
+    """The same settings in the format of robomimic's files, without those that do not describe the task."""
     horizon: int
     """robomimic's number of steps for this task."""
 
@@ -96,11 +96,11 @@ class Settings(NamedTuple):
 def read_settings(dataset_or_task: AnyPath | Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
     """
     :param dataset_or_task: A file of demonstrations, its ``env_args``, or the name of a task
-    :param changes: Takes the place of what is in ``env_kwargs``
-    :return: The settings. One warning lists what robosuite would ignore
-    :raises ImportError: if robosuite is not installed, or h5py where a file is given
-    :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if the task or a change is unknown, the env is not one of robosuite's, actions would change their
+    :param changes: Arguments that replace those in ``env_kwargs``
+    :return: The settings. A warning lists settings that robosuite would ignore
+    :raises ImportError: if robosuite is not installed, or h5py is not installed and a file is passed
+    :raises FileNotFoundError: if the file does not exist
+    :raises ValueError: if the task or a change is unknown, the env does not belong to robosuite, actions would have another
         meaning, or ``env_args`` name a file
     """
     base = import_robosuite().environments.base
@@ -123,7 +123,7 @@ def read_settings(dataset_or_task: AnyPath | Mapping[str, Any], changes: Mapping
         f"env_kwargs[{key!r}]": value for key, value in env_kwargs.items() if key not in accepted and key not in _SUPERSEDED
     }
     if env_kwargs.get("reward_shaping"):
-        # The rewards of the data are others than the env's, unless the user asks for these as well
+        # Otherwise, the rewards of the data would differ from the env's
         ignored["env_kwargs['reward_shaping']"] = True
     kwargs = {key: copy.deepcopy(value) for key, value in env_kwargs.items() if key in accepted - _SUPERSEDED}
     kwargs["robots"] = _as_list(kwargs.get("robots", "Panda"))
@@ -133,9 +133,9 @@ def read_settings(dataset_or_task: AnyPath | Mapping[str, Any], changes: Mapping
         listed = ", ".join(f"{key}={value!r}" for key, value in ignored.items())
         warnings.warn(
             f"These settings from {origin} have no effect, as robosuite {import_robosuite().__version__} or make_robomimic() "
-            f"does not know them: {listed}. If one matters, pass what it is called now to make_robomimic()."
+            f"does not know them: {listed}. If one matters, pass it with its current name to make_robomimic()."
         )
-    # Models of robosuite 1.5's default are loaded once: it takes a third of a second, with rendering seconds
+    # With robosuite 1.5's default, every reset would load the model again, which is slow
     kwargs = {"hard_reset": False, **kwargs, **_OWN_ARGUMENTS}
     env_args = {
         "env_name": env_name,
@@ -165,8 +165,8 @@ def import_robosuite() -> ModuleType:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """robosuite's logger keeps to errors: each env tells where it found a controller, each import what it does not need."""
-    logger = logging.getLogger("robosuite_logs")  # its level is set by the import, so that a filter it has to be
+    """Restrict robosuite's logger to errors: envs log where they found controllers, and imports log optional packages."""
+    logger = logging.getLogger("robosuite_logs")  # the import sets its level, so a filter is needed
 
     def is_error(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR
@@ -179,7 +179,7 @@ def quiet() -> Iterator[None]:
 
 
 def _env_args(source: AnyPath | Mapping[str, Any], known: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """:return: ``env_args`` with all that is needed, and what error messages call their source"""
+    """:return: ``env_args`` with all required entries, and the name of their source for error messages"""
     if isinstance(source, Mapping):
         env_args, origin = dict(source), "The dict of env_args"
     elif isinstance(source, (bytes, os.PathLike)) or (isinstance(source, str) and _is_path(source)):
@@ -204,8 +204,8 @@ def _env_args(source: AnyPath | Mapping[str, Any], known: Sequence[str]) -> tupl
         )
     if env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
         raise ValueError(
-            f"{origin} has type {env_args['type']}, which is no env of robosuite (type {ROBOSUITE_TYPE}). For an env of Gym, "
-            "use gymnasium.make()."
+            f"{origin} has type {env_args['type']}, which is not an env of robosuite (type {ROBOSUITE_TYPE}). For an env of "
+            "Gym, use gymnasium.make()."
         )
     return {"env_kwargs": {}, **env_args}, origin
 
@@ -215,7 +215,7 @@ def _is_path(name: str) -> bool:
 
 
 def _standard_args(env_name: str) -> dict[str, Any]:
-    """:return: What robomimic's files say of this task"""
+    """:return: ``env_args`` of robomimic's files for this task"""
     env_kwargs: dict[str, Any] = {"robots": ["Panda"], "controller_configs": dict(_OSC_POSE), "control_freq": 20}
     if env_name.startswith("TwoArm"):
         env_kwargs.update(robots=["Panda", "Panda"], env_configuration="opposed")
@@ -238,7 +238,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise OSError(f"The file {path} cannot be read: {error}. It is truncated, damaged or not HDF5.") from error
     except ValueError as error:
         raise ValueError(
-            f"{path} does not say which env it is from: {error} To make an env without it, name the task, as "
+            f"{path} does not say which env it was recorded in: {error} To make an env without it, name the task, as "
             "make_robomimic('lift')."
         ) from error
     return env_args
@@ -247,9 +247,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 def read_env_args(file: Group) -> dict[str, Any] | None:
     """
     :param file: the root of an open robomimic file
-    :return: what it says of its env: the attribute ``env_args`` of ``data``; None if it has none
-    :raises OSError: if it is damaged
-    :raises ValueError: if it is not what robomimic writes
+    :return: description of its env: the attribute ``env_args`` of ``data``; None if the attribute is missing
+    :raises OSError: if the file is damaged
+    :raises ValueError: if the attribute does not have robomimic's format
     """
     data = file.get("data")
     text = data.attrs.get("env_args") if isinstance(data, Group) else None
@@ -278,10 +278,11 @@ def _accepted_arguments(robosuite_class: Any) -> set[str]:
 
 def _controllers(configs: Any, robots: Sequence[str], ignored: dict[str, Any]) -> list[Any]:
     """
-    :param configs: One for all robots, or one for each; flat ones of robosuite 1.4 (of an arm), or 1.5's (of a robot)
-    :param robots: Their types
-    :param ignored: Gets the settings that have no effect
-    :return: For each robot what robosuite 1.5 reads
+    :param configs: One config for all robots, or one per robot; flat configs of robosuite 1.4 (for an arm), or configs of
+        robosuite 1.5 (for a robot)
+    :param robots: Types of the robots
+    :param ignored: Collects the settings that have no effect
+    :return: For each robot, the config in the format of robosuite 1.5
     """
     from robosuite.controllers.composite.composite_controller_factory import (
         is_part_controller_config,
@@ -303,14 +304,14 @@ def _controllers(configs: Any, robots: Sequence[str], ignored: dict[str, Any]) -
     results = []
     for config, robot in zip(configs, robots, strict=True):
         if is_part_controller_config(config):
-            # Until 1.4, goals and steps were in the world's frame, for 1.5 the default is the frame of the robot's base: in
-            # Transport they are turned by a right angle
+            # Until 1.4, goals and steps referred to the world frame; the default of 1.5 is the frame of the robot's base,
+            # which in Transport is rotated by a right angle
             part = _part_controller({"input_ref_frame": "world", **config}, {"input_ref_frame"}, ignored)
             with quiet():
                 results.append(refactor_composite_controller_config(part, robot, _arms(robot)))
         else:
             parts = dict(config.get("body_parts", {}))
-            parts.update(parts.pop("arms", {}))  # robosuite's own files have them in a group of their own
+            parts.update(parts.pop("arms", {}))  # robosuite's own files have arms in a separate group
             parts = {name: _part_controller(part, set(), ignored) for name, part in parts.items()}
             results.append({**config, "body_parts": parts})
     return results
@@ -325,8 +326,8 @@ def _arms(robot: str) -> list[str]:
 def _part_controller(config: Mapping[str, Any], implied: set[str], ignored: dict[str, Any]) -> dict[str, Any]:
     """
     :param config: Settings of the controller of an arm or another part
-    :param implied: Those that are not the user's, not reported
-    :param ignored: Gets the settings that have no effect
+    :param implied: Settings that the user has not passed, which are not reported
+    :param ignored: Collects the settings that have no effect
     :return: The settings in robosuite 1.5's names
     :raises ValueError: if actions are absolute, but robosuite 1.5 would take them for steps
     """
@@ -340,8 +341,8 @@ def _part_controller(config: Mapping[str, Any], implied: set[str], ignored: dict
             part.setdefault("input_type", "delta" if is_delta else "absolute")
         elif not is_delta:
             raise ValueError(
-                f"`control_delta` is False, but the controller {part['type']} of robosuite 1.5 knows steps only: the actions "
-                "would be executed as something else. Use demonstrations with OSC_POSE, or with control_delta true."
+                f"`control_delta` is False, but the controller {part['type']} of robosuite 1.5 only supports steps: the "
+                "actions would have another meaning. Use demonstrations with OSC_POSE, or with control_delta true."
             )
     known = read | _FACTORY_KEYS
     for key, value in part.items():
@@ -351,7 +352,7 @@ def _part_controller(config: Mapping[str, Any], implied: set[str], ignored: dict
 
 
 def _controller_arguments(name: str) -> set[str] | None:
-    """:return: The settings that a type of controller reads, None if the type is one of those that are not checked"""
+    """:return: The settings that a type of controller reads; None if the type is not checked"""
     from robosuite.controllers.parts import arm, generic
 
     classes = {

@@ -1,6 +1,6 @@
 """
-What a robosuite environment is in the middle of an episode: the arrays of its simulation, and the numbers that its robots,
-controllers, grippers and observables keep.
+The state of a robosuite environment within an episode: the arrays of its simulation, and the numbers stored in its robots,
+controllers, grippers and observables.
 """
 
 from collections import deque
@@ -12,16 +12,16 @@ import numpy as np
 from sb3_scoreflow.envs.state import mujoco_arrays, set_mujoco_arrays
 
 _PLAIN = (bool, int, float, str, bytes, type(None), np.ndarray, np.generic, np.random.Generator, np.random.RandomState)
-#: The model as MJCF, what draws it, and the simulation, whose arrays are saved by themselves
+#: The model as MJCF, its renderers, and the simulation, whose arrays are saved separately
 _NOT_STATE = frozenset({"sim", "model", "robot_model", "viewer", "placement_initializer", "deterministic_reset"})
-#: Descriptions of models; grippers, which are among them, keep what they were told to do
+#: Descriptions of models; among them, only grippers have a state, their last command
 _DESCRIPTIONS = tuple(f"robosuite.models.{part}" for part in ("tasks", "arenas", "objects", "robots", "bases", "base"))
 
 
 def robosuite_state(env: Any) -> dict[str, Any]:
     """
-    :param env: robosuite's
-    :return: its state within the episode; it pickles
+    :param env: robosuite's environment
+    :return: its state within the episode, which can be pickled
     """
     simulation = env.sim.model._model, env.sim.data._data
     return dict(arrays=[mujoco_arrays(each) for each in simulation], numbers={name: own for name, _, own in _objects(env)})
@@ -29,8 +29,8 @@ def robosuite_state(env: Any) -> dict[str, Any]:
 
 def set_robosuite_state(env: Any, state: dict[str, Any]) -> None:
     """
-    :param env: robosuite's, with the episode begun as that of the state
-    :param state: of :func:`robosuite_state`
+    :param env: robosuite's environment, whose episode started like that of the state
+    :param state: state of :func:`robosuite_state`
     """
     for target, arrays in zip((env.sim.model._model, env.sim.data._data), state["arrays"], strict=True):
         set_mujoco_arrays(target, arrays)
@@ -41,7 +41,7 @@ def set_robosuite_state(env: Any, state: dict[str, Any]) -> None:
 def numbers_of(owner: Any) -> dict[str, Any]:
     """
     :param owner: any object
-    :return: those of its attributes that are numbers, strings, arrays, generators, or collections of them
+    :return: attributes that are numbers, strings, arrays, random number generators, or collections of them
     """
     return {name: value for name, value in vars(owner).items() if name not in _NOT_STATE and _is_plain(value)}
 
@@ -49,14 +49,14 @@ def numbers_of(owner: Any) -> dict[str, Any]:
 def set_numbers(owner: Any, numbers: dict[str, Any]) -> None:
     """
     :param owner: object
-    :param numbers: of :func:`numbers_of`
+    :param numbers: numbers of :func:`numbers_of`
     """
     for name, value in numbers.items():
         setattr(owner, name, value)
 
 
 def _objects(env: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """:return: every object of robosuite's that an environment is made of: the way to it, itself, and its numbers"""
+    """:return: for every robosuite object in an environment: its path, the object, and its numbers"""
     seen: set[int] = set()
     rest: list[tuple[str, Any]] = [("env", env)]
     while rest:

@@ -1,4 +1,4 @@
-"""A wrapper that picks entries of ``Dict`` observations, by rules that recorded data share."""
+"""A wrapper that selects entries of ``Dict`` observations; recorded data follow the same rules."""
 
 import functools
 import operator
@@ -13,19 +13,19 @@ _NUMERIC_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.Mul
 
 class SelectObservations(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
     """
-    Entries of ``Dict`` observations, on one level.
+    Selects entries of ``Dict`` observations and flattens nested ones to one level.
 
-    The keys of nested ``Dict`` spaces are joined by ``_``: SB3 takes one level only, and its ``CombinedExtractor`` makes
-    modules of these names, which may not contain a dot.
+    The keys of nested ``Dict`` spaces are joined by ``_``: SB3 only supports one level, and its ``CombinedExtractor`` names
+    modules by the keys, which must not contain a dot.
 
-    :param env: Env with a ``Dict`` observation space, which may be nested
-    :param observation_keys: Which entries to keep, nested ones by their joined keys: several for dict observations, or one str
-        for plain arrays. All if None
+    :param env: Environment with a ``Dict`` observation space, which may be nested
+    :param observation_keys: Entries to keep, nested ones by their joined keys: several keys for dict observations, or one str
+        for plain arrays; None: all entries
     :raises ValueError: if a key is unknown, or an observation is not numeric
     """
 
     def __init__(self, env: gym.Env, observation_keys: str | Sequence[str] | None = None) -> None:
-        # Recorded, the arguments become part of the env's spec, so that a dataset of this env recovers the wrapper with it
+        # Recorded arguments become part of the env's spec, so that a dataset can recreate the env with this wrapper
         gym.utils.RecordConstructorArgs.__init__(self, observation_keys=observation_keys)
         gym.ObservationWrapper.__init__(self, env)
         self._selection = select(env.observation_space, observation_keys, f"The env {env}")
@@ -37,12 +37,12 @@ class SelectObservations(gym.ObservationWrapper, gym.utils.RecordConstructorArgs
 
 
 class Selection(NamedTuple):
-    """Which leaves of an observation to take, and how."""
+    """Selected leaves of an observation."""
 
     paths: dict[str, tuple[str, ...]]
-    """The keys that lead to each leaf, under the name that it gets."""
+    """Name of each leaf -> the keys that lead to it."""
     is_dict: bool
-    """Whether the result is a dict, or the only leaf."""
+    """Whether the result is a dict; otherwise, it is the only leaf."""
 
     def pick(self, tree: Any) -> Any:
         """
@@ -56,10 +56,10 @@ class Selection(NamedTuple):
 def select(space: spaces.Space, observation_keys: str | Sequence[str] | None, owner: str) -> Selection:
     """
     :param space: Space of the observations
-    :param observation_keys: As given by the user
-    :param owner: What error messages say has this space
-    :return: The leaves to take
-    :raises ValueError: if the keys do not fit the space, or a leaf that is asked for is not numeric
+    :param observation_keys: The value passed by the user
+    :param owner: Name of the object with this space, for error messages
+    :return: The selected leaves
+    :raises ValueError: if the keys do not fit the space, or a selected leaf is not numeric
     """
     if isinstance(space, spaces.Dict):
         paths = _named_paths(space, owner)
@@ -82,7 +82,7 @@ def select(space: spaces.Space, observation_keys: str | Sequence[str] | None, ow
         leaf = _descend(space, path)
         if not isinstance(leaf, _NUMERIC_SPACES):
             raise ValueError(
-                f"{owner} has observations of type {type(leaf).__name__} ({key!r}), which are no arrays of numbers. "
+                f"{owner} has observations of type {type(leaf).__name__} ({key!r}), which are not arrays of numbers. "
                 "If there are other keys, choose them with `observation_keys`."
             )
     return selection
@@ -94,9 +94,9 @@ def _descend(tree: Any, path: tuple[str, ...]) -> Any:
 
 def _named_paths(space: spaces.Dict, owner: str) -> dict[str, tuple[str, ...]]:
     """
-    :param space: May be nested
-    :param owner: For the error message
-    :return: The keys that lead to each leaf, under their joined name
+    :param space: Space, which may be nested
+    :param owner: Name of the object with this space, for error messages
+    :return: Joined name of each leaf -> the keys that lead to it
     :raises ValueError: if two leaves have the same name
     """
 

@@ -1,4 +1,4 @@
-"""The state of an environment within an episode, to go on from it in another process."""
+"""The state of an environment within an episode, so that another process can continue from it."""
 
 import pickle
 from types import FunctionType, MethodType, ModuleType
@@ -7,60 +7,60 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-#: Modules of Gymnasium's environments whose state is in their attributes
+#: Modules with environments of Gymnasium whose attributes contain their whole state
 _PYTHON = ("gymnasium.envs.classic_control.",)
-#: And of those that have MuJoCo's ``model`` and ``data``; Meta-World's derive from them
+#: Modules with environments that have MuJoCo's ``model`` and ``data``; those of Meta-World derive from them
 _MUJOCO = ("gymnasium.envs.mujoco.", "gymnasium_robotics.envs.")
-#: Attributes that never change, or belong to the process: files, windows
+#: Attributes that never change or belong to the process, such as files and windows
 _CONSTANT = frozenset(
     "spec _cached_spec _saved_kwargs metadata _metadata render_mode mujoco_renderer results_writer _ezpickle_args "
     "_ezpickle_kwargs screen clock viewer _viewers action_space _action_space observation_space _observation_space".split()
 )
-#: Of MuJoCo's arrays, those that are constant and large, or made anew by every step
+#: MuJoCo's arrays that are large and constant, or that every step allocates again
 _NOT_STATE = ("mesh_", "tex_", "hfield_", "skin_", "flex", "name", "bvh_", "oct_", "efc_", "text_", "plugin_", "paths", "B_")
 
 
 class NoStateError(Exception):
-    """An environment whose state cannot be saved; the message says which, and why."""
+    """The state of an environment cannot be saved; the message names the environment and the reason."""
 
 
 class Resumable(gym.Wrapper[Any, Any, Any, Any]):
     """
-    Lets ``learn_resumable`` save an environment in a process of its own (``SubprocVecEnv``) in the middle of an episode.
-    It has to be the outermost wrapper; :class:`~sb3_scoreflow.ActionChunking` does the same.
+    Enables ``learn_resumable`` to save an environment in a separate process (``SubprocVecEnv``) within an episode. It must be
+    the outermost wrapper; :class:`~sb3_scoreflow.ActionChunking` has the same function.
 
     :param env: environment
     """
 
     def get_checkpoint(self) -> Any:
         """
-        :return: state of the wrapped environment, which pickles
+        :return: state of the wrapped environment, which can be pickled
         :raises NoStateError: if it cannot be saved
         """
         return env_state(self.env)
 
     def set_checkpoint(self, state: Any) -> None:
-        """:param state: of :meth:`get_checkpoint`"""
+        """:param state: result of :meth:`get_checkpoint`"""
         set_env_state(self.env, state)
 
 
 def has_checkpoints(cls: type) -> bool:
     """
-    :param cls: of an environment
-    :return: whether it says itself what its state is, by the methods ``get_checkpoint()`` and ``set_checkpoint(state)``
+    :param cls: class of an environment
+    :return: whether it can save its own state, with the methods ``get_checkpoint()`` and ``set_checkpoint(state)``
     """
     return callable(getattr(cls, "get_checkpoint", None)) and callable(getattr(cls, "set_checkpoint", None))
 
 
 def env_state(env: gym.Env) -> list[tuple[str, Any]]:
     """
-    What an environment and its wrappers are at this moment. A layer with the methods ``get_checkpoint()`` and
-    ``set_checkpoint(state)`` answers for itself and all that it wraps. Of other wrappers the attributes are saved; of
-    environments, those of Gymnasium's classic control, and of those that derive from Gymnasium's or Gymnasium-Robotics' MuJoCo
-    environments, as Meta-World's do.
+    Current state of an environment and its wrappers. A layer with the methods ``get_checkpoint()`` and
+    ``set_checkpoint(state)`` saves itself and everything that it wraps. For other wrappers, the attributes are saved.
+    Supported environments are those of Gymnasium's classic control, and those derived from the MuJoCo environments of
+    Gymnasium or Gymnasium-Robotics, such as Meta-World's.
 
     :param env: environment
-    :return: class name and state of every layer, outermost first; it pickles
+    :return: class name and state of every layer, outermost first; it can be pickled
     :raises NoStateError: if the state cannot be saved
     """
     layers: list[tuple[str, Any]] = []
@@ -76,8 +76,8 @@ def env_state(env: gym.Env) -> list[tuple[str, Any]]:
 
 def set_env_state(env: gym.Env, state: list[tuple[str, Any]]) -> None:
     """
-    :param env: environment, made as the one whose state it is
-    :param state: of :func:`env_state`
+    :param env: environment, created like the one whose state was saved
+    :param state: state of :func:`env_state`
     :raises ValueError: if the environment has other wrappers
     """
     expected = [name for name, _ in state]
@@ -98,14 +98,14 @@ def set_env_state(env: gym.Env, state: list[tuple[str, Any]]) -> None:
 def attributes_state(owner: Any, exclude: frozenset[str] = frozenset()) -> bytes:
     """
     :param owner: object
-    :param exclude: names of attributes that are no state
-    :return: its attributes, pickled together, so that those that are the same object stay that
-    :raises NoStateError: if one does not pickle
+    :param exclude: names of attributes that do not belong to the state
+    :return: its attributes, pickled together, so that references to the same object are preserved
+    :raises NoStateError: if an attribute cannot be pickled
     """
     values = {name: value for name, value in vars(owner).items() if name not in exclude and not _is_constant(value)}
     try:
         return pickle.dumps(values)
-    except Exception as error:  # what pickling raises is up to the objects
+    except Exception as error:  # pickling may raise any error
         culprits = [name for name, value in values.items() if not _pickles(value)]
         raise NoStateError(f"attribute(s) {culprits} of {type(owner).__name__} cannot be pickled ({error})") from error
 
@@ -113,11 +113,11 @@ def attributes_state(owner: Any, exclude: frozenset[str] = frozenset()) -> bytes
 def set_attributes(owner: Any, state: bytes) -> None:
     """
     :param owner: object
-    :param state: of :func:`attributes_state`
+    :param state: state of :func:`attributes_state`
     """
     for name, value in pickle.loads(state).items():
         own = vars(owner).get(name)
-        # A view, of the simulator's memory for instance, has to stay one
+        # A view, for example of the simulator's memory, must remain a view
         if isinstance(own, np.ndarray) and own.base is not None and own.shape == np.shape(value) and own.flags.writeable:
             own[...] = value
         else:
@@ -142,7 +142,7 @@ def _layer_state(env: gym.Env) -> dict[str, Any]:
     if not (isinstance(env, gym.Wrapper) or simulated or any(module.startswith(_PYTHON) for module in modules)):
         raise NoStateError(
             f"{type(env).__name__} does not say what its state is: give it the methods get_checkpoint(), which returns "
-            "something that pickles, and set_checkpoint(state)"
+            "a picklable object, and set_checkpoint(state)"
         )
     state: dict[str, Any] = {"attributes": attributes_state(env, _CONSTANT)}
     state["parts"] = {name: env_state(part) for name, part in _parts(env).items()}
@@ -160,14 +160,14 @@ def _set_layer_state(env: gym.Env, state: dict[str, Any]) -> None:
 
 
 def _parts(env: gym.Env) -> dict[str, gym.Env]:
-    """:return: environments that an environment has beside the one that it wraps"""
+    """:return: environments that an environment has as attributes, besides the one that it wraps"""
     return {name: value for name, value in vars(env).items() if name != "env" and isinstance(value, gym.Env)}
 
 
 def mujoco_arrays(struct: Any) -> dict[str, Any]:
     """
     :param struct: MuJoCo's model or data
-    :return: copies of its arrays, without large ones that are constant, and its time; they pickle
+    :return: copies of its arrays, except large constant ones, and its time; they can be pickled
     """
     arrays: dict[str, Any] = {}
     for name in dir(struct):
@@ -182,10 +182,10 @@ def mujoco_arrays(struct: Any) -> dict[str, Any]:
 def set_mujoco_arrays(struct: Any, arrays: dict[str, Any]) -> None:
     """
     :param struct: MuJoCo's model or data
-    :param arrays: of :func:`mujoco_arrays`, of an equal model
+    :param arrays: arrays of :func:`mujoco_arrays`, of an equal model
     """
     for name, value in arrays.items():
         if isinstance(value, float):
             setattr(struct, name, value)
-        elif getattr(struct, name).shape == value.shape:  # else it is made anew by the next step
+        elif getattr(struct, name).shape == value.shape:  # otherwise, the next step allocates it again
             getattr(struct, name)[...] = value

@@ -1,4 +1,4 @@
-"""What :class:`FPO`'s arguments may be."""
+"""Valid values of the arguments of :class:`FPO`."""
 
 from typing import get_args
 
@@ -6,7 +6,7 @@ from sb3_scoreflow.common.checks import Choice, Count, Number, Rule
 from sb3_scoreflow.fpo.surrogate import Ratio, TrustRegion
 from sb3_scoreflow.ppo.arguments import PPO_RULES
 
-#: argument -> what it may be
+#: Argument -> its valid values
 RULES: dict[str, Rule] = {
     **PPO_RULES,
     "n_mc_samples": Count(),

@@ -1,13 +1,13 @@
 """
-The one place where arguments of :class:`FPO` left at None get their values, by whether the policy was pretrained (see the
-same file of :mod:`sb3_scoreflow.scoreflow_ppo`).
+Values of the arguments of :class:`FPO` that are left at None. They depend on whether the policy was pretrained (see the same
+file of :mod:`sb3_scoreflow.scoreflow_ppo`).
 """
 
 from typing import Any
 
 from sb3_scoreflow.common.schedules import HalfLifeSchedule
 
-#: argument -> value, for a policy trained from scratch and for a pretrained one
+#: Argument -> value, for a policy trained from scratch and for a pretrained policy
 DEFAULTS: dict[str, dict[str, Any]] = {
     "scratch": dict(learning_rate=3e-4, critic_learning_rate=1e-3, clip_range=0.05, averaging_horizon=0.0),
     "pretrained": dict(

@@ -21,54 +21,59 @@ from sb3_scoreflow.ppo.algorithm import FlowPPO
 
 class FPO(FlowPPO):
     """
-    PPO without likelihoods: an action is as likely as its flow-matching loss is small (FPO, arXiv 2507.21053), with one ratio
-    for each pair of a time and noise that the loss is estimated from (FPO++, arXiv 2602.02481).
+    PPO without likelihoods: the decrease of an action's flow-matching loss takes the place of the log-ratio (FPO, arXiv
+    2507.21053). The loss is estimated from pairs of a time and noise, and every pair has its own ratio (FPO++, arXiv
+    2602.02481).
 
-    Arguments shared with :class:`stable_baselines3.PPO` keep its names and meaning. Arguments left at None get the values of
-    ``sb3_scoreflow/fpo/defaults.py``, by whether the policy was pretrained.
+    Arguments shared with :class:`stable_baselines3.PPO` keep their names and meaning. Arguments left at None get the values in
+    ``sb3_scoreflow/fpo/defaults.py``, which depend on whether the policy was pretrained.
 
-    :param policy: "FlowPolicy" (features extractor by observation space), "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a
-        class
-    :param env: environment with a Box action space of finite bounds (a chunked one: see
-        :class:`~sb3_scoreflow.ActionChunking`)
-    :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
-    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: about 2048 over all
-        environments, in whole minibatches; from scratch 256 per dimension of an action, or 128 per environment, where that
-        is less
-    :param batch_size: minibatch size, in actions; None: 256, from scratch 64 per dimension of an action where that is less; or
-        about that where it does not suit the number of environments
+    :param policy: "FlowPolicy" (chooses the features extractor by the observation space), "MlpPolicy", "CnnPolicy",
+        "MultiInputPolicy", or a policy class
+    :param env: environment whose action space is a Box with finite bounds; to predict several actions at once, wrap it in
+        :class:`~sb3_scoreflow.ActionChunking`
+    :param learning_rate: learning rate of the velocity field, a float or schedule; 0 freezes it
+    :param n_steps: steps per environment and iteration (chunks, with ActionChunking); None: about 2048 over all environments,
+        in whole minibatches. Policies trained from scratch take 256 per dimension of an action, or 128 per environment, if
+        that is less than 2048, but at least 16 per environment
+    :param batch_size: minibatch size in actions; None: 256, or from scratch 64 per dimension of an action if that is less,
+        adjusted if it does not suit the number of environments
     :param n_epochs: passes over the rollout per iteration
     :param gamma: discount per step (per chunk, with ActionChunking)
-    :param gae_lambda: trade-off of bias and variance in GAE
+    :param gae_lambda: trade-off between bias and variance in generalized advantage estimation (GAE)
     :param clip_range: clip range of the ratio, a float or schedule
-    :param clip_range_vf: clip range of the value function in units of the return's standard deviation, None to deactivate
+    :param clip_range_vf: clip range of the value function in units of the return's standard deviation; None: no clipping
     :param normalize_advantage: whether to normalize advantages per minibatch
     :param vf_coef: coefficient of the value loss
-    :param max_grad_norm: largest gradient norm, for each parameter group by itself
-    :param rollout_buffer_class: subclass of Stable-Baselines3's ``RolloutBuffer`` / ``DictRolloutBuffer``, which is made to
-        store records for actions
+    :param max_grad_norm: largest gradient norm of each parameter group; groups are clipped separately
+    :param rollout_buffer_class: subclass of Stable-Baselines3's ``RolloutBuffer`` / ``DictRolloutBuffer``; it is adapted to
+        store records as actions. None: one of these two, by the observation space
     :param rollout_buffer_kwargs: further keyword arguments of the buffer
-    :param target_kl: end the iteration's update when the mean of ``ratio - 1 - log ratio`` passes 1.5 times this value
-    :param stats_window_size: episodes over which rollout statistics are averaged
-    :param tensorboard_log: folder of tensorboard logs
-    :param critic_learning_rate: of the critic, a float or schedule
-    :param denoising_steps: Euler steps ``K`` per action; fewer make actions spread less than the flow's (docs/fpo.md)
-    :param n_mc_samples: pairs of a time and noise that score an action, ``N``
-    :param ratio: "per_sample" (FPO++): one ratio for each pair; "mean" (FPO): one for the mean of the pairs' losses
-    :param trust_region: "clip" (PPO's) or "aspo" (FPO++ from scratch: where the advantage is negative, a quadratic penalty
-        instead of the clip)
-    :param loss_clip: losses of pairs above this count as this
-    :param critic_warmup_iterations: first iterations that train the critic only
-    :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return
-    :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
-    :param averaging_horizon: transitions over which the weights that deterministic actions come from are averaged, by an
-        exponential moving average; 0: they are the current weights. None: 40,000 for a clone, 0 from scratch
+    :param target_kl: an iteration's update ends when the mean of ``ratio - 1 - log ratio`` exceeds 1.5 times this value; None:
+        no limit
+    :param stats_window_size: number of episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder of TensorBoard logs; None: no TensorBoard log
+    :param critic_learning_rate: learning rate of the critic, a float or schedule
+    :param denoising_steps: Euler steps ``K`` per action; with few steps, actions spread less than those of the exact flow
+        (docs/fpo.md)
+    :param n_mc_samples: number ``N`` of pairs of a time and noise that score an action
+    :param ratio: "per_sample" (FPO++): one ratio per pair; "mean" (FPO): one ratio per action, from the mean of its pairs'
+        losses
+    :param trust_region: "clip" (PPO) or "aspo" (FPO++ from scratch: for negative advantages, a quadratic penalty instead of
+        clipping)
+    :param loss_clip: upper bound of a pair's loss in the ratio
+    :param critic_warmup_iterations: number of iterations at the start that train only the critic
+    :param normalize_reward: whether the critic's outputs are in units of the running standard deviation of the discounted
+        return
+    :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
+    :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
+        actions come from; 0: they come from the current weights. None: 40,000 for a clone, 0 from scratch
     :param policy_kwargs: further keyword arguments of the policy (``net_arch``, ``activation_fn``, ...)
-    :param verbose: 0 nothing, 1 info, 2 debug
-    :param seed: seed of the pseudo-random generators
+    :param verbose: 0: no output, 1: info, 2: debug
+    :param seed: seed of the random number generators; None: not seeded
     :param device: device of the networks
     :param _init_setup_model: whether to build the networks at construction
-    :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+    :raises ValueError: if an argument is invalid; the message names the argument, its value and a remedy
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

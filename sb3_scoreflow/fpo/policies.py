@@ -1,4 +1,4 @@
-"""FPO's policy: the shared flow plus a critic; its actions come with the pairs that score them."""
+"""FPO's policy: the common flow policy with a critic; each action is returned with the pairs that score it."""
 
 from typing import Any, NamedTuple
 
@@ -22,24 +22,24 @@ from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
 
 
 class PairEvaluation(NamedTuple):
-    """What one pass over stored records gives."""
+    """Result of one pass over stored records."""
 
-    values: th.Tensor  #: in reward units, shape ``(batch,)``
+    values: th.Tensor  #: values in units of the rewards, shape ``(batch,)``
     losses: th.Tensor  #: flow-matching losses of the pairs, shape ``(batch, N)``
 
 
 class FPOPolicy(ActorCriticFlowPolicy):
     """
-    Flow policy that explores by its initial noise ``x_0 ~ N(0, I)`` alone and scores an action by flow-matching losses (arXiv
-    2507.21053).
+    Flow policy that explores only through its initial noise ``x_0 ~ N(0, I)`` and scores actions by flow-matching losses
+    (arXiv 2507.21053).
 
-    The parameters of :class:`~sb3_scoreflow.ppo.ActorCriticFlowPolicy` and, set through the algorithm's argument of the same
-    name:
+    The parameters are those of :class:`~sb3_scoreflow.ppo.ActorCriticFlowPolicy` and the following, which the algorithm's
+    argument with the same name sets:
 
-    :param n_mc_samples: pairs of a time and noise that score an action, ``N``
+    :param n_mc_samples: number ``N`` of pairs of a time and noise that score an action
     """
 
-    _instead_of_likelihoods = "; evaluate_actions(obs, records), records = policy(obs)[0], gives minus their mean losses"
+    _instead_of_likelihoods = "; evaluate_actions(obs, records), records = policy(obs)[0], gives negative mean losses"
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class FPOPolicy(ActorCriticFlowPolicy):
     def _losses(self, features: th.Tensor, action: th.Tensor, noise: th.Tensor, t: th.Tensor) -> th.Tensor:
         """
         ``l_i = |v(x_i, t_i, s) - (a - eps_i)|^2 / action_dim``, ``x_i = (1 - t_i) eps_i + t_i a`` (arXiv 2507.21053, Section
-        3.2; arXiv 2602.02481, Section III), all pairs in one call of the network.
+        3.2; arXiv 2602.02481, Section III), with one call of the network for all pairs.
 
-        :param features: of the observations, shape ``(batch, features_dim)``
-        :param action: shape ``(batch, action_dim)``
-        :param noise: shape ``(batch, N, action_dim)``
-        :param t: shape ``(batch, N)``
-        :return: shape ``(batch, N)``
+        :param features: observation features, shape ``(batch, features_dim)``
+        :param action: executed actions, shape ``(batch, action_dim)``
+        :param noise: noise ``eps`` of the pairs, shape ``(batch, N, action_dim)``
+        :param t: times of the pairs, shape ``(batch, N)``
+        :return: losses of the pairs, shape ``(batch, N)``
         """
         field, action = self.velocity_field, action.unsqueeze(1)
         x = flow.interpolate(noise, action, t.unsqueeze(-1))
@@ -109,15 +109,15 @@ class FPOPolicy(ActorCriticFlowPolicy):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
         """
-        Act, and draw the pairs that score the action, as :meth:`collect_rollouts` of Stable-Baselines3 expects of an
-        actor-critic. Times are uniform in [0, 1), as in FPO.
+        Sample an action and the pairs that score it; :meth:`collect_rollouts` of Stable-Baselines3 calls this method. Times
+        are uniform in [0, 1), as in FPO.
 
-        The action is stored, and scored, as it is executed: clamped.
+        Actions are stored and scored after clamping, as they are executed.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to start from ``x_0 = 0``
         :return: flattened records ``(batch, record_width)`` (see :class:`~sb3_scoreflow.fpo.records.Record`), values ``(batch,
-            1)``, and in place of log-probabilities minus the mean losses of the pairs ``(batch,)``
+            1)``, and the negative mean losses of the pairs ``(batch,)`` in place of log-probabilities
         """
         preprocessed = self.preprocess(obs)
         features = self.features_extractor(preprocessed)
@@ -135,10 +135,10 @@ class FPOPolicy(ActorCriticFlowPolicy):
 
     def evaluate_records(self, obs: PyTorchObs, record: Record) -> PairEvaluation:
         """
-        Score stored records: all their pairs in one call of the network, the observation's features once.
+        Score stored records. The network is called once for all pairs, and features are computed once per observation.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param record: of ``batch`` actions
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
+        :param record: records of ``batch`` actions
         :return: values and losses
         """
         preprocessed = self.preprocess(obs)
@@ -148,8 +148,8 @@ class FPOPolicy(ActorCriticFlowPolicy):
 
     def unflatten(self, records: th.Tensor) -> Record:
         """
-        :param records: flattened, as from :meth:`forward` or the rollout buffer
-        :return: their parts
+        :param records: flattened records from :meth:`forward` or the rollout buffer
+        :return: the parts of the records
         """
         return unflatten(records, self.n_mc_samples, self.action_dim)
 
@@ -157,11 +157,11 @@ class FPOPolicy(ActorCriticFlowPolicy):
         """
         Stable-Baselines3's interface to :meth:`evaluate_records`.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :param actions: flattened records
-        :return: values ``(batch, 1)``, minus the mean losses of the records' pairs ``(batch,)``, and no entropy: None, as
-            Stable-Baselines3 says where there is no closed form
-        :raises ValueError: if they are no records: an action by itself has no pairs
+        :return: values ``(batch, 1)``, negative mean losses of the records' pairs ``(batch,)``, and None as the entropy, which
+            is Stable-Baselines3's convention for an entropy without closed form
+        :raises ValueError: if the argument has no records but actions, which have no pairs
         """
         width = record_width(self.n_mc_samples, self.action_dim)
         if actions[0].numel() != width:

@@ -1,4 +1,4 @@
-"""What FPO remembers of an action: the pairs that score it, and where it came from."""
+"""FPO's records of actions: the pairs that score an action, and the noise that it was integrated from."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ import torch as th
 
 class Record(NamedTuple):
     """
-    ``batch`` actions with ``N`` pairs each (arXiv 2507.21053, Algorithm 1: the pairs are stored, so that old and new losses
-    are of the same ones).
+    ``batch`` actions with ``N`` pairs each. Pairs are stored so that old and new losses belong to the same pairs (arXiv
+    2507.21053, Algorithm 1).
     """
 
     t: th.Tensor  #: times of the pairs, shape ``(batch, N)``
-    noise: th.Tensor  #: their noise ``eps``, shape ``(batch, N, action_dim)``
-    losses: th.Tensor  #: flow-matching loss of each under the policy that acted, shape ``(batch, N)``
+    noise: th.Tensor  #: noise ``eps`` of the pairs, shape ``(batch, N, action_dim)``
+    losses: th.Tensor  #: flow-matching losses of the pairs under the policy that acted, shape ``(batch, N)``
     start: th.Tensor  #: ``x_0`` that the action was integrated from, shape ``(batch, action_dim)``
-    action: th.Tensor  #: the action in [-1, 1] as it was executed, same shape
+    action: th.Tensor  #: executed action, in [-1, 1], same shape
 
     def flatten(self) -> th.Tensor:
         """:return: shape ``(batch, record_width(N, action_dim))``, the action last"""
@@ -24,17 +24,17 @@ class Record(NamedTuple):
 
 def record_width(n_pairs: int, action_dim: int) -> int:
     """
-    :param n_pairs: ``N``
+    :param n_pairs: number of pairs ``N``
     :param action_dim: flattened width of the action
-    :return: numbers in a flattened record
+    :return: width of a flattened record
     """
     return n_pairs * (action_dim + 2) + 2 * action_dim
 
 
 def unflatten(flat: th.Tensor, n_pairs: int, action_dim: int) -> Record:
     """
-    :param flat: from :meth:`Record.flatten`
-    :param n_pairs: ``N``
+    :param flat: flattened records from :meth:`Record.flatten`
+    :param n_pairs: number of pairs ``N``
     :param action_dim: flattened width of the action
     :return: the records
     """

@@ -1,8 +1,8 @@
 """
 Pictures of runs and policies (extra ``plotting``).
 
-Every function draws into the ``ax`` that it gets, or into a new figure, and returns the axes. None of them imports pyplot or
-switches matplotlib's backend: what is shown, and where, is up to the user (``ax.figure.savefig("curve.png")``).
+Every function draws into the given ``ax``, or into a new figure, and returns the axes. The functions do not import pyplot or
+switch matplotlib's backend: users decide how to show or save figures (``ax.figure.savefig("curve.png")``).
 """
 
 from sb3_scoreflow.plotting.callback import FigureCallback

@@ -1,4 +1,4 @@
-"""Where to draw."""
+"""Axes, figures and colors for all plots."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from sb3_scoreflow.common.utils import ArgumentError
 def axes_of(ax: Any) -> Any:
     """
     :param ax: axes, or None
-    :return: the axes, or those of a new figure, which no backend knows
+    :return: the axes, or those of a new figure that does not belong to a backend
     """
     return new_figure().subplots() if ax is None else ax
 
 
 def new_figure(**kwargs: Any) -> Any:
     """
-    :param kwargs: of matplotlib's ``Figure``
+    :param kwargs: arguments of matplotlib's ``Figure``
     :return: a figure
-    :raises ImportError: without matplotlib
+    :raises ImportError: if matplotlib is not installed
     """
     try:
         from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def new_figure(**kwargs: Any) -> Any:
 
 def shade(fraction: float) -> Any:
     """
-    :param fraction: in [0, 1], of training or of the way
+    :param fraction: position on the color scale, in [0, 1]
     :return: a color, from dark to bright
     """
     from matplotlib import colormaps
@@ -41,9 +41,9 @@ def shade(fraction: float) -> Any:
 def check_dims(dims: tuple[int, int], action_dim: int) -> tuple[int, int]:
     """
     :param dims: two dimensions of the flattened action
-    :param action_dim: their number
+    :param action_dim: number of dimensions
     :return: the dimensions
-    :raises ArgumentError: if there are no such two
+    :raises ArgumentError: if they are not two different dimensions of the action
     """
     if len(dims) != 2 or dims[0] == dims[1] or not all(0 <= dim < action_dim for dim in dims):
         raise ArgumentError(

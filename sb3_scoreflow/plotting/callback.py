@@ -1,4 +1,4 @@
-"""Pictures in tensorboard while a model trains."""
+"""Figures in TensorBoard during training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from sb3_scoreflow.common.utils import ArgumentError
 
 class FigureCallback(BaseCallback):
     """
-    Sends pictures to tensorboard every so many rollouts::
+    Sends figures to TensorBoard at regular intervals::
 
         obs = eval_env.reset()[0]
         FigureCallback({"trajectories": lambda model: plot_trajectories(model, obs)}, every=10)
 
-    They are recorded at the end of a rollout, and written with the next log.
+    Figures are recorded at the end of a rollout, and written with the next log.
 
-    :param figures: name -> function of the model that draws and returns axes, an array of them, or a figure
-    :param every: rollouts between pictures, at least 1; the first one has some
-    :param verbose: passed on
-    :raises ArgumentError: if ``every`` is impossible
+    :param figures: name -> function of the model that draws, and returns axes, an array of axes, or a figure
+    :param every: number of rollouts between figures, at least 1; the first rollout has figures
+    :param verbose: verbosity of Stable-Baselines3's callback
+    :raises ArgumentError: if ``every`` is invalid
     """
 
     def __init__(self, figures: Mapping[str, Callable[[BaseAlgorithm], Any]], every: int = 10, verbose: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Denoising chains of a policy in one state: how noise becomes actions."""
+"""Plots of a policy's denoising chains for one observation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +17,14 @@ from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
 @th.no_grad()
 def sample_chains(policy: Any, obs: Any, n: int = 1, deterministic: bool = False, seed: int = 0) -> np.ndarray:
     """
-    Chains that ``policy.predict`` would go through: with torch's generator set to ``seed``, the last points are its actions
-    for ``n`` times the same observation.
+    Sample the chains of ``policy.predict``: with torch's generator set to ``seed``, the last points are its actions for ``n``
+    copies of the same observation.
 
     :param policy: policy of this package, or a model with one
-    :param obs: one observation, as ``predict`` takes it
-    :param n: number of chains; of deterministic ones, all are the same
-    :param deterministic: whether to start from ``x_0 = 0`` and to take means
-    :param seed: of the noise; torch's global generator is left as it was
+    :param obs: one observation, in the form that ``predict`` accepts
+    :param n: number of chains; deterministic chains are all equal
+    :param deterministic: whether to start from ``x_0 = 0`` and take means
+    :param seed: seed of the noise; torch's global generator stays unchanged
     :return: points in normalized action units, the last one clamped to [-1, 1], shape ``(K + 1, n, action_dim)``
     """
     policy = policy_of(policy)
@@ -59,7 +59,7 @@ def policy_of(source: Any) -> FlowMatchingPolicy:
     """
     :param source: policy or model
     :return: the policy
-    :raises ArgumentError: if it is no flow policy
+    :raises ArgumentError: if it is not a flow policy
     """
     policy = getattr(source, "policy", source)
     if not isinstance(policy, FlowMatchingPolicy):
@@ -69,9 +69,9 @@ def policy_of(source: Any) -> FlowMatchingPolicy:
 
 def repeated(policy: FlowMatchingPolicy, obs: Any, n: int) -> Any:
     """
-    :param policy: that gets the observations
+    :param policy: policy for the observations
     :param obs: one observation
-    :param n: how often
+    :param n: number of repetitions
     :return: tensors, shape ``(n, ...)`` per part
     :raises ArgumentError: if there are several observations
     """
@@ -85,15 +85,15 @@ def plot_trajectories(
     policy: Any, obs: Any, n_chains: int = 30, dims: tuple[int, int] = (0, 1), ax: Any = None, seed: int = 0
 ) -> Any:
     """
-    Draw denoising trajectories in two dimensions of the action: stochastic ones thin, with their actions as dots, and the
-    deterministic one thick.
+    Draw denoising trajectories in two dimensions of the action: stochastic ones as thin lines with dots at their actions, and
+    the deterministic one as a thick line.
 
     :param policy: policy or model
     :param obs: one observation
     :param n_chains: number of stochastic trajectories, at least 0
     :param dims: two dimensions of the flattened action
     :param ax: axes
-    :param seed: of the noise
+    :param seed: seed of the noise
     :return: the axes; their lines are the stochastic trajectories and, last, the deterministic one
     """
     first, second = check_dims(dims, policy_of(policy).action_dim)
@@ -121,19 +121,19 @@ def plot_action_density(
     seed: int = 0,
 ) -> Any:
     """
-    Draw how the density of stochastic actions changes over the chain: a two-dimensional histogram for each of the ``K + 1``
-    points, from noise to actions.
+    Draw the density of stochastic actions along the chain: a two-dimensional histogram for each of the ``K + 1`` points, from
+    noise to actions.
 
     :param policy: policy or model
     :param obs: one observation
     :param n_chains: number of samples
     :param dims: two dimensions of the flattened action
-    :param axes: one for each point
-    :param bins: of each dimension
-    :param limit: the histogram is over ``[-limit, limit]``
-    :param seed: of the noise
+    :param axes: axes, one for each point; None: a new figure
+    :param bins: number of bins per dimension
+    :param limit: histograms cover ``[-limit, limit]``
+    :param seed: seed of the noise
     :return: array of the axes, shape ``(K + 1,)``
-    :raises ArgumentError: if the number of axes is another one
+    :raises ArgumentError: if the number of axes is not ``K + 1``
     """
     first, second = check_dims(dims, policy_of(policy).action_dim)
     chains = sample_chains(policy, obs, n_chains, seed=seed)

@@ -1,4 +1,4 @@
-"""Learning curves: read from what Stable-Baselines3 and its zoo write, drawn as a mean with a band over seeds."""
+"""Learning curves: reading the files of Stable-Baselines3 and its zoo, and drawing the mean over seeds with a band."""
 
 import csv
 import os
@@ -16,21 +16,21 @@ Band = Literal["range", "std", "none"]
 
 
 class Curve(NamedTuple):
-    """One run."""
+    """Curve of one run."""
 
-    x: np.ndarray  #: ascending, shape ``(n,)``
-    y: np.ndarray  #: NaN where it is not known, same shape
+    x: np.ndarray  #: positions, ascending, shape ``(n,)``
+    y: np.ndarray  #: values, NaN where unknown, same shape
 
 
 def read_monitor(folder: AnyPath, x: Literal["steps", "seconds"] = "steps", window: int = 100) -> Curve:
     """
-    Returns of the episodes in the ``monitor.csv`` files of one run, in the order in which they ended.
+    Read the returns of the episodes in the ``monitor.csv`` files of one run, in the order of their ends.
 
-    :param folder: of the files
-    :param x: "steps": steps of the environments; "seconds": on the clock
-    :param window: episodes over which a mean moves; all of them, where there are fewer
-    :return: the curve, from the first whole window on
-    :raises ArgumentError: if no episode ended, or an argument is impossible
+    :param folder: folder of the files
+    :param x: "steps": steps of the environments; "seconds": wall-clock time
+    :param window: number of episodes of the moving average; all episodes, if there are fewer
+    :return: the curve, from the first complete window on
+    :raises ArgumentError: if no episode has ended, or an argument is invalid
     """
     check_choice("x", x, ("steps", "seconds"))
     if window < 1:
@@ -38,7 +38,7 @@ def read_monitor(folder: AnyPath, x: Literal["steps", "seconds"] = "steps", wind
     folder = as_path(folder)
     results = load_results(str(folder))
     if len(results) == 0:
-        raise ArgumentError(f"folder={str(folder)!r} has monitor files of no episode: wait until one has ended.")
+        raise ArgumentError(f"folder={str(folder)!r} has monitor files without episodes: wait until one has ended.")
     window = min(window, len(results))
     position = results["l"].cumsum() if x == "steps" else results["t"]
     means = np.convolve(results["r"], np.full(window, 1 / window), mode="valid")
@@ -47,13 +47,13 @@ def read_monitor(folder: AnyPath, x: Literal["steps", "seconds"] = "steps", wind
 
 def read_progress(path: AnyPath, y: str = "rollout/ep_rew_mean", x: str = "time/total_timesteps") -> Curve:
     """
-    A column of ``progress.csv``, which Stable-Baselines3's logger writes ("csv").
+    Read a column of ``progress.csv``, which Stable-Baselines3's logger writes with the format "csv".
 
-    :param path: the file, or its folder
-    :param y: name of the column
-    :param x: name of the column of the positions, such as ``time/env_steps``
-    :return: the curve, of the rows that have both
-    :raises ArgumentError: if there is no such column
+    :param path: path of the file or its folder
+    :param y: name of the column with the values
+    :param x: name of the column with the positions, such as ``time/env_steps``
+    :return: the curve, from the rows with both columns
+    :raises ArgumentError: if a column does not exist
     """
     rows = read_rows(path)
     for name in (y, x):
@@ -66,8 +66,8 @@ def read_progress(path: AnyPath, y: str = "rollout/ep_rew_mean", x: str = "time/
 
 def read_rows(path: AnyPath) -> list[dict[str, float]]:
     """
-    :param path: of ``progress.csv``, or its folder
-    :return: its rows, without empty cells
+    :param path: path of ``progress.csv``, or its folder
+    :return: the rows of the file, without empty cells
     """
     path = as_path(path)
     with (path / "progress.csv" if path.is_dir() else path).open(newline="") as file:
@@ -76,7 +76,7 @@ def read_rows(path: AnyPath) -> list[dict[str, float]]:
 
 def read_evaluations(path: AnyPath, key: str = "results") -> Curve:
     """
-    Means over the episodes of every evaluation in ``evaluations.npz``, as EvalCallback and the zoo write it.
+    Read the mean over the episodes of every evaluation from ``evaluations.npz``, which EvalCallback and the zoo write.
 
     :param path: the file, or its folder
     :param key: "results" (returns), "ep_lengths", "successes", or "stochastic_results" of
@@ -100,14 +100,14 @@ def plot_curves(
     **line: Any,
 ) -> Any:
     """
-    Draw the mean over runs (seeds) as a line with a band. Runs are interpolated where all of them are known; of one run, the
-    band has no width.
+    Draw the mean over runs (seeds) as a line with a band. Runs are interpolated in the range that all of them cover; for a
+    single run, the band has no width.
 
     :param runs: curves of the seeds, or label -> curves of the seeds
     :param ax: axes
     :param band: "range": from the lowest to the highest run; "std": one standard deviation on both sides; "none"
-    :param n_points: of the line
-    :param unit: that ``x`` is divided by
+    :param n_points: number of points of the line
+    :param unit: number by which ``x`` is divided
     :param line: keyword arguments of ``ax.plot``
     :return: the axes
     :raises ArgumentError: if there is nothing to draw
@@ -131,9 +131,11 @@ def _common(curves: Sequence[Curve], n_points: int) -> tuple[np.ndarray, np.ndar
     """:return: points at which all curves are known, and their values there, shape ``(n_curves, n_points)``"""
     known = [(curve.x[~np.isnan(curve.y)], curve.y[~np.isnan(curve.y)]) for curve in curves]
     if not known or any(len(x) == 0 for x, _ in known):
-        raise ArgumentError(f"runs has {len(known)} curves, of which one has no value, or none: leave out what has not begun.")
+        raise ArgumentError(
+            f"runs has {len(known)} curves, and at least one has no values: leave out runs that have not started."
+        )
     start, end = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
     if start > end:
-        raise ArgumentError(f"runs have no part in common: one begins at {start:g}, one has ended at {end:g}.")
+        raise ArgumentError(f"runs do not overlap: one begins at {start:g}, one has ended at {end:g}.")
     grid = np.linspace(start, end, n_points)
     return grid, np.array([np.interp(grid, x, y) for x, y in known])

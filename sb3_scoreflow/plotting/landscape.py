@@ -1,4 +1,4 @@
-"""RLDT's critics over two dimensions of the action, and where the transport field moves particles."""
+"""Plot of RLDT's critics over two dimensions of the action, with the transport field."""
 
 from typing import Any
 
@@ -24,18 +24,18 @@ def plot_q_landscape(
     seed: int = 0,
 ) -> Any:
     """
-    Draw the mean of the critics (in units of the reward) over a slice of the actions, and in it particles of the policy with
-    the transport field as arrows. The other dimensions of the slice are those of the deterministic action; particles are
-    projected onto it.
+    Draw the mean of the critics (in units of the reward) over a slice of the action space, and particles of the policy with
+    the transport field as arrows. In the other dimensions, the slice goes through the deterministic action; particles are
+    projected onto the slice.
 
-    :param policy: of RLDT, or the model
+    :param policy: policy of RLDT, or the model
     :param obs: one observation
     :param n_particles: number of particles, at least 0
     :param dims: two dimensions of the flattened action
     :param ax: axes
     :param resolution: points per dimension
-    :param transport: settings of the field; those of the model if None, and of a policy the defaults
-    :param seed: of the particles
+    :param transport: settings of the field; None: those of the model, or the defaults for a policy
+    :param seed: seed of the particles
     :return: the axes
     :raises ArgumentError: if the policy has no critics of actions
     """

@@ -1,4 +1,4 @@
-"""Quantities by denoising step: the score's coefficient, the noise, and gradients."""
+"""Plots of quantities by denoising step: the coefficient of the score, the noise, and gradients."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from sb3_scoreflow.plotting.chains import policy_of, repeated
 from sb3_scoreflow.plotting.curves import read_rows
 from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
 
-#: What is logged by step, and the pattern of the keys; the group is the step or its time
+#: Quantity that is logged by step -> pattern of its keys, whose group is the step or its time
 _KEYS = {
     "score_coefficient": r"train/score_coefficient_t([\d.]+)",
     "std": r"train/std_step(\d+)_mean",
@@ -34,11 +34,11 @@ def _scoreflow(policy: Any) -> ScoReFlowPolicy:
 @th.no_grad()
 def plot_score_coefficient(policy: Any, ax: Any = None, n_points: int = 101) -> Any:
     """
-    Draw the coefficient ``alpha(t)`` of the score, with dots where the sampler asks for it.
+    Draw the coefficient ``alpha(t)`` of the score, with dots at the times of the sampler.
 
-    :param policy: of ScoReFlowPPO, or the model
+    :param policy: policy of ScoReFlowPPO, or the model
     :param ax: axes
-    :param n_points: of the line, from t = 0 to (almost) 1
+    :param n_points: number of points of the line, from t = 0 to (almost) 1
     :return: the axes; their lines are the curve and the dots
     :raises ArgumentError: if the policy has no score drift
     """
@@ -50,7 +50,9 @@ def plot_score_coefficient(policy: Any, ax: Any = None, n_points: int = 101) -> 
     ):
         alpha = policy.score_coefficient(times.to(policy.device))
         if alpha is None:
-            raise ArgumentError("policy has score_drift='none', and so no coefficient: pass one with 'learned' or 'constant'.")
+            raise ArgumentError(
+                "policy has score_drift='none' and thus no coefficient: pass one with 'learned' or 'constant'."
+            )
         ax.plot(times.numpy(), alpha.cpu().numpy(), **style)
     ax.set(xlabel="t", ylabel="score coefficient")
     ax.grid(alpha=0.3)
@@ -60,9 +62,9 @@ def plot_score_coefficient(policy: Any, ax: Any = None, n_points: int = 101) -> 
 @th.no_grad()
 def plot_noise(policy: Any, obs: Any, ax: Any = None) -> Any:
     """
-    Draw the standard deviation of every denoising step in one state: mean and range over the action's dimensions.
+    Draw the standard deviation of every denoising step for one observation: mean and range over the action's dimensions.
 
-    :param policy: of ScoReFlowPPO, or the model
+    :param policy: policy of ScoReFlowPPO, or the model
     :param obs: one observation
     :param ax: axes
     :return: the axes
@@ -84,12 +86,12 @@ def plot_noise(policy: Any, obs: Any, ax: Any = None) -> Any:
 
 def read_logged(path: AnyPath, quantity: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    What ``progress.csv`` has of a quantity by denoising step.
+    Read a quantity by denoising step from ``progress.csv``.
 
     :param path: the file, or its folder
     :param quantity: "score_coefficient", "std" (ScoReFlowPPO) or "velocity_grad_norm" (RLDT)
-    :return: timesteps ``(n,)``; steps, or their times, ``(K,)``; values ``(n, K)``, of the rows that have all of them
-    :raises ArgumentError: if nothing of it was logged
+    :return: timesteps ``(n,)``; steps or their times ``(K,)``; values ``(n, K)``, from the rows with all values
+    :raises ArgumentError: if the quantity was not logged
     """
     if quantity not in _KEYS:
         raise ArgumentError(f"quantity must be one of {', '.join(_KEYS)}, got {quantity!r}.")
@@ -110,7 +112,7 @@ def plot_logged(path: AnyPath, quantity: str, ax: Any = None) -> Any:
     """
     Draw a quantity by denoising step over training, one line for each step, from dark (the first) to bright.
 
-    :param path: of ``progress.csv``, or its folder
+    :param path: path of ``progress.csv``, or its folder
     :param quantity: see :func:`read_logged`
     :param ax: axes
     :return: the axes
@@ -128,8 +130,8 @@ def plot_logged(path: AnyPath, quantity: str, ax: Any = None) -> Any:
 
 def plot_by_depth(norms: Sequence[Sequence[float]] | np.ndarray, at: Sequence[float] | np.ndarray, ax: Any = None) -> Any:
     """
-    Draw gradient norms over the denoising steps, one line for each point of training, from dark (early) to bright: over their
-    mean, on a logarithmic scale.
+    Draw gradient norms over the denoising steps, divided by their mean, on a logarithmic scale. There is one line for each
+    point of training, from dark (early) to bright.
 
     :param norms: shape ``(n, K)``, such as the values of ``read_logged(path, "velocity_grad_norm")``
     :param at: timesteps, shape ``(n,)``

@@ -1,4 +1,4 @@
-"""What PPO's relatives share whose policy is a flow: the update, the critic, its unit, and its pretraining."""
+"""The common part of PPO-like algorithms with flow policies: update, critic, scaling and pretraining of the critic."""
 
 from sb3_scoreflow.ppo.algorithm import FlowPPO
 from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy

@@ -1,4 +1,4 @@
-"""PPO on a flow policy, whatever the ratio is made of: rollouts with records, critic, minibatches, logs."""
+"""PPO on a flow policy, independent of how the ratio is computed: rollouts with records, critic, minibatches, logs."""
 
 import math
 import warnings
@@ -29,33 +29,35 @@ from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
 from sb3_scoreflow.ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
 from sb3_scoreflow.ppo.sizes import SIZES, default_sizes, sizes_from_scratch
 
-#: Keeps advantages that are all equal, hence 0, from being divided by 0
+#: Avoids division by 0 if all advantages of a minibatch are equal
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 class FlowPPO(FlowAlgorithm):
     """
-    PPO's loop on a flow policy. What an action's record holds, and what its ratio is, is left to subclasses: they give
-    :meth:`_record_width` and :meth:`_losses`.
+    PPO's loop on a flow policy. Subclasses define the content of an action's record (:meth:`_record_width`) and the ratio
+    (:meth:`_losses`).
 
-    :param policy: alias, or subclass of the policy that the alias "FlowPolicy" names
+    :param policy: alias, or a subclass of the policy class behind the alias "FlowPolicy"
     :param env: environment
-    :param batch_size: minibatch size; None: by the number of environments
+    :param batch_size: minibatch size; None: chosen to suit the number of environments
     :param n_epochs: passes over the rollout per iteration
     :param clip_range: PPO's clip range of the ratio
-    :param clip_range_vf: clip range of the value function in units of the return's standard deviation, None to deactivate
+    :param clip_range_vf: clip range of the value function in units of the return's standard deviation; None: no clipping
     :param normalize_advantage: whether to normalize advantages per minibatch
-    :param target_kl: end the iteration's update when the approximate KL divergence passes 1.5 times this value
-    :param critic_learning_rate: of the critic
+    :param target_kl: an iteration's update ends when the approximate KL divergence exceeds 1.5 times this value; None: no
+        limit
+    :param critic_learning_rate: learning rate of the critic
     :param denoising_steps: Euler steps ``K`` per action
-    :param critic_warmup_iterations: first iterations that train the critic only
-    :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return
-    :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
-    :param kwargs: of :class:`~sb3_scoreflow.common.algorithm.FlowAlgorithm`
+    :param critic_warmup_iterations: number of iterations at the start that train only the critic
+    :param normalize_reward: whether the critic's outputs are in units of the running standard deviation of the discounted
+        return
+    :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
+    :param kwargs: further arguments of :class:`~sb3_scoreflow.common.algorithm.FlowAlgorithm`
     """
 
     sizes = ("n_steps", "batch_size")
-    #: Parameter group of the policy -> argument that is its learning rate
+    #: Parameter group of the policy -> argument with its learning rate
     learning_rates: ClassVar[dict[str, str]] = dict(velocity="learning_rate", critic="critic_learning_rate")
     policy: ActorCriticFlowPolicy
     batch_size: int
@@ -81,7 +83,7 @@ class FlowPPO(FlowAlgorithm):
         **kwargs: Any,
     ) -> None:
         super().__init__(policy, env, **kwargs)
-        self.batch_size = batch_size  # type: ignore[assignment]  # None is resolved in _setup_model, as all that may be None
+        self.batch_size = batch_size  # type: ignore[assignment]  # _setup_model resolves None, as in all these arguments
         self.n_epochs = n_epochs
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
@@ -99,11 +101,11 @@ class FlowPPO(FlowAlgorithm):
     # ------------------------------------------------------------------ what subclasses give
 
     def _record_width(self) -> int:
-        """Numbers that the buffer keeps of an action, the last ``action_dim`` of which are the action."""
+        """How many numbers the buffer stores per action; the last ``action_dim`` numbers are the action itself."""
         raise NotImplementedError
 
     def _losses(self, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog) -> dict[str, th.Tensor]:
-        """Terms of the loss of a minibatch, among them those of :meth:`_shared_losses`; "approx_kl" is recorded."""
+        """Terms of a minibatch's loss, including those of :meth:`_shared_losses`; an implementation records "approx_kl"."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ set-up
@@ -160,8 +162,8 @@ class FlowPPO(FlowAlgorithm):
 
     def _make_reference(self) -> FlowMatchingPolicy:
         """
-        The pretrained actor that ``bc_coef`` pulls towards: only the actor's part of the policy, filled by the first
-        ``learn``.
+        The pretrained actor that ``bc_coef`` pulls the policy towards. It consists of the actor's part of the policy; the
+        first ``learn`` sets its weights.
         """
         policy = self.policy
         reference = FlowMatchingPolicy(
@@ -181,12 +183,12 @@ class FlowPPO(FlowAlgorithm):
         return reference
 
     def _keep_reference(self) -> None:
-        """The reference is the policy as it is now, if it is none of this policy's yet."""
+        """Copy the current weights into the reference policy, unless it has weights of this policy already."""
         if self.bc_coef == 0:
             return
         if not hasattr(self, "reference"):  # bc_coef was set after construction
             self.reference = self._make_reference()
-        # The flags differ where the weights of a clone were loaded into the policy itself.
+        # The flags differ if the weights of a clone were loaded directly into the policy.
         if not self._reference_is_set or bool(self.reference.pretrained) != bool(self.policy.pretrained):
             state = self.policy.state_dict()
             self.reference.load_state_dict({name: state[name] for name in self.reference.state_dict()})
@@ -194,7 +196,7 @@ class FlowPPO(FlowAlgorithm):
 
     def on_pretrained(self) -> None:
         """
-        As in :class:`FlowAlgorithm`; the optimizer's moments and the reference are forgotten too.
+        As in :class:`FlowAlgorithm`; also resets the optimizer's moments and the reference policy.
         """
         super().on_pretrained()
         self.policy.optimizer.state = defaultdict(dict)
@@ -210,7 +212,7 @@ class FlowPPO(FlowAlgorithm):
         batch_size: int,
         rng: np.random.Generator,
     ) -> Callable[[], dict[str, float]] | None:
-        """The hook of :class:`~sb3_scoreflow.bc.FitsCritic`: the critic is fitted to the demonstrations' returns."""
+        """The hook of :class:`~sb3_scoreflow.bc.FitsCritic`; prepares fitting the critic to the demonstrations' returns."""
         count = default_batches if n_batches is None else n_batches
         if count == 0:
             return None
@@ -220,23 +222,24 @@ class FlowPPO(FlowAlgorithm):
             if n_batches is not None or isinstance(error, DivergenceError):
                 raise
             if demonstrations.rewards.any():
-                warnings.warn(f"{error} Cloning goes on without.", stacklevel=5)
+                warnings.warn(f"{error} Cloning goes on without fitting the critic.", stacklevel=5)
             return None
 
     def pretrain_critic(
         self, demonstrations: Demonstrations, n_batches: int = 2000, batch_size: int = 256, seed: int | None = None
     ) -> dict[str, float]:
         """
-        Fit the critic to the demonstrations' discounted returns, as :func:`~sb3_scoreflow.pretrain_bc` does after cloning;
-        for a model that got its clone otherwise (:meth:`load_clone`).
+        Fit the critic to the demonstrations' discounted returns, as :func:`~sb3_scoreflow.pretrain_bc` does after cloning.
+        Models that got their clone from :meth:`load_clone` need this call.
 
-        :param demonstrations: raw; their policy should be the one that was cloned
+        :param demonstrations: unnormalized demonstrations, which should be those of the clone
         :param n_batches: gradient steps
         :param batch_size: transitions per gradient step
-        :param seed: of the minibatches, drawn from NumPy's global generator if None
+        :param seed: seed of the minibatches; None: drawn from NumPy's global generator
         :return: "bc/critic_loss": mean loss of the last 100 batches, in squared units of the critic
-        :raises ValueError: if there is no environment, the demonstrations do not fit it, or they say nothing about returns
-        :raises DivergenceError: if the loss becomes NaN or infinite; the critic then is as it was
+        :raises ValueError: if there is no environment, the demonstrations do not fit it, or their rewards do not determine
+            returns
+        :raises DivergenceError: if the loss becomes NaN or infinite; the critic then keeps its weights
         """
         cloning = BehaviorCloning(self, demonstrations, clip_actions=True, batch_size=batch_size, seed=seed)
         return cloning.fit_critic(n_batches)
@@ -278,7 +281,7 @@ class FlowPPO(FlowAlgorithm):
     def train(self) -> None:
         """Update policy and critic from the rollout buffer."""
         self._check_rollout()
-        self._resolve_defaults()  # a callback may have cloned while the rollout was made
+        self._resolve_defaults()  # a callback may have cloned during the rollout
         self._keep_reference()
         self._count_transitions(self.rollout_buffer.rewards.size)
         self.policy.set_training_mode(True)
@@ -330,11 +333,11 @@ class FlowPPO(FlowAlgorithm):
         self, values: th.Tensor, noise: th.Tensor, batch: RolloutBufferSamples, log: UpdateLog
     ) -> dict[str, th.Tensor]:
         """
-        :param values: of the minibatch, shape ``(batch,)``
-        :param noise: ``x_0`` of its actions, shape ``(batch, action_dim)``
+        :param values: the critic's values of the minibatch, shape ``(batch,)``
+        :param noise: initial noise ``x_0`` of the minibatch's actions, shape ``(batch, action_dim)``
         :param batch: the minibatch
-        :param log: gets what is logged
-        :return: the value loss, and the distance to the pretrained policy if ``bc_coef`` asks for it
+        :param log: collects the logged values
+        :return: the value loss and, if ``bc_coef`` is positive, the loss towards the pretrained policy
         """
         losses = {"value_loss": self.vf_coef * self._value_loss(values, batch, log)}
         if self.bc_coef > 0:
@@ -342,15 +345,15 @@ class FlowPPO(FlowAlgorithm):
         return losses
 
     def _advantages(self, batch: RolloutBufferSamples) -> th.Tensor:
-        """Advantages of a minibatch, normalized if that is asked for."""
+        """Advantages of a minibatch, normalized with ``normalize_advantage``."""
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
-            # Not Stable-Baselines3's absolute 1e-8, which has the unit of the rewards
+            # Stable-Baselines3 adds 1e-8, a constant in units of the rewards
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8 * advantages.abs().max() + _TINY)
         return advantages
 
     def _value_loss(self, values: th.Tensor, batch: RolloutBufferSamples, log: UpdateLog) -> th.Tensor:
-        """Squared error in units of the critic's scale, which keeps the loss of order 1 for any reward."""
+        """Squared error in units of the critic's scale, so that the loss has order 1 for any unit of the rewards."""
         if self.clip_range_vf is not None:
             bound = self._scheduled("clip_range_vf") * self.policy.value_scale
             values = batch.old_values + th.maximum(th.minimum(values - batch.old_values, bound), -bound)
@@ -359,7 +362,7 @@ class FlowPPO(FlowAlgorithm):
         return loss
 
     def _bc_loss(self, batch: RolloutBufferSamples, noise: th.Tensor, log: UpdateLog) -> th.Tensor:
-        """Squared distance between the ODE actions of the policy and of the pretrained one, from the same noise."""
+        """Squared distance between the ODE actions of the policy and of the pretrained policy for the same noise."""
         actions = self.policy.sample_ode(batch.observations, noise)
         with th.no_grad():
             target = self.reference.sample_ode(batch.observations, noise)
@@ -369,7 +372,8 @@ class FlowPPO(FlowAlgorithm):
 
     def _step(self, losses: dict[str, th.Tensor], log: UpdateLog) -> None:
         """
-        One optimizer step, each parameter group's gradient clipped by itself so that the critic's cannot drown the actor's.
+        One optimizer step. Each parameter group's gradient is clipped separately, so that a large gradient of the critic does
+        not shrink the actor's.
         """
         self._check_losses(losses)
         loss = th.stack(list(losses.values())).sum()
@@ -395,8 +399,8 @@ class FlowPPO(FlowAlgorithm):
 
     def _own_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """
-        With ``bc_coef``, parameters saved without it take their own weights as the reference policy; without it, a saved
-        reference policy is left out.
+        With ``bc_coef``, parameters saved without it use their own weights as the reference policy. Without ``bc_coef``, a
+        saved reference policy is ignored.
         """
         if not hasattr(self, "reference"):
             parameters.pop("reference", None)

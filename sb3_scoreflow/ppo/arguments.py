@@ -1,8 +1,8 @@
-"""What the arguments of PPO's relatives may be."""
+"""Valid values of the arguments that PPO-like algorithms share."""
 
 from sb3_scoreflow.common.checks import SB3_RULES, Count, Flag, Number, OrNone, Rule, Schedule
 
-#: argument -> what it may be
+#: Argument -> its valid values
 PPO_RULES: dict[str, Rule] = {
     **{name: rule for name, rule in SB3_RULES.items() if name != "stats_window_size"},
     "learning_rate": Schedule(),

@@ -1,4 +1,4 @@
-"""Rollout buffers whose action is whatever an algorithm has to remember of how it was made."""
+"""Rollout buffers that store, for each action, everything that the algorithm needs to evaluate it later (its record)."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 class WideActions:
     """
-    Mixin for a rollout buffer: its actions are records, of shape ``(n_steps, n_envs, action_width)``, such as flattened
+    Mixin for a rollout buffer whose actions are records of shape ``(n_steps, n_envs, action_width)``, such as flattened
     denoising chains. The action itself is the last part of its record.
 
-    Memory in bytes: ``n_steps * n_envs * (observation bytes + 4 * (action_width + 6))``, the six being reward, return, episode
-    start, value, log-probability and advantage.
+    Memory in bytes: ``n_steps * n_envs * (observation bytes + 4 * (action_width + 6))``, where the six numbers are reward,
+    return, episode start, value, log-probability and advantage.
 
     :param buffer_size: steps per environment
     :param observation_space: observation space
     :param action_space: the environment's action space
     :param action_width: numbers per record
-    :param kwargs: as in Stable-Baselines3 (device, gae_lambda, gamma, n_envs)
+    :param kwargs: arguments of Stable-Baselines3's buffer (device, gae_lambda, gamma, n_envs)
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class WideActions:
 
 
 class WideRolloutBuffer(WideActions, RolloutBuffer):
-    """Stable-Baselines3's buffer with records for actions (see :class:`WideActions`)."""
+    """Stable-Baselines3's buffer with records as actions (see :class:`WideActions`)."""
 
 
 class DictWideRolloutBuffer(WideActions, DictRolloutBuffer):
@@ -45,10 +45,10 @@ class DictWideRolloutBuffer(WideActions, DictRolloutBuffer):
 
 def with_wide_actions(buffer_class: type[RolloutBuffer]) -> type[RolloutBuffer]:
     """
-    A buffer class that was written for PPO, for records.
+    Adapt a buffer class that was written for PPO to records.
 
     :param buffer_class: subclass of Stable-Baselines3's RolloutBuffer
-    :return: itself if it stores records already, else it with :class:`WideActions`
+    :return: the same class if it stores records already, else a subclass with :class:`WideActions`
     """
     if issubclass(buffer_class, WideActions):
         return buffer_class
@@ -56,5 +56,5 @@ def with_wide_actions(buffer_class: type[RolloutBuffer]) -> type[RolloutBuffer]:
     return own.get(buffer_class) or type(f"Wide{buffer_class.__name__}", (WideActions, buffer_class), {})
 
 
-# Their names in 0.1.0, which saved models hold (see sb3_scoreflow.moved)
+# Their names in 0.1.0, which saved models refer to (see sb3_scoreflow.moved)
 ChainActions, ChainRolloutBuffer, DictChainRolloutBuffer = WideActions, WideRolloutBuffer, DictWideRolloutBuffer

@@ -1,7 +1,7 @@
 """
-Critic warm-up on demonstrations: regression on their discounted returns, as they are when actions are executed in chunks.
+Pretraining of the critic: regression on the demonstrations' discounted returns, computed for actions executed in chunks.
 
-A critic that knows nothing sends the first updates of a clone in random directions: they unlearn what it was cloned for.
+With an untrained critic, the first updates of a clone go in random directions and degrade the cloned behavior.
 """
 
 from typing import NamedTuple
@@ -18,34 +18,34 @@ from sb3_scoreflow.ppo.reward_scaling import unit_of
 
 class ChunkReturns(NamedTuple):
     """
-    Returns of ``N`` transitions, ``G_i + discount_i V(s_last_i)``: what truncation cuts off is left to a value function. It
-    gets bounds, because with discounts near 1 and no reward to hold it, it was seen to run away (docs/implementation.md).
+    Returns of ``N`` transitions, ``G_i + discount_i V(s_last_i)``: the value function ``V`` estimates the return after a
+    truncation. ``V`` is bounded, because with discounts near 1 and few rewards it can diverge (docs/implementation.md).
     """
 
-    returns: np.ndarray  #: demonstrated part ``G``, float32, shape ``(N,)``
-    discounts: np.ndarray  #: of the value at the cut, 0 where the episode terminates, shape ``(N,)``
-    last: np.ndarray  #: indices of the transitions whose observations are valued there, shape ``(N,)``
-    bounds: tuple[float, float]  #: of ``V``
+    returns: np.ndarray  #: demonstrated part ``G`` of the return, float32, shape ``(N,)``
+    discounts: np.ndarray  #: discount of ``V`` at the truncation, 0 if the episode terminates, shape ``(N,)``
+    last: np.ndarray  #: index of the transition whose observation ``V`` evaluates, shape ``(N,)``
+    bounds: tuple[float, float]  #: smallest and largest ``V``
 
     @property
     def known(self) -> np.ndarray:
-        """Indices of the transitions that rewards say something about."""
+        """Indices of the transitions whose returns depend on demonstrated rewards."""
         return np.flatnonzero(self.discounts < 1)
 
 
 class CriticPretraining:
     """
-    Regression of a critic on the demonstrations' discounted returns per decision; beyond a truncation, on its own bounded
-    value. Any error leaves the critic as it was.
+    Regression of a critic on the demonstrations' discounted returns per decision; after a truncation, the critic's own bounded
+    value continues the return. If an error is raised, the critic keeps its weights.
 
-    :param policy: whose critic is to be fitted
-    :param demonstrations: raw
-    :param execution: what the environment says
+    :param policy: policy with the critic
+    :param demonstrations: unnormalized demonstrations
+    :param execution: how the environment executes and pays actions
     :param gamma: discount per decision
     :param n_batches: gradient steps
     :param batch_size: transitions per gradient step
-    :param rng: draws the minibatches
-    :raises ValueError: if the demonstrations say nothing about the returns that the environment pays
+    :param rng: generator of the minibatches
+    :raises ValueError: if the demonstrations' rewards do not determine the environment's returns
     """
 
     def __init__(
@@ -78,31 +78,32 @@ class CriticPretraining:
             return "the demonstrations' rewards are all 0"
         if execution.normalizes_reward:
             return (
-                "gymnasium's NormalizeReward changes the unit of rewards in each environment as it goes (VecNormalize is fine)"
+                "gymnasium's NormalizeReward changes the unit of rewards during training, in each environment differently "
+                "(VecNormalize works)"
             )
         stops_at_success = demonstrations.metadata.get("terminate_on_success")
         if execution.terminate_on_success is False and stops_at_success is True:
             return (
-                "the environment goes on, and pays, after a success, the demonstrations end there. Load them with "
+                "the demonstrations end at a success, but the environment goes on and pays rewards after it. Load them with "
                 "terminate_on_success=False, or make the environment with terminate_on_success=True"
             )
         repeats = demonstrations.metadata.get("remove_task_when_completed") is False
         if execution.remove_task_when_completed and repeats:
             return (
-                "the environment pays for a completed task once, the demonstrations in every step. Make the environment with "
-                "remove_task_when_completed=False, or replace the rewards (completed_tasks tells which tasks are complete)"
+                "the environment pays for a completed task once, the demonstrations pay in every step. Make the environment "
+                "with remove_task_when_completed=False, or replace the rewards (completed_tasks lists the complete tasks)"
             )
         if execution.max_return is not None:
             most = float(demonstrations.episode_returns.max())
             if most > execution.max_return * (1 + 1e-6):
                 return (
-                    f"a demonstrated episode's rewards sum up to {most:g}, the environment's to {execution.max_return:g} at "
-                    "most: they are paid for something else. Replace the demonstrations' rewards by those of the environment"
+                    f"a demonstrated episode's rewards sum up to {most:g}, but the environment's to at most "
+                    f"{execution.max_return:g}: the rewards differ. Replace the demonstrations' rewards by the environment's"
                 )
         if len(chunk_returns(demonstrations, execution, self.gamma).known) == 0:
             return (
-                f"every episode is cut off (truncated) within the actions of one decision, {execution.n_executed}, or before "
-                "any return is known"
+                f"every episode is truncated within the first decision ({execution.n_executed} actions), or before any return "
+                "is known"
             )
         return None
 
@@ -127,8 +128,8 @@ class CriticPretraining:
         data = chunk_returns(self.demonstrations, self.execution, self.gamma)
         known = data.known
         returns, discounts = data.returns[known].astype(np.float64), data.discounts[known]
-        constant = returns.mean() / (1 - discounts.mean())  # the value, if it were the same everywhere
-        # Both parts vary by themselves: where every value is about the same, their sum would be a unit far below it
+        constant = returns.mean() / (1 - discounts.mean())  # the value if it were the same in all states
+        # The two parts are scaled separately: if all values are about equal, the spread of their sum would be far too small
         variance = returns.var() + (discounts * constant).var()
         policy.set_value_scale(unit_of(float(constant), float(variance)))
         with th.no_grad():
@@ -162,30 +163,30 @@ class CriticPretraining:
 
 def as_paid(demonstrations: Demonstrations, execution: Execution) -> Demonstrations:
     """
-    :param demonstrations: raw
-    :param execution: what the environment says
-    :return: the transitions that the environment would have paid for: where success ends episodes and the rewards tell it,
-        those up to the first success
+    :param demonstrations: unnormalized demonstrations
+    :param execution: how the environment executes and pays actions
+    :return: the transitions that the environment would have paid for: if success ends its episodes and the rewards mark
+        successes, those up to the first success, else all
     """
     if not execution.terminate_on_success or demonstrations.metadata.get("terminate_on_success") is True:
         return demonstrations
     try:
         return demonstrations.end_at_success()
-    except ValueError:  # rewards of another kind
+    except ValueError:  # the rewards do not mark successes
         return demonstrations
 
 
 def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: float) -> ChunkReturns:
     """
-    Return from every transition on when actions are executed in chunks of ``n``: ``G_i = w_i + gamma G_{i+n}`` within the
-    episode, ``w_i`` being what the decision is paid (see :meth:`~sb3_scoreflow.bc.execution.Execution.chunk_rewards`), as
-    ``VecNormalize`` passes it on. If a truncation ends the episode, its last decision counts as not taken: its observation is
-    where a value function goes on.
+    Return from every transition on if actions are executed in chunks of ``n``: ``G_i = w_i + gamma G_{i+n}`` within the
+    episode. ``w_i`` is the reward of the decision (see :meth:`~sb3_scoreflow.bc.execution.Execution.chunk_rewards`),
+    normalized by ``VecNormalize`` if there is one. If a truncation ends the episode, its last decision is dropped, and the
+    value function continues the return from the observation of that decision.
 
     :param demonstrations: ``N`` transitions
-    :param execution: what the environment says
+    :param execution: how the environment executes and pays actions
     :param gamma: discount per decision
-    :return: returns, discounts, cuts and bounds
+    :return: returns, discounts, indices of truncations, and bounds
     """
     size, n = len(demonstrations), execution.n_executed
     returns, all_discounts, all_last = np.zeros(size, np.float32), np.zeros(size, np.float32), np.arange(size)
@@ -207,27 +208,27 @@ def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: f
             discounts[i], last[i] = gamma * discounts[i + n], last[min(i + n, length)]
         if np.abs(values).max() > np.finfo(np.float32).max:
             raise DivergenceError(
-                f"The demonstrations' discounted returns are beyond float32, up to {np.abs(values).max():.3g}: look at the "
-                "rewards in demonstrations.describe(), and rescale them where they are made."
+                f"The demonstrations' discounted returns exceed the range of float32, up to {np.abs(values).max():.3g}: look "
+                "at the rewards in demonstrations.describe(), and rescale them at their source."
             )
         returns[episode], all_discounts[episode] = values[:length], discounts[:length]
         all_last[episode] = episode.start + np.minimum(last[:length], length - 1)
     most = max(continuations, default=0.0)
-    # A fall may follow what was cut off: not worse than the worst that was seen to its end, and as much again, because the
-    # bounds are there to stop a critic that runs away, not one that errs.
+    # A failure may follow a truncation. The bounds allow for the worst complete episode, and for twice the range, because they
+    # are there to stop a diverging critic and not an inaccurate one.
     least = min([*continuations, float(returns[all_discounts == 0].min(initial=most))])
     return ChunkReturns(returns, all_discounts, all_last, (least - (most - least), most))
 
 
 def continuation(rewards: np.ndarray, execution: Execution, gamma: float) -> float:
     """
-    Return beyond a truncation if rewards go on as they were (ours): their mean over the discount's horizon ``1 / (1 - gamma)``
-    before the cut, or over the episode if that is shorter, for as long as that horizon.
+    Return after a truncation if rewards continue as before (ours): the mean reward over the discount's horizon ``1 / (1 -
+    gamma)`` before the truncation, or over the episode if that is shorter, paid for the length of that horizon.
 
-    :param rewards: of the episode, shape ``(T,)``
-    :param execution: what the environment says
-    :param gamma: discount per decision; at 1 the horizon is the episode
-    :return: the return
+    :param rewards: rewards of the episode, shape ``(T,)``
+    :param execution: how the environment executes and pays actions
+    :param gamma: discount per decision; at 1, the horizon is the episode
+    :return: the discounted return after the truncation
     """
     length = len(rewards)
     decisions = 1 / (1 - gamma) if gamma < 1 else length / execution.n_executed

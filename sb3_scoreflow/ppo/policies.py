@@ -1,4 +1,4 @@
-"""A flow policy with a value function, as PPO's relatives need it."""
+"""A flow policy with a value function, for PPO-like algorithms."""
 
 from typing import Any, ClassVar
 
@@ -13,16 +13,17 @@ from sb3_scoreflow.common.policies import FlowMatchingPolicy
 
 class ActorCriticFlowPolicy(FlowMatchingPolicy):
     """
-    Flow policy and critic. The critic's outputs are in units of ``value_scale``; what it predicts is in reward units.
+    Flow policy and critic. The critic network's outputs are in units of ``value_scale``; predicted values are in units of the
+    rewards.
 
-    The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` and
+    The parameters are those of :class:`~sb3_scoreflow.FlowMatchingPolicy` and
 
-    :param critic_activation_fn: activation of the critic
+    :param critic_activation_fn: activation function of the critic
     :param share_features_extractor: whether the critic sees the actor's features (without gradient) instead of its own
         extractor's
     """
 
-    #: Parameter group -> modules, those that a policy does not have left out
+    #: Parameter group -> names of its modules; names that a policy lacks are skipped
     group_modules: ClassVar[dict[str, tuple[str, ...]]] = dict(
         velocity=("features_extractor", "velocity_field"), critic=("vf_features_extractor", "value_net")
     )
@@ -43,17 +44,17 @@ class ActorCriticFlowPolicy(FlowMatchingPolicy):
         self.share_features_extractor = share_features_extractor
 
     def _build_critic(self, lr_schedule: Schedule) -> None:
-        """To be called when all other networks are there: the critic, and the optimizer of everything."""
+        """Build the critic and the optimizer of all parameters; call it after all other networks have been built."""
         if not self.share_features_extractor:
             self.vf_features_extractor = self.make_features_extractor()
         self.value_net = mlp([self.features_dim, *self.net_arch["vf"], 1], self.critic_activation_fn)
-        # 0: no unit yet. An untrained critic then says V = 0, whatever the unit of the rewards will be (ours).
+        # 0 stands for "no unit yet": an untrained critic predicts V = 0, whatever the unit of the rewards will be (ours).
         self.register_buffer("value_scale", th.zeros(()))
         self._build_optimizer(lr_schedule)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """
-        :return: every parameter once, by :attr:`group_modules`
+        :return: parameter group -> its parameters, by :attr:`group_modules`; every parameter occurs once
         """
         return {
             group: [p for name in names if hasattr(self, name) for p in getattr(self, name).parameters()]
@@ -73,8 +74,8 @@ class ActorCriticFlowPolicy(FlowMatchingPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        :param obs: raw observations, shape ``(batch, ...)`` per part
-        :return: values in reward units, shape ``(batch, 1)``
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
+        :return: values in units of the rewards, shape ``(batch, 1)``
         """
         preprocessed = self.preprocess(obs)
         if not self.share_features_extractor:
@@ -82,14 +83,14 @@ class ActorCriticFlowPolicy(FlowMatchingPolicy):
         return self._values(preprocessed, self.features_extractor(preprocessed))
 
     def share_actor_features(self) -> None:
-        """Start the critic's features extractor from the actor's, as after behavior cloning."""
+        """Copy the actor's features extractor into the critic's, for example after behavior cloning."""
         if not self.share_features_extractor:
             self.vf_features_extractor.load_state_dict(self.features_extractor.state_dict())
 
     def set_value_scale(self, scale: float) -> None:
         """
-        Change the unit of the critic's output and rescale its last layer, so that the values it predicts stay the same; the
-        first unit that it gets leaves its weights as they are.
+        Change the unit of the critic's output and rescale its last layer so that predicted values stay the same. The first
+        call sets the unit without changing the weights.
 
         :param scale: new unit (reward units per unit of output), positive
         """

@@ -1,23 +1,23 @@
-"""Sizes of rollout and minibatch that suit a number of environments, where they are left at None."""
+"""Default sizes of rollouts and minibatches for a number of environments."""
 
 import math
 
-#: Environment steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None, and chains
-#: per minibatch, when ``batch_size`` is None: of a pretrained policy, and from scratch at most
+#: Transitions per iteration, over all environments, if ``n_steps`` is None, and transitions per minibatch if ``batch_size`` is
+#: None (chunks, with ActionChunking): the sizes for a pretrained policy, and the upper limits from scratch
 SIZES = (2048, 256)
-#: From scratch, steps per environment: at least the first, and as many as the second as long as the rollout stays below that
-#: of ``SIZES``. Advantages at the end of a rollout are the untrained critic's, of as many steps as GAE looks ahead, about 20
+#: Steps per environment from scratch: never less than the first number, and the second number as long as the rollout stays
+#: below that of ``SIZES``. GAE looks about 20 steps ahead, so the last advantages of a rollout depend on an untrained critic
 _LEAST_STEPS, _ENOUGH_STEPS = 16, 128
 
 
 def sizes_from_scratch(action_dim: int, n_envs: int) -> tuple[int, int]:
     """
-    A gradient of the policy that is estimated from ``n`` transitions has a noise of ``action_dim / n`` relative to it, so the
-    fewer dimensions, the sooner the next rollout may start (ours; docs/implementation.md).
+    A policy gradient estimated from ``n`` transitions has a relative noise of ``action_dim / n``. Actions with fewer
+    dimensions therefore need fewer transitions per update (ours; docs/implementation.md).
 
     :param action_dim: dimensions of an action (of a chunk, with ActionChunking)
     :param n_envs: number of environments
-    :return: about the transitions per iteration, and per minibatch
+    :return: approximate numbers of transitions per iteration and per minibatch
     """
     rollout = min(max(256 * action_dim, _ENOUGH_STEPS * n_envs), SIZES[0])
     return max(rollout, _LEAST_STEPS * n_envs), min(64 * action_dim, SIZES[1])
@@ -27,20 +27,20 @@ def default_sizes(
     n_envs: int, n_steps: int | None = None, batch_size: int | None = None, about: tuple[int, int] = SIZES
 ) -> dict[str, int]:
     """
-    Make the rollout a multiple of the minibatch, both of about the given size.
+    Choose sizes close to the given ones, with a rollout that is a multiple of the minibatch.
 
     :param n_envs: number of environments
-    :param n_steps: steps per environment; None: to be chosen
-    :param batch_size: None: to be chosen; that is the one in ``about`` wherever a rollout of up to twice the size there is a
-        multiple of it
-    :param about: sizes of rollout and minibatch
-    :return: both
+    :param n_steps: steps per environment; None: chosen here
+    :param batch_size: minibatch size; None: chosen here. The choice is the minibatch size in ``about`` if a rollout of at most
+        twice the size in ``about`` is a multiple of it
+    :param about: intended sizes of rollout and minibatch
+    :return: ``n_steps`` and ``batch_size``, by name
     """
     about_rollout, about_batch = about
     size = batch_size or about_batch
     if n_steps is not None:
         return dict(n_steps=n_steps, batch_size=size)
-    step = size // math.gcd(size, n_envs)  # of these n_steps, all multiples have whole minibatches
+    step = size // math.gcd(size, n_envs)  # multiples of this n_steps fill whole minibatches
     n_steps = max(round(about_rollout / (step * n_envs)), 1) * step
     if n_steps * n_envs <= 2 * about_rollout or (batch_size is not None and n_steps * n_envs <= 8 * about_rollout):
         return dict(n_steps=n_steps, batch_size=size)

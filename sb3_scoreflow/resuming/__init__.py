@@ -1,4 +1,4 @@
-"""Runs that go on where they were interrupted, as if nothing had happened."""
+"""Training that continues after an interruption, with the same result as an uninterrupted run."""
 
 from sb3_scoreflow.resuming.checkpoints import Checkpoint, CheckpointFolder
 from sb3_scoreflow.resuming.learn import learn_resumable

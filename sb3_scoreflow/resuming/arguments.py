@@ -1,4 +1,4 @@
-"""The arguments of a run, to see whether the call that resumes it is the one that began it."""
+"""The arguments of a run, to check that a resuming call has the same arguments as the call that started the run."""
 
 import inspect
 from typing import Any
@@ -8,14 +8,15 @@ import numpy as np
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.utils import ArgumentError
 
-#: Of the machine or of how the run is watched, not of the run
+#: Arguments that do not affect training: they concern the machine, or the display of the run
 _NOT_COMPARED = frozenset({"self", "policy", "env", "verbose", "device", "tensorboard_log", "stats_window_size", "moved"})
 
 
 def arguments_of(model: FlowAlgorithm) -> dict[str, str]:
     """
-    :param model: as it was constructed
-    :return: argument -> description, without those that were left out; the algorithm and its number of environments, too
+    :param model: newly constructed model
+    :return: argument -> description, including the algorithm and the number of environments, without arguments left at their
+        defaults
     """
     names = [name for name in inspect.signature(type(model)).parameters if not name.startswith("_") and hasattr(model, name)]
     given = {name: getattr(model, name) for name in names if name not in _NOT_COMPARED and name not in model._at_default}
@@ -28,10 +29,10 @@ def arguments_of(model: FlowAlgorithm) -> dict[str, str]:
 
 def check_same_arguments(now: dict[str, str], before: dict[str, str], folder: str) -> None:
     """
-    :param now: of this call
-    :param before: of the call that began the run
-    :param folder: of the run
-    :raises ArgumentError: if they differ
+    :param now: arguments of this call
+    :param before: arguments of the call that started the run
+    :param folder: folder of the run
+    :raises ArgumentError: if the arguments differ
     """
     different = [
         f"{name} was {before.get(name, 'left out')}, is {now.get(name, 'left out')}"
@@ -40,16 +41,16 @@ def check_same_arguments(now: dict[str, str], before: dict[str, str], folder: st
     ]
     if different:
         raise ArgumentError(
-            f"The run in folder={folder!r} began with other arguments ({'; '.join(different)}): pass those, or another "
-            "folder for another run. To go on with other arguments, load() the newest checkpoint's model.zip with them, and "
+            f"The run in folder={folder!r} was started with other arguments ({'; '.join(different)}): pass those, or another "
+            "folder for a new run. To continue with other arguments, load() the newest checkpoint's model.zip with them, and "
             "pass that model and another folder."
         )
 
 
 def describe(value: Any) -> str:
     """
-    :param value: of an argument
-    :return: what it is, the same in every process
+    :param value: value of an argument
+    :return: description of the value that is the same in every process
     """
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {describe(value[key])}" for key in sorted(value, key=str)) + "}"

@@ -1,4 +1,4 @@
-"""The state of callbacks: what they have learned of a run, such as the best return of an evaluation."""
+"""The state of callbacks, such as the best return of an evaluation."""
 
 import io
 import pickle
@@ -15,28 +15,28 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_scoreflow.common.utils import warn
 from sb3_scoreflow.resuming.vec_envs import VecEnvState, set_vec_env_state, vec_env_state
 
-#: Of the process, not of the run
+#: Attributes that belong to the process and not to the run
 _FOREIGN = (BaseAlgorithm, BaseCallback, Logger, VecEnv, gym.Env, th.nn.Module)
-#: Set by every call of ``learn``
+#: Attributes that every call of ``learn`` sets
 _SET_ANEW = frozenset({"locals", "globals", "model", "parent"})
 
 
 class CallbackStates:
     """
-    The states of callbacks and of those that they call: all attributes that pickle and have changed since they were made, and
-    the generators and episodes of environments that they have, such as those of evaluations.
+    The states of callbacks and of their child callbacks: all picklable attributes that have changed since construction, and
+    the random number generators and episodes of their environments, such as those of evaluations.
 
-    :param callbacks: as they have been made, before training
+    :param callbacks: newly constructed callbacks, before training
     """
 
     def __init__(self, callbacks: Iterable[BaseCallback]) -> None:
         self.callbacks = dict(_named("", callbacks))
-        #: Pickled attributes of each, as they were made
+        #: Pickled attributes of each callback after construction
         self._made = {name: _attributes(callback) for name, callback in self.callbacks.items()}
         self._restored: dict[str, set[str]] = {name: set() for name in self.callbacks}
 
     def get(self) -> dict[str, dict[str, Any]]:
-        """:return: the state of every callback, by its place and class; it pickles"""
+        """:return: the state of every callback, by its place and class; it can be pickled"""
         states = {}
         for name, callback in self.callbacks.items():
             made, restored = self._made[name], self._restored[name]
@@ -48,13 +48,16 @@ class CallbackStates:
 
     def set(self, states: dict[str, dict[str, Any]]) -> None:
         """
-        Warns where there are other callbacks than those of the states, which begin anew.
+        Set the states of the callbacks. Callbacks without a saved state start from their initial state, with a warning.
 
-        :param states: of :meth:`get`
+        :param states: result of :meth:`get`
         """
         new, lost = sorted(set(self.callbacks) - set(states)), sorted(set(states) - set(self.callbacks))
         if new or lost:
-            warn(f"The run had other callbacks: {new} begin anew, the states of {lost} are left out. Pass those of before.")
+            warn(
+                f"The run had other callbacks: {new} start anew, and the states of {lost} are ignored. Pass the same "
+                "callbacks."
+            )
         for name in self.callbacks.keys() & states.keys():
             callback, state = self.callbacks[name], states[name]
             for key, value in state["attributes"].items():
@@ -66,7 +69,7 @@ class CallbackStates:
 
 
 def _named(prefix: str, callbacks: Iterable[BaseCallback]) -> Iterator[tuple[str, BaseCallback]]:
-    """:return: callbacks and those inside them, by the way to them"""
+    """:return: callbacks and their child callbacks, each with its path from the outermost callback"""
     for index, callback in enumerate(callbacks):
         name = f"{prefix}{index}:{type(callback).__name__}"
         yield name, callback
@@ -88,7 +91,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _attributes(callback: BaseCallback) -> dict[str, bytes]:
-    """:return: those that pickle, each by itself"""
+    """:return: the picklable attributes, each pickled separately"""
     result = {}
     for name, value in vars(callback).items():
         if name in _SET_ANEW:
@@ -96,7 +99,7 @@ def _attributes(callback: BaseCallback) -> dict[str, bytes]:
         buffer = io.BytesIO()
         try:
             _Pickler(buffer).dump(value)
-        except Exception:  # what pickling raises is up to the objects; a file or a thread is no state
+        except Exception:  # objects may raise any error; files and threads are not part of the state
             continue
         result[name] = buffer.getvalue()
     return result

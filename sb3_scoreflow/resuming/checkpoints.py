@@ -1,4 +1,4 @@
-"""A folder of checkpoints: each is written elsewhere and renamed, so that a kill leaves it whole or not there at all."""
+"""A folder of checkpoints. Each is written to a temporary folder and renamed, so that a checkpoint is never incomplete."""
 
 import json
 import pickle
@@ -17,20 +17,20 @@ MODEL, STATE, FACTS = "model.zip", "state.pkl.z", "checkpoint.json"
 
 class Checkpoint(NamedTuple):
     """
-    One checkpoint, a folder: ``model.zip``, which the algorithm's ``load`` reads, the rest of the run in ``state.pkl.z``, and
-    facts about it in ``checkpoint.json``.
+    A checkpoint: a folder with ``model.zip``, which the algorithm's ``load`` reads, the other state of the run in
+    ``state.pkl.z``, and facts about the checkpoint in ``checkpoint.json``.
     """
 
     path: Path
 
     @property
     def num_timesteps(self) -> int:
-        """Timesteps that the model had been trained for."""
+        """Number of timesteps that the model had been trained for."""
         return int(self.path.name.removeprefix(_PREFIX))
 
     @property
     def model(self) -> Path:
-        """File of the model."""
+        """Path of the saved model."""
         return self.path / MODEL
 
     def facts(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Checkpoint(NamedTuple):
         return facts
 
     def state(self) -> dict[str, Any]:
-        """:return: the rest of the run; it is unpickled, which executes what is in it"""
+        """:return: the other state of the run; unpickling executes code in the file"""
         state = pickle.loads(zlib.decompress((self.path / STATE).read_bytes()))
         assert isinstance(state, dict)
         return state
@@ -50,8 +50,8 @@ class CheckpointFolder:
     """
     The checkpoints of one run.
 
-    :param path: folder, made if it is missing
-    :param keep: how many of the newest are kept, at least 1, beside the one with the highest score
+    :param path: folder of the checkpoints; it is created if it does not exist
+    :param keep: number of newest checkpoints to keep, at least 1; the one with the highest score is always kept
     """
 
     def __init__(self, path: Path, keep: int) -> None:
@@ -60,7 +60,7 @@ class CheckpointFolder:
         self._lock = FileLock(self.path / ".lock", timeout=0)
 
     def __enter__(self) -> "CheckpointFolder":
-        """:raises ArgumentError: if another process is at it"""
+        """:raises ArgumentError: if another process uses the folder"""
         try:
             self._lock.acquire()
         except Timeout as error:
@@ -80,22 +80,22 @@ class CheckpointFolder:
         return sorted(found, key=lambda checkpoint: checkpoint.num_timesteps)
 
     def newest(self) -> Checkpoint | None:
-        """:return: the one to go on from, None if there is none"""
+        """:return: the checkpoint to continue from; None if there is none"""
         return max(self.all(), key=lambda checkpoint: checkpoint.num_timesteps, default=None)
 
     def write(self, model: Any, include: tuple[str, ...], state: dict[str, Any], facts: dict[str, Any]) -> Checkpoint:
         """
-        Write a checkpoint, and remove those that are not kept.
+        Write a checkpoint, and remove outdated ones.
 
-        :param model: the algorithm
-        :param include: attributes to save with it beyond the usual ones
-        :param state: the rest of the run, which pickles
-        :param facts: see :meth:`Checkpoint.facts`
+        :param model: algorithm to save
+        :param include: additional attributes to save with the model
+        :param state: the other state of the run, which must be picklable
+        :param facts: facts about the checkpoint, see :meth:`Checkpoint.facts`
         :return: the checkpoint
-        :raises OSError: if the disk is full, for instance; the checkpoints of before are still there
+        :raises OSError: if it cannot be written, for example because the disk is full; earlier checkpoints are kept then
         """
         name = f"{_PREFIX}{model.num_timesteps:012d}"
-        # One of the same moment is the end of a run that is prolonged
+        # One with the same number of timesteps is the end of a run that is now prolonged
         with atomic_folder(self.path / name, replace=True) as unfinished:
             model.save(unfinished / MODEL, include=include)
             (unfinished / STATE).write_bytes(zlib.compress(pickle.dumps(state), 1))

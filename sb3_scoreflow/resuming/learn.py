@@ -1,4 +1,4 @@
-"""``learn`` that is called again after whatever killed it, and gives what it would have given."""
+"""A resumable ``learn``: the same call after an interruption gives the result of an uninterrupted run."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -30,27 +30,27 @@ def learn_resumable(
     progress_bar: bool = False,
 ) -> AnyFlowAlgorithm:
     """
-    ``model.learn(total_timesteps)`` that goes on where it was: called again with the same arguments, whether the process was
-    killed or the machine was switched off, it reads the newest checkpoint of ``folder`` and trains the rest. The result is
-    that of a run that was never interrupted, to the last bit, where environments offer their state (see docs/resuming.md);
-    where they do not, the episodes at hand are lost and others begin. At most ``save_freq`` timesteps and an iteration are
-    done again.
+    ``model.learn(total_timesteps)`` with checkpoints. After an interruption, for example because the process was killed, call
+    it again with the same arguments: it loads the newest checkpoint in ``folder`` and trains for the remaining timesteps. If
+    the environments can save their state (see docs/resuming.md), the result is bit-identical to that of an uninterrupted run;
+    otherwise, the episodes in progress are lost and new ones begin. At most ``save_freq`` timesteps and one iteration are
+    repeated.
 
-    :param model: as the script constructs it, with its environment; it becomes the model of the checkpoint
-    :param total_timesteps: of the whole run, those of a model that was trained before included. A larger number later
-        prolongs a run; schedules over the share of training are then those of the longer one
-    :param folder: of the checkpoints of this run; made if it is missing
-    :param start: called with the model when the run begins, not when it is resumed: the place to clone
-    :param callback: as of ``learn``, made anew by every call; their states are in the checkpoints too
-    :param save_freq: timesteps between two checkpoints, at least; they are written between two iterations
-    :param keep: how many of the newest checkpoints are kept, beside the one with the best return (of the last evaluation of
-        an ``EvalCallback``, else of training)
-    :param log_interval: iterations between logs, None for none
-    :param tb_log_name: name of the run for tensorboard, the algorithm's if None
+    :param model: newly constructed model with its environment; it gets the state of the checkpoint
+    :param total_timesteps: timesteps of the whole run, including those that the model was trained for before. A larger number
+        in a later call prolongs the run; schedules over the progress of training then refer to the new number
+    :param folder: folder of the run's checkpoints; it is created if it does not exist
+    :param start: called with the model when the run starts, but not when it is resumed; for example, it clones demonstrations
+    :param callback: callbacks as in ``learn``, newly constructed in every call; checkpoints contain their states
+    :param save_freq: smallest number of timesteps between two checkpoints; they are written between iterations
+    :param keep: number of newest checkpoints to keep; the one with the best return (of the last evaluation of an
+        ``EvalCallback``, else of training) is always kept
+    :param log_interval: iterations between logs; None: no logs
+    :param tb_log_name: name of the run for TensorBoard; None: the algorithm's name
     :param progress_bar: whether to show a progress bar
     :return: the model
-    :raises ArgumentError: if an argument is impossible, differs from those that the run began with, or another process is
-        at the same folder
+    :raises ArgumentError: if an argument is invalid or differs from the call that started the run, or another process uses the
+        folder
     :raises OSError: if a checkpoint cannot be written
     """
     _check(model, total_timesteps, save_freq, keep)

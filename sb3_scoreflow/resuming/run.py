@@ -1,4 +1,4 @@
-"""A run in its checkpoints: what is written of it, and how it becomes itself again."""
+"""Saving a run to checkpoints and restoring it."""
 
 import math
 import sys
@@ -18,18 +18,18 @@ from sb3_scoreflow.resuming.checkpoints import Checkpoint, CheckpointFolder
 from sb3_scoreflow.resuming.generators import generator_states, set_generator_states
 from sb3_scoreflow.resuming.vec_envs import set_vec_env_state, vec_env_state
 
-#: What a logger has been told since it last wrote
+#: Attributes of a logger with the values recorded since its last output
 _PENDING = ("name_to_value", "name_to_count", "name_to_excluded")
 
 
 class RunCheckpoints(BaseCallback):
     """
-    Writes checkpoints between iterations, before any other callback hears of the next one.
+    Writes checkpoints between iterations, before other callbacks are notified of the next iteration.
 
-    :param folder: of the checkpoints
-    :param states: of the user's callbacks
-    :param arguments: that the run began with
-    :param save_freq: timesteps between two checkpoints
+    :param folder: folder of the checkpoints
+    :param states: states of the user's callbacks
+    :param arguments: arguments of the call that started the run
+    :param save_freq: smallest number of timesteps between two checkpoints
     """
 
     def __init__(self, folder: CheckpointFolder, states: CallbackStates, arguments: dict[str, str], save_freq: int) -> None:
@@ -42,7 +42,7 @@ class RunCheckpoints(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self._restored is not None:
-            # Again: others have been told that training begins, and may have drawn or counted
+            # Restore once more: other callbacks may have drawn random numbers or counted at the start of training
             self.states.set(self._restored["callbacks"])
             set_generator_states(self._restored["generators"])
             for name, values in self._restored["pending_log"].items():
@@ -57,10 +57,10 @@ class RunCheckpoints(BaseCallback):
 
     def write(self, model: FlowAlgorithm) -> None:
         """
-        Write a checkpoint of this moment.
+        Write a checkpoint of the current state.
 
-        :param model: between two iterations
-        :raises OSError: if it cannot be written
+        :param model: model between two iterations
+        :raises OSError: if the checkpoint cannot be written
         """
         env = model.get_env()
         assert env is not None
@@ -83,18 +83,18 @@ class RunCheckpoints(BaseCallback):
             "arguments": self.arguments,
             "versions": versions(),
         }
-        # PPO's buffer is filled anew by every iteration, a replay buffer is part of the run
+        # Every iteration fills PPO's buffer again, but a replay buffer is part of the run
         include = ("rollout_buffer",) if model.capabilities.replay else ()
         self.folder.write(model, include, state, facts)
         self._last = model.num_timesteps
 
     def restore(self, model: FlowAlgorithm, checkpoint: Checkpoint) -> None:
         """
-        Make a model, its environment and the callbacks what they were.
+        Restore a model, its environment and the callbacks.
 
-        :param model: with its environment
-        :param checkpoint: of the same algorithm
-        :raises ArgumentError: if the environment is wrapped otherwise; the model is as it was then
+        :param model: model with its environment
+        :param checkpoint: checkpoint of the same algorithm
+        :raises ArgumentError: if the environment has other wrappers; the model is unchanged then
         """
         facts, state = checkpoint.facts(), checkpoint.state()
         env = model.get_env()
@@ -107,12 +107,12 @@ class RunCheckpoints(BaseCallback):
         model.__dict__.clear()
         model.__dict__.update({**loaded.__dict__, **own})
         if not goes_on:
-            model._last_obs = None  # Stable-Baselines3 resets
+            model._last_obs = None  # makes Stable-Baselines3 reset the environments
         self._restored, self._log_folder = state, facts["log_folder"]
 
     @contextmanager
     def same_logger(self, model: FlowAlgorithm) -> Iterator[None]:
-        """While a resumed run is trained, its log is that of before; what was logged after the checkpoint is overwritten."""
+        """Context manager in which a resumed run continues its log; entries after the checkpoint are overwritten."""
         if self._log_folder is None or model.tensorboard_log is None or model._custom_logger:
             yield
             return
@@ -125,7 +125,7 @@ class RunCheckpoints(BaseCallback):
             model._custom_logger = False
 
     def _score(self, model: FlowAlgorithm) -> float | None:
-        """:return: mean return of the last evaluation if there is an ``EvalCallback``, else of training; None if not known"""
+        """:return: mean return of the last evaluation of an ``EvalCallback``, else of training; None if unknown"""
         evaluations = [each.last_mean_reward for each in self.states.callbacks.values() if isinstance(each, EvalCallback)]
         episodes = [info["r"] for info in model.ep_info_buffer or () if "r" in info]
         score = float(evaluations[0] if evaluations else np.mean(episodes) if episodes else np.nan)
@@ -134,10 +134,10 @@ class RunCheckpoints(BaseCallback):
 
 class _Continued(TensorBoardOutputFormat):
     """
-    Tensorboard's log of a run that goes on: what was logged from a step on is not shown any more.
+    TensorBoard's log of a resumed run; TensorBoard does not show earlier entries from ``first_step`` on.
 
-    :param folder: of the log
-    :param first_step: the next one
+    :param folder: folder of the log
+    :param first_step: timestep at which the resumed run continues
     """
 
     def __init__(self, folder: str, first_step: int) -> None:

@@ -1,4 +1,4 @@
-"""The state of a vectorized environment: its wrappers' statistics, and, where its environments offer it, their episodes."""
+"""The state of a vectorized environment: statistics of its wrappers, and episodes if its environments can save them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,19 +24,19 @@ _CONSTANT = frozenset(
 
 @dataclass
 class VecEnvState:
-    """What :func:`vec_env_state` saves."""
+    """State saved by :func:`vec_env_state`."""
 
-    layers: list[str]  #: class names, outermost first
-    wrappers: list[bytes]  #: attributes of the wrappers, without those that do not pickle where there are no envs
-    base: bytes | None  #: of the innermost one, None without envs
-    envs: list[Any] | None  #: of every environment, None if they cannot be saved
-    reason: str = ""  #: why they cannot
+    layers: list[str]  #: class names of the wrappers and the innermost environment, outermost first
+    wrappers: list[bytes]  #: attributes of the wrappers; without ``envs``, unpicklable attributes are left out
+    base: bytes | None  #: attributes of the innermost vectorized environment; None without ``envs``
+    envs: list[Any] | None  #: state of each environment; None if they cannot be saved
+    reason: str = ""  #: why the environments cannot be saved
 
 
 def vec_env_state(env: VecEnv) -> VecEnvState:
     """
     :param env: vectorized environment
-    :return: its state; without that of the environments where they do not offer it
+    :return: its state; without the states of environments that cannot save them
     """
     *wrappers, base = layers(env)
     names = [type(layer).__name__ for layer in (*wrappers, base)]
@@ -50,17 +50,17 @@ def vec_env_state(env: VecEnv) -> VecEnvState:
 
 def set_vec_env_state(env: VecEnv, state: VecEnvState) -> bool:
     """
-    :param env: vectorized environment, made as the one whose state it is
-    :param state: of :func:`vec_env_state`
-    :return: whether its episodes go on; if not, it has to be reset
-    :raises ArgumentError: if it is wrapped otherwise
+    :param env: vectorized environment, created in the same way as the saved one
+    :param state: result of :func:`vec_env_state`
+    :return: whether its episodes continue; if not, it has to be reset
+    :raises ArgumentError: if it has other wrappers
     """
     *wrappers, base = layers(env)
     names = [type(layer).__name__ for layer in (*wrappers, base)]
     if names != state.layers:
         raise ArgumentError(
-            f"The environment is {' of '.join(names)}, that of the checkpoint was {' of '.join(state.layers)}: make it with "
-            "the same wrappers."
+            f"The environment is {' of '.join(names)}, but in the checkpoint it was {' of '.join(state.layers)}: create it "
+            "with the same wrappers."
         )
     if state.envs is None:
         wrappers = [wrapper for wrapper in wrappers if isinstance(wrapper, VecNormalize)]
@@ -74,7 +74,7 @@ def set_vec_env_state(env: VecEnv, state: VecEnvState) -> bool:
 
 
 def layers(env: VecEnv) -> Iterator[VecEnv]:
-    """:return: a vectorized environment and what it wraps, outermost first"""
+    """:return: a vectorized environment and the environments that it wraps, outermost first"""
     while isinstance(env, VecEnvWrapper):
         yield env
         env = env.venv
@@ -91,7 +91,7 @@ def _env_states(base: VecEnv) -> list[Any]:
     unable = {cls.__name__ for cls in base.get_attr("__class__") if not has_checkpoints(cls)}
     if unable:
         raise NoStateError(
-            f"environments in processes of their own are saved by their outermost wrapper, and {sorted(unable)} cannot: wrap "
+            f"environments in separate processes are saved by their outermost wrapper, and {sorted(unable)} cannot: wrap "
             "them in sb3_scoreflow.envs.Resumable"
         )
     return base.env_method("get_checkpoint")

@@ -1,4 +1,4 @@
-"""RLDT: reinforcement learning by density transport, on the same flow policies."""
+"""RLDT: reinforcement learning by density transport, for the same flow policies."""
 
 from sb3_scoreflow.rldt.buffers import RolloutHistory
 from sb3_scoreflow.rldt.defaults import PRESETS

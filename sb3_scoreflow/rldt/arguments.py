@@ -1,9 +1,9 @@
-"""What :class:`RLDT`'s arguments may be."""
+"""Valid values of the arguments of :class:`RLDT`."""
 
 from sb3_scoreflow.common.checks import SB3_RULES, Choice, Count, Either, Interval, Number, OrNone, Rule, Schedule
 from sb3_scoreflow.rldt.transport import TransportRule
 
-#: argument -> what it may be
+#: Argument -> its valid values
 RULES: dict[str, Rule] = {
     **{name: rule for name, rule in SB3_RULES.items() if name != "stats_window_size"},
     "learning_rate": Schedule(),

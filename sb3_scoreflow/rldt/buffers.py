@@ -1,4 +1,4 @@
-"""The last rollouts, kept as trajectories."""
+"""The replay buffer of RLDT: the last rollouts, stored as trajectories."""
 
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,11 +18,11 @@ class TrajectoryBatch(NamedTuple):
     """``m`` trajectories of ``n_steps`` transitions each; a trajectory is one environment's stretch of one rollout."""
 
     observations: PyTorchObs  #: ``s_t``, shape ``(m * n_steps, ...)`` per part
-    next_observations: PyTorchObs  #: ``s_{t+1}``, the last one of its episode where that was truncated, same shape
-    actions: th.Tensor  #: normalized, shape ``(m, n_steps, action_dim)``
+    next_observations: PyTorchObs  #: ``s_{t+1}``; at a truncation, the last observation of the episode; same shape
+    actions: th.Tensor  #: normalized actions, shape ``(m, n_steps, action_dim)``
     rewards: th.Tensor  #: shape ``(m, n_steps)``
-    terminated: th.Tensor  #: whether ``s_{t+1}`` is worth nothing, shape ``(m, n_steps)``, bool
-    ended: th.Tensor  #: whether the episode terminated or was truncated with the step, same shape, bool
+    terminated: th.Tensor  #: whether the episode terminated, so that ``V(s_{t+1}) = 0``, shape ``(m, n_steps)``, bool
+    ended: th.Tensor  #: whether the episode terminated or was truncated with this step, same shape, bool
     valid: th.Tensor  #: whether the transition counts (False after a success, if those are ignored), same shape, bool
 
 
@@ -30,12 +30,12 @@ class RolloutHistory(RolloutBuffer):
     """
     A ring of the last ``history_size`` rollouts, for flat, image and Dict observations.
 
-    Rewards are kept as the environment gave them, with termination and truncation told apart: targets bootstrap at a
-    truncation with the critic of the day, not with that of the rollout.
+    The environment's rewards are stored unchanged, and terminations separately from truncations, so that targets at a
+    truncation bootstrap with the current critic instead of the critic during the rollout.
 
-    Memory in bytes: ``history_size * n_envs * ((n_steps + 1) * observation bytes + n_steps * (4 * action_dim + 8))``, the
-    eight being reward (4) and four flags, and one more observation for every truncated episode. Observations keep the dtype of
-    their space (float64 becomes float32).
+    Memory in bytes: ``history_size * n_envs * ((n_steps + 1) * observation bytes + n_steps * (4 * action_dim + 8))``, where
+    the eight bytes are the reward (4) and four flags, plus one observation for every truncated episode. Observations keep the
+    dtype of their space (float64 becomes float32).
 
     :param buffer_size: steps per environment
     :param observation_space: observation space
@@ -44,11 +44,11 @@ class RolloutHistory(RolloutBuffer):
     :param gae_lambda: not used (Stable-Baselines3's interface)
     :param gamma: not used (Stable-Baselines3's interface)
     :param n_envs: number of environments
-    :param history_size: rollouts kept, at least 1
-    :param new_fraction: share of the trajectories to be drawn from the last rollout at least, in [0, 1]
-    :param balance_success: for sparse success rewards: draw trajectories with and without a success (``info["is_success"]``)
-        half and half, ignore what comes after a success, and let it end the episode for the critic
-    :raises ValueError: if one of these is impossible; the message names it, its value and the remedy
+    :param history_size: number of stored rollouts, at least 1
+    :param new_fraction: smallest share of the trajectories drawn from the last rollout, in [0, 1]
+    :param balance_success: for sparse success rewards: whether half of the drawn trajectories have a success
+        (``info["is_success"]``), transitions after a success are ignored, and a success ends the episode for the critic
+    :raises ValueError: if one of these is invalid; the message names the argument, its value and a remedy
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RolloutHistory(RolloutBuffer):
         self.history_size = check_argument(Count(), "history_size", history_size, 20)
         self.new_fraction = check_argument(Number(high=1), "new_fraction", new_fraction)
         self.balance_success = check_argument(Flag(), "balance_success", balance_success, False)
-        self.n_rollouts = 0  # completed since construction
+        self.n_rollouts = 0  # number of rollouts completed since construction
         self._parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
         self._store: dict[str, np.ndarray] = {}
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
@@ -87,16 +87,16 @@ class RolloutHistory(RolloutBuffer):
 
     def begin(self, obs: np.ndarray | dict[str, np.ndarray]) -> None:
         """
-        Where ``VecNormalize`` stands between environment and policy: from here on, observations come from this method and
-        :meth:`record`, which are given raw ones; those that :meth:`add` is given are not used.
+        Start a rollout with ``VecNormalize``. Unnormalized observations then come from this method and :meth:`record`, and the
+        observations of :meth:`add` are not used.
 
-        :param obs: the rollout's first observations, raw, shape ``(n_envs, ...)`` per part
+        :param obs: first observations of the rollout, unnormalized, shape ``(n_envs, ...)`` per part
         """
         self._write(0, obs)
         self.holds_raw = True
 
     def reset(self) -> None:
-        """Begin a rollout; it replaces the oldest one."""
+        """Start a rollout, which replaces the oldest one."""
         if not self._store:
             self._allocate()
         self.pos, self.full = 0, False
@@ -108,13 +108,13 @@ class RolloutHistory(RolloutBuffer):
         self._show_slot()
 
     def _show_slot(self) -> None:
-        """Let the attributes that Stable-Baselines3's buffer has be views of the rollout begun last."""
+        """Make the attributes of Stable-Baselines3's buffer views of the current rollout."""
         views = {key: part[self._slot, :-1] for key, part in self._store.items()}
         self.observations = views if isinstance(self.observation_space, spaces.Dict) else views[""]  # type: ignore[assignment]
         self.actions, self.rewards = self._actions[self._slot], self._rewards[self._slot]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pickled, a view would become an array of its own, which takes space and is no view any more.
+        # Pickling would turn a view into a separate array, which takes space and is not a view any more.
         return {name: value for name, value in vars(self).items() if name not in ("observations", "actions", "rewards")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -130,14 +130,14 @@ class RolloutHistory(RolloutBuffer):
         new_obs: np.ndarray | dict[str, np.ndarray],
     ) -> None:
         """
-        What :meth:`add` is not told; to be called before it in every step (see :class:`RolloutHistoryCallback`).
+        Record data that :meth:`add` does not get; called before it in every step (see :class:`RolloutHistoryCallback`).
 
-        Adapters of other simulators give dones as numbers or as a list, and leave out infos.
+        Adapters of other simulators may return dones as numbers or as a list, and leave out infos.
 
-        :param rewards: without bootstrap, shape ``(n_envs,)``
+        :param rewards: rewards without bootstrap, shape ``(n_envs,)``
         :param episode_starts: whether the step was the first of its episode, same shape
-        :param dones: whether it was the last, same shape
-        :param infos: of every environment; "TimeLimit.truncated", "terminal_observation" and "is_success" are read
+        :param dones: whether the step was the last of its episode, same shape
+        :param infos: infos of every environment; "TimeLimit.truncated", "terminal_observation" and "is_success" are read
         :param new_obs: next observations, shape ``(n_envs, ...)`` per part
         """
         slot, step = self._slot, self.pos
@@ -152,7 +152,7 @@ class RolloutHistory(RolloutBuffer):
         for env in np.flatnonzero(truncated):
             parts = self._as_parts(final[env])
             self._final[slot][step, int(env)] = {
-                # A copy: environments may write their next observation into the same array.
+                # A copy, because environments may write their next observation into the same array.
                 key: np.reshape(part, self._store[key].shape[3:]).astype(self._store[key].dtype)
                 for key, part in parts.items()
             }
@@ -193,7 +193,7 @@ class RolloutHistory(RolloutBuffer):
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
-        The rollout is complete: from now on it is sampled. A callback that has changed its rewards may call it again.
+        Complete the rollout, so that it can be sampled. A callback that has changed its rewards may call this method again.
 
         :param last_values: not used
         :param dones: not used
@@ -203,7 +203,7 @@ class RolloutHistory(RolloutBuffer):
             self.n_rollouts += 1
 
     def discard_last(self) -> None:
-        """Forget the last completed rollout: the next one takes its place."""
+        """Discard the last completed rollout; the next one replaces it."""
         self.n_rollouts -= 1
         self._complete[self._slot] = False
 
@@ -214,7 +214,7 @@ class RolloutHistory(RolloutBuffer):
     def misfits(self, other: "RolloutHistory") -> list[str]:
         """
         :param other: a history
-        :return: names of the attributes that keep this history from standing in for the other one; none if it can
+        :return: names of the attributes that prevent this history from replacing the other one; empty if it can
         """
         names = ("buffer_size", "n_envs", "history_size", "observation_space", "action_space")
         different = [name for name in names if getattr(self, name) != getattr(other, name)]
@@ -222,7 +222,7 @@ class RolloutHistory(RolloutBuffer):
 
     def adopt_settings(self, other: "RolloutHistory") -> None:
         """
-        Stand in for another history, as it is set up now.
+        Adopt the current settings of another history, to replace it.
 
         :param other: a history that this one fits
         """
@@ -249,11 +249,11 @@ class RolloutHistory(RolloutBuffer):
         renormalization: Renormalization | None = None,
     ) -> TrajectoryBatch:
         """
-        Draw different trajectories with torch's global generator: ``new_fraction`` of them from the last rollout, and with
-        ``balance_success`` half of them with a success, each as far as there are that many.
+        Draw trajectories without replacement, with torch's global generator: ``new_fraction`` of them from the last rollout,
+        and with ``balance_success`` half of them with a success, as far as there are enough.
 
-        :param n_trajectories: how many, fewer if the history has fewer
-        :param renormalization: normalizes raw observations and rewards by the statistics of the day
+        :param n_trajectories: number of trajectories; fewer if the history has fewer
+        :param renormalization: normalizes observations and rewards by the current statistics; None: not normalized
         :return: the trajectories
         :raises RuntimeError: if no rollout has been completed
         """
@@ -322,7 +322,7 @@ class RolloutHistory(RolloutBuffer):
 
 def _shape(space: spaces.Space) -> tuple[int, ...]:
     shape = get_obs_shape(space)
-    assert isinstance(shape, tuple)  # nested Dict spaces are refused by Stable-Baselines3
+    assert isinstance(shape, tuple)  # Stable-Baselines3 rejects nested Dict spaces
     return shape
 
 
@@ -337,8 +337,8 @@ def _choose(rows: np.ndarray, size: int) -> np.ndarray:
 
 class RolloutHistoryCallback(BaseCallback):
     """
-    Tells a :class:`RolloutHistory` what Stable-Baselines3 does not pass to its buffer, before the rewards are changed; before
-    normalization, where there is a ``VecNormalize``.
+    Passes data to a :class:`RolloutHistory` that Stable-Baselines3 does not pass to its buffer, before rewards are changed
+    and, with ``VecNormalize``, before normalization.
     """
 
     def _renormalization(self) -> Renormalization | None:

@@ -1,5 +1,5 @@
 """
-The critics' update: regression on TD(lambda) targets, each member on trajectories of its own (arXiv 2606.08602, Section 4).
+The critics' update: regression on TD(lambda) targets; each member has its own trajectories (arXiv 2606.08602, Section 4).
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from sb3_scoreflow.rldt.targets import td_lambda_targets
 
 
 class CriticBatch(NamedTuple):
-    """A minibatch with rows of its own for every member."""
+    """A minibatch with separate rows for every member of the ensemble."""
 
-    observations: PyTorchObs  #: or their features (see :func:`encode`), shape ``(n_critics * batch, ...)`` per part
-    actions: th.Tensor  #: shape ``(n_critics, batch, action_dim)``
-    targets: th.Tensor  #: shape ``(n_critics, batch)``
+    observations: PyTorchObs  #: observations or features (see :func:`encode`), shape ``(n_critics * batch, ...)`` per part
+    actions: th.Tensor  #: normalized actions, shape ``(n_critics, batch, action_dim)``
+    targets: th.Tensor  #: TD(lambda) targets, shape ``(n_critics, batch)``
 
 
 @th.no_grad()
@@ -32,15 +32,15 @@ def critic_targets(
     random_shift: int = 0,
 ) -> th.Tensor:
     """
-    TD(lambda) targets in units of the policy's ``reward_scale``, for all trajectories in one go.
+    TD(lambda) targets in units of the policy's ``reward_scale``, for all trajectories at once.
 
-    :param policy: its target networks and its actor give the next states' values
+    :param policy: policy whose target networks and actor evaluate the next states
     :param batch: ``m`` trajectories
     :param gamma: discount per step
     :param td_lambda: see :func:`~sb3_scoreflow.rldt.targets.td_lambda_targets`
-    :param target_clip: bounds of the targets, None for none
-    :param random_shift: largest shift of the images that the target networks see, in pixels
-    :return: shape ``(m, n_steps)``
+    :param target_clip: bounds of the targets; None: no bounds
+    :param random_shift: largest random shift of the target networks' images, in pixels
+    :return: targets, shape ``(m, n_steps)``
     """
     next_values = policy.bootstrap_values(batch.next_observations, True, random_shift).view_as(batch.rewards)
     rewards = batch.rewards / policy.reward_scale
@@ -51,12 +51,12 @@ def critic_targets(
 @th.no_grad()
 def encode(policy: RLDTPolicy, batch: TrajectoryBatch, random_shift: int = 0) -> TrajectoryBatch:
     """
-    Replace the observations by the critics' features of them: for an encoder that does not learn, once for all critic steps.
+    Replace observations by the critics' features, which are computed once for all critic steps if the encoder is frozen.
 
-    :param policy: with the critics' features extractor
+    :param policy: policy with the critics' features extractor
     :param batch: ``m`` trajectories
-    :param random_shift: largest shift of the images, in pixels
-    :return: the same with features as observations, shape ``(m * n_steps, features_dim)``
+    :param random_shift: largest random shift of the images, in pixels
+    :return: the trajectories with features as observations, shape ``(m * n_steps, features_dim)``
     """
     observations = policy.augment(batch.observations, random_shift)
     return batch._replace(observations=policy.extract_features(observations, policy.critic_features_extractor))
@@ -66,17 +66,17 @@ def critic_batches(
     batch: TrajectoryBatch, targets: th.Tensor, n_critics: int, n_batches: int, batch_size: int
 ) -> Iterator[CriticBatch]:
     """
-    Minibatches in which every member sees its own share of the trajectories only, the shares being disjoint.
+    Minibatches in which every member has its own, disjoint share of the trajectories.
 
-    With fewer trajectories than members everyone sees all of them. A member passes over its share in random order, as often as
-    the number of minibatches asks for.
+    With fewer trajectories than members, every member gets all trajectories. A member passes over its share in random order,
+    as often as the number of minibatches requires.
 
     :param batch: ``m`` trajectories
-    :param targets: shape ``(m, n_steps)``
-    :param n_critics: members
-    :param n_batches: minibatches
-    :param batch_size: rows per member
-    :return: the minibatches; none if a member's share has no valid transition
+    :param targets: targets, shape ``(m, n_steps)``
+    :param n_critics: number of members
+    :param n_batches: number of minibatches
+    :param batch_size: rows per member and minibatch
+    :return: the minibatches; empty if a member's share has no valid transition
     """
     m, n_steps = targets.shape
     order = th.randperm(m, device=targets.device)
@@ -99,11 +99,11 @@ def critic_loss(
     policy: RLDTPolicy, batch: CriticBatch, encoded: bool = False, random_shift: int = 0
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    :param policy: with the critics
-    :param batch: of every member its own rows
-    :param encoded: whether the observations are features already (see :func:`encode`)
-    :param random_shift: largest shift of the images, in pixels, if they are not
-    :return: the members' mean squared errors, added up; and their predictions, shape ``(n_critics, batch)``
+    :param policy: policy with the critics
+    :param batch: minibatch with separate rows for every member
+    :param encoded: whether the observations are already features (see :func:`encode`)
+    :param random_shift: largest random shift of the images, in pixels, if they are not encoded
+    :return: the sum of the members' mean squared errors, and their predictions, shape ``(n_critics, batch)``
     """
     features = batch.observations
     if not encoded:

@@ -14,7 +14,7 @@ class QEnsemble(nn.Module):
     Independent networks ``Q(s, a)`` of the same shape, evaluated together as batched matrix products.
 
     As in :class:`VelocityField`, the first layer is split: the observation's share is computed once for all actions of a
-    state. Every member is initialized as a chain of ``nn.Linear`` layers of its own.
+    state. Every member is initialized like a separate chain of ``nn.Linear`` layers.
 
     :param n_critics: number of networks ``E``, at least 1
     :param features_dim: width of the observation features
@@ -38,7 +38,7 @@ class QEnsemble(nn.Module):
         widths = [features_dim + action_dim, *net_arch, 1]
         layers = [[nn.Linear(a, b) for _ in range(n_critics)] for a, b in pairwise(widths)]
         weights = [th.stack([member.weight.detach().T for member in layer]) for layer in layers]
-        # Laid out for a product from the left, (E, inputs, outputs)
+        # Layout for products from the left, (E, inputs, outputs)
         self.features_weight = nn.Parameter(weights[0][:, :features_dim].contiguous())
         self.action_weight = nn.Parameter(weights[0][:, features_dim:].contiguous())
         self.weights = nn.ParameterList([weight.contiguous() for weight in weights[1:]])

@@ -1,4 +1,4 @@
-"""``VecNormalize`` and a history: raw transitions are kept, and normalized by the statistics of the day when drawn."""
+"""``VecNormalize`` with a history: transitions are stored unnormalized and normalized by the current statistics when drawn."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 class Renormalization:
     """
-    As Stable-Baselines3's replay buffers do it. Parts that wrappers around ``VecNormalize`` reshape are kept as they are seen.
+    Normalization as in Stable-Baselines3's replay buffers. Parts that wrappers around ``VecNormalize`` reshape are stored as
+    the policy receives them.
 
-    :param normalizer: of the environment
-    :param observation_space: of the policy
+    :param normalizer: normalizer of the environment
+    :param observation_space: observation space of the policy
     """
 
     def __init__(self, normalizer: VecNormalize, observation_space: spaces.Space) -> None:
@@ -25,8 +26,8 @@ class Renormalization:
 
     def raw_observations(self, seen: Any) -> Any:
         """
-        :param seen: the last observations that the environment returned, shape ``(n_envs, ...)`` per part
-        :return: the same before normalization
+        :param seen: last observations returned by the environment, shape ``(n_envs, ...)`` per part
+        :return: the same observations before normalization
         """
         original = self.normalizer.get_original_obs()
         if isinstance(seen, dict):
@@ -37,7 +38,7 @@ class Renormalization:
     def raw_observation(self, seen: Any) -> Any:
         """
         :param seen: one observation, such as the last of an episode
-        :return: the same before normalization, up to what was clipped
+        :return: the same observation before normalization; clipped values cannot be recovered
         """
         if not isinstance(seen, dict):
             return self._raw("", seen)
@@ -50,16 +51,16 @@ class Renormalization:
 
     def raw_rewards(self, seen: Any) -> Any:
         """
-        :param seen: the last rewards that the environment returned, shape ``(n_envs,)``
-        :return: the same before normalization
+        :param seen: last rewards returned by the environment, shape ``(n_envs,)``
+        :return: the same rewards before normalization
         """
         return self.normalizer.get_original_reward() if self.normalizer.norm_reward else seen
 
     def observations(self, key: str, raw: np.ndarray) -> np.ndarray:
         """
-        :param key: of the part, "" where there are no parts
-        :param raw: shape ``(..., *part_shape)``
-        :return: normalized by the present statistics, same shape
+        :param key: key of the part, "" where there are no parts
+        :param raw: unnormalized observations, shape ``(..., *part_shape)``
+        :return: observations normalized by the current statistics, same shape
         """
         if key not in self._statistics:
             return raw
@@ -67,7 +68,7 @@ class Renormalization:
 
     def rewards(self, raw: np.ndarray) -> np.ndarray:
         """
-        :param raw: any shape
-        :return: normalized by the present statistics, same shape
+        :param raw: unnormalized rewards, any shape
+        :return: rewards normalized by the current statistics, same shape
         """
         return self.normalizer.normalize_reward(raw)

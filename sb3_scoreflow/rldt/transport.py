@@ -2,7 +2,7 @@
 The Stein variational field that carries a policy's density towards ``exp(Q / kappa)`` (arXiv 2606.08602, Section 4; SVGD:
 arXiv 1608.04471).
 
-Pure functions on tensors; the only random numbers are the particles that they are given.
+These are pure functions of tensors; only the particles passed to them are random.
 """
 
 import math
@@ -19,12 +19,12 @@ from sb3_scoreflow.common.utils import ArgumentError, check_choice
 Kernel = Literal["rbf", "delta"]
 TemperatureScaling = Literal["gradient", "none"]
 
-#: Bandwidths ``h`` below this are raised to it: particles that coincide but for float32's rounding must not repel each other.
+#: Smallest bandwidth ``h``: particles that coincide up to float32's rounding must not repel each other.
 _MIN_BANDWIDTH = 1e-8
 
 
 class TransportField(NamedTuple):
-    """The two terms of the field at every query."""
+    """The two terms of the field at all queries."""
 
     attraction: th.Tensor  #: towards higher values, shape ``(..., n_queries, dim)``
     repulsion: th.Tensor  #: away from the other particles, same shape
@@ -49,21 +49,21 @@ def transport_field(
 
     With ``temperature_scaling="none"`` and gradients of ``log p`` (temperature 1) this is SVGD for the density ``p``; with
     gradients of ``Q``, for ``exp(Q / temperature)``. With "gradient" the temperature of every set of particles is multiplied
-    by the mean norm of its gradients, so that the balance does not depend on the unit of the rewards. The "delta" kernel sees
-    only the particle at the query itself: ``phi = grad Q``, plain gradient ascent, no repulsion.
+    by the mean norm of its gradients, so that the balance does not depend on the unit of the rewards. With the "delta" kernel,
+    only the particle at the query itself counts: ``phi = grad Q``, which is gradient ascent without repulsion.
 
-    Every leading dimension is a separate set of particles, for instance a state.
+    Leading dimensions separate sets of particles, for example those of different states.
 
-    :param queries: points at which the field is wanted, shape ``(..., n_queries, dim)``
-    :param particles: samples of the policy, shape ``(..., n_particles, dim)``; with "delta" they have to be the queries
+    :param queries: points at which the field is evaluated, shape ``(..., n_queries, dim)``
+    :param particles: samples of the policy, shape ``(..., n_particles, dim)``; with "delta", they must be the queries
     :param gradients: gradient of the value at each particle, same shape as the particles
     :param kernel: "rbf" or "delta"
-    :param bandwidth: ``h``, positive; None: ``median_j |q - a_j|^2 / (2 log(P + 1))`` for every query by itself (the lower of
-        the two middle values where ``P`` is even)
+    :param bandwidth: ``h``, positive; None: ``median_j |q - a_j|^2 / (2 log(P + 1))``, separately for every query (if ``P`` is
+        even, the lower of the two middle values)
     :param temperature: weight of the repulsion, at least 0
     :param temperature_scaling: "gradient" or "none"
     :return: both terms; no gradient flows back from them if the inputs carry none
-    :raises ValueError: if an argument is impossible
+    :raises ValueError: if an argument is invalid
     """
     check_choice("kernel", kernel, get_args(Kernel))
     check_choice("temperature_scaling", temperature_scaling, get_args(TemperatureScaling))
@@ -98,14 +98,14 @@ def transport_field(
 @dataclass
 class Transport:
     """
-    Settings of :func:`transport_field`, as :class:`RLDT` takes them. They may be changed while it trains
-    (``model.transport.temperature = 1e-2``).
+    Settings of :func:`transport_field` for :class:`RLDT`. They may be changed during training (``model.transport.temperature =
+    1e-2``).
 
     :param kernel: "rbf" (Stein variational gradient descent) or "delta" (plain gradient of Q)
     :param bandwidth: ``h`` of the kernel, positive; None: from the median distance of the particles
     :param temperature: weight of the repulsion, at least 0
-    :param temperature_scaling: "gradient" multiplies it by the mean norm of Q's gradient, "none" leaves it
-    :raises ValueError: if one is impossible; the message names it, its value and the remedy
+    :param temperature_scaling: "gradient": the temperature is multiplied by the mean norm of Q's gradient; "none": it is not
+    :raises ValueError: if a setting is invalid; the message names it, its value and a remedy
     """
 
     kernel: Kernel = "rbf"
@@ -120,9 +120,9 @@ class Transport:
 
     def field(self, queries: th.Tensor, particles: th.Tensor, gradients: th.Tensor) -> TransportField:
         """
-        :param queries: see :func:`transport_field`, as for the others
+        :param queries: points at which the field is evaluated, see :func:`transport_field`
         :param particles: samples of the policy
-        :param gradients: of the value at each particle
+        :param gradients: gradients of the value at each particle
         :return: both terms of the field
         """
         return transport_field(

@@ -1,1 +1,1 @@
-"""HDF5 files from strangers: what reads them takes from a file only what is in it, in proportion to its size."""
+"""Safe reading of untrusted HDF5 files: only data inside the file, and only memory in proportion to its size."""

@@ -1,8 +1,8 @@
 """
-Arrays in HDF5 files from strangers: only data of the file itself are read, and nothing that is out of proportion to it.
+Arrays in untrusted HDF5 files: only data inside the file are read, and only if their size is in proportion to the file.
 
-A file of a few kilobytes can declare what no memory holds: rows that were never written, data that compress a thousandfold, or
-chunks that decompress to more than their place. h5py would allocate it.
+A file of a few kilobytes can declare arrays that exceed any memory: rows that were never written, data that compress a
+thousandfold, or chunks that decompress to more than their declared size. h5py would allocate this memory.
 """
 
 import itertools
@@ -20,25 +20,25 @@ MAX_RATIO = 64
 
 _NUMERIC = "fiub"
 _ROW_BYTES = 16
-"""What a transition takes at least, whatever its arrays are: flags, rewards and indices."""
+"""Smallest memory of a transition in bytes, independent of its arrays: flags, rewards and indices."""
 _MAX_NAMES_BYTES = 2**24
 _DEFLATE, _SHUFFLE, _FLETCHER32, _NBIT, _SCALEOFFSET = 1, 2, 3, 5, 6
 _MAX_DEFLATION = 1032
 _SAFE_BYTES = 2**26
-"""A stored chunk that cannot decompress to more than this is not looked into."""
+"""Stored chunks that cannot decompress to more than this number of bytes are not checked."""
 
 
 class UnusableFileError(ValueError):
-    """A file has something in it that is not read, or is not what it must be. The text has no file name: readers add it."""
+    """A file has unsupported or invalid content. The message does not contain the file name, which readers add."""
 
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """
-    Around calls of h5py: on damaged files it raises nearly anything.
+    Context manager for calls of h5py, which raises many kinds of errors for damaged files.
 
-    :param name: What is being read
-    :raises OSError: for whatever goes wrong inside
+    :param name: Name of the object that is read
+    :raises OSError: if the block raises an error
     """
     try:
         yield
@@ -50,23 +50,23 @@ def reading(name: str) -> Iterator[None]:
 
 def resolve_limit(max_bytes: int | None, file_bytes: int) -> int:
     """
-    :param max_bytes: As given by the user
+    :param max_bytes: The value passed by the user
     :param file_bytes: Size of the file
-    :return: How many bytes may be read into memory
+    :return: Largest number of bytes to read into memory
     :raises ValueError: if ``max_bytes`` is not an integer of at least 1
     """
     if max_bytes is None:
         return max(MIN_LIMIT, MAX_RATIO * file_bytes)
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, (int, np.integer)) or max_bytes < 1:
         raise ValueError(
-            f"`max_bytes` must be an integer of at least 1, got {max_bytes!r}: how many bytes the arrays of a file may take "
-            "in memory. Pass for instance 2**33, or leave it out."
+            f"`max_bytes` must be an integer of at least 1, got {max_bytes!r}: the largest memory for the arrays of a "
+            "file. Pass for instance 2**33, or leave it out."
         )
     return int(max_bytes)
 
 
 class Sized(Protocol):
-    """What can be compared with a limit before it is read."""
+    """An array whose size is known before it is read."""
 
     name: str
     shape: tuple[int, ...]
@@ -80,35 +80,36 @@ class Sized(Protocol):
 
 def check_size(arrays: Iterable[Sized], max_bytes: int | None, file_bytes: int) -> None:
     """
-    Compare what will be read with what is there, before anything is read.
+    Compare the size of the data to read with the limit, before anything is read.
 
-    :param arrays: What will be read
-    :param max_bytes: As given by the user; by default in proportion to the file
+    :param arrays: Arrays to read
+    :param max_bytes: The value passed by the user; by default in proportion to the file
     :param file_bytes: Size of the file
-    :raises UnusableFileError: if it is more
+    :raises UnusableFileError: if the arrays exceed the limit
     """
     limit = resolve_limit(max_bytes, file_bytes)
     arrays = list(arrays)
-    # One chunk at a time is decompressed as a whole, and a chunk may be larger than its array
+    # One complete chunk is decompressed at a time, and a chunk may be larger than its array
     needed = max([sum(array.memory for array in arrays), *(array.chunk_bytes for array in arrays)])
     if needed > limit:
         largest = max(arrays, key=lambda array: max(array.memory, array.chunk_bytes))
         raise UnusableFileError(
             f"reading its arrays takes {needed} bytes of memory (the largest is `{largest.name}`, of shape {largest.shape} "
-            f"and type {largest.dtype}); the file has {file_bytes} bytes, the limit is {limit}. What was never "
-            "written, or compressed well, can be of any size. If you trust the file and have the memory, pass "
+            f"and type {largest.dtype}); the file has {file_bytes} bytes, the limit is {limit}. Unwritten or "
+            "strongly compressed data can have any size. If you trust the file and have the memory, pass "
             f"`max_bytes={needed}`."
         )
 
 
 class Array:
     """
-    What is known of a dataset of an open HDF5 file, whose data are in the file. It is not kept open, which would take 90 kB.
+    Description of a dataset in an open HDF5 file. The dataset is not kept open, which would need much memory for many
+    datasets.
 
     :param dataset: ``h5py.Dataset``
     :param name: Path inside the file
-    :param reopen: Opens it again
-    :raises UnusableFileError: if its data are elsewhere, or of a type that numpy has not
+    :param reopen: Function that opens the dataset again
+    :raises UnusableFileError: if its data are outside the file, or have a type that numpy does not support
     :raises OSError: if it is damaged
     """
 
@@ -128,13 +129,13 @@ class Array:
                     f"`data = file[{name!r}][()]; del file[{name!r}]; file[{name!r}] = data`."
                 )
             shape: tuple[int, ...] | None = dataset.shape
-            # What has no dataspace has no shape
+            # An object without a dataspace has no shape
             self.shape: tuple[int, ...] = shape if shape is not None else ()
             self._is_null = shape is None
             self.chunks: tuple[int, ...] | None = settings.get_chunk() if layout == h5py.h5d.CHUNKED else None
             self._filters = [settings.get_filter(i)[::2] for i in range(settings.get_nfilters())]
             self.offset: int | None = dataset.id.get_offset()
-            """Where the file has it in one piece; None if it has not."""
+            """Position of the data in the file if they are contiguous; else None."""
             self._stored_bytes = dataset.id.get_storage_size() if self._filters else 0
             try:
                 self.dtype: np.dtype = dataset.dtype
@@ -153,25 +154,25 @@ class Array:
 
     @property
     def memory(self) -> int:
-        """How many bytes it takes once it is read, and a bit more where rows are small."""
+        """Memory in bytes after reading, and slightly more if rows are small."""
         item = max(self.dtype.itemsize, 4) if self.dtype.kind == "f" else self.dtype.itemsize
         return max(math.prod(self.shape) * item, (self.shape[0] if self.shape else 1) * _ROW_BYTES)
 
     @property
     def chunk_bytes(self) -> int:
-        """How many bytes a chunk has; 0 if it has none."""
+        """Size of a chunk in bytes; 0 without chunks."""
         return 0 if self.chunks is None else math.prod(self.chunks) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
         """
-        :return: Its content; floating-point numbers as float32, converted while reading so that no float64 copy is made
-        :raises UnusableFileError: if it holds anything but numbers, or chunks that decompress to more than their place
+        :return: Its content; floating-point numbers are converted to float32 while reading, without a float64 copy
+        :raises UnusableFileError: if it does not contain numbers, or chunks decompress to more than their declared size
         :raises OSError: if it is damaged
         """
         if self.dtype.kind not in _NUMERIC or self._is_null:
             what = "no data" if self._is_null else f"dtype {self.dtype}"
             raise UnusableFileError(
-                f"`{self.name}` has {what}; demonstrations hold numbers only. Convert it to numbers first."
+                f"`{self.name}` has {what}; demonstrations contain only numbers. Convert it to numbers first."
             )
         if self.has_doubtful_chunks:
             self.check_chunks()
@@ -182,8 +183,8 @@ class Array:
 
     def read_names(self) -> set[str]:
         """
-        :return: A list of texts, without those that stand in it twice
-        :raises UnusableFileError: if it is no list of texts, or an absurdly long one
+        :return: The names in a list of strings
+        :raises UnusableFileError: if it is not a list of strings, or is implausibly long
         """
         import h5py
 
@@ -195,13 +196,13 @@ class Array:
             )
         with reading(self.name):
             dataset = self._reopen()
-            # One by one: all of them may refer to the same megabyte
+            # One by one, because all of them may refer to the same megabyte
             rows = (dataset[i] for i in range(len(self)))
             return {row.decode("utf-8", "backslashreplace") if isinstance(row, bytes) else str(row) for row in rows}
 
     @property
     def holds_bytes(self) -> bool:
-        """Whether its rows are bytes, all of one length or each of its own."""
+        """Whether its rows are bytes, of equal or different lengths."""
         import h5py
 
         is_fixed = self.ndim == 2 and self.dtype == np.uint8
@@ -215,9 +216,9 @@ class Array:
                 yield dataset[row].tobytes()
 
     def _check_filters(self) -> None:
-        """:raises UnusableFileError: if decompressing could take more memory than a chunk has bytes by design"""
+        """:raises UnusableFileError: if decompression could need more memory than the declared size of a chunk"""
         compressors = [code for code, _ in self._filters if code not in (_SHUFFLE, _FLETCHER32, _NBIT, _SCALEOFFSET)]
-        # These two allocate as many elements as their settings say
+        # These two filters allocate as many elements as their settings declare
         lies = [
             values
             for code, values in self._filters
@@ -231,7 +232,7 @@ class Array:
 
     @property
     def has_doubtful_chunks(self) -> bool:
-        """Whether a chunk could decompress to far more than its place, so that it is looked into before it is read."""
+        """Whether a chunk could decompress to far more than its declared size, so that it must be checked before reading."""
         if self._stored_bytes * _MAX_DEFLATION <= _SAFE_BYTES:
             return False
         with reading(self.name):
@@ -239,11 +240,12 @@ class Array:
 
     def check_chunks(self, start: int = 0, stop: int | None = None) -> None:
         """
-        zlib makes a thousand bytes of one, and HDF5 lets it, whatever the size of the chunk.
+        Check the decompressed size of chunks: zlib can expand data a thousandfold, and HDF5 does not compare the result with
+        the size of the chunk.
 
         :param start: First row
-        :param stop: Row after the last one; if None, all chunks are checked
-        :raises UnusableFileError: if a chunk is more than it should be
+        :param stop: Row after the last one; None: all chunks are checked
+        :raises UnusableFileError: if a chunk decompresses to more than its declared size
         """
         position = next((i for i, (code, _) in enumerate(self._filters) if code == _DEFLATE), None)
         with reading(self.name):
@@ -266,7 +268,7 @@ class Array:
         :param dataset: ``h5py.Dataset``
         :param start: First row
         :param stop: Row after the last one
-        :return: As :func:`_stored_chunks`, of the chunks with these rows
+        :return: Result of :func:`_stored_chunks` for the chunks with these rows
         """
         sizes = self.chunks or ()
         rows = range(start // sizes[0] * sizes[0], stop, sizes[0])

@@ -1,8 +1,8 @@
 """
-HDF5 files from strangers: nothing outside of a file is read.
+Groups in untrusted HDF5 files: nothing outside the file is read.
 
-:class:`Group` and :class:`~sb3_scoreflow.safe_hdf5.arrays.Array` stand in for h5py's objects, with the part of their
-interface that readers need. h5py itself would follow links to other files, and raises nearly anything on damaged ones.
+:class:`Group` and :class:`~sb3_scoreflow.safe_hdf5.arrays.Array` replace h5py's objects, with the part of their interface that
+readers need. h5py itself would follow links to other files, and raises many kinds of errors for damaged files.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def open_root(path: Path) -> "Iterator[Group]":
     :param path: A file
     :return: The root of the open file, to read inside a ``with`` block
     :raises ImportError: if h5py is not installed
-    :raises OSError: if it cannot be opened: missing, truncated, not HDF5
+    :raises OSError: if it cannot be opened, because it is missing, truncated or not HDF5
     """
     h5py = import_h5py()
     with ExitStack() as stack:
@@ -53,7 +53,7 @@ class Group:
 
     :param group: ``h5py.Group``, or the ``h5py.File``
     :param name: Path inside the file, empty for the root
-    :param arrays: What is known of the arrays of the file, by their paths; shared by its groups
+    :param arrays: Descriptions of the file's arrays by their paths, which all groups share
     """
 
     def __init__(self, group: Any, name: str = "", arrays: "dict[str, Array] | None" = None) -> None:
@@ -70,7 +70,7 @@ class Group:
         return Attributes(self._group, self.name)
 
     def keys(self) -> list[str]:
-        """:return: The names in it; what is no UTF-8 in them is escaped, and is not found under such a name"""
+        """:return: The names in the group; invalid UTF-8 is escaped, and such names cannot be used for access"""
         with reading(self.name or "/"):
             names = list(self._group)
         return [name if isinstance(name, str) else name.decode("utf-8", "backslashreplace") for name in names]
@@ -89,19 +89,20 @@ class Group:
 
     def visititems(self, visit: "Callable[[str, Group | Array], Any]") -> None:
         """
-        :param visit: Called with the path from here, and with the group or array, for all that is in this group, parents first
-        :raises UnusableFileError: if groups are inside of groups without end
+        :param visit: Function that is called with the relative path and the object, for all groups and arrays in this group;
+            parents come first
+        :raises UnusableFileError: if groups are nested too deeply, or there are too many
         """
         pending = self.items()[::-1]
         n_visited = 0
         while pending:
             path, node = pending.pop()
             n_visited += 1
-            # Links can make groups that contain themselves, and a few of them a tree of any size
+            # Through links, groups can contain themselves, and a few links can form a tree of any size
             if n_visited > _MAX_NODES or path.count("/") > _MAX_DEPTH:
                 raise UnusableFileError(
                     f"`{node.name}` is one of more than {_MAX_NODES} groups and arrays, or in more than {_MAX_DEPTH} groups. "
-                    "If links make groups contain themselves, take them out."
+                    "If links make groups contain themselves, remove them."
                 )
             visit(path, node)
             if isinstance(node, Group):
@@ -111,15 +112,15 @@ class Group:
         return self._path(name) in self._arrays or self._find(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """:return: The group or array of this name, ``default`` if there is none"""
+        """:return: The group or array with this name; ``default`` if there is none"""
         return self[name] if name in self else default
 
     def __getitem__(self, name: str) -> Any:
         """
-        :param name: Path from here, with slashes
+        :param name: Relative path, with slashes
         :return: A :class:`Group` or an :class:`Array`
-        :raises KeyError: if there is none
-        :raises UnusableFileError: if its data are not in this file, or it is a bare type
+        :raises KeyError: if the path does not exist
+        :raises UnusableFileError: if its data are outside the file, or it is a named type without data
         :raises OSError: if it is damaged
         """
         import h5py
@@ -138,25 +139,25 @@ class Group:
         return self._arrays[path]
 
     def _find(self, name: str) -> Any:
-        """:return: The low-level object of this name, None if there is none"""
+        """:return: The low-level object with this name; None if there is none"""
         with reading(self._path(name)):
-            # As NUL ends names in C, it would be another name there
+            # NUL ends names in C, so HDF5 would read another name
             return None if "\0" in name else self._descend(self._group.id, name.encode("utf-8", "backslashreplace"), self.name)
 
     def _path(self, name: str) -> str:
-        """:return: The path in the file of what has this path from here"""
+        """:return: Path in the file for a path relative to this group"""
         start = "" if name.startswith("/") else self.name
         return "/".join(part for part in f"{start}/{name}".split("/") if part not in ("", "."))
 
     def _descend(self, node: Any, path: bytes, where: str, n_soft_links: int = 0) -> Any:
         """
-        Link by link: HDF5 would follow those to other files on the way.
+        Resolve a path link by link, because HDF5 would follow links to other files.
 
         :param node: Low-level group to start from
-        :param path: Path from there, or an absolute one
+        :param path: Path relative to this group, or an absolute path
         :param where: Path of ``node``
-        :param n_soft_links: How many of them have been followed
-        :return: The low-level object, None if there is none
+        :param n_soft_links: Number of soft links followed so far
+        :return: The low-level object; None if there is none
         """
         import h5py
 
@@ -197,9 +198,9 @@ class Attributes:
 
     def get(self, key: str, default: Any = None) -> Any:
         """
-        :param key: Of an attribute
-        :return: Its value, ``default`` if there is none
-        :raises UnusableFileError: if it is not a single number or text
+        :param key: Name of an attribute
+        :return: Its value; ``default`` if there is none
+        :raises UnusableFileError: if it is not a single number or string
         """
         with reading(f"{self._name}@{key}"):
             if key not in self._owner.attrs:
@@ -212,7 +213,7 @@ class Attributes:
         return value
 
     def scalars(self) -> tuple[dict[str, Any], list[str]]:
-        """:return: Those that are single numbers or texts, and the names of the others"""
+        """:return: Attributes that are single numbers or strings, and the names of the others"""
         with reading(f"{self._name}@"):
             keys = list(self._owner.attrs)
         values = {key: self._read(key) if isinstance(key, str) else None for key in keys}
@@ -220,13 +221,13 @@ class Attributes:
         return {key: value for key, value in values.items() if value is not None}, others
 
     def _read(self, key: str) -> str | int | float | bool | None:
-        """:return: The value, None if it is something else than a single number or text"""
+        """:return: The value; None if it is not a single number or string"""
         import h5py
 
         kinds = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)
         with reading(f"{self._name}@{key}"):
             attribute = self._owner.attrs.get_id(key)
-            # A shape of () would be read; that of an empty attribute is (), too
+            # A shape of () would be read, but an empty attribute also has this shape
             if attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
                 return None
             if attribute.get_type().get_class() not in kinds:
@@ -236,7 +237,7 @@ class Attributes:
         try:
             value = value.decode() if isinstance(value, bytes) else value
             if isinstance(value, str):
-                value.encode()  # h5py hides bytes that are no UTF-8 in surrogates, which nothing can print
+                value.encode()  # h5py represents invalid UTF-8 by surrogates, which cannot be printed
         except UnicodeError:
             return None
         return value if isinstance(value, (str, int, float, bool)) else None

@@ -1,8 +1,8 @@
 """
-The global heaps of HDF5 files, where texts of any length lie.
+The global heaps of HDF5 files, which contain strings of variable length.
 
-HDF5 2.0 walks through a heap from object to object, by their sizes, and does not notice when it gets nowhere: one damaged
-byte, and it never returns from reading an attribute, nor can it be interrupted. So heaps are walked through here first.
+HDF5 2.0 walks through a heap from object to object by their sizes, and does not detect missing progress: after a damaged byte,
+reading an attribute never returns and cannot be interrupted. Therefore, this module walks through all heaps first.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ _FILE_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SIGNATURE = b"GCOL\x01\x00\x00\x00"
 _HEADER_BYTES = 16
 _MAX_FILE_BYTES = 2**28
-"""In larger files, finding the heaps would take longer than is worth it."""
+"""Largest size in bytes of files that are checked; in larger files, finding the heaps would take too long."""
 _BLOCK_BYTES = 2**20
 
 
 def check_heaps(path: Path) -> None:
     """
     :param path: An HDF5 file
-    :raises OSError: if HDF5 would not come to the end of a heap in it
+    :raises OSError: if HDF5 would never reach the end of a heap
     """
     n_bytes = path.stat().st_size
     with open(path, "rb") as file:
@@ -32,8 +32,8 @@ def check_heaps(path: Path) -> None:
 
 
 def _has_long_sizes(file: IO[bytes], n_bytes: int) -> bool:
-    """:return: Whether sizes have 8 bytes, as in all files but those that somebody has made otherwise on purpose"""
-    # Behind a block of another program, if there is one
+    """:return: Whether sizes have 8 bytes, as in all files except those that were deliberately created otherwise"""
+    # After a block of another program, if there is one
     for start in (0, *(512 << i for i in range(n_bytes.bit_length()))):
         file.seek(start)
         head = file.read(_HEADER_BYTES)
@@ -43,7 +43,7 @@ def _has_long_sizes(file: IO[bytes], n_bytes: int) -> bool:
 
 
 def _find_heaps(file: IO[bytes]) -> Iterator[int]:
-    """:return: Where there is the signature of a heap"""
+    """:return: Positions of the signature of a heap"""
     start, block = 0, b""
     while new := file.read(_BLOCK_BYTES):
         kept = block[-len(_SIGNATURE) + 1 :]
@@ -58,9 +58,9 @@ def _find_heaps(file: IO[bytes]) -> Iterator[int]:
 def _walk(file: IO[bytes], start: int, n_bytes: int) -> None:
     """
     :param file: The file
-    :param start: Where the heap begins
-    :param n_bytes: Of the file
-    :raises OSError: if an object in it has a size that leads nowhere
+    :param start: Position of the heap
+    :param n_bytes: Size of the file in bytes
+    :raises OSError: if the size of an object would prevent progress
     """
     file.seek(start)
     header = file.read(_HEADER_BYTES)
@@ -70,7 +70,7 @@ def _walk(file: IO[bytes], start: int, n_bytes: int) -> None:
         file.seek(position)
         entry = file.read(_HEADER_BYTES)
         size = int.from_bytes(entry[8:], "little")
-        # Object 0 is what is free, its header included; others are padded to multiples of 8 bytes
+        # Object 0 is the free space, including its header; others are padded to multiples of 8 bytes
         step = size if entry[:2] == b"\0\0" else _HEADER_BYTES + (size + 7) // 8 * 8
         if step < _HEADER_BYTES or position + step > stop:
             raise OSError(f"the heap at byte {start} has an object of {size} bytes at byte {position}")

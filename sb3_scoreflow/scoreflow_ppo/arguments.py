@@ -1,4 +1,4 @@
-"""What :class:`ScoReFlowPPO`'s arguments may be."""
+"""Valid values of the arguments of :class:`ScoReFlowPPO`."""
 
 from typing import get_args
 
@@ -6,7 +6,7 @@ from sb3_scoreflow.common.checks import Choice, Number, OrNone, Rule, Schedule
 from sb3_scoreflow.ppo.arguments import PPO_RULES
 from sb3_scoreflow.scoreflow_ppo.policies import Noise, ScoreDrift
 
-#: argument -> what it may be
+#: Argument -> its valid values
 RULES: dict[str, Rule] = {
     **PPO_RULES,
     "ent_coef": Number(),

@@ -1,9 +1,8 @@
 """
-The one place where arguments of :class:`ScoReFlowPPO` left at None get their values.
+Values of the arguments of :class:`ScoReFlowPPO` that are left at None.
 
-A policy that starts from random weights has to find its way, one that starts from demonstrations must not lose it: the two
-want different learning rates and noise. Which column applies is decided by the policy's ``pretrained`` flag, which
-:func:`~sb3_scoreflow.pretrain_bc` sets.
+A policy with random weights has to explore, and a cloned policy must keep its behavior: they need different learning rates and
+noise. The policy's ``pretrained`` flag, which :func:`~sb3_scoreflow.pretrain_bc` sets, selects the column.
 """
 
 import math
@@ -11,11 +10,11 @@ from typing import Any
 
 from sb3_scoreflow.common.schedules import HalfLifeSchedule
 
-#: Transitions (chunks, with ActionChunking) in which a clone's rates and noise halve their distance to their final values:
-#: the benchmarks' 75,000 are three of them.
+#: Number of transitions (chunks, with ActionChunking) in which a clone's learning rates and noise halve their distance to
+#: their final values. The benchmarks' 75,000 transitions are three half-lives.
 _HALF_LIFE = 25_000
 
-#: argument -> value, for a policy trained from scratch and for a pretrained one
+#: Argument -> value, for a policy trained from scratch and for a pretrained policy
 DEFAULTS: dict[str, dict[str, Any]] = {
     "scratch": dict(
         learning_rate=3e-4,
@@ -35,21 +34,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     ),
 }
 
-#: From scratch, what these tend to, and the transitions per action dimension in which they come half the way: 200 rollouts
+#: From scratch: the final value of each argument, and its half-life in transitions per action dimension: 200 rollouts
 _SCRATCH_FINAL = dict(learning_rate=1e-4, noise_learning_rate=1e-4, clip_range=0.02)
 _SCRATCH_HALF_LIFE = 50_000
 
 
 def from_scratch(name: str, denoising_steps: int, action_dim: int) -> float | HalfLifeSchedule:
     """
-    The first value of the clip range is PPO's 0.2 for the ratio of a whole chain; the ratio here is the geometric mean over
-    the chain's ``(K + 1) action_dim`` numbers, whose logarithm spreads over about the square root of their number less. Small
-    rollouts make noisy steps, which are to become smaller (both ours; docs/implementation.md).
+    The clip range starts at the equivalent of PPO's 0.2 for the ratio of a whole chain: the ratio here is the geometric mean
+    over the chain's ``(K + 1) action_dim`` numbers, so the spread of its logarithm is smaller by about the square root of this
+    count. Learning rates decay because small rollouts make noisy steps (both ours; docs/implementation.md).
 
-    :param name: of an argument in ``DEFAULTS``
+    :param name: name of an argument in ``DEFAULTS``
     :param denoising_steps: ``K``
     :param action_dim: dimensions of an action (of a chunk, with ActionChunking)
-    :return: its default for a policy that is trained from scratch
+    :return: the argument's default for a policy trained from scratch
     """
     value: float = DEFAULTS["scratch"][name]
     if name not in _SCRATCH_FINAL:
@@ -61,9 +60,9 @@ def from_scratch(name: str, denoising_steps: int, action_dim: int) -> float | Ha
 
 def above(schedule: Any, least: float) -> Any:
     """
-    :param schedule: a default, a number or a :class:`~sb3_scoreflow.HalfLifeSchedule`
-    :param least: bound that the user has given
-    :return: the default, not below it anywhere
+    :param schedule: a default: a number or a :class:`~sb3_scoreflow.HalfLifeSchedule`
+    :param least: the user's lower bound
+    :return: the default, raised to the bound wherever it is below it
     """
     if isinstance(schedule, HalfLifeSchedule):
         return HalfLifeSchedule(max(schedule.initial_value, least), max(schedule.final_value, least), schedule.half_life)

@@ -1,4 +1,4 @@
-"""What a minibatch tells about the update; every number is logged under ``train/``."""
+"""Diagnostics of the update, computed per minibatch and logged under ``train/``."""
 
 import torch as th
 
@@ -10,7 +10,7 @@ def chain_diagnostics(
     evaluation: ChainEvaluation, actions: th.Tensor, log_ratio: th.Tensor, clip_range: float
 ) -> dict[str, th.Tensor]:
     """
-    :param evaluation: of the minibatch's chains, ``K`` transitions each
+    :param evaluation: evaluation of the minibatch's chains, ``K`` transitions each
     :param actions: the chains' last points, before clamping, shape ``(batch, action_dim)``
     :param log_ratio: logarithm of the PPO ratio, shape ``(batch,)``
     :param clip_range: PPO's clip range

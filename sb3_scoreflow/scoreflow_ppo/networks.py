@@ -1,4 +1,4 @@
-"""ScoRe-Flow's own networks: the standard deviation of a denoising step, and the coefficient of the score."""
+"""ScoRe-Flow's networks for the standard deviation of a denoising step and for the coefficient of the score."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ class NoiseNet(nn.Module):
     """
     Standard deviation of a denoising step, per action dimension, bounded in ``[min_std, max_std]``.
 
-    ``log std^2`` interpolates linearly between the bounds with ``tanh`` of an MLP of (time embedding, features); it does not
-    see ``x`` (arXiv 2505.22094, Section 4; arXiv 2604.10962, Section 4). The last layer starts at zero (ours): every policy
-    starts at the geometric mean of the bounds, in every state.
+    ``tanh`` of an MLP interpolates ``log std^2`` linearly between the bounds. The MLP's inputs are the time embedding and the
+    features, but not ``x`` (arXiv 2505.22094, Section 4; arXiv 2604.10962, Section 4). The last layer starts at zero (ours),
+    so every policy starts with the geometric mean of the bounds in all states.
 
     :param features_dim: width of the observation features
     :param action_dim: flattened width of the action
@@ -38,9 +38,9 @@ class NoiseNet(nn.Module):
 
     def forward(self, features: th.Tensor, time_embedding: th.Tensor, log_std_bounds: th.Tensor) -> th.Tensor:
         """
-        :param features: shape ``(..., features_dim)``
-        :param time_embedding: shape ``(..., time_embedding_dim)``, the leading dimensions are broadcast against the features';
-            it gets no gradient from here
+        :param features: observation features, shape ``(..., features_dim)``
+        :param time_embedding: shape ``(..., time_embedding_dim)``; the leading dimensions are broadcast against those of the
+            features, and no gradient flows into the embedding
         :param log_std_bounds: ``log [min_std, max_std]``, shape ``(2,)``
         :return: standard deviations, shape ``(..., action_dim)``
         """
@@ -79,5 +79,5 @@ class ScoreCoefficient(nn.Module):
 
 
 def initial_score_gate() -> float:
-    """``softplus(-2)``: the value of ``softplus(g)`` at initialization, and of the constant score drift for good."""
+    """``softplus(-2)``: the initial value of ``softplus(g)``, which a constant score drift keeps."""
     return math.log1p(math.exp(SCORE_COEFFICIENT_BIAS))

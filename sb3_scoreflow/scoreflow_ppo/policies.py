@@ -1,4 +1,4 @@
-"""ScoRe-Flow's policy: the shared flow plus score coefficient, noise net and critic."""
+"""ScoRe-Flow's policy: the common flow policy with a score coefficient, a noise network and a critic."""
 
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -34,38 +34,40 @@ Noise = Literal["learned", "constant", "score_matched"]
 
 class ChainEvaluation(NamedTuple):
     """
-    What one pass over stored chains gives. Of ``batch`` full chains all ``K`` transitions are scored: ``n`` is ``K`` behind a
-    dimension of ``batch``. With single steps, ``n`` is the number of transitions that are scored, of all chains.
+    Result of one pass over stored chains. In ``batch`` chains with noise in all steps, all ``K`` transitions are scored, and
+    the leading dimensions are ``(batch, K)``. With single noisy steps, ``n`` is the number of scored transitions of all
+    chains.
     """
 
-    values: th.Tensor  #: in reward units, shape ``(batch,)``
-    log_prob: th.Tensor  #: normalized, shape ``(batch,)``
-    entropy: th.Tensor  #: normalized, shape ``(batch,)``
-    mean: th.Tensor  #: shape ``(batch, K, action_dim)`` or ``(n, action_dim)``
-    std: th.Tensor  #: same shape
-    step: th.Tensor | None = None  #: the denoising step of each scored transition, shape ``(n,)``; None: all of all chains
+    values: th.Tensor  #: values in units of the rewards, shape ``(batch,)``
+    log_prob: th.Tensor  #: normalized log-probabilities, shape ``(batch,)``
+    entropy: th.Tensor  #: normalized entropies, shape ``(batch,)``
+    mean: th.Tensor  #: means of the transitions, shape ``(batch, K, action_dim)`` or ``(n, action_dim)``
+    std: th.Tensor  #: standard deviations of the transitions, same shape
+    step: th.Tensor | None = None  #: denoising step of each scored transition, shape ``(n,)``; None: all steps of all chains
 
 
 class ScoReFlowPolicy(ActorCriticFlowPolicy):
     """
-    Flow policy whose denoising steps are Gaussian: mean steered by the score, standard deviation learned (arXiv 2604.10962,
-    Section 4).
+    Flow policy with Gaussian denoising steps: the score steers the mean, and the standard deviation is learned (arXiv
+    2604.10962, Section 4).
 
-    The parameters of :class:`~sb3_scoreflow.ppo.ActorCriticFlowPolicy` and the following; those that the algorithm has
-    arguments for are set through these:
+    The parameters are those of :class:`~sb3_scoreflow.ppo.ActorCriticFlowPolicy` and the following. If the algorithm has an
+    argument with the same name, it sets the parameter:
 
-    :param score_drift: "learned": coefficient net; "constant": ``(1 - t) softplus(-2) score_scale``; "none": ReinFlow
+    :param score_drift: coefficient of the score: "learned" by a network, "constant" (``(1 - t) softplus(-2) score_scale``), or
+        "none" (no score drift, as in ReinFlow)
     :param score_scale: ``c`` of the coefficient ``alpha(t) = min((1 - t) softplus(g(t)) c, 2 c)``, positive
     :param score_clip: bound of the absolute score, positive
-    :param noise: "learned": noise net; "constant": ``max_std``; "score_matched": ``sqrt(2 alpha(t) / K)``, at least
-        ``min_std``
+    :param noise: standard deviation of a step: "learned" by a network, "constant" (``max_std``), or "score_matched" (``sqrt(2
+        alpha(t) / K)``, at least ``min_std``)
     :param min_std: lower bound of a step's standard deviation, positive
-    :param max_std: upper bound, at least ``min_std``
-    :param single_step_fraction: share of the environments (rows of a batch), in [0, 1], in whose chains a single step is
-        noisy, drawn anew for every chain, while the others take their means (the hybrid sampling of arXiv 2510.25889); 0: all
-        steps of all are (published)
-    :param zero_start_fraction: share of those, in [0, 1], that start from ``x_0 = 0``, where deterministic actions do, instead
-        of ``N(0, I)``: deterministic actions are what they explore around (ours)
+    :param max_std: upper bound of a step's standard deviation, at least ``min_std``
+    :param single_step_fraction: share of the environments (rows of a batch), in [0, 1], whose chains have a single noisy step.
+        This step is drawn at random for every chain, and all other steps take their means (the hybrid sampling of arXiv
+        2510.25889). 0: all steps of all chains are noisy (published)
+    :param zero_start_fraction: share of the chains with a single noisy step, in [0, 1], that start from ``x_0 = 0``, as
+        deterministic actions do, instead of ``N(0, I)``; they explore around the deterministic action (ours)
     """
 
     net_arch_parts = ("pi", "vf", "noise")
@@ -170,11 +172,12 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
     def set_std_bounds(self, min_std: float, max_std: float) -> None:
         """
-        Set the bounds of the standard deviation; they are kept in the state dict, so that a saved policy explores as it did.
+        Set the bounds of the standard deviation. The state dict contains them, so that a saved policy explores in the same
+        way.
 
         :param min_std: lower bound, positive
         :param max_std: upper bound, at least ``min_std``
-        :raises ValueError: if the bounds are impossible
+        :raises ValueError: if ``min_std`` is not positive or exceeds ``max_std``
         """
         if not 0 < min_std <= max_std:
             raise ValueError(f"min_std must be positive and at most max_std, got min_std={min_std}, max_std={max_std}.")
@@ -185,7 +188,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     def score_coefficient(self, t: th.Tensor, average: bool = False) -> th.Tensor | None:
         """
         :param t: times in [0, 1), shape ``(K,)``
-        :param average: whether that of deterministic actions is asked for
+        :param average: whether to use the averaged weights, from which deterministic actions come
         :return: ``alpha(t)``, same shape; None without score drift
         """
         if self.score_drift == "none":
@@ -196,8 +199,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
     def _step_std(self, features: th.Tensor, time_embedding: th.Tensor, alpha: th.Tensor | None) -> th.Tensor:
         """
-        Standard deviations of denoising steps, which do not depend on ``x``, shape ``(..., action_dim)``: the leading
-        dimensions of features and time embeddings are broadcast, ``alpha`` has those of the latter.
+        Standard deviations of denoising steps, shape ``(..., action_dim)``; they do not depend on ``x``. The leading
+        dimensions of features and time embeddings are broadcast; ``alpha`` has those of the time embeddings.
         """
         if self.noise == "learned":
             return self.noise_net(features, time_embedding, self.log_std_bounds)
@@ -213,10 +216,11 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         self, features: th.Tensor, noise: th.Tensor, denoising_steps: int, step: th.Tensor | None = None, mean: bool = False
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
-        :param step: the stochastic step of each chain, -1 where all are, shape ``(batch,)``; None: all of all chains
-        :param mean: whether no step is stochastic; all networks are those of deterministic actions then
-        :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)`` and, unless they are all there is,
-            standard deviations
+        :param step: index of each chain's stochastic step, -1 if all its steps are stochastic, shape ``(batch,)``; None: all
+            steps of all chains are stochastic
+        :param mean: whether all steps take their means; the networks then have the averaged weights of deterministic actions
+        :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)``, and standard deviations, which are
+            None with ``mean``
         """
         field = self.acting("velocity_field") if mean else self.velocity_field
         t = flow.time_grid(denoising_steps, dtype=noise.dtype, device=noise.device)
@@ -239,14 +243,14 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
     def _single_steps(self, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """
-        :param noise: ``N(0, I)``, shape ``(batch, action_dim)``
-        :return: ``x_0`` of chains that explore, and the stochastic step of each, as :meth:`_sample_chain` takes it
+        :param noise: draws from ``N(0, I)``, shape ``(batch, action_dim)``
+        :return: ``x_0`` of exploring chains, and the stochastic step of each (see :meth:`_sample_chain`)
         """
         if self.single_step_fraction == 0:
             return noise, None
         n, device = len(noise), noise.device
-        # The same rows each time: an environment keeps its kind, and those of single steps stay near where deterministic
-        # actions lead. Rounded at random: a single environment is of both kinds
+        # The same rows each time, so that environments with single noisy steps stay near the states that deterministic actions
+        # reach. The number of rows is rounded at random, so that a single environment gets chains of both kinds
         single = th.arange(n, device=device) < th.floor(self.single_step_fraction * n + th.rand((), device=device))
         step = th.where(single, th.randint(self.denoising_steps, (n,), device=device), -1)
         zero = single & (th.rand(n, device=device) < self.zero_start_fraction)
@@ -261,13 +265,13 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
         """
-        Sample a chain, as :meth:`collect_rollouts` of Stable-Baselines3 expects of an actor-critic.
+        Sample a chain; :meth:`collect_rollouts` of Stable-Baselines3 calls this method.
 
-        The last point is stored unclamped, so the density that scores it is the one that it was drawn from; ``unscale_action``
-        clamps.
+        The last point is stored before clamping, so that it is scored with the density that it was drawn from;
+        ``unscale_action`` clamps it.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param deterministic: whether to take the means, from ``x_0 = 0``
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
+        :param deterministic: whether to start from ``x_0 = 0`` and take the mean of every step
         :return: records of the chains (see :meth:`split_record`), values ``(batch, 1)``, normalized log-probabilities
             ``(batch,)``
         """
@@ -289,11 +293,11 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
     def split_record(self, records: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """
-        :param records: from :meth:`forward`: flattened chains, behind the index of the stochastic step if
-            ``single_step_fraction`` is positive, which the width tells
-        :return: chains ``(batch, K + 1, action_dim)`` and the stochastic step of each ``(batch,)``, -1 where all are; None:
-            all of all chains
-        :raises ValueError: if they are no records: an action by itself has no likelihood in closed form
+        :param records: records from :meth:`forward`: flattened chains; if ``single_step_fraction`` is positive, which the
+            width shows, the index of the stochastic step precedes the chain
+        :return: chains ``(batch, K + 1, action_dim)``, and the index of each chain's stochastic step ``(batch,)``, -1 if all
+            its steps are stochastic; None: all steps of all chains are stochastic
+        :raises ValueError: if the argument has no records but actions, whose likelihood has no closed form
         """
         width = (self.denoising_steps + 1) * self.action_dim
         shape, records = tuple(records.shape), records.flatten(1)
@@ -309,11 +313,13 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
 
     def evaluate_chain(self, obs: PyTorchObs, chain: th.Tensor, step: th.Tensor | None = None) -> ChainEvaluation:
         """
-        Score stored chains: all transitions that were noisy in one call of each network, the observation's features once.
+        Score stored chains. Each network is called once for all noisy transitions, and features are computed once per
+        observation.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :param chain: shape ``(batch, K + 1, action_dim)``
-        :param step: the stochastic step of each chain, -1 where all are, shape ``(batch,)``; None: all of all chains
+        :param step: index of each chain's stochastic step, -1 if all its steps are stochastic, shape ``(batch,)``; None: all
+            steps of all chains are stochastic
         :return: values, log-probability, entropy, means and standard deviations
         """
         preprocessed = self.preprocess(obs)
@@ -343,7 +349,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         condition: th.Tensor,
         features: th.Tensor,
     ) -> tuple[th.Tensor, th.Tensor]:
-        """Means and standard deviations of transitions from ``x``, whose leading dimensions the others are broadcast to."""
+        """Means and standard deviations of transitions from ``x``; the others are broadcast to its leading dimensions."""
         coefficient = None if alpha is None else alpha.unsqueeze(-1)
         velocity = self.velocity_field(x, time, condition)
         mean = transition_mean(x, velocity, t.unsqueeze(-1), coefficient, self.denoising_steps, self.score_clip)
@@ -353,10 +359,10 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         """
         Stable-Baselines3's interface to :meth:`evaluate_chain`.
 
-        :param obs: raw observations, shape ``(batch, ...)`` per part
+        :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :param actions: records of chains from :meth:`forward`
         :return: values ``(batch, 1)``, normalized log-probabilities ``(batch,)``, normalized entropies ``(batch,)``
-        :raises ValueError: if they are no records: an action by itself has no likelihood in closed form
+        :raises ValueError: if the argument has no records but actions, whose likelihood has no closed form
         """
         evaluation = self.evaluate_chain(obs, *self.split_record(actions))
         return evaluation.values.unsqueeze(-1), evaluation.log_prob, evaluation.entropy

@@ -29,69 +29,73 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
     ScoReFlowPolicy,
 )
 
-#: Clip ranges from here on are PPO's, of a ratio that is no geometric mean.
+#: Clip ranges from here on suit PPO's ratio, but not a geometric mean.
 _LARGE_CLIP_RANGE = 0.1
 
 
 class ScoReFlowPPO(FlowPPO):
     """
-    PPO on the denoising chain of a flow policy; the score steers the mean, the variance is learned (arXiv 2604.10962).
+    PPO on the denoising chain of a flow policy; the score steers the mean, and the variance is learned (arXiv 2604.10962).
 
-    Arguments shared with :class:`stable_baselines3.PPO` keep its names and meaning. Arguments left at None get the values of
-    ``sb3_scoreflow/scoreflow_ppo/defaults.py``, by whether the policy was pretrained.
+    Arguments shared with :class:`stable_baselines3.PPO` keep their names and meaning. Arguments left at None get the values in
+    ``sb3_scoreflow/scoreflow_ppo/defaults.py``, which depend on whether the policy was pretrained.
 
-    :param policy: "FlowPolicy" (features extractor by observation space), "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a
-        class
-    :param env: environment with a Box action space of finite bounds (a chunked one: see
-        :class:`~sb3_scoreflow.ActionChunking`)
-    :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
-    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: about 2048 over all
-        environments, in whole minibatches; from scratch 256 per dimension of an action, or 128 per environment, where that
-        is less, and never less than 16 per environment
-    :param batch_size: minibatch size, in chains; None: 256, from scratch 64 per dimension of an action where that is less; or
-        about that where it does not suit the number of environments
+    :param policy: "FlowPolicy" (chooses the features extractor by the observation space), "MlpPolicy", "CnnPolicy",
+        "MultiInputPolicy", or a policy class
+    :param env: environment whose action space is a Box with finite bounds; to predict several actions at once, wrap it in
+        :class:`~sb3_scoreflow.ActionChunking`
+    :param learning_rate: learning rate of the velocity field, a float or schedule; 0 freezes it
+    :param n_steps: steps per environment and iteration (chunks, with ActionChunking); None: about 2048 over all environments,
+        in whole minibatches. Policies trained from scratch take 256 per dimension of an action, or 128 per environment, if
+        that is less than 2048, but at least 16 per environment
+    :param batch_size: minibatch size in chains; None: 256, or from scratch 64 per dimension of an action if that is less,
+        adjusted if it does not suit the number of environments
     :param n_epochs: passes over the rollout per iteration
     :param gamma: discount per step (per chunk, with ActionChunking)
-    :param gae_lambda: trade-off of bias and variance in GAE
-    :param clip_range: PPO's clip range of the ratio, a float or schedule; the ratio is a geometric mean over the chain's ``(K
-        + 1) action_dim`` numbers, or over the ``action_dim`` numbers of its single noisy step, so it is far smaller than PPO's
-        usual 0.2; None: 0.2 over the square root of the former number from scratch, 0.02 for a pretrained policy
-    :param clip_range_vf: clip range of the value function in units of the return's standard deviation, None to deactivate
+    :param gae_lambda: trade-off between bias and variance in generalized advantage estimation (GAE)
+    :param clip_range: PPO's clip range of the ratio, a float or schedule. The ratio is a geometric mean over the chain's ``(K
+        + 1) action_dim`` numbers, or over the ``action_dim`` numbers of its single noisy step, so the clip range is far
+        smaller than PPO's usual 0.2. None: 0.02 for a pretrained policy, ``0.2 / sqrt((K + 1) action_dim)`` from scratch
+    :param clip_range_vf: clip range of the value function in units of the return's standard deviation; None: no clipping
     :param normalize_advantage: whether to normalize advantages per minibatch
     :param ent_coef: coefficient of the chain's entropy (normalized once by ``(K + 1) action_dim``)
     :param vf_coef: coefficient of the value loss
-    :param max_grad_norm: largest gradient norm, for each parameter group by itself
-    :param rollout_buffer_class: subclass of Stable-Baselines3's ``RolloutBuffer`` / ``DictRolloutBuffer``, which is made to
-        store chains for actions
+    :param max_grad_norm: largest gradient norm of each parameter group; groups are clipped separately
+    :param rollout_buffer_class: subclass of Stable-Baselines3's ``RolloutBuffer`` / ``DictRolloutBuffer``; it is adapted to
+        store chains as actions. None: one of these two, by the observation space
     :param rollout_buffer_kwargs: further keyword arguments of the buffer
-    :param target_kl: end the iteration's update when the approximate KL divergence passes 1.5 times this value
-    :param stats_window_size: episodes over which rollout statistics are averaged
-    :param tensorboard_log: folder of tensorboard logs
-    :param noise_learning_rate: of noise net and score coefficient, a float or schedule
-    :param critic_learning_rate: of the critic, a float or schedule
+    :param target_kl: an iteration's update ends when the approximate KL divergence exceeds 1.5 times this value; None: no
+        limit
+    :param stats_window_size: number of episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder of TensorBoard logs; None: no TensorBoard log
+    :param noise_learning_rate: learning rate of the noise network and the score coefficient, a float or schedule
+    :param critic_learning_rate: learning rate of the critic, a float or schedule
     :param denoising_steps: Euler steps ``K`` per action
-    :param score_drift: "learned" (ScoRe-Flow), "constant" or "none" (ReinFlow, arXiv 2505.22094)
-    :param noise: "learned", "constant" (``max_std``) or "score_matched" (``sqrt(2 alpha(t) / K)``: the coupled SDE)
+    :param score_drift: coefficient of the score: "learned" (ScoRe-Flow), "constant" or "none" (ReinFlow, arXiv 2505.22094)
+    :param noise: standard deviation of a denoising step: "learned", "constant" (``max_std``) or "score_matched" (``sqrt(2
+        alpha(t) / K)``: the coupled SDE)
     :param min_std: lower bound of a denoising step's standard deviation, in normalized action units
-    :param max_std: its upper bound, a float or schedule (:class:`~sb3_scoreflow.HoldCosineSchedule` is the published one)
-    :param single_step_fraction: share of the environments, in [0, 1], whose chains have a single noisy step, drawn at random,
-        and start from ``x_0 = 0``: deterministic actions are what they explore around. 0: all steps of all chains are noisy
+    :param max_std: upper bound of this standard deviation, a float or schedule (the published one is
+        :class:`~sb3_scoreflow.HoldCosineSchedule`)
+    :param single_step_fraction: share of the environments, in [0, 1], whose chains start from ``x_0 = 0`` and have a single
+        noisy step, drawn at random, so that they explore around the deterministic action. 0: all steps of all chains are noisy
         (published)
-    :param critic_warmup_iterations: first iterations that train the critic only
-    :param normalize_reward: whether the critic's unit is the running standard deviation of the discounted return
-    :param bc_coef: coefficient of the squared distance between the ODE actions of policy and pretrained policy
-    :param averaging_horizon: transitions over which the weights that deterministic actions come from are averaged, by an
-        exponential moving average; 0: they are the current weights. None: 40,000 for a clone, 0 from scratch
+    :param critic_warmup_iterations: number of iterations at the start that train only the critic
+    :param normalize_reward: whether the critic's outputs are in units of the running standard deviation of the discounted
+        return
+    :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
+    :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
+        actions come from; 0: they come from the current weights. None: 40,000 for a clone, 0 from scratch
     :param log_prob_clip: bound of the absolute normalized log-probability (1 in the official code, where it stops gradients at
-        small standard deviations), None to deactivate
+        small standard deviations); None: no bound
     :param policy_kwargs: further keyword arguments of :class:`ScoReFlowPolicy` (``net_arch``, ``activation_fn``,
         ``score_scale``, ``score_clip``, ...)
-    :param verbose: 0 nothing, 1 info, 2 debug
-    :param seed: seed of the pseudo-random generators
+    :param verbose: 0: no output, 1: info, 2: debug
+    :param seed: seed of the random number generators; None: not seeded
     :param device: device of the networks
     :param _init_setup_model: whether to build the networks at construction
-    :param moved: ``score_scale`` and ``score_clip``, which are entries of ``policy_kwargs`` now (deprecated)
-    :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+    :param moved: ``score_scale`` and ``score_clip``, which are now entries of ``policy_kwargs`` (deprecated)
+    :raises ValueError: if an argument is invalid; the message names the argument, its value and a remedy
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -196,7 +200,7 @@ class ScoReFlowPPO(FlowPPO):
     # ------------------------------------------------------------------ set-up
 
     def _record_width(self) -> int:
-        # The chain, behind the index of its stochastic step if there are chains with a single one
+        # With single noisy steps, the index of the stochastic step precedes the chain
         return (self.denoising_steps + 1) * get_action_dim(self.action_space) + (self.single_step_fraction > 0)
 
     def _policy_arguments(self) -> dict[str, Any]:
@@ -246,7 +250,7 @@ class ScoReFlowPPO(FlowPPO):
 
     def on_pretrained(self) -> None:
         """
-        As in :class:`~sb3_scoreflow.ppo.FlowPPO`; the noise gets a clone's bounds.
+        As in :class:`~sb3_scoreflow.ppo.FlowPPO`; also sets the noise bounds of a clone.
         """
         super().on_pretrained()
         self._update_noise_bounds()
@@ -257,7 +261,7 @@ class ScoReFlowPPO(FlowPPO):
         self._update_noise_bounds()
 
     def _bounded_std(self, max_std: float) -> float:
-        """A schedule that ends at ``min_std`` may pass it by rounding."""
+        """Corrects rounding: a schedule that ends at ``min_std`` may end slightly below it."""
         return self.min_std if math.isclose(max_std, self.min_std, rel_tol=1e-6) else max_std
 
     def _update_noise_bounds(self) -> None:
@@ -283,7 +287,7 @@ class ScoReFlowPPO(FlowPPO):
     def _policy_loss(
         self, evaluation: ChainEvaluation, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog
     ) -> th.Tensor:
-        """PPO's clipped surrogate on the chain's normalized ratio."""
+        """PPO's clipped surrogate loss, with the normalized ratio of chains."""
         advantages = self._advantages(batch)
         log_prob, old_log_prob = evaluation.log_prob, batch.old_log_prob
         if self.log_prob_clip is not None:

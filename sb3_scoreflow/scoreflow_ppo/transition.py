@@ -44,8 +44,8 @@ def transition_mean(
     :param x: ``x_t``, shape ``(..., action_dim)``
     :param velocity: ``v(x_t, t)``, same shape
     :param t: time in [0, 1), broadcastable to ``x``
-    :param score_coefficient: ``alpha(t)``, broadcastable to ``x``; None for no score drift (ReinFlow, arXiv 2505.22094)
-    :param denoising_steps: ``K``
+    :param score_coefficient: ``alpha(t)``, broadcastable to ``x``; None: no score drift (ReinFlow, arXiv 2505.22094)
+    :param denoising_steps: number of steps ``K``
     :param score_clip: bound of the absolute score
     :return: the mean, same shape as ``x``, in [-1, 1]
     """
@@ -58,11 +58,11 @@ def transition_mean(
 
 def scored_transitions(step: th.Tensor, denoising_steps: int) -> th.Tensor:
     """
-    Which transitions of chains are stochastic, and count in their log-probability.
+    Mask of the stochastic transitions of chains; only these contribute to the log-probability.
 
-    :param step: index of the only one, -1 where all are, shape ``(batch,)``
-    :param denoising_steps: ``K``
-    :return: flags, shape ``(batch, K)``
+    :param step: index of each chain's stochastic step, -1 if all its steps are stochastic, shape ``(batch,)``
+    :param denoising_steps: number of steps ``K``
+    :return: boolean mask, shape ``(batch, K)``
     """
     return (step.unsqueeze(-1) == th.arange(denoising_steps, device=step.device)) | (step.unsqueeze(-1) < 0)
 
@@ -72,15 +72,16 @@ def chain_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor, step: th.T
     Log-density of a chain per dimension and point of the chain.
 
     ``[log N(x_0; 0, I) + sum_k log N(x_{k+1}; mean_k, std_k)] / ((K + 1) action_dim)``, so that the PPO ratio is a geometric
-    mean (arXiv 2604.10962, released code). The truncation of the noise only adds a constant, which every ratio cancels.
-    Where a single step ``k`` is stochastic, it is ``log N(x_{k+1}; mean_k, std_k) / action_dim`` (ours): all else is no choice
-    of the policy.
+    mean (arXiv 2604.10962, released code). The truncation of the noise only adds a constant, which cancels in every ratio.
+    If a single step ``k`` is stochastic, the result is ``log N(x_{k+1}; mean_k, std_k) / action_dim`` (ours), because the
+    other steps are deterministic.
 
-    :param chain: shape ``(batch, K + 1, action_dim)``
-    :param mean: shape ``(batch, K, action_dim)``
-    :param std: broadcastable to ``mean``
-    :param step: the stochastic step, -1 where all are, shape ``(batch,)``; None: all of all chains
-    :return: shape ``(batch,)``
+    :param chain: points of the chain, shape ``(batch, K + 1, action_dim)``
+    :param mean: means of the steps, shape ``(batch, K, action_dim)``
+    :param std: standard deviations of the steps, broadcastable to ``mean``
+    :param step: index of each chain's stochastic step, -1 if all its steps are stochastic, shape ``(batch,)``; None: all steps
+        of all chains are stochastic
+    :return: normalized log-probabilities, shape ``(batch,)``
     """
     _, points, action_dim = chain.shape
     squares, log_std = ((chain[:, 1:] - mean) / std).pow(2).sum(2), th.log(std).expand_as(mean).sum(2)
@@ -96,15 +97,16 @@ def chain_log_prob(chain: th.Tensor, mean: th.Tensor, std: th.Tensor, step: th.T
 
 def chain_entropy(std: th.Tensor, step: th.Tensor | None = None) -> th.Tensor:
     """
-    Entropy of a chain, normalized once by ``(K + 1) action_dim``, as the log-probability is.
+    Entropy of a chain, divided by ``(K + 1) action_dim``, as the log-probability is.
 
     It is the entropy of ``x_0`` plus the conditional entropies of the steps. The released code divides by ``K + 1`` a second
-    time, so its entropy coefficient of 0.03 acts like 0.03 / (K + 1). Where a single step is stochastic, it is that step's, by
-    ``action_dim`` (ours).
+    time, so its entropy coefficient of 0.03 acts like 0.03 / (K + 1). If a single step is stochastic, the result is the
+    entropy of that step divided by ``action_dim`` (ours).
 
-    :param std: shape ``(batch, K, action_dim)``
-    :param step: the stochastic step, -1 where all are, shape ``(batch,)``; None: all of all chains
-    :return: shape ``(batch,)``
+    :param std: standard deviations of the steps, shape ``(batch, K, action_dim)``
+    :param step: index of each chain's stochastic step, -1 if all its steps are stochastic, shape ``(batch,)``; None: all steps
+        of all chains are stochastic
+    :return: normalized entropies, shape ``(batch,)``
     """
     points = std.shape[1] + 1
     log_std, count = th.log(std).sum(2), th.tensor(points)

@@ -1,4 +1,4 @@
-"""Cloning as a hyperparameter of rl_zoo3: where demonstrations come from, and how they are cloned before training."""
+"""Cloning as a hyperparameter of rl_zoo3: the source of demonstrations, and the settings of cloning before training."""
 
 import inspect
 import time
@@ -11,21 +11,21 @@ from sb3_scoreflow.bc import BehaviorCloning, pretrain_bc
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
 
-#: Arguments of ``pretrain_bc`` that are no settings, but objects of a run
+#: Arguments of ``pretrain_bc`` that are objects of a run, not settings
 _NO_SETTINGS = ("model", "demonstrations", "eval_env", "callback", "checkpoint")
 
 
 class SettingsError(ValueError):
-    """Hyperparameters that cannot work, found out before anything is written: shown without a traceback."""
+    """Invalid hyperparameters, detected before anything is written; the error is shown without a traceback."""
 
 
 class Cloning:
     """
-    What is to be cloned, and how.
+    Demonstrations to clone, and settings of cloning.
 
-    :param source: of :func:`~sb3_scoreflow.load_demonstrations`, or a dict of ``source`` and its keyword arguments
+    :param source: source for :func:`~sb3_scoreflow.load_demonstrations`, or a dict of ``source`` and its keyword arguments
     :param arguments: keyword arguments of :func:`~sb3_scoreflow.pretrain_bc`
-    :raises SettingsError: if demonstrations cannot be loaded, or there is no such argument
+    :raises SettingsError: if demonstrations cannot be loaded, or an argument does not exist
     """
 
     def __init__(self, source: str | Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
@@ -44,8 +44,8 @@ class Cloning:
     @classmethod
     def taken_from(cls, hyperparams: dict[str, Any]) -> "Cloning | None":
         """
-        :param hyperparams: of a run; ``demonstrations`` and ``cloning`` are taken out
-        :return: what they say; None if nothing is to be cloned
+        :param hyperparams: hyperparameters of a run; ``demonstrations`` and ``cloning`` are removed
+        :return: the cloning that they describe; None without demonstrations
         """
         demonstrated = "demonstrations" in hyperparams
         source, arguments = hyperparams.pop("demonstrations", None), hyperparams.pop("cloning", None) or {}
@@ -55,9 +55,9 @@ class Cloning:
 
     def check(self, model: FlowAlgorithm, env_id: str) -> None:
         """
-        :param model: like the one that is going to be trained
-        :param env_id: its environment
-        :raises SettingsError: if the demonstrations do not fit it, or a setting is impossible
+        :param model: model like the one that will be trained
+        :param env_id: id of its environment
+        :raises SettingsError: if the demonstrations do not fit the environment, or a setting is invalid
         """
         own, checked = (inspect.signature(each).parameters for each in (BehaviorCloning, BehaviorCloning.check))
         try:
@@ -68,7 +68,8 @@ class Cloning:
 
     def as_callback(self) -> dict[str, dict[str, Any]]:
         """
-        :return: the callback in the form of the zoo's ``callback`` key: every model of a search gets one of its own
+        :return: the callback in the form of the zoo's ``callback`` key, so that every model of a search gets a separate
+            callback
         """
         name = f"{CloningCallback.__module__}.{CloningCallback.__name__}"
         return {name: dict(demonstrations=self.demonstrations, arguments=self.arguments)}
@@ -76,9 +77,9 @@ class Cloning:
 
 class CloningCallback(BaseCallback):
     """
-    Clones when ``learn`` begins, so that what is logged goes to the logs of the run.
+    Clones when ``learn`` starts, so that the metrics are in the logs of the run.
 
-    :param demonstrations: what to imitate
+    :param demonstrations: demonstrations to imitate
     :param arguments: keyword arguments of :func:`~sb3_scoreflow.pretrain_bc`
     """
 
@@ -92,9 +93,9 @@ class CloningCallback(BaseCallback):
     def _init_callback(self) -> None:
         model = self.model
         pretrain_bc(model, self.demonstrations, **self.arguments)
-        if model.get_vec_normalize_env() is not None:  # it has got other statistics than it normalized this with
+        if model.get_vec_normalize_env() is not None:  # its statistics have changed since it normalized these observations
             model._last_obs = model.get_env().reset()  # type: ignore[assignment, union-attr]
-        model.start_time = time.time_ns()  # frames per second are those of training
+        model.start_time = time.time_ns()  # measure frames per second without cloning
 
     def _on_step(self) -> bool:
         return True

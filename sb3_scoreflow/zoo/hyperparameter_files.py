@@ -1,18 +1,18 @@
-"""Where hyperparameters are: files, which are modules too."""
+"""Files of hyperparameters, which are also accessible as modules."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: One file per algorithm, named as it is; "default.yml" is for those that have none.
+#: One file per algorithm, with its name; algorithms without a file use "default.yml".
 HYPERPARAMETERS = Path(__file__).parent / "hyperparams"
 
 
 def hyperparams_of(algorithm: str) -> Callable[[str], dict[str, Any]]:
     """
     :param algorithm: name of a file
-    :return: a module's ``__getattr__``, by which it has the attribute ``hyperparams``: the file as it is, anew whenever it is
-        asked for, because the zoo writes into it
+    :return: a module's ``__getattr__``, which provides the attribute ``hyperparams``: the content of the file, read again for
+        every access, because the zoo changes the dict
     """
 
     def get(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What rl_zoo3 has to know of the algorithms of this package, and where their hyperparameters are."""
+"""Registration of this package's algorithms with rl_zoo3, and their files of hyperparameters."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from sb3_scoreflow.zoo.sampling import ArgumentSampler
 
 def missing(error: ImportError) -> ImportError:
     """
-    :param error: raised where the zoo is imported
-    :return: what to raise instead
+    :param error: error raised when the zoo is imported
+    :return: error to raise instead
     """
     return ImportError(f'The zoo needs rl_zoo3, and what it imports ({error}): pip install "sb3-scoreflow[zoo]"')
 
 
 def register() -> None:
     """
-    Tell rl_zoo3 of all algorithms of the registry: it then trains, loads and optimizes them by their names. To be called
-    before one of its programs reads the command line; calling it again is harmless.
+    Register all algorithms with rl_zoo3, so that it trains, loads and optimizes them by name. Call it before one of its
+    programs parses the command line; calling it again is harmless.
 
     :raises ImportError: if rl_zoo3 is not installed; the message names the extra
     """
@@ -35,8 +35,8 @@ def register() -> None:
 
 def hyperparameter_file(algorithm: str) -> Path:
     """
-    :param algorithm: its name in the registry
-    :return: the file of hyperparameters that it is trained with where ``--conf-file`` is left out
+    :param algorithm: registered name of the algorithm
+    :return: its default file of hyperparameters, which is used without ``--conf-file``
     """
     own = HYPERPARAMETERS / f"{algorithm}.yml"
     return own if own.exists() else own.with_name("default.yml")

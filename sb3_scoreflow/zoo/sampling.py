@@ -1,4 +1,4 @@
-"""Which hyperparameters a search tries: ranges around the defaults of an algorithm, read off the class."""
+"""Search ranges of hyperparameters around the defaults of an algorithm, derived from its class."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -9,16 +9,16 @@ from sb3_scoreflow.common.schedules import END, START, as_schedule
 if TYPE_CHECKING:
     import optuna
 
-#: Rates and clip ranges are drawn between the smallest default over this and the largest times this, numbers of steps (``K``,
-#: gradient steps, particles) between half and twice the defaults.
+#: Learning rates and clip ranges are drawn between the smallest default divided by this number and the largest default times
+#: this number; numbers of steps (``K``, gradient steps, particles) between half and twice the defaults.
 _FACTOR = 4
-#: Powers of 2: steps per environment, minibatch
+#: Arguments drawn as powers of 2: steps per environment, minibatch size
 _N_STEPS, _BATCH_SIZE = (5, 8), (6, 9)
-#: Drawn as their distance to 1
+#: Arguments drawn by their distance to 1
 _NEAR_ONE = {"gamma": (1e-3, 5e-2), "gae_lambda": (1e-2, 2e-1), "td_lambda": (3e-2, 1.0)}
 _MIN_STD, _STD_RATIO = (0.03, 0.2), (1.0, 5.0)
-#: No matter of search: a warm-up may be longer than a trial, averaging changes nothing of training, and rates that are drawn
-#: have no bound
+#: Arguments that are not drawn: a warm-up may be longer than a trial, averaging does not affect training, and the bound
+#: ``max_shift`` would restrict drawn learning rates
 _LEFT_OUT = ("critic_warmup_transitions", "averaging_horizon", "max_shift")
 
 
@@ -26,17 +26,17 @@ class ArgumentSampler:
     """
     Draws arguments of an algorithm.
 
-    Arguments that the class does not have are not drawn, and defaults are asked of the class, so it suits any algorithm of
-    the registry.
+    Only arguments of the class are drawn, and defaults come from the class, so that the sampler suits all registered
+    algorithms.
 
-    :param algorithm: what is to be searched
+    :param algorithm: class of the algorithm
     """
 
     def __init__(self, algorithm: type[FlowAlgorithm]) -> None:
         parameters = inspect.signature(algorithm).parameters
         self.names = set(parameters)
         columns = algorithm.defaults["scratch"], algorithm.defaults["pretrained"]
-        #: argument -> range in which it is drawn, logarithmically
+        #: Argument -> range in which it is drawn on a logarithmic scale
         self.rates: dict[str, tuple[float, float]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
         for name in sorted({"denoising_steps", *columns[0]} & self.names - {*_LEFT_OUT, *_NEAR_ONE, "max_std"}):
@@ -44,16 +44,16 @@ class ArgumentSampler:
             if all(isinstance(value, int) for value in values):
                 self.counts[name] = max(min(values) // 2, 1), max(values) * 2
                 continue
-            if name == "clip_range":  # the other one is PPO's, which ScoReFlowPPO divides by the size of a chain
+            if name == "clip_range":  # the default from scratch is PPO's, which ScoReFlowPPO divides by the size of a chain
                 values = [columns[1][name]]
             ends = [as_schedule(value)(progress) for value in values for progress in (START, END)]
             self.rates[name] = min(ends) / _FACTOR, max(ends) * _FACTOR
 
     def sample(self, trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
         """
-        In the form of rl_zoo3's samplers.
+        Draw arguments; the signature is that of rl_zoo3's samplers.
 
-        :param trial: to draw from
+        :param trial: Optuna's trial
         :param n_actions: not used
         :param n_envs: not used
         :param additional_args: not used

@@ -95,7 +95,10 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         clone(path, 2)
     for other in (dict(n_batches=60), dict(learning_rate=1e-4), dict(seed=2)):
-        with pytest.raises(ValueError, match=r"checkpoint=.*clone.pt' is that of another run.*delete it"):
+        with pytest.raises(
+            ValueError,
+            match=r"checkpoint=.*clone.pt' belongs to a run with other.*delete the file",
+        ):
             clone(path, **other)
     with pytest.raises(ValueError, match="other demonstrations"):
         pretrain_bc(make_model(), make_demonstrations(n=50), checkpoint=path, **SETTINGS)
@@ -109,7 +112,7 @@ def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     model = make_model()
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    with pytest.raises(ValueError, match="is no checkpoint of cloning"):
+    with pytest.raises(ValueError, match="is not a checkpoint of cloning"):
         pretrain_bc(model, make_demonstrations(), checkpoint=path, **SETTINGS)
     assert all(th.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
     assert path.read_bytes() == content

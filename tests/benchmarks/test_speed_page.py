@@ -96,6 +96,56 @@ def test_kept_memory() -> None:
             assert entry["accepted"]
 
 
+def test_memory() -> None:
+    found, text = result("speed/memory.json"), " ".join(PAGE.split())
+    names = ("n_steps", "denoising_steps", "batch_size")
+    cases = {tuple(case[name] for name in names): case for case in found["cases"] if case["algorithm"] == "ScoReFlowPPO"}
+    (imports,) = (case["peak_megabytes"] for case in found["cases"] if case["algorithm"] == "imports")
+
+    def difference(larger: tuple[int, int, int], smaller: tuple[int, int, int], what: str) -> float:
+        return float(cases[larger][what] - cases[smaller][what])
+
+    rollout, of_buffer = (difference((1600, 4, 250), (100, 4, 250), f"{what}_megabytes") for what in ("peak", "buffer"))
+    batch = difference((100, 4, 4000), (100, 4, 1000), "peak_megabytes")
+    assert f"added {rollout:.0f} MB ({of_buffer:.0f} MB of them in the buffer), and a minibatch" in text
+    assert f"of 4000 chains instead of 1000 added {batch:.0f} MB." in text
+    assert f"importing PyTorch, Gymnasium and Stable-Baselines3 takes {round(imports, -1):.0f} MB" in text
+    same, different = found["peak_megabytes_of_400_gradients"].values()
+    assert f"minibatches of 400 different sizes took {different - same:.0f} MB more" in text
+
+
+def test_training() -> None:
+    found, text = result("speed/training.json"), " ".join(PAGE.split())
+    ratio = found["ratio"]
+    wide, narrow = (ratio[f"Hopper-v5, chunks of 4, {name}"] for name in ("512x3", "defaults"))
+    assert f"run at {wide['bound_by_products']:.2f} of random stepping" in text
+    assert f"(256x2) it runs at {narrow['training_to_random']:.2f}." in text
+    cheetah, pendulum = (ratio[f"{env}, defaults"]["training_to_sb3_ppo"] for env in ("HalfCheetah-v5", "Pendulum-v1"))
+    assert f"runs at {cheetah:.2f} (HalfCheetah-v5) and {pendulum:.2f} (Pendulum-v1) times" in text
+    table = rows("Targets")
+    for row, name in {
+        "HalfCheetah": "HalfCheetah-v5",
+        "Hopper in chunks": "Hopper-v5, chunks of 4",
+    }.items():
+        shares = [found["split"][f"{name}, defaults"][part] for part in ("update", "policy", "environments")]
+        assert table[row] == [f"{100 * share:.0f}%" for share in shares], row
+    sequential = {f"{of['sequential_to_update']:.1f}" for of in result("speed/update.json")["ratio"].values()}
+    assert [f"update takes {times} times as long sequentially" in text for times in sequential] == [True]
+
+
+def test_threads() -> None:
+    found, table = result("speed/threads.json")["env_steps_per_second"], rows("Threads")
+    for threads in (1, 2, 4, 8):
+        alone, together, processes = table[str(threads)]
+        dummy = f"dummy, 8 envs, 256x3, {threads} threads"
+        assert alone == str(found[dummy]) and together.strip("*") == str(found[f"{dummy}, 2 at once"])
+        assert processes == str(found.get(f"subproc, 8 envs, 256x3, {threads} threads", ""))
+    gains = [
+        found[f"dummy, 8 envs, {net}, 2 threads"] / found[f"dummy, 8 envs, {net}, 1 threads"] - 1 for net in ("256x3", "512x3")
+    ]
+    assert f"brings {100 * gains[0]:.0f}% ({100 * gains[1]:.0f}% with 512x3)" in PAGE
+
+
 def test_bfloat16() -> None:
     found, table = result("bfloat16/summary.json"), rows("bfloat16")
     for name, entry in found["speed"].items():

@@ -95,7 +95,7 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     make_model().learn(ITERATION, callback=callback)
     printed = capsys.readouterr().out
     assert f"Eval num_timesteps={ITERATION}: mean_reward=8.00" in printed and "clone_mean_reward=2.00" in printed
-    assert "with a lower bound of 7.00" in printed and "Back to the best model: mean reward 8.00" in printed
+    assert "with a lower bound of 7.00" in printed and "Restored the best model: mean reward 8.00" in printed
 
 
 def test_score_by_the_id_of_the_environment() -> None:
@@ -284,7 +284,7 @@ def test_resumed_after_loading(kind: str, tmp_path: Path) -> None:
 def test_resumed_without_the_clone(tmp_path: Path) -> None:
     model = make_model().learn(ITERATION)
     callback = FlowEvalCallback(scripted([1.0, 1.0]), n_eval_episodes=2, eval_freq=ITERATION, verbose=0)
-    with pytest.warns(UserWarning, match="clone's level is not known: pass the clone as `clone`"):
+    with pytest.warns(UserWarning, match="clone's return is unknown: pass the clone as `clone`"):
         rows = learn(model, tmp_path, callback, 1)
     assert rows[0]["eval/mean_reward"] == 1 and "eval/clone_mean_reward" not in rows[0]
 

@@ -110,8 +110,8 @@ def test_it_needs_a_level() -> None:
     with pytest.raises(ValueError, match="got NoneType"):
         model.learn(ITERATION, callback=StopBelowClone())
     model.learn(ITERATION)
-    with pytest.warns(UserWarning, match="level is not known"):
-        with pytest.raises(ValueError, match="needs the level of the clone, but the model was trained before: pass the clone"):
+    with pytest.warns(UserWarning, match="return is unknown"):
+        with pytest.raises(ValueError, match="needs the clone's return, but the model was trained before: pass the clone"):
             run([1.0, 1.0], 0.1, 1, model)
     _, callback = run([1.0, 1.0], 0.1, 1, model, clone=make_model())
     assert callback.clone_evaluation is not None and callback.clone_evaluation.mean == 1

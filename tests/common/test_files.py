@@ -443,7 +443,7 @@ def test_full_disks(tmp_path: Path, number: int, text: str, hidden_in: type[Exce
     """Also where a library hides it: PyTorch raises a RuntimeError."""
     save(tmp_path / "file", "old")
     for context in (atomic_path, atomic_folder):
-        with pytest.raises(OSError, match=rf"{tmp_path}/file was not saved: {text}.* What was there before is") as raised:
+        with pytest.raises(OSError, match=rf"{tmp_path}/file was not saved: {text}.* The previous content is") as raised:
             with context(tmp_path / "file"):
                 try:
                     raise OSError(number, os.strerror(number))

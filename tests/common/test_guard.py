@@ -134,7 +134,9 @@ def test_seeds_reach_the_environments_and_a_death_in_seeding_is_noticed() -> Non
 def test_a_process_that_dies_while_it_is_waited_for(method: str) -> None:
     env = subproc(method, fault="hang")
     threading.Timer(0.5, lambda: os.kill(env.processes[INDEX].pid or 0, signal.SIGTERM)).start()
-    with pytest.raises(EnvFailedError, match=f"^Environment {INDEX} is gone: .* killed by SIGTERM .* Find out who sent it"):
+    with pytest.raises(
+        EnvFailedError, match=f"^Environment {INDEX} is gone: .* killed by SIGTERM .* Find out which process sent the signal"
+    ):
         run(env)
     close_quickly(env)
 

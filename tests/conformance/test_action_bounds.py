@@ -140,7 +140,7 @@ def test_without_clip_action(algorithm: Algorithm, chunked: bool) -> None:
         return ActionChunking(env, 4) if chunked else env
 
     inner = Recorder(box([-1, 0.5], [3, 0.75]))
-    with pytest.raises(ValueError, match=r"If gymnasium\.wrappers\.ClipAction is what makes them infinite, leave it out"):
+    with pytest.raises(ValueError, match=r"If gymnasium\.wrappers\.ClipAction makes them infinite, leave it out"):
         algorithm.make("FlowPolicy", make(ClipAction(inner)))
     learns_within(algorithm, make(inner), inner, inner.action_space.low, inner.action_space.high)  # type: ignore[attr-defined]
 

@@ -191,9 +191,7 @@ def test_other_execution_of_chunks_warns(algorithm: Algorithm, settings: dict[st
     algorithm.cls.load(tmp_path / "model", chunked(4))
     algorithm.cls.load(tmp_path / "model")
     expected = {"n_executed": 4, "discount": 1.0, **settings}
-    message = (
-        rf"executes chunks with {expected}, the one before did with .*: gamma=0\.99 and the critic's values are per chunk"
-    )
+    message = rf"executes chunks with {expected}, but the previous one did with .*: gamma=0\.99 and the critic's values"
     with pytest.warns(UserWarning, match=message) as caught:
         model.set_env(chunked(**settings))
     assert [each.filename for each in caught] == [__file__]

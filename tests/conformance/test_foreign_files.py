@@ -37,7 +37,9 @@ def test_files_of_stable_baselines3(algorithm: Algorithm, writer: str, as_file: 
     source = io.BytesIO(path.read_bytes()) if as_file else path
     assert written_by(source) == writer
     name = "The file" if as_file else str(path)
-    message = re.escape(f"{name} was written by {writer}, not by {algorithm}: load it with {writer}.load(path); to go on from")
+    message = re.escape(
+        f"{name} was written by {writer}, not by {algorithm}: load it with {writer}.load(path); to continue with"
+    )
     for load in (algorithm.cls.load, algorithm.make("FlowPolicy", make_toy()).set_parameters):
         with pytest.raises(ValueError, match=message):
             load(source)
@@ -57,8 +59,8 @@ def test_files_of_each_other(algorithm: Algorithm, suffix: str, tmp_path: Path) 
             algorithm.cls.load(path)
             continue
         message = re.escape(
-            f"{path} was written by {other}, not by {algorithm}: load it with {other}.load(path); to go on from what its "
-            f"policy has learned, call load_clone(path) on a new {algorithm} model."
+            f"{path} was written by {other}, not by {algorithm}: load it with {other}.load(path); to continue with "
+            f"its policy, call load_clone(path) on a new {algorithm} model."
         )
         with pytest.raises(ValueError, match=message):
             algorithm.cls.load(path)

@@ -52,13 +52,13 @@ def test_one_that_comes_later_is_warned_of(algorithm: Algorithm, tmp_path: Path)
 
 def test_what_leaves_statistics_out_is_refused(algorithm: Algorithm, normalized: Path, tmp_path: Path) -> None:
     bare = algorithm.cls.load(normalized)
-    with pytest.raises(ValueError, match=r"does not hold their statistics: load it with .*VecNormalize\.load"):
+    with pytest.raises(ValueError, match=r"does not contain their statistics: load it with .*VecNormalize\.load"):
         export_program(bare, tmp_path / "policy.pt2")
     pytest.importorskip("PIL")
-    with pytest.raises(ValueError, match="does not hold their statistics"):
+    with pytest.raises(ValueError, match="does not contain their statistics"):
         record_video(bare, "Pendulum-v1", tmp_path / "video.gif", n_steps=3)
     pytest.importorskip("huggingface_hub")
-    with pytest.raises(ValueError, match=r"eval_env: the model was trained on observations that VecNormalize"):
+    with pytest.raises(ValueError, match=r"eval_env: the model was trained on observations normalized by VecNormalize"):
         write_hub_folder(bare, tmp_path / "hub", plain())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.zip", "vecnormalize.pkl"]
 

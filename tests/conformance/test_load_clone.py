@@ -133,7 +133,7 @@ def test_what_is_no_clone_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=match):
             model.load_clone(source)
-    with pytest.raises(ValueError, match="no file that a model or a policy was saved to"):
+    with pytest.raises(ValueError, match="not a file of a saved model or policy"):
         model.load_clone(tmp_path / "text.pt")
     with pytest.raises(FileNotFoundError, match=r"missing.*check the path"):
         model.load_clone(tmp_path / "missing")

@@ -318,7 +318,7 @@ def test_bare_policies_refuse_what_is_clearly_channels_last(shape: tuple[int, ..
     image: spaces.Box = spaces.Box(0, 255, shape, np.uint8)
     if last:
         with pytest.raises(
-            ValueError, match=r"has its channels last, shape .*: pass the space of the environment in a VecTra"
+            ValueError, match=r"has its channels last, shape .*: pass the observation space of the environment in a VecTra"
         ):
             FlowMatchingPolicy(image, ACTION_SPACE)
         image = VecTransposeImage.transpose_space(image)  # the remedy

@@ -318,7 +318,7 @@ def test_files_of_0_1_0(algorithm: Algorithm, tmp_path: Path) -> None:
     assert_same(again.get_parameters(), trusted.get_parameters())
     names = re.findall(r"(\w+) \(<class", str(caught.value))
     given = {name: getattr(trusted, name) for name in names}
-    with pytest.warns(UserWarning, match=r"does not describe _last_obs, .*: episodes begin anew"):
+    with pytest.warns(UserWarning, match=r"does not describe _last_obs, .*: new episodes begin"):
         by_hand = algorithm.cls.load(path, make_toy(n_envs=2), custom_objects=given, trusted=False)
     assert_same(by_hand.get_parameters(), trusted.get_parameters())
     assert by_hand.observation_space == trusted.observation_space
@@ -406,7 +406,7 @@ def test_damaged_files(algorithm: Algorithm, tmp_path: Path) -> None:
         ({"data": None}, "There is no item named 'data'"),
         ({"data": b"{"}, "Expecting property name"),
         ({"data": b"[" * 100_000}, "recursion"),
-        ({"policy.pth": legacy.getvalue()}, r"'policy\.pth' is no file of PyTorch \(since 1\.6\)"),
+        ({"policy.pth": legacy.getvalue()}, r"'policy\.pth' is not a file of PyTorch \(1\.6 or later\)"),
         ({"policy.pth": script.getvalue()}, r"'policy\.pth' is a TorchScript program"),
         ({"policy.features_extractor.pth": variables.getvalue()}, r"'policy\.features_extractor\.pth' is none of the states"),
         ({"../../escape.pth": variables.getvalue()}, r"'\.\./\.\./escape\.pth' is none of the states"),

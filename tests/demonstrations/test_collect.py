@@ -206,7 +206,7 @@ def test_chunked_envs_are_refused() -> None:
     single = ActionChunking(gym.make("Pendulum-v1"), horizon=4)
     vectorized = VecNormalize(DummyVecEnv([lambda: ActionChunking(CounterEnv(1), horizon=2)]))
     for env in (single, TimeLimit(single, 10), vectorized):
-        with pytest.raises(ValueError, match=r"`env` is wrapped in ActionChunking.*Collect on the env without ActionChunking"):
+        with pytest.raises(ValueError, match=r"`env` is wrapped in ActionChunking.*Collect in the env without ActionChunking"):
             collect_demonstrations(constant([0]), env, n_episodes=1)
 
 

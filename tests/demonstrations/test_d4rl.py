@@ -214,7 +214,7 @@ def test_broken_download_is_resumed(server: FileServer, directory: Path) -> None
 )
 def test_bad_downloads_are_not_stored(server: FileServer, directory: Path, content: bytes, reason: str) -> None:
     server.files[HOPPER] = content
-    message = rf"(?s)What {server.url}{HOPPER} sent is no valid D4RL file, .*{reason}.*D4RL_DATASET_DIR"
+    message = rf"(?s){server.url}{HOPPER} did not send a valid D4RL file, .*{reason}.*D4RL_DATASET_DIR"
     with pytest.raises(OSError, match=message):
         load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
     assert list(directory.iterdir()) == []
@@ -250,7 +250,7 @@ def test_a_bad_file_in_the_directory(directory: Path, content: bytes) -> None:
     path = store(directory, "hopper_medium-v2.hdf5")
     path.write_bytes(content)
     with pytest.raises(
-        OSError, match=rf"{path}.* It stands for 'd4rl:hopper-medium-v2': delete it, and the next call downloads"
+        OSError, match=rf"{path}.* It is the file of 'd4rl:hopper-medium-v2': delete it, and the next call downloads"
     ):
         load_demonstrations("d4rl:hopper-medium-v2")
     assert path.read_bytes() == content
@@ -419,13 +419,13 @@ def test_checksums(server: FileServer, directory: Path, monkeypatch: pytest.Monk
     right = Checksum(len(content), hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(d4rl, "CHECKSUMS", {HOPPER[1:]: right})
     server.files[HOPPER] = content[:-1] + bytes([content[-1] ^ 1])
-    with pytest.raises(OSError, match=rf"no valid D4RL file, .*The one that is known has .* and {right.sha256}: somebody"):
+    with pytest.raises(OSError, match=rf"not send a valid D4RL file, .*The known file has .* and {right.sha256}: the file"):
         load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
     server.files[HOPPER] = content[:-1]
     with pytest.raises(OSError, match=rf"It has {len(content) - 1:,} bytes .* has {len(content):,} bytes"):
         load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
     server.files[HOPPER] = content + b"x"
-    with pytest.raises(ConnectionError, match=rf"has {len(content) + 1:,} bytes, but may have {len(content):,} at most"):
+    with pytest.raises(ConnectionError, match=rf"has {len(content) + 1:,} bytes, but at most {len(content):,} are allowed"):
         load_demonstrations("d4rl:hopper-medium-v2", progress_bar=False)
     assert list(directory.iterdir()) == []
     server.files[HOPPER] = content

@@ -266,7 +266,7 @@ def test_a_bad_file_is_not_kept(server: FileServer, tmp_path: Path, kind: type[E
 
     path = tmp_path / "file.bin"
     with pytest.raises(
-        OSError, match=rf"What {server.url}/a/file\.bin sent is no valid map, so .* at {path}: It is upside down\. Do"
+        OSError, match=rf"{server.url}/a/file\.bin did not send a valid map, so .* at {path}: It is upside down\. Do"
     ):
         fetch(server, path, check, noun="map")
     assert os.listdir(tmp_path) == []
@@ -347,8 +347,8 @@ def test_progress_without_tqdm(
 @pytest.mark.parametrize("content_length", [True, False])
 def test_files_that_are_too_large(server: FileServer, tmp_path: Path, content_length: bool) -> None:
     server.content_length = content_length
-    said = "1,000,000 bytes, but may have 999,999" if content_length else "more than the 999,999 bytes that it may have"
-    with pytest.raises(ConnectionError, match=rf"file\.bin could not be .*: the file has {said} at most\. Do this\.$"):
+    said = "1,000,000 bytes, but at most 999,999" if content_length else "more than the 999,999 bytes that"
+    with pytest.raises(ConnectionError, match=rf"file\.bin could not be .*: the file has {said} are allowed\. Do this\.$"):
         fetch(server, tmp_path / "file.bin", max_bytes=999_999)
     assert os.listdir(tmp_path) == []
     assert len(server.requests) == 1

@@ -88,7 +88,7 @@ def test_flags_that_stay_on(at_goal: np.ndarray) -> None:
 def test_flags_that_are_kept_up_after_the_end() -> None:
     """Episodes of a fixed length, padded."""
     flags = (np.arange(100) >= np.array([[30], [55], [80]])).ravel()
-    assert "kept up after the end" in warned(flags)
+    assert "stay on after the end" in warned(flags)
 
 
 def test_numbers_of_two_episodes() -> None:

@@ -238,7 +238,8 @@ def test_foreign_attributes(tmp_path: Path) -> None:
     assert d.metadata["flag"] is True
     left_out = ["b'\\xff'", "complex", "latin", "levels", "link", "long", "nothing", "one", "surrogate"]
     assert [str(warning.message) for warning in caught if "Dropped" not in str(warning.message)] == [
-        f"The attributes {left_out} of the demonstration file {path} are no single numbers or texts: left out of the metadata."
+        f"The attributes {left_out} of the demonstration file {path} are not single numbers or strings: left out of the "
+        "metadata."
     ]
 
 

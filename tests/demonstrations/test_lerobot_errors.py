@@ -37,7 +37,7 @@ def test_missing_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"There is no LeRobot data set .*absent .*Nothing is downloaded.*--local-dir"):
         load(tmp_path / "absent")
     (tmp_path / "videos").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"is no LeRobot data set: it has no meta/info\.json, but \['videos'\]"):
+    with pytest.raises(FileNotFoundError, match=r"is not a LeRobot data set: it has no meta/info\.json, but \['videos'\]"):
         load(tmp_path)
 
 
@@ -69,9 +69,9 @@ def test_missing_folders(tmp_path: Path) -> None:
         ({"image_size": 96}, r"`image_size` must be a height and a width in pixels, got 96\. Pass for instance \(96, 96\)"),
         ({"image_size": (0, 96)}, "`image_size` must be"),
         ({"cache_bytes": -1}, "`cache_bytes` must be an integer of at least 0"),
-        ({"max_bytes": 100}, r"its columns \[.*\] take more than 100 bytes of memory.* raise `max_bytes`"),
+        ({"max_bytes": 100}, r"its columns \[.*\] need more than 100 bytes of memory.* raise `max_bytes`"),
         ({"max_bytes": 0}, "`max_bytes` must be an integer of at least 1"),
-        ({"observation": "text"}, "`text` has the type string, which is no numbers"),
+        ({"observation": "text"}, "`text` has the type string, which is not numeric"),
         ({"observation": "ragged"}, r"`ragged` has entries of different lengths, \[1, 2\]"),
         ({"observation": "holes"}, r"`holes` has 1 entries without a value"),
         ({"done": "next.reward"}, r"`next\.reward` holds values other than 0 and 1"),
@@ -161,18 +161,21 @@ def test_columns_that_differ(tmp_path: Path) -> None:
     [
         (
             {"codebase_version": "v1.6"},
-            r"its `codebase_version` is 'v1\.6'; v2\.0, v2\.1, v3\.0 are read\. Scripts of",
+            r"its `codebase_version` is 'v1\.6'; v2\.0, v2\.1, v3\.0 are supported\. Scripts of",
         ),
         ({"codebase_version": None}, "its `codebase_version` is None"),
         ({"features": []}, r"`features` in its meta/info\.json is \[\]; it must be a dict of dicts"),
         ({"fps": 0}, r"`fps` in its meta/info\.json is 0; it must be a positive number"),
         ({"fps": True}, "`fps` in its meta"),
         ({"total_episodes": 7}, r"counts 7 episodes, but 3 are described\. Fetch `meta` again, or pass `episodes`"),
-        ({"data_path": "../{episode_index:06d}.parquet"}, r"`data_path` .* is '\.\./.* from which no file inside the folder"),
-        ({"data_path": "/etc/passwd"}, "`data_path` .* no file inside the folder"),
-        ({"data_path": "{episode_index.__class__}"}, "`data_path` .* no file inside the folder"),
-        ({"data_path": "{episode_index:099999999d}"}, "`data_path` .* no file inside the folder"),
-        ({"data_path": "data/{other}"}, "`data_path` .* no file inside the folder"),
+        (
+            {"data_path": "../{episode_index:06d}.parquet"},
+            r"`data_path` .* is '\.\./.* not give a file inside the folder",
+        ),
+        ({"data_path": "/etc/passwd"}, "`data_path` .* not give a file inside the folder"),
+        ({"data_path": "{episode_index.__class__}"}, "`data_path` .* not give a file inside the folder"),
+        ({"data_path": "{episode_index:099999999d}"}, "`data_path` .* not give a file inside the folder"),
+        ({"data_path": "data/{other}"}, "`data_path` .* not give a file inside the folder"),
     ],
 )
 def test_odd_info(tmp_path: Path, write: Write, change: dict[str, Any], message: str) -> None:

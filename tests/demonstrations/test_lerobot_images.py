@@ -156,7 +156,7 @@ def test_only_needed_frames_are_decoded(tmp_path: Path, decoded: list[int]) -> N
 
 def test_cache_holds_what_it_may(tmp_path: Path, decoded: list[int]) -> None:
     write_v3(tmp_path, columns(), {CAMERA: GRAY})
-    with pytest.warns(UserWarning, match=rf"decoded {N * FRAME_BYTES} bytes, are larger than `cache_bytes`={5 * FRAME_BYTES}"):
+    with pytest.warns(UserWarning, match=rf"need {N * FRAME_BYTES} bytes, more than `cache_bytes`={5 * FRAME_BYTES}"):
         images = top_of(load(tmp_path, images="all", cache_bytes=5 * FRAME_BYTES))
     cache = store_of(images).cache
     rng = np.random.default_rng(0)
@@ -362,7 +362,7 @@ def test_images_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_depths(tmp_path: Path) -> None:
     write_v3(tmp_path, columns() | {WRIST: encoded(GRAY, mode="I;16")})
-    with pytest.raises(OSError, match=rf"`{WRIST}` has numbers that are no colors, such as depths"):
+    with pytest.raises(OSError, match=rf"`{WRIST}` does not contain colors but, for example, depths"):
         load(tmp_path, images="all")
     write_v3(tmp_path, columns(), {CAMERA: GRAY})
     info = tmp_path / "meta/info.json"
@@ -374,7 +374,7 @@ def test_depths(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", [[{"bytes": None, "path": "x.png"}] * N, [{"path": "x.png"}] * N])
 def test_images_that_were_not_embedded(tmp_path: Path, column: Any) -> None:
     write_v3(tmp_path, columns() | {WRIST: column})
-    with pytest.raises(OSError, match="has no images but names of files, or nothing: a recording that was not completed"):
+    with pytest.raises(OSError, match="has names of files or no entries instead of images: the recording is incomplete"):
         load(tmp_path, images="all")
 
 

@@ -128,7 +128,7 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
     load_demonstrations(REACH, n_episodes=1)
     (path,) = folder.iterdir()
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(OSError, match=f"{path.name}.*stands for 'metaworld:reach-v3': delete it"):
+    with pytest.raises(OSError, match=f"{path.name}.*It is the file of 'metaworld:reach-v3': delete it"):
         load_demonstrations(REACH, n_episodes=1)
     path.unlink()
     assert load_demonstrations(REACH, n_episodes=1).n_episodes == 1

@@ -28,7 +28,7 @@ def test_malformed_id(dataset_id: str) -> None:
         lambda: make_evaluation_env(dataset_id),
         lambda: write_minari(small(), dataset_id),
     ):
-        with pytest.raises(ValueError, match=r"is no id of a Minari dataset: .*'namespace/name-v0', with a version"):
+        with pytest.raises(ValueError, match=r"is not an id of a Minari dataset: .*'namespace/name-v0', with a version"):
             action()
 
 

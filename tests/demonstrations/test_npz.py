@@ -170,7 +170,7 @@ def test_dppo_images(tmp_path: Path) -> None:
         (dppo(images=np.zeros((N, 3, 4, 4))), {"images": True}, r"`images` has shape \(16, 3, 4, 4\) and type float64"),
         (dppo(), {"normalization": True}, "`normalization` must be a path, False, or None"),
         (dppo(states=OBS), {}, r"`states` has values outside of \[-1, 1\], .* Pass `normalization=Fal"),
-        (dppo(actions=scaled(OBS)), {}, r"`actions` has shape \(16, 3\), its scales in normalization\.npz have \(2,\)"),
+        (dppo(actions=scaled(OBS)), {}, r"`actions` has shape \(16, 3\), but its scales in normalization\.npz have \(2,\)"),
         (dict(observations=OBS, actions=ACTS, timeouts=ENDS), {"images": True}, "are for DPPO's layout, this is D4RL's"),
         (
             dict(observations=OBS, actions=ACTS, terminals=ENDS),
@@ -188,7 +188,7 @@ def test_dppo_images(tmp_path: Path) -> None:
         (
             dict(observations=np.array([Evil()] * N), actions=ACTS, timeouts=ENDS),
             {},
-            "`observations` holds Python objects, which are a pickle inside of it, and not read",
+            "`observations` holds Python objects, which are pickled and therefore not read",
         ),
     ],
 )
@@ -230,7 +230,7 @@ def test_sizes_that_are_not_there(tmp_path: Path) -> None:
     write(tmp_path / "x.npz", actions=ACTS, timeouts=ENDS)
     with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
         archive.writestr("observations.npy", npy("(1000000000000, 3)", b""))
-    with pytest.raises(OSError, match=r"x\.npz cannot be read: `observations` has another size than its head says"):
+    with pytest.raises(OSError, match=r"x\.npz cannot be read: `observations` has another size than its header declares"):
         load_demonstrations(tmp_path / "x.npz")
 
 

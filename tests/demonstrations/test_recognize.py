@@ -75,7 +75,7 @@ def test_npy(tmp_path: Path) -> None:
     assert "It seems to be one array of NumPy, of shape (40, 3). Load it by np.load" in message_of(tmp_path / "x.npy")
     np.save(tmp_path / "y.npy", np.array(episodes(last=False), dtype=object), allow_pickle=True)
     message = message_of(tmp_path / "y.npy")
-    assert "an array of Python objects, which is a pickle (or damaged). Unpickling runs whatever code" in message
+    assert "an array of Python objects, which is a pickle (or damaged). Unpickling executes any code" in message
     check(follow(message))
 
 
@@ -92,7 +92,10 @@ def test_pickles(tmp_path: Path, protocol: int) -> None:
         path.write_bytes(pickle.dumps(data, protocol))
         # Of protocol 0 nothing tells but the suffix; what has that is read, where the user says so
         message = message_of(path)
-        assert "Unpickling runs whatever code the file names: do it only if you trust where it is from. Then " in message
+        assert (
+            "Unpickling executes any code that the file names: do it only if you trust the source of the file. Then "
+            in message
+        )
         assert ("It seems to be a pickle" in message) == (protocol > 0)
         check(load_demonstrations(path, allow_pickle=True) if protocol == 0 else follow(message))
     (tmp_path / "evil.data").write_bytes(pickle.dumps(Evil(), 2))

@@ -405,5 +405,7 @@ def test_unsupported_key_of_the_layout_stays_unread(tmp_path: Path) -> None:
     demo["obs"]["text"] = np.array([b"a", b"b", b"c"])
     path = write_file(tmp_path / "x.hdf5", {"demo_0": demo})
     assert "text" not in observations_of(load(path))
-    with pytest.raises(ValueError, match=re.escape("`data/demo_0/obs/text` has dtype |S1; demonstrations hold numbers only")):
+    with pytest.raises(
+        ValueError, match=re.escape("`data/demo_0/obs/text` has dtype |S1; demonstrations contain only numbers")
+    ):
         load(path, observation_keys="text")

@@ -46,7 +46,7 @@ def test_success_in_any_unit(unit: float) -> None:
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
-        ([[0, 0.5, 1]], r"The rewards, 0 to 1, are not zero but for one positive value"),
+        ([[0, 0.5, 1]], r"The rewards, 0 to 1, are not all 0 or one positive value"),
         ([[-1, -1, 0]], r"The rewards, -1 to 0, are not"),
         ([[0, -1, 1]], r"The rewards, -1 to 1, are not"),
         ([[1, 1, 1], [1, 1], [0, 1]], r"In 2 of 3 episodes the first transition has a positive reward"),
@@ -54,7 +54,7 @@ def test_success_in_any_unit(unit: float) -> None:
 )
 def test_rewards_that_do_not_tell(rewards: list[list[float]], message: str) -> None:
     d = episodes(*rewards)
-    with pytest.raises(ValueError, match=message + r".*Pass rewards that are 1 there and 0 elsewhere"):
+    with pytest.raises(ValueError, match=message + r".*Pass rewards that are 1 at successes and 0 elsewhere"):
         d.end_at_success()
     success = np.zeros(len(d))
     success[[part.start + 1 for part in d.episode_slices]] = 1

@@ -195,7 +195,7 @@ def test_what_appears_in_the_meantime_stays(
 
 
 def test_other_formats() -> None:
-    with pytest.raises(ValueError, match=r"`data_format` is 'arrow'; only 'hdf5' is read back. Leave it out"):
+    with pytest.raises(ValueError, match=r"`data_format` is 'arrow'; only 'hdf5' can be read back. Leave it out"):
         write_minari(small(), "lab/small-v0", data_format="arrow")
     write_minari(small(), "lab/small-v0", data_format="hdf5")
     assert len(load_demonstrations("minari:lab/small-v0")) == 2

@@ -422,7 +422,7 @@ def test_constructor_raises(ray_module: None) -> None:
 
 
 def test_constructor_ends(ray_module: None) -> None:
-    with pytest.raises(EnvFailedError, match="The worker of environment 0 was lost while it made them"):
+    with pytest.raises(EnvFailedError, match="The worker of environment 0 was lost while it created them"):
         RayVecEnv([partial(Broken, "exit")], address="local")
 
 
@@ -433,14 +433,14 @@ def test_other_spaces(ray_module: None) -> None:
 
 
 def test_no_node_has_the_resources(shared: RayVecEnv) -> None:
-    with time_limit(10), pytest.raises(ValueError, match="room for 0 of 1 workers, each of which wants GPU 1000"):
+    with time_limit(10), pytest.raises(ValueError, match="room for 0 of 1 workers, each of which needs GPU 1000"):
         RayVecEnv(makers(1), num_gpus=1000)
-    with time_limit(10), pytest.raises(ValueError, match=r"room for \d of 99 workers, each of which wants CPU 1"):
+    with time_limit(10), pytest.raises(ValueError, match=r"room for \d of 99 workers, each of which needs CPU 1"):
         RayVecEnv(makers(99), envs_per_worker=1, num_cpus=1)
 
 
 def test_no_place(shared: RayVecEnv) -> None:
     options = dict(label_selector={"region": "moon"})
-    message = "Ray found no place for 1 of 1 workers .of environments 0 to 1.* within start_timeout=1 seconds.*moon"
+    message = "Ray found no place for 1 of 1 workers .*of environments 0 to 1.* within start_timeout=1 seconds.*moon"
     with time_limit(20), pytest.raises(EnvFailedError, match=message):
         RayVecEnv(makers(2), envs_per_worker=2, worker_options=options, start_timeout=1.0)

@@ -102,7 +102,7 @@ def test_making() -> None:
     assert isinstance(failure, Failure) and failure.index == 4
     env = RandomEnds()
     failure = EnvWorker().make(cloudpickle.dumps([lambda: env] * 2), 0, [{}, {}])
-    with pytest.raises(ValueError, match="returned the environment of another one"):
+    with pytest.raises(ValueError, match="returned the same environment as another one"):
         raise failure.error()
     # The remedy
     assert len(EnvWorker().make(cloudpickle.dumps([lambda: RandomEnds()] * 2), 0, [{}, {}])) == 2

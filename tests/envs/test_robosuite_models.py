@@ -115,7 +115,7 @@ def test_links_out_of_the_assets(
             r"has a document type, 'mujoco'",
         ),
         ("<mujoco ", '<!DOCTYPE mujoco SYSTEM "http://127.0.0.1:9/x.dtd"><mujoco ', r"has a document type"),
-        ("</mujoco>", "", r"is no XML \(no element found"),
+        ("</mujoco>", "", r"is not valid XML \(no element found"),
     ],
 )
 def test_what_a_model_must_not_have(env: RobomimicEnv, state: np.ndarray, old: str, new: str, message: str) -> None:
@@ -145,7 +145,7 @@ def test_what_it_may_say(env: RobomimicEnv, state: np.ndarray) -> None:
 )
 def test_settings_that_name_files(tmp_path: Path, kwargs: dict[str, Any], entry: str) -> None:
     path = write_file(tmp_path / "file.hdf5", json.dumps(env_args(**kwargs)))
-    with pytest.raises(ValueError, match=rf"file\.hdf5 has {entry}, which is the path of a file\. .*pass what it is for to"):
+    with pytest.raises(ValueError, match=rf"file\.hdf5 has {entry}, which is the path of a file\. .*pass the corresponding"):
         make_robomimic(path)
     with pytest.raises(ValueError, match=r"^The dict of env_args has"):
         make_robomimic(env_args(**kwargs))

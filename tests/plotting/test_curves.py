@@ -59,7 +59,7 @@ def test_monitor_files(run: Path) -> None:
 
 def test_monitor_errors(tmp_path: Path) -> None:
     make_vec_env(ToyEnv, monitor_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="has monitor files of no episode: wait"):
+    with pytest.raises(ValueError, match="has monitor files without episodes: wait"):
         read_monitor(tmp_path)
     with pytest.raises(ValueError, match="window must be at least 1 episode, got 0"):
         read_monitor(tmp_path, window=0)
@@ -137,7 +137,7 @@ def test_labels_and_given_axes() -> None:
     ("runs", "message"),
     [
         ([], "runs has 0 curves"),
-        ([Curve(np.zeros(1), np.array([np.nan]))], "runs has 1 curves, of which one has no value"),
+        ([Curve(np.zeros(1), np.array([np.nan]))], "runs has 1 curves, and at least one has no values"),
         (
             [Curve(np.array([0.0, 1]), np.zeros(2)), Curve(np.array([2.0, 3]), np.zeros(2))],
             "one begins at 2, one has ended at 1",

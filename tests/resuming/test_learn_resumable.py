@@ -324,7 +324,7 @@ def test_another_algorithm_and_other_wrappers(ratio: Algorithm, replay: Algorith
         run(replay, tmp_path, 2)
     model = ratio.make("FlowPolicy", VecNormalize(make_env("Pendulum-v1", N_ENVS, 0)))
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    with pytest.raises(ValueError, match="of DummyVecEnv, that of the checkpoint was DummyVecEnv"):
+    with pytest.raises(ValueError, match="of DummyVecEnv, but in the checkpoint it was DummyVecEnv"):
         learn_resumable(model, 2 * ratio.iteration(N_ENVS), tmp_path)
     assert model.num_timesteps == 0 and all(th.equal(t, before[name]) for name, t in model.policy.state_dict().items())
 
