@@ -225,7 +225,7 @@ def test_help_has_both(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "sb3_scoreflow.zoo.search")
-    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray.tune", None)
     with pytest.raises(SystemExit, match=r'--workers needs Ray Tune .*: pip install .*"ray\[tune\]>=2.43"'):
         main(command(tmp_path, "--workers", "2"))
 
