@@ -1,6 +1,7 @@
 """docs/rldt.md: modes, gradients by depth, warm-up of the critics, cost, learning from scratch."""
 
 from benchmarks.curves import RETURNS, Curve, CurveTable, Run
+from benchmarks.rldt_targets import LABELS
 from benchmarks.study import RESULTS
 from benchmarks.tables.cells import Tables, listed, markdown, page, result, with_interval
 from benchmarks.tables.numbers import Number
@@ -51,6 +52,18 @@ def from_scratch() -> str:
     return markdown(("Task, env steps", "Variant", "exploring", "deterministic", "deterministic, per seed"), rows)
 
 
+def targets() -> str:
+    """Defaults and what they replaced, on every task that was run."""
+    rows = []
+    for task, section in result("rldt_targets").items():
+        for variant, entry in section["variants"].items():
+            returns = [with_interval(entry[column]) for column in RETURNS]
+            lowest = listed([100 * share for share in entry["lowest_deterministic_over_clone"]])
+            rows.append((task, LABELS[variant], listed(entry["clone"]), *returns, lowest))
+    head = ("Task", "Settings", "clone, per seed", "stochastic", "deterministic", "lowest on the way (% of the clone)")
+    return markdown(head, rows)
+
+
 def _warm_up(column: str) -> list[str]:
     changes = result("rldt_settings")["changes"]
     return [with_interval(changes[name][column]) for name in ("warmup_2_iterations", "default")]
@@ -97,6 +110,7 @@ def _sac_cut_off() -> list[str]:
 TABLES: Tables = {
     "modes": (PAGE, modes),
     "depth": (PAGE, depth),
+    "rldt_targets": (PAGE, targets),
     "from_scratch, early": (PAGE, from_scratch),
 }
 _COST = (

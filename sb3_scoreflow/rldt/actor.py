@@ -13,6 +13,9 @@ from sb3_scoreflow.common.networks import VelocityField
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 from sb3_scoreflow.rldt.transport import Transport, TransportField
 
+#: Standard deviation per dimension below which a flow counts as having this spread, so that a sure one can still move.
+_LEAST_SPREAD = 0.02
+
 
 class Reference(NamedTuple):
     """The actor as it was before the iteration."""
@@ -108,6 +111,24 @@ def evaluate_actor(
 
 
 @th.no_grad()
+def relative_shift(evaluation: ActorEvaluation) -> th.Tensor:
+    """
+    How far the flow has moved since the reference, in units of the particles' spread (ours): the root mean squared difference
+    of the velocities, divided by the root of the particles' mean variance, which counts as at least ``0.02^2`` per dimension.
+    If both policies are Gaussian and the velocity moves alike at all times, half its square is their KL divergence per
+    dimension.
+
+    :param evaluation: of the actor
+    :return: at least 0, a scalar; 0 for a single particle, whose spread is not known
+    """
+    dimensions, n_particles = evaluation.particles.shape[-1], evaluation.particles.shape[-2]
+    if n_particles == 1:
+        return th.zeros(())
+    variance = evaluation.particles.var(-2).sum(-1).mean().clamp(min=dimensions * _LEAST_SPREAD**2)
+    return (evaluation.fisher / variance).sqrt()
+
+
+@th.no_grad()
 def actor_diagnostics(evaluation: ActorEvaluation, denoising_steps: int) -> dict[str, th.Tensor]:
     """
     :param evaluation: after the backward pass of its losses
@@ -123,6 +144,7 @@ def actor_diagnostics(evaluation: ActorEvaluation, denoising_steps: int) -> dict
         "q_gradient_norm": evaluation.q_gradients.norm(dim=-1).mean(),
         "attraction_norm": evaluation.field.attraction.norm(dim=-1).mean(),
         "repulsion_norm": evaluation.field.repulsion.norm(dim=-1).mean(),
+        "actor_shift": relative_shift(evaluation),
         "particle_spread": particles.var(1, unbiased=False).sum(-1).sqrt().mean(),
         "clamped_particle_fraction": (particles.abs() >= 1).to(particles.dtype).mean(),
     }

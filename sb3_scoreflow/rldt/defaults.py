@@ -5,6 +5,7 @@ The defaults are for one or two CPU cores: iterations are small, so the critic w
 the actor waits until the critic has seen enough transitions (docs/rldt.md has the measurements).
 """
 
+import math
 from typing import Any
 
 #: argument -> value, for a policy trained from scratch and for a pretrained one. From scratch the actor has far to go, so it
@@ -15,6 +16,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         critic_learning_rate=1e-3,
         critic_warmup_transitions=2_000,
         critic_steps=512,
+        td_lambda=0.0,
+        max_shift=math.inf,
         actor_steps=256,
         actor_batch_size=64,
         n_particles=4,
@@ -24,6 +27,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         critic_learning_rate=1e-3,
         critic_warmup_transitions=15_000,
         critic_steps=256,
+        td_lambda=0.95,
+        max_shift=0.3,
         actor_steps=32,
         actor_batch_size=128,
         n_particles=8,

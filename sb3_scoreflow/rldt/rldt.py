@@ -1,5 +1,6 @@
 """RLDT: density transport with a Stein variational field (arXiv 2606.08602)."""
 
+import math
 from collections import defaultdict
 from copy import deepcopy
 from dataclasses import replace
@@ -61,7 +62,8 @@ class RLDT(FlowAlgorithm):
         are shared out evenly among them
     :param refresh_size: transitions drawn each time (in whole trajectories)
     :param tau: share of the critics taken over by their targets after every critic step
-    :param td_lambda: ``lambda`` of the TD(lambda) targets, in [0, 1]
+    :param td_lambda: ``lambda`` of the TD(lambda) targets, in [0, 1]; None: 0 from scratch; 0.95 for a clone, whose critics
+        have to learn what its long episodes are worth before it changes (ours)
     :param target_clip: bounds ``(low, high)`` of the targets, after division by the reward's scale; None for none
     :param reward_scale: "ema" divides rewards by a running mean of ``|r|`` over the steps that are rewarded (ours: over all
         steps, a rare success would get a tiny unit), a number by itself
@@ -75,6 +77,10 @@ class RLDT(FlowAlgorithm):
         entries (``kernel``, ``bandwidth``, ``temperature``, ``temperature_scaling``)
     :param consistency_coef: weight of the distance between predicted and actual end of the chain
     :param fisher_coef: weight of the distance to the velocity field before the iteration
+    :param max_shift: how far an iteration may move the flow, as a share of the particles' spread
+        (:func:`~sb3_scoreflow.rldt.actor.relative_shift`): an iteration that moves it further lowers the actor's learning rate
+        in proportion, and one that moves it less than half as far raises it by half, up to ``learning_rate`` (ours). None: 0.3
+        for a clone whose ``learning_rate`` is left at None too, otherwise no limit (``math.inf``)
     :param learning_rate_warmup_steps: actor steps over which its learning rate rises linearly from 0
     :param denoising_steps: Euler steps ``K`` per action
     :param max_grad_norm: largest gradient norm, for each parameter group by itself
@@ -118,10 +124,12 @@ class RLDT(FlowAlgorithm):
     policy: RLDTPolicy
     rollout_buffer: RolloutHistory
     critic_steps: int
+    td_lambda: float
     critic_warmup_transitions: int
     actor_steps: int
     actor_batch_size: int
     n_particles: int
+    max_shift: float
     _warned_of_reward = False
 
     def __init__(
@@ -138,7 +146,7 @@ class RLDT(FlowAlgorithm):
         n_refreshes: int = 16,
         refresh_size: int = 4096,
         tau: float = 0.005,
-        td_lambda: float = 0.0,
+        td_lambda: float | None = None,
         target_clip: tuple[float, float] | None = None,
         reward_scale: Literal["ema"] | float = "ema",
         random_shift: int = 4,
@@ -149,6 +157,7 @@ class RLDT(FlowAlgorithm):
         transport: Transport | dict[str, Any] | None = None,
         consistency_coef: float = 0.5,
         fisher_coef: float = 0.2,
+        max_shift: float | None = None,
         learning_rate_warmup_steps: int = 320,
         denoising_steps: int = 4,
         max_grad_norm: float = 1.0,
@@ -189,7 +198,7 @@ class RLDT(FlowAlgorithm):
         self.n_refreshes = n_refreshes
         self.refresh_size = refresh_size
         self.tau = tau
-        self.td_lambda = td_lambda
+        self.td_lambda = td_lambda  # type: ignore[assignment]
         self.target_clip = target_clip
         self.reward_scale = reward_scale
         self.random_shift = random_shift
@@ -201,12 +210,15 @@ class RLDT(FlowAlgorithm):
         self.transport: Transport = replace(transport) if isinstance(transport, Transport) else transport  # type: ignore[assignment]
         self.consistency_coef = consistency_coef
         self.fisher_coef = fisher_coef
+        self.max_shift = max_shift  # type: ignore[assignment]
         self.learning_rate_warmup_steps = learning_rate_warmup_steps
         self.denoising_steps = denoising_steps
         take_moved(self, moved)
 
         #: Gradient steps of the actor since construction or pretraining
         self.n_actor_updates = 0
+        #: Share of ``learning_rate`` that ``max_shift`` leaves
+        self.actor_rate_factor = 1.0
         #: Running mean of ``|r|``, 0 while no reward has been seen
         self.reward_magnitude = 0.0
 
@@ -236,8 +248,16 @@ class RLDT(FlowAlgorithm):
     def _policy_arguments(self) -> dict[str, Any]:
         return dict(denoising_steps=self.denoising_steps)
 
+    def _default_depends_on(self, name: str) -> list[Any]:
+        depends = super()._default_depends_on(name)
+        return [*depends, "learning_rate" in self._at_default] if name == "max_shift" else depends
+
     def _default(self, name: str) -> Any:
-        return max(ITERATION_SIZE // self.n_envs, 1) if name == "n_steps" else super()._default(name)
+        if name == "n_steps":
+            return max(ITERATION_SIZE // self.n_envs, 1)
+        if name == "max_shift" and "learning_rate" not in self._at_default:
+            return math.inf  # a rate that is set is obeyed
+        return super()._default(name)
 
     def _restore_history(self, history: RolloutHistory) -> None:
         """Go on with the history of a file, if it fits what the model has been loaded for."""
@@ -257,7 +277,7 @@ class RLDT(FlowAlgorithm):
         """
         super().on_pretrained()
         self.policy.optimizer.state = defaultdict(dict)
-        self.n_actor_updates = 0
+        self.n_actor_updates, self.actor_rate_factor = 0, 1.0
 
     # ------------------------------------------------------------------ hooks into Stable-Baselines3's loop
 
@@ -289,6 +309,7 @@ class RLDT(FlowAlgorithm):
         rates["encoder"] = self._encoder_rate()
         if self.n_actor_updates < self.learning_rate_warmup_steps:
             rates["velocity"] *= (self.n_actor_updates + 1) / self.learning_rate_warmup_steps
+        rates["velocity"] *= self.actor_rate_factor
         for group in optimizers.param_groups:
             group["lr"] = rates[group["name"]]
 
@@ -312,11 +333,14 @@ class RLDT(FlowAlgorithm):
         reference = Reference(deepcopy(self.policy.features_extractor), deepcopy(self.policy.velocity_field))
         log = UpdateLog()
         n_trajectories = -(-self.refresh_size // self.n_steps)
+        shift = None
         for refresh in range(self.n_refreshes):
             batch = self.rollout_buffer.sample(n_trajectories, self._renormalization())
             self._train_critic(batch, self._share(self.critic_steps, refresh), log)
             if not warming_up:
-                self._train_actor(batch, reference, self._share(self.actor_steps, refresh), log)
+                shift = self._train_actor(batch, reference, self._share(self.actor_steps, refresh), log) or shift
+        if shift is not None:
+            self._adapt_rate(shift)
         self.n_iterations += 1
         self._check_parameters()
         self._log_update(log)
@@ -372,10 +396,11 @@ class RLDT(FlowAlgorithm):
             log.end_minibatch()
             self._n_updates += 1
 
-    def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, log: UpdateLog) -> None:
-        rows = batch.valid.flatten().nonzero().squeeze(-1)
+    def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, log: UpdateLog) -> float | None:
+        """:return: how far the flow had moved before the last step, in units of its spread; None if there was no step"""
+        rows, shift = batch.valid.flatten().nonzero().squeeze(-1), None
         if len(rows) == 0:  # everything drawn comes after a success
-            return
+            return None
         batch_size, n_particles = self.actor_batch_size, self.n_particles
         for _ in range(n_steps):
             chosen = rows[th.randint(len(rows), (batch_size,), device=rows.device)]
@@ -388,8 +413,18 @@ class RLDT(FlowAlgorithm):
             }
             self._step(losses, ("velocity",), log)
             self.n_actor_updates += 1
-            log.record(actor_diagnostics(evaluation, self.denoising_steps))
+            diagnostics = actor_diagnostics(evaluation, self.denoising_steps)
+            log.record(diagnostics)
             log.end_minibatch()
+            shift = diagnostics["actor_shift"].item()
+        return shift
+
+    def _adapt_rate(self, shift: float) -> None:
+        """Lower or raise the actor's learning rate by how far an iteration has moved the flow."""
+        if shift > self.max_shift:
+            self.actor_rate_factor *= self.max_shift / shift
+        elif shift < self.max_shift / 2:
+            self.actor_rate_factor = min(1.5 * self.actor_rate_factor, 1.0)
 
     def _step(self, losses: dict[str, th.Tensor], groups: tuple[str, ...], log: UpdateLog) -> None:
         """One optimizer step on some parameter groups, each group's gradient clipped by itself."""

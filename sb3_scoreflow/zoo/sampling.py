@@ -15,10 +15,11 @@ _FACTOR = 4
 #: Powers of 2: steps per environment, minibatch
 _N_STEPS, _BATCH_SIZE = (5, 8), (6, 9)
 #: Drawn as their distance to 1
-_NEAR_ONE = {"gamma": (1e-3, 5e-2), "gae_lambda": (1e-2, 2e-1)}
+_NEAR_ONE = {"gamma": (1e-3, 5e-2), "gae_lambda": (1e-2, 2e-1), "td_lambda": (3e-2, 1.0)}
 _MIN_STD, _STD_RATIO = (0.03, 0.2), (1.0, 5.0)
-#: No matter of search: a warm-up may be longer than a trial, averaging changes nothing of training
-_LEFT_OUT = ("critic_warmup_transitions", "averaging_horizon")
+#: No matter of search: a warm-up may be longer than a trial, averaging changes nothing of training, and rates that are drawn
+#: have no bound
+_LEFT_OUT = ("critic_warmup_transitions", "averaging_horizon", "max_shift")
 
 
 class ArgumentSampler:
@@ -38,7 +39,7 @@ class ArgumentSampler:
         #: argument -> range in which it is drawn, logarithmically
         self.rates: dict[str, tuple[float, float]] = {}
         self.counts: dict[str, tuple[int, int]] = {}
-        for name in sorted({"denoising_steps", *columns[0]} & self.names - {*_LEFT_OUT, "max_std"}):
+        for name in sorted({"denoising_steps", *columns[0]} & self.names - {*_LEFT_OUT, *_NEAR_ONE, "max_std"}):
             values = [column[name] for column in columns if name in column] or [parameters[name].default]
             if all(isinstance(value, int) for value in values):
                 self.counts[name] = max(min(values) // 2, 1), max(values) * 2

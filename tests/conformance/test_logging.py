@@ -42,7 +42,7 @@ CRITIC_KEYS = {
 ACTOR_KEYS = {
     *(f"train/{name}_loss" for name in ("alignment", "consistency", "fisher")),
     *(f"train/{name}_norm" for name in ("q_gradient", "attraction", "repulsion")),
-    *(f"train/{name}" for name in ("particle_spread", "clamped_particle_fraction", "grad_norm_velocity")),
+    *(f"train/{name}" for name in ("actor_shift", "particle_spread", "clamped_particle_fraction", "grad_norm_velocity")),
     *(f"train/velocity_grad_norm_step{k}" for k in range(4)),
 }
 SB3_KEYS = {

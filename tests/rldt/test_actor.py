@@ -1,6 +1,7 @@
 """The actor's update: against loops over states and particles in float64, where gradients go, and its diagnostics."""
 
 import copy
+import math
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -354,6 +355,8 @@ def test_diagnostics_by_hand() -> None:
     expected |= {f"{name}_loss": getattr(evaluation, name).item() for name in ("alignment", "consistency", "fisher")}
     expected["particle_spread"] = np.mean([np.sqrt(particles[i].var(axis=0).sum()) for i in range(20)])
     expected["clamped_particle_fraction"] = np.mean(np.abs(particles) >= 1)
+    variance = np.mean([particles[i].var(axis=0, ddof=1).sum() for i in range(20)])
+    expected["actor_shift"] = math.sqrt(evaluation.fisher.item() / variance)
     assert 0 < expected["clamped_particle_fraction"] < 1
     assert {name: number.item() for name, number in numbers.items()} == pytest.approx(expected, rel=1e-4)
 

@@ -19,7 +19,8 @@ def test_logged_keys_are_complete() -> None:
     assert set(logs_of(model)) == {
         *("q_loss", "q_mean", "td_target_min", "td_target_max", "grad_norm_critic", "grad_norm_velocity"),
         *("alignment_loss", "consistency_loss", "fisher_loss", "q_gradient_norm", "attraction_norm", "repulsion_norm"),
-        *("particle_spread", "clamped_particle_fraction", "velocity_grad_norm_step0", "velocity_grad_norm_step1"),
+        *("actor_shift", "particle_spread", "clamped_particle_fraction"),
+        *("velocity_grad_norm_step0", "velocity_grad_norm_step1"),
         *("velocity_grad_norm_step2", "reward_scale", "buffer_fill", "learning_rate", "critic_learning_rate"),
         *("n_updates", "n_actor_updates"),
     }
