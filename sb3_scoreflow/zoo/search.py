@@ -129,19 +129,17 @@ class ParallelSearch(FlowExperimentManager):
                 ),
             )
             results = tuner.fit()
-        self._show_failures(path, [results[i] for i in range(len(results))])
-        if search.n_failed and not search.n_ended:
-            raise SettingsError(
-                f"The first trials ({search.n_failed}) failed, in {self.retries + 1} attempts each: see above."
-            )
+        self._show_failures(path, [results[i] for i in range(len(results))], search.n_ended)
 
-    def _show_failures(self, path: Path, results: Sequence[Any]) -> None:
-        for result in results:
-            if result.error:
-                log = Path(f"{path}.trial_{result.config['number']}.error.txt")
-                log.write_text(f"{json.dumps(result.config)}\n{result.error}\n")
-                last = str(result.error).strip().splitlines()[-1]
-                print(f"failed: trial {result.config['number']}: {last} ({log})", flush=True)
+    def _show_failures(self, path: Path, results: Sequence[Any], n_ended: int) -> None:
+        failed = [result for result in results if result.error]
+        for result in failed:
+            number = result.config["number"]
+            log = Path(f"{path}.trial_{number}.error.txt")
+            log.write_text(f"{json.dumps(result.config)}\n{result.error}\n")
+            print(f"failed: trial {number}: {str(result.error).strip().splitlines()[-1]} ({log})", flush=True)
+        if failed and not n_ended:
+            raise SettingsError(f"All trials so far ({len(failed)}) failed, in {self.retries + 1} attempts each: see above.")
 
 
 def run_trial(config: dict[str, Any], manager: ParallelSearch, report: Report = report) -> None:

@@ -1,14 +1,15 @@
 """The arms of the score benchmark: that they are what their names say."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import study
-from benchmarks.curves import Run
+from benchmarks import runner, study
+from benchmarks.curves import FIELDS, CurveTable, Run
 from benchmarks.locomotion import DEMONSTRATIONS, N_ENVS
-from benchmarks.score import arms, report
+from benchmarks.score import arms, report, runs
 from benchmarks.score.__main__ import record
 from benchmarks.score.runs import Job
 from sb3_scoreflow import ScoReFlowPPO
@@ -66,6 +67,24 @@ def test_run_that_is_too_short_is_made_again() -> None:
     curve["timesteps"][-1] = 100
     assert job.is_done({Run("arm", "Hopper-v5", 0): curve})
     assert not job.is_done({Run("arm", "Hopper-v5", 1): curve})
+
+
+def test_what_the_table_has_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def execute(job: Job) -> dict[str, Any]:
+        made.append(job.seed)
+        return {"curve": [dict.fromkeys(FIELDS, "100")]}
+
+    monkeypatch.setattr(runs, "execute", execute)
+    parser = study.parser("", "score")
+    runner.add_options(parser)
+    jobs = [Job("Hopper-v5", "arm", seed, {}, timesteps=100, folder=tmp_path) for seed in (0, 1)]
+    CurveTable(tmp_path).add({jobs[0].run: [dict.fromkeys(FIELDS, "100")]})
+    runs.execute_all(jobs, parser.parse_args(["--output", str(tmp_path)]))
+    assert made == [1] and set(CurveTable(tmp_path).read()) == {job.run for job in jobs}
+    runs.execute_all(jobs, parser.parse_args(["--output", str(tmp_path), "--again"]))
+    assert made == [1, 0, 1]
 
 
 def test_record_keeps_what_was_made_before_while_settings_are_the_same(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import set_random_seed
 from benchmarks.provenance import ROOT
 from sb3_scoreflow.registry import ALGORITHMS
 from sb3_scoreflow.zoo import main
+from sb3_scoreflow.zoo.cloning import SettingsError
 from sb3_scoreflow.zoo.sampling import ArgumentSampler
 from tests.common.faulty_envs import time_limit
 from tests.zoo.conftest import zoo
@@ -224,8 +225,8 @@ def test_help_has_both(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "sb3_scoreflow.zoo.search")
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SystemExit, match=r'--workers needs Ray Tune .*: pip install "ray\[tune\]>=2.43"'):
+    monkeypatch.setitem(sys.modules, "ray.tune", None)
+    with pytest.raises(SystemExit, match=r'--workers needs Ray Tune .*: pip install .*"ray\[tune\]>=2.43"'):
         main(command(tmp_path, "--workers", "2"))
 
 
@@ -245,9 +246,12 @@ def test_two_searches_at_once(managers: list[Any], tmp_path: Path) -> None:
 def test_failures_are_shown(managers: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manager, path, _ = prepare(managers, tmp_path)
     results = [SimpleNamespace(error=None), SimpleNamespace(error=OverflowError("so\nlarge"), config={"number": 7})]
-    manager._show_failures(path, results)
+    manager._show_failures(path, results, 1)
     log = Path(f"{path}.trial_7.error.txt")
     assert f"failed: trial 7: large ({log})" in capsys.readouterr().out and log.read_text() == '{"number": 7}\nso\nlarge\n'
+    with pytest.raises(SettingsError, match=r"All trials so far \(1\) failed, in 2 attempts each"):
+        manager._show_failures(path, results, 0)
+    manager._show_failures(path, results[:1], 0)  # an interrupt
 
 
 def test_in_ray_as_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +285,7 @@ def test_a_worker_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_trial_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with time_limit(400), pytest.raises(SystemExit, match="The first 1 trials failed, in 1 attempts each: see above"):
+    with time_limit(400), pytest.raises(SystemExit, match=r"All trials so far .1. failed, in 1 attempts each: see above"):
         main(command(tmp_path, "--workers", "1", "--retries", "0", trials=50, wrong_argument=1))
     printed = capsys.readouterr().out
     assert "failed: trial 0: " in printed and "wrong_argument" in Path(printed.split("(")[-1].split(")")[0]).read_text()
