@@ -40,7 +40,7 @@ ENV = "Hopper-v5"
 #: Cores that simulate Lift; the environments whose waiting stands for them, and their workers
 CORES, N_SLEEPERS, N_WORKERS = (2, 8, 16, 32, 64), 64, 2
 #: Chunks after which the processor time of a simulator is taken, and iterations of a turn
-N_CHUNKS, N_ITERATIONS = 40, 4
+N_CHUNKS, N_ITERATIONS = 40, 3
 
 
 class Timed(ScoReFlowPPO):
@@ -189,8 +189,9 @@ def compare(env: VecEnv, n_steps: int, batch_size: int, repeats: int) -> dict[st
     }
     turns: dict[str, list[float]] = {name: [] for name in WAYS}
     updates: list[float] = []
-    for _ in range(repeats):
-        for name, model in models.items():
+    for turn in range(repeats):
+        for name in list(WAYS)[:: 1 if turn % 2 else -1]:
+            model = models[name]
             model.began, model.ended = [], []
             model.learn(N_ITERATIONS * n_steps * env.num_envs, log_interval=None)
             # The first rollout, and the last update, are beside nothing
@@ -230,12 +231,12 @@ def measure(options: argparse.Namespace) -> None:
     makers = {name: make_tasks()[name][0] for name in ("hopper", "lift")}
     section["simulation_ms"] = {name: simulation_ms(make) for name, make in makers.items()}
     print(section["simulation_ms"], flush=True)
-    sizes = {"hopper": (8, 128, 256), "lift": (4, 16, 64)}
-    parts: dict[str, Callable[[], Any]] = {
-        name: partial(_here, make, *sizes[name], options.repeats) for name, make in makers.items()
-    }
-    for cores in CORES:
+    sizes = {"hopper": (8, 64, 256), "lift": (4, 16, 64)}
+    parts: dict[str, Callable[[], Any]] = {}
+    for cores in reversed(CORES):
         parts[str(cores)] = partial(sleepers, section["simulation_ms"]["lift"], cores, options.repeats)
+    for name, make in makers.items():
+        parts[name] = partial(_here, make, *sizes[name], options.repeats)
     for name, part in parts.items():
         section[name] = part()
         print(name, section[name], flush=True)
