@@ -39,8 +39,8 @@ from sb3_scoreflow.distributed import RayVecEnv
 ENV = "Hopper-v5"
 #: Cores that simulate Lift; the environments whose waiting stands for them, and their workers
 CORES, N_SLEEPERS, N_WORKERS = (2, 8, 16, 32, 64), 64, 2
-#: Chunks after which the processor time of a simulator is taken, and iterations of a turn
-N_CHUNKS, N_ITERATIONS = 40, 3
+#: Chunks after which the processor time of a simulator is taken
+N_CHUNKS = 40
 
 
 class Timed(ScoReFlowPPO):
@@ -175,12 +175,13 @@ def simulation_ms(make: Callable[[], gym.Env]) -> float:
     return 1e3 * seconds / N_CHUNKS
 
 
-def compare(env: VecEnv, n_steps: int, batch_size: int, repeats: int) -> dict[str, Any]:
+def compare(env: VecEnv, n_steps: int, batch_size: int, n_iterations: int, repeats: int) -> dict[str, Any]:
     """
     :param env: closed afterwards
     :param n_steps: of each environment, in an iteration
     :param batch_size: of a minibatch
-    :param repeats: turns of each way, of ``N_ITERATIONS`` iterations
+    :param n_iterations: of a turn
+    :param repeats: turns of each way
     :return: seconds of an iteration either way, in each turn, and of its parts; how many times as fast the overlapped ones are
     """
     models = {
@@ -193,7 +194,7 @@ def compare(env: VecEnv, n_steps: int, batch_size: int, repeats: int) -> dict[st
         for name in list(WAYS)[:: 1 if turn % 2 else -1]:
             model = models[name]
             model.began, model.ended = [], []
-            model.learn(N_ITERATIONS * n_steps * env.num_envs, log_interval=None)
+            model.learn(n_iterations * n_steps * env.num_envs, log_interval=None)
             # The first rollout, and the last update, are beside nothing
             turns[name].append(float(np.mean(np.diff(model.began))))
             if name == "sequential":
@@ -221,7 +222,8 @@ def sleepers(chunk_ms: float, cores: int, repeats: int) -> dict[str, Any]:
     make = partial(Idle, hopper.observation_space, hopper.action_space)
     per_worker = N_SLEEPERS // N_WORKERS
     functions = [partial(make, seconds if index % per_worker == 0 else 0.0) for index in range(N_SLEEPERS)]
-    return {"ms_per_step": 1e3 * seconds, **compare(RayVecEnv(functions, envs_per_worker=per_worker), 8, 256, repeats)}
+    env = RayVecEnv(functions, envs_per_worker=per_worker)
+    return {"ms_per_step": 1e3 * seconds, **compare(env, 8, 256, max(cores // 4, 3), repeats)}
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -231,7 +233,7 @@ def measure(options: argparse.Namespace) -> None:
     makers = {name: make_tasks()[name][0] for name in ("hopper", "lift")}
     section["simulation_ms"] = {name: simulation_ms(make) for name, make in makers.items()}
     print(section["simulation_ms"], flush=True)
-    sizes = {"hopper": (8, 64, 256), "lift": (4, 16, 64)}
+    sizes = {"hopper": (8, 64, 256, 6), "lift": (4, 16, 64, 4)}
     parts: dict[str, Callable[[], Any]] = {}
     for cores in reversed(CORES):
         parts[str(cores)] = partial(sleepers, section["simulation_ms"]["lift"], cores, options.repeats)
@@ -243,8 +245,8 @@ def measure(options: argparse.Namespace) -> None:
         study.update_summary(options.output, "times", section)
 
 
-def _here(make: Callable[[], gym.Env], n_envs: int, n_steps: int, batch_size: int, repeats: int) -> dict[str, Any]:
-    return compare(SubprocVecEnv([make] * n_envs), n_steps, batch_size, repeats)
+def _here(make: Callable[[], gym.Env], n_envs: int, *arguments: int) -> dict[str, Any]:
+    return compare(SubprocVecEnv([make] * n_envs), *arguments)
 
 
 # ---------------------------------------------------------------- learning
