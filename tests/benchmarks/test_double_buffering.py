@@ -1,6 +1,8 @@
 """Rollouts beside updates: what learns one after the other is unchanged, and the thread changes no number."""
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.double_buffering import DoubleBuffered, Lagged, Timed
+from benchmarks.double_buffering import CORES, DoubleBuffered, Lagged, Timed
+from benchmarks.study import RESULTS
 from sb3_scoreflow import ScoReFlowPPO
 
 N_ENVS, N_STEPS = 2, 32
@@ -112,3 +115,34 @@ def test_again_and_after_an_error() -> None:
     assert model.num_timesteps == 2 * SIZE
     model.learn(4 * SIZE, callback=lambda locals_, _: model.num_timesteps < 2 * SIZE)  # stops
     assert model.num_timesteps == 2 * SIZE
+
+
+def tables(summary: dict[str, Any]) -> list[str]:
+    """:return: the lines of the tables in docs/scaling.md"""
+    times, learning = summary["times"], summary["learning"]
+    columns = {**{str(cores): times[str(cores)] for cores in CORES}, "Hopper": times["hopper"], "Lift": times["lift"]}
+    lines = [f"| Cores that simulate Lift | {' | '.join(map(str, CORES))} | 2, real Hopper | 2, real Lift |"]
+    lines.append("|---|" + "---|" * len(columns))
+    for label, way in (("one after the other", "sequential"), ("at once", "overlapped")):
+        medians = [f"{1e3 * np.median(found['seconds_per_iteration'][way]):.0f}" for found in columns.values()]
+        lines.append(f"| {label}, ms per iteration | {' | '.join(medians)} |")
+    gains = [f"{found['gain']:.2f} ({found['range'][0]:.2f} to {found['range'][1]:.2f})" for found in columns.values()]
+    lines.append(f"| times as fast | {' | '.join(gains)} |")
+    ideals = [f"{found['ideal']:.2f}" for found in columns.values()]
+    lines.append(f"| at most possible | {' | '.join(ideals)} |")
+    lines += ["| Return | one after the other | rollouts one update old | difference |", "|---|---|---|---|"]
+    for name in ("exploring", "deterministic"):
+        cells = []
+        for key in ("sequential", "overlapped", "difference"):
+            found = learning[f"return_{name}"][key]
+            cells.append(f"{found['mean']:.0f} ({found['ci95'][0]:.0f} to {found['ci95'][1]:.0f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def test_docs() -> None:
+    summary = json.loads((RESULTS / "double_buffering" / "summary.json").read_text())
+    text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+    missing = [line for line in tables(summary) if line not in text.splitlines()]
+    assert not missing, "\n".join(missing)
+    assert f"{summary['times']['repeats']} turns" in text and f"{len(summary['learning']['seeds'])} seeds" in text
