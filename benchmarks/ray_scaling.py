@@ -11,9 +11,11 @@ What is compared takes turns. On a machine that does other things as well, only 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +167,12 @@ def simulated_cluster() -> Iterator[Any]:
 
 
 def compare_with_ideal(repeats: int) -> dict[str, Any]:
-    """:return: of workers that sleep, one on each simulated node, the seconds per step and the share that is sleep; bytes"""
+    """:return: of workers that sleep, one on each simulated node, the seconds per step, and the share that is sleep"""
     found = []
     with simulated_cluster() as cluster:
         for n_nodes in NODES:
             while len(cluster.list_all_nodes()) < 1 + n_nodes:
                 cluster.add_node(num_cpus=1, object_store_memory=STORE)
-            if n_nodes == 1:
-                network = count_bytes(cluster.address, repeats)
             for envs_per_worker in PER_NODE:
                 functions = [idle(100, SLEEP)] * (n_nodes * envs_per_worker)
                 env = RayVecEnv(functions, envs_per_worker=envs_per_worker, address=cluster.address)
@@ -190,7 +190,7 @@ def compare_with_ideal(repeats: int) -> dict[str, Any]:
                     )
                 )
                 print(found[-1], flush=True)
-    return dict(network=network, sleep_ms=1e3 * SLEEP, rows=found)
+    return dict(sleep_ms=1e3 * SLEEP, rows=found)
 
 
 def loopback_bytes() -> int:
@@ -199,28 +199,29 @@ def loopback_bytes() -> int:
     return next(int(line.split()[9]) for line in lines if line.strip().startswith("lo:"))
 
 
-def count_bytes(address: str, repeats: int) -> dict[str, Any]:
+def count_bytes(repeats: int) -> dict[str, Any]:
     """
-    :param address: of a cluster whose only processor is on another (simulated) node than this process
     :param repeats: turns
     :return: bytes on the network per step of an environment, there and back, between this process and a worker with 8
-        environments, less those of the same time without steps
+        environments on another (simulated) node, less those of the same time without steps
     """
     images = {f"image_{size}": [idle(size * size * 3)] * N_ENVS for size in IMAGES}
     found = {}
-    for name, functions in {"hopper": [make_tasks()["hopper"][0]] * N_ENVS, **images}.items():
-        env = RayVecEnv(functions, envs_per_worker=N_ENVS, address=address)
-        n_steps, turns = 200 if name == "hopper" else 50, []
-        env.reset()
-        seconds_per_step(env, 5)
-        for _ in range(repeats):
-            before = loopback_bytes()
-            seconds = n_steps * seconds_per_step(env, n_steps)
-            between = loopback_bytes()
-            time.sleep(seconds)
-            turns.append((2 * between - before - loopback_bytes()) / (n_steps * N_ENVS))
-        env.close()
-        found[name] = dict(bytes_per_env_step=round(float(np.median(turns))), turns=[round(turn) for turn in turns])
+    with simulated_cluster() as cluster:
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        for name, functions in {"hopper": [make_tasks()["hopper"][0]] * N_ENVS, **images}.items():
+            env = RayVecEnv(functions, envs_per_worker=N_ENVS, address=cluster.address)
+            n_steps, turns = 200 if name == "hopper" else 50, []
+            env.reset()
+            seconds_per_step(env, 5)
+            for _ in range(repeats):
+                before = loopback_bytes()
+                seconds = n_steps * seconds_per_step(env, n_steps)
+                between = loopback_bytes()
+                time.sleep(seconds)
+                turns.append((2 * between - before - loopback_bytes()) / (n_steps * N_ENVS))
+            env.close()
+            found[name] = dict(bytes_per_env_step=round(float(np.median(turns))), turns=[round(turn) for turn in turns])
     return found
 
 
@@ -265,7 +266,13 @@ def parts_of(repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
     }
     for name, (make, n_envs, n_steps) in make_tasks().items():
         parts[name] = partial(compare_on_task, make, n_envs, n_steps, repeats)
-    return {**parts, "nodes": partial(compare_with_ideal, repeats)}
+    return {**parts, "network": partial(count_bytes, repeats), "nodes": partial(compare_with_ideal, repeats)}
+
+
+def measure(name: str, repeats: int) -> dict[str, Any]:
+    """:return: what a part finds"""
+    th.set_num_threads(1)
+    return parts_of(repeats)[name]()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -273,12 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = list(parts_of(1))
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="what to measure (default: all)")
     options = parser.parse_args(arguments)
-    th.set_num_threads(1)
     origin = provenance()
     origin["versions"]["ray"] = version("ray")
     for name in options.parts:
         about = {"repeats": options.repeats, "load_of_others": [round(load, 1) for load in os.getloadavg()]}
-        found = {**parts_of(options.repeats)[name](), "origin": {**origin, **about}}
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # each part has a Ray of its own
+            found = {**process.submit(measure, name, options.repeats).result(), "origin": {**origin, **about}}
         print(name, found, flush=True)
         study.update_summary(options.output, name, found)
 

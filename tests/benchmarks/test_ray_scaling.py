@@ -52,7 +52,7 @@ def tables(summary: dict[str, Any]) -> list[str]:
     lines.append(f"| both at once, at most times as fast | {' | '.join(f'{gain:.2f}' for gain in both)} |")
     two = [(simulated / cores + learner) / (simulated / cores + learner / 2) for cores in CORES]
     lines.append(f"| two learners, at most times as fast | {' | '.join(f'{gain:.2f}' for gain in two)} |")
-    volumes = {name: found["bytes_per_env_step"] for name, found in summary["nodes"]["network"].items()}
+    volumes = {name: found["bytes_per_env_step"] for name, found in summary["network"].items() if name != "origin"}
     lines += ["| Observations | bytes per step | MB/s where the learner saturates |", "|---|---|---|"]
     for name, label in OBSERVATIONS.items():
         lines.append(f"| {label} | {volumes[name]:,} | {volumes[name] / learner / 1e3:.0f} |")
