@@ -16,12 +16,9 @@ from benchmarks.study import RESULTS
 DOCS = Path(__file__).parents[2] / "docs" / "scaling.md"
 #: Processor cores of the plan on paper
 CORES = (2, 16, 64, 128, 256)
-TASKS = {"hopper": "Hopper-v5", "lift": "robosuite Lift", "lift_images": "Lift with images"}
-OBSERVATIONS = {
-    "hopper": "vectors, with the infos of Hopper-v5",
-    "image_84": "an image of 84 x 84",
-    "image_256": "an image of 256 x 256",
-}
+#: Environment steps per second of a core that renders Lift (docs/tasks.md), and in a chunk
+IMAGE_RATE, CHUNK = 51, ray_scaling.HORIZON
+TASKS = {"hopper": "Hopper-v5", "lift": "robosuite Lift"}
 
 
 def tables(summary: dict[str, Any]) -> list[str]:
@@ -40,10 +37,11 @@ def tables(summary: dict[str, Any]) -> list[str]:
     for way, label in (("subproc", "`SubprocVecEnv`, ms per step"), ("ray", "`RayVecEnv`, ms per step")):
         times = [f"{summary['sizes'][str(size)][way]:.1f}" for size in ray_scaling.SIZES]
         lines.append(f"| {label} | {' | '.join(times)} |")
-    lines += ["| Nodes | environments that sleep | ms per step, ideal | ms per step | efficiency |", "|---|---|---|---|---|"]
-    for row in summary["nodes"]["rows"]:
-        share = f"{row['efficiency']:.2f} ({row['range'][0]:.2f} to {row['range'][1]:.2f})"
-        lines.append(f"| {row['nodes']} | {row['n_envs']} | {row['ideal_ms']:.0f} | {row['ms']:.1f} | {share} |")
+    lines += ["| Environments that sleep | workers | ms per step, ideal | ms per step | efficiency |", "|---|---|---|---|---|"]
+    for row in summary["sleepers"]["rows"]:
+        lines.append(
+            f"| {row['n_envs']} | {row['workers']} | {row['ideal_ms']:.0f} | {row['ms']:.0f} | {row['efficiency']:.2f} |"
+        )
     learner, simulated = summary["learner"]["cpu_ms_per_chunk"], chunk_ms(summary)
     lines += [f"| Cores that simulate Lift | {' | '.join(map(str, CORES))} |", "|---|" + "---|" * len(CORES)]
     lines.append(f"| simulation, ms per chunk | {' | '.join(f'{simulated / cores:.2f}' for cores in CORES)} |")
@@ -52,10 +50,6 @@ def tables(summary: dict[str, Any]) -> list[str]:
     lines.append(f"| both at once, at most times as fast | {' | '.join(f'{gain:.2f}' for gain in both)} |")
     two = [(simulated / cores + learner) / (simulated / cores + learner / 2) for cores in CORES]
     lines.append(f"| two learners, at most times as fast | {' | '.join(f'{gain:.2f}' for gain in two)} |")
-    volumes = {name: found["bytes_per_env_step"] for name, found in summary["network"].items() if name != "origin"}
-    lines += ["| Observations | bytes per step | MB/s where the learner saturates |", "|---|---|---|"]
-    for name, label in OBSERVATIONS.items():
-        lines.append(f"| {label} | {volumes[name]:,} | {volumes[name] / learner / 1e3:.0f} |")
     return lines
 
 
@@ -74,15 +68,17 @@ def test_docs() -> None:
     missing = [line for line in tables(summary) if line not in text.splitlines()]
     assert not missing, "\n".join(missing)
     learner, with_images = (summary[name]["cpu_ms_per_chunk"] for name in ("learner", "learner_images"))
-    image_ms = chunk_ms(summary, "lift_images")
     turns = [each for name in TASKS for each in summary[name]["seconds_per_step"].values()]
+    parameters = summary["learner"]["parameters"]
     sentences = [
-        f"saturates at about {chunk_ms(summary) / learner:.0f} cores",
-        f"takes {with_images:.0f} ms for a chunk, and saturates at about {image_ms / with_images:.0f} cores",
+        f"saturates at about {chunk_ms(summary) / learner:.0f} cores of Lift",
+        f"takes {with_images:.0f} ms of a core for a chunk",
+        f"saturates at about {1e3 * CHUNK / IMAGE_RATE / with_images:.0f} cores that render Lift",
         f"{summary['lift']['origin']['repeats']} turns each",
         f"differ by up to {max(max(each) / min(each) for each in turns):.1f} times",
-        f"{summary['learner']['parameters']:,} parameters, or {summary['learner']['parameters'] * 4 / 1e6:.1f} MB",
+        f"{parameters:,} parameters, or {parameters * 4 / 1e6:.1f} MB",
     ]
+    assert f"or {IMAGE_RATE} with `reflections=False`" in DOCS.with_name("tasks.md").read_text()
     missing = [sentence for sentence in sentences if sentence not in " ".join(text.split())]
     assert not missing, "\n".join(missing)
 
