@@ -119,7 +119,7 @@ def test_again_and_after_an_error() -> None:
 
 def tables(summary: dict[str, Any]) -> list[str]:
     """:return: the lines of the tables in docs/scaling.md"""
-    times = summary["times"]
+    times, learning = summary["times"], summary["learning"]
     columns = {**{str(cores): times[str(cores)] for cores in CORES}, "Hopper": times["hopper"], "Lift": times["lift"]}
     lines = [f"| Cores that simulate Lift | {' | '.join(map(str, CORES))} | 2, real Hopper | 2, real Lift |"]
     lines.append("|---|" + "---|" * len(columns))
@@ -130,6 +130,13 @@ def tables(summary: dict[str, Any]) -> list[str]:
     lines.append(f"| times as fast | {' | '.join(gains)} |")
     ideals = [f"{found['ideal']:.2f}" for found in columns.values()]
     lines.append(f"| at most possible | {' | '.join(ideals)} |")
+    lines += ["| Return | one after the other | rollouts one update old | difference |", "|---|---|---|---|"]
+    for name in ("exploring", "deterministic"):
+        cells = []
+        for key in ("sequential", "overlapped", "difference"):
+            found = learning[f"return_{name}"][key]
+            cells.append(f"{found['mean']:.0f} ({found['ci95'][0]:.0f} to {found['ci95'][1]:.0f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
@@ -138,4 +145,4 @@ def test_docs() -> None:
     text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
     missing = [line for line in tables(summary) if line not in text.splitlines()]
     assert not missing, "\n".join(missing)
-    assert f"{summary['times']['repeats']} turns" in text
+    assert f"{summary['times']['repeats']} turns" in text and f"{len(summary['learning']['seeds'])} seeds" in text
