@@ -1,17 +1,21 @@
 """
 ``RayVecEnv`` on one machine: steps per second beside Stable-Baselines3's environments, time per step by size of the message,
-workers that sleep instead of simulating, memory of a worker, and what the learner takes (docs/scaling.md).
+workers on simulated nodes that sleep instead of simulating, bytes on the network, memory of a worker, and what the learner
+takes (docs/scaling.md).
 
-    python -m benchmarks.ray_scaling
+    MUJOCO_GL=egl python -m benchmarks.ray_scaling --repeats 3
 
 What is compared takes turns. On a machine that does other things as well, only ratios count. Ray is started anew, by itself.
 """
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +35,12 @@ from sb3_scoreflow.envs import make_robomimic
 N_ENVS, WORKERS, HORIZON = 8, (1, 2, 4, 8), 4
 #: Bytes of an observation
 SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
-#: Workers, environments in each, and seconds that each of these sleeps in a step
-SLEEPERS, SLEEP = ((1, 1), (8, 8), (8, 32)), 0.02
+#: Simulated nodes, each with one worker; environments in each worker, and seconds that each of these sleeps in a step
+NODES, PER_NODE, SLEEP = (1, 2, 4, 8), (1, 32), 0.02
+#: Bytes of the object store of a simulated node
+STORE = 80 * 2**20
+#: Height and width of images whose bytes on the network are counted
+IMAGES = (84, 256)
 
 
 class Idle(gym.Env):
@@ -60,8 +68,13 @@ class Idle(gym.Env):
 def make_tasks() -> dict[str, tuple[Callable[[], gym.Env], int, int]]:
     """:return: of each task the function that makes it, the number of environments, and of steps in a turn"""
     hopper = partial(_chunked, partial(gym.make, "Hopper-v5"))
-    lift = partial(_chunked, partial(make_robomimic, "lift", terminate_on_success=False))
-    return {"hopper": (hopper, N_ENVS, 100), "lift": (lift, 2, 4)}
+    lift = partial(make_robomimic, "lift", terminate_on_success=False)
+    images = partial(lift, cameras="agentview", reflections=False)
+    return {
+        "hopper": (hopper, N_ENVS, 100),
+        "lift": (partial(_chunked, lift), 4, 6),
+        "lift_images": (partial(_chunked, images), 2, 3),
+    }
 
 
 def _chunked(make: Callable[[], gym.Env]) -> gym.Env:
@@ -137,55 +150,144 @@ def compare_sizes(repeats: int) -> dict[str, Any]:
     return found
 
 
-def compare_with_ideal(repeats: int) -> list[dict[str, Any]]:
-    """:return: of workers that sleep, the seconds per step, and the share that is sleep"""
+@contextmanager
+def simulated_cluster() -> Iterator[Any]:
+    """A cluster on this machine, to which nodes are added: at first only one without processors, where this program is."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, object_store_memory=STORE))
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def compare_with_ideal(repeats: int) -> dict[str, Any]:
+    """:return: of workers that sleep, one on each simulated node, the seconds per step, and the share that is sleep"""
     found = []
-    for n_workers, envs_per_worker in SLEEPERS:
-        env = RayVecEnv([idle(100, SLEEP)] * (n_workers * envs_per_worker), envs_per_worker=envs_per_worker)
-        seconds = take_turns({"ray": env}, max(20 // envs_per_worker, 3), repeats)["ray"]
-        env.close()
-        ideal, median = SLEEP * envs_per_worker, float(np.median(seconds))
-        found.append(
-            dict(
-                workers=n_workers,
-                n_envs=n_workers * envs_per_worker,
-                ideal_ms=1e3 * ideal,
-                ms=round(1e3 * median, 1),
-                efficiency=round(ideal / median, 3),
-            )
-        )
+    with simulated_cluster() as cluster:
+        for n_nodes in NODES:
+            while len(cluster.list_all_nodes()) < 1 + n_nodes:
+                cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            for envs_per_worker in PER_NODE:
+                functions = [idle(100, SLEEP)] * (n_nodes * envs_per_worker)
+                env = RayVecEnv(functions, envs_per_worker=envs_per_worker, address=cluster.address)
+                seconds = take_turns({"ray": env}, max(40 // envs_per_worker, 3), repeats)["ray"]
+                env.close()
+                ideal, median = SLEEP * envs_per_worker, float(np.median(seconds))
+                found.append(
+                    dict(
+                        nodes=n_nodes,
+                        n_envs=n_nodes * envs_per_worker,
+                        ideal_ms=1e3 * ideal,
+                        ms=round(1e3 * median, 1),
+                        efficiency=round(ideal / median, 3),
+                        range=[round(ideal / slow, 3) for slow in (max(seconds), min(seconds))],
+                    )
+                )
+                print(found[-1], flush=True)
+    return dict(sleep_ms=1e3 * SLEEP, rows=found)
+
+
+def loopback_bytes() -> int:
+    """:return: that this machine has sent to itself since it was started"""
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    return next(int(line.split()[9]) for line in lines if line.strip().startswith("lo:"))
+
+
+def count_bytes(repeats: int) -> dict[str, Any]:
+    """
+    :param repeats: turns
+    :return: bytes on the network per step of an environment, there and back, between this process and a worker with 8
+        environments on another (simulated) node, less those of the same time without steps
+    """
+    images = {f"image_{size}": [idle(size * size * 3)] * N_ENVS for size in IMAGES}
+    found = {}
+    with simulated_cluster() as cluster:
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        for name, functions in {"hopper": [make_tasks()["hopper"][0]] * N_ENVS, **images}.items():
+            env = RayVecEnv(functions, envs_per_worker=N_ENVS, address=cluster.address)
+            n_steps, turns = 200 if name == "hopper" else 50, []
+            env.reset()
+            seconds_per_step(env, 5)
+            for _ in range(repeats):
+                before = loopback_bytes()
+                seconds = n_steps * seconds_per_step(env, n_steps)
+                between = loopback_bytes()
+                time.sleep(seconds)
+                turns.append((2 * between - before - loopback_bytes()) / (n_steps * N_ENVS))
+            env.close()
+            found[name] = dict(bytes_per_env_step=round(float(np.median(turns))), turns=[round(turn) for turn in turns])
     return found
 
 
-def learner(repeats: int, n_envs: int = 40, n_steps: int = 100) -> dict[str, Any]:
-    """:return: milliseconds that the learner takes for a chunk, sampling and updating, of its processor, at its defaults"""
+def learner(
+    repeats: int, space: spaces.Box | None = None, n_envs: int = 40, n_steps: int = 100, batch_size: int = 1000
+) -> dict[str, Any]:
+    """
+    :param repeats: turns
+    :param space: of observations, Hopper's if None
+    :param n_envs: number of environments
+    :param n_steps: of each, in an iteration
+    :param batch_size: of a minibatch
+    :return: milliseconds that the learner takes for a chunk, sampling and updating, of its processor, at its defaults
+    """
     hopper = _chunked(partial(gym.make, "Hopper-v5"))
-    make = partial(Idle, hopper.observation_space, hopper.action_space)
-    model = ScoReFlowPPO("FlowPolicy", make_vec_env(make, n_envs), n_steps=n_steps, batch_size=1000, device="cpu", seed=0)
+    make = partial(Idle, space or hopper.observation_space, hopper.action_space)
+    env = make_vec_env(make, n_envs)
+    model = ScoReFlowPPO("FlowPolicy", env, n_steps=n_steps, batch_size=batch_size, device="cpu", seed=0)
     turns = []
     for _ in range(repeats):
         begin = time.process_time()
         model.learn(n_envs * n_steps)
         turns.append(1e3 * (time.process_time() - begin) / (n_envs * n_steps))
-    return dict(n_envs=n_envs, n_steps=n_steps, n_epochs=model.n_epochs, cpu_ms_per_chunk=round(float(np.median(turns)), 3))
+    return dict(
+        n_envs=n_envs,
+        n_steps=n_steps,
+        batch_size=batch_size,
+        n_epochs=model.n_epochs,
+        parameters=sum(parameter.numel() for parameter in model.policy.parameters()),
+        cpu_ms_per_chunk=round(float(np.median(turns)), 3),
+        range=[round(min(turns), 3), round(max(turns), 3)],
+    )
+
+
+def parts_of(repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
+    """:return: what is measured, by name"""
+    image = spaces.Box(0, 255, (IMAGES[0], IMAGES[0], 3), np.uint8)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "learner": partial(learner, repeats),
+        "learner_images": partial(learner, repeats, image, 8, 16, 64),
+        "sizes": partial(compare_sizes, repeats),
+    }
+    for name, (make, n_envs, n_steps) in make_tasks().items():
+        parts[name] = partial(compare_on_task, make, n_envs, n_steps, repeats)
+    return {**parts, "network": partial(count_bytes, repeats), "nodes": partial(compare_with_ideal, repeats)}
+
+
+def measure(name: str, repeats: int) -> dict[str, Any]:
+    """:return: what a part finds"""
+    th.set_num_threads(1)
+    return parts_of(repeats)[name]()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "ray_scaling", repeats=5)
+    names = list(parts_of(1))
+    parser.add_argument("--parts", nargs="+", choices=names, default=names, help="what to measure (default: all)")
     options = parser.parse_args(arguments)
-    th.set_num_threads(1)
-    results: dict[str, Any] = {**provenance(), "repeats": options.repeats, "horizon": HORIZON}
-    results["versions"]["ray"] = version("ray")
-    results["load_of_others"] = [round(load, 1) for load in os.getloadavg()]
-    parts: dict[str, Callable[[], Any]] = {"learner": partial(learner, options.repeats)}
-    parts["sizes"] = partial(compare_sizes, options.repeats)
-    for name, (make, n_envs, n_steps) in make_tasks().items():
-        parts[name] = partial(compare_on_task, make, n_envs, n_steps, options.repeats)
-    parts["sleepers"] = partial(compare_with_ideal, options.repeats)
-    for name, part in parts.items():
-        results[name] = part()
-        print(name, results[name], flush=True)
-        study.write_summary(options.output, results)
+    origin = provenance()
+    origin["versions"]["ray"] = version("ray")
+    for name in options.parts:
+        about = {"repeats": options.repeats, "load_of_others": [round(load, 1) for load in os.getloadavg()]}
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # each part has a Ray of its own
+            found = {**process.submit(measure, name, options.repeats).result(), "origin": {**origin, **about}}
+        print(name, found, flush=True)
+        study.update_summary(options.output, name, found)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,29 @@ from benchmarks.study import RESULTS
 DOCS = Path(__file__).parents[2] / "docs" / "scaling.md"
 #: Processor cores of the plan on paper
 CORES = (2, 16, 64, 128, 256)
+#: Environment steps per second of a core that renders Lift (docs/tasks.md), and in a chunk
+IMAGE_RATE, CHUNK = 51, ray_scaling.HORIZON
+TASKS = {"hopper": "Hopper-v5", "lift": "robosuite Lift"}
 
 
 def tables(summary: dict[str, Any]) -> list[str]:
     """:return: the lines of the tables"""
-    lines = [
-        "| Environment steps per second, over `DummyVecEnv` | `SubprocVecEnv` | 1 worker | 2 | 4 | 8 | MB per worker, of 2 |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
-    for name, label in (("hopper", "Hopper-v5, 8 environments"), ("lift", "robosuite Lift, 2 environments")):
+    ways_of = " | ".join(["`DummyVecEnv`", "`SubprocVecEnv`, times that", "1 worker", "2", "4", "8"])
+    lines = [f"| Environment steps per second | {ways_of} | MB per worker, of 2 |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, label in TASKS.items():
         found = summary[name]
         ratios = [f"{found['over_dummy'][way]:.2f}" if way in found["over_dummy"] else "" for way in ways()]
-        lines.append(f"| {label} | {' | '.join(ratios)} | {found['worker_mb']['ray 2']} |")
+        rate = f"{found['env_steps_per_second']['dummy']:.0f}"
+        lines.append(
+            f"| {label}, {found['n_envs']} environments | {rate} | {' | '.join(ratios)} | {found['worker_mb']['ray 2']} |"
+        )
     lines += ["| Bytes of an observation | 1 kB | 100 kB | 1 MB | 10 MB |", "|---|---|---|---|---|"]
     for way, label in (("subproc", "`SubprocVecEnv`, ms per step"), ("ray", "`RayVecEnv`, ms per step")):
         times = [f"{summary['sizes'][str(size)][way]:.1f}" for size in ray_scaling.SIZES]
         lines.append(f"| {label} | {' | '.join(times)} |")
     lines += ["| Environments that sleep | workers | ms per step, ideal | ms per step | efficiency |", "|---|---|---|---|---|"]
-    for row in summary["sleepers"]:
+    for row in summary["sleepers"]["rows"]:
         lines.append(
             f"| {row['n_envs']} | {row['workers']} | {row['ideal_ms']:.0f} | {row['ms']:.0f} | {row['efficiency']:.2f} |"
         )
@@ -42,6 +48,8 @@ def tables(summary: dict[str, Any]) -> list[str]:
     lines.append(f"| learner, ms per chunk | {' | '.join(f'{learner:.2f}' for _ in CORES)} |")
     both = [(simulated / cores + learner) / max(simulated / cores, learner) for cores in CORES]
     lines.append(f"| both at once, at most times as fast | {' | '.join(f'{gain:.2f}' for gain in both)} |")
+    two = [(simulated / cores + learner) / (simulated / cores + learner / 2) for cores in CORES]
+    lines.append(f"| two learners, at most times as fast | {' | '.join(f'{gain:.2f}' for gain in two)} |")
     return lines
 
 
@@ -49,9 +57,9 @@ def ways() -> list[str]:
     return ["subproc", *(f"ray {n}" for n in ray_scaling.WORKERS)]
 
 
-def chunk_ms(summary: dict[str, Any]) -> float:
-    """:return: milliseconds that a core simulates for a chunk of Lift"""
-    return 1e3 * summary["horizon"] / summary["lift"]["env_steps_per_second"]["dummy"]
+def chunk_ms(summary: dict[str, Any], task: str = "lift") -> float:
+    """:return: milliseconds that a core simulates for a chunk"""
+    return 1e3 * ray_scaling.HORIZON / summary[task]["env_steps_per_second"]["dummy"]
 
 
 def test_docs() -> None:
@@ -59,17 +67,39 @@ def test_docs() -> None:
     text = DOCS.read_text()
     missing = [line for line in tables(summary) if line not in text.splitlines()]
     assert not missing, "\n".join(missing)
-    learner = summary["learner"]["cpu_ms_per_chunk"]
-    assert f"saturates at about {chunk_ms(summary) / learner:.0f} cores" in " ".join(text.split())
-    assert f"{summary['repeats']} turns each" in text
-    turns = [each for name in ("hopper", "lift") for each in summary[name]["seconds_per_step"].values()]
-    assert f"differ by up to {max(max(each) / min(each) for each in turns):.1f} times" in " ".join(text.split())
+    learner, with_images = (summary[name]["cpu_ms_per_chunk"] for name in ("learner", "learner_images"))
+    turns = [each for name in TASKS for each in summary[name]["seconds_per_step"].values()]
+    parameters = summary["learner"]["parameters"]
+    sentences = [
+        f"saturates at about {chunk_ms(summary) / learner:.0f} cores of Lift",
+        f"takes {with_images:.0f} ms of a core for a chunk",
+        f"saturates at about {1e3 * CHUNK / IMAGE_RATE / with_images:.0f} cores that render Lift",
+        f"{summary['lift']['origin']['repeats']} turns each",
+        f"differ by up to {max(max(each) / min(each) for each in turns):.1f} times",
+        f"{parameters:,} parameters, or {parameters * 4 / 1e6:.1f} MB",
+    ]
+    assert f"or {IMAGE_RATE} with `reflections=False`" in DOCS.with_name("tasks.md").read_text()
+    missing = [sentence for sentence in sentences if sentence not in " ".join(text.split())]
+    assert not missing, "\n".join(missing)
 
 
 def test_seconds_per_step() -> None:
     env = DummyVecEnv([ray_scaling.idle(10, 0.01)] * 2)
     (seconds,) = ray_scaling.take_turns({"dummy": env}, 4, repeats=1)["dummy"]
     assert 0.02 <= seconds < 0.2  # one after the other
+
+
+@pytest.mark.skipif(not Path("/proc/net/dev").exists(), reason="needs Linux")
+def test_bytes() -> None:
+    """What a socket of this machine gets from another one is counted; others may send at the same time."""
+    before = ray_scaling.loopback_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sender:
+        receiver, _ = server.accept()
+        with receiver:
+            for _ in range(300):
+                sender.sendall(bytes(10_000))
+                assert len(receiver.recv(10_000, socket.MSG_WAITALL)) == 10_000
+    assert 3e6 < ray_scaling.loopback_bytes() - before < 9e6
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
