@@ -26,7 +26,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from benchmarks import study
-from benchmarks.curves import RETURNS, CurveTable, Run
+from benchmarks.curves import RETURNS, CurveTable, Run, as_curve
 from benchmarks.finetune import ITERATION, start
 from benchmarks.learning import final_return, mean_and_interval
 from benchmarks.locomotion import demonstrations_of, make_env, make_envs
@@ -276,19 +276,20 @@ def clone(seed: int) -> FlowMatchingPolicy:
     return policy
 
 
-def run(options: argparse.Namespace, variant: str, seed: int) -> None:
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     env, eval_env = make_envs(ENV, seed)
     model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations_of(ENV), lambda: clone(seed), seed)
-    curve = CurveTable(options.output).learn(Run(variant, ENV, seed), model, options.timesteps, eval_env)
-    print(variant, seed, {name: round(final_return(curve, name)) for name in RETURNS}, flush=True)
+    rows = CurveTable(options.output).record(Run(variant, ENV, seed), model, options.timesteps, eval_env)
+    print(variant, seed, {name: round(final_return(as_curve(rows), name)) for name in RETURNS}, flush=True)
+    return {"curves": {ENV: rows}}
 
 
-def summarize(options: argparse.Namespace, origin: dict[str, Any]) -> None:
+def summarize(options: argparse.Namespace, made: study.Made) -> None:
     table = CurveTable(options.output).read()
     curves = {name: [table[Run(name, ENV, seed)] for seed in options.seeds] for name in VARIANTS}
     before = study.read_summary(options.output).get("learning", {})
     section: dict[str, Any] = {
-        "origins": study.origins(before, options.variants, origin),
+        "origins": study.origins(before, made),
         "env": ENV,
         "seeds": options.seeds,
         "timesteps": options.timesteps,
@@ -311,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "times" in options.parts:
         measure(options)
     if "learning" in options.parts:
-        summarize(options, study.make_runs(options, run))
+        summarize(options, study.make_runs(options, run, VARIANTS))
 
 
 if __name__ == "__main__":
