@@ -1,5 +1,6 @@
 """The base class of the algorithms in this package, on top of Stable-Baselines3's OnPolicyAlgorithm."""
 
+import math
 from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
 
@@ -50,6 +51,7 @@ class FlowAlgorithm(KnownEnvironment):
     #: Arguments of the policy that may change after it has been built
     followed: ClassVar[tuple[str, ...]] = ()
     policy: FlowMatchingPolicy
+    averaging_horizon: float
 
     def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, **kwargs: Any) -> None:
         for name, rule in SB3_RULES.items():  # Stable-Baselines3 uses them at once
@@ -159,6 +161,20 @@ class FlowAlgorithm(KnownEnvironment):
         self.policy.stop_average()
         self._count_transitions(0)
         self._resolve_defaults()
+
+    # ------------------------------------------------------------------ averaged weights
+
+    def _begin_averaging(self) -> None:
+        """Before an update: the average starts, or ends, if ``averaging_horizon`` says so now."""
+        if self.averaging_horizon:
+            self.policy.start_average()
+        else:
+            self.policy.stop_average()
+
+    def _average(self) -> None:
+        """After an update: the average follows the weights."""
+        if self.averaging_horizon:
+            self.policy.update_average(-math.expm1(-self.rollout_buffer.rewards.size / self.averaging_horizon))
 
     # ------------------------------------------------------------------ cloning
 

@@ -1,6 +1,5 @@
 """PPO on a flow policy, independent of how the ratio is computed: rollouts with records, critic, minibatches, logs."""
 
-import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -61,7 +60,6 @@ class FlowPPO(FlowAlgorithm):
     learning_rates: ClassVar[dict[str, str]] = dict(velocity="learning_rate", critic="critic_learning_rate")
     policy: ActorCriticFlowPolicy
     batch_size: int
-    averaging_horizon: float
 
     def __init__(
         self,
@@ -290,10 +288,7 @@ class FlowPPO(FlowAlgorithm):
             self.policy.set_value_scale(self.return_statistics.scale)
         elif self.policy.value_scale == 0:
             self.policy.set_value_scale(1.0)
-        if self.averaging_horizon:
-            self.policy.start_average()
-        else:
-            self.policy.stop_average()
+        self._begin_averaging()
         log = UpdateLog()
         for epoch in range(self.n_epochs):
             completed = self._train_epoch(epoch, log)
@@ -301,8 +296,7 @@ class FlowPPO(FlowAlgorithm):
             if not completed:
                 break
         self.n_iterations += 1
-        if self.averaging_horizon:
-            self.policy.update_average(-math.expm1(-self.rollout_buffer.rewards.size / self.averaging_horizon))
+        self._average()
         self._check_parameters()
         self._log_update(log)
         self._update_observation_statistics()

@@ -190,15 +190,19 @@ class RLDTPolicy(FlowMatchingPolicy):
         :return: normalized actions in [-1, 1], shape ``(batch, *action_shape)``; zeros for value ``(batch, 1)`` and
             log-probability ``(batch,)``, which a method without likelihoods does not use
         """
+        if deterministic:
+            features = self.extract_features(obs, self.acting("features_extractor"))
+            zeros = features.new_zeros(len(features))
+            start = features.new_zeros(len(features), self.action_dim)
+            action = self._deterministic_action(features, start, self.denoising_steps)
+            return action.clamp(-1.0, 1.0).view(len(features), *self.action_space.shape), zeros.unsqueeze(-1), zeros  # type: ignore[misc]
         condition = self.condition(obs)
         batch = len(condition)
         zeros = condition.new_zeros(batch)
-        noise = condition.new_zeros(batch, 1, self.action_dim)
-        if not deterministic:
-            noise = th.randn_like(noise)
+        noise = th.randn(batch, 1, self.action_dim, dtype=condition.dtype, device=condition.device)
         chains, velocities = self.sample_chains(condition, noise)
         action = chains[-1, :, 0]
-        if not deterministic and self.exploration_scale > 0:
+        if self.exploration_scale > 0:
             window = min(self.exploration_steps, self.denoising_steps)
             k = th.randint(self.denoising_steps - window, self.denoising_steps, (batch,), device=action.device)
             rows = th.arange(batch, device=action.device)

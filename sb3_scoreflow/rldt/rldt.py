@@ -81,6 +81,8 @@ class RLDT(FlowAlgorithm):
         (:func:`~sb3_scoreflow.rldt.actor.relative_shift`): an iteration that moves it further lowers the actor's learning rate
         in proportion, and one that moves it less than half as far raises it by half, up to ``learning_rate`` (ours). None: 0.3
         for a clone whose ``learning_rate`` is left at None too, otherwise no limit (``math.inf``)
+    :param averaging_horizon: number of transitions over which the weights of deterministic actions are averaged, by an
+        exponential moving average; 0: deterministic actions use the current weights. None: 10,000 for a clone, 0 from scratch
     :param learning_rate_warmup_steps: actor steps over which its learning rate rises linearly from 0
     :param denoising_steps: Euler steps ``K`` per action
     :param max_grad_norm: largest gradient norm, for each parameter group by itself
@@ -158,6 +160,7 @@ class RLDT(FlowAlgorithm):
         consistency_coef: float = 0.5,
         fisher_coef: float = 0.2,
         max_shift: float | None = None,
+        averaging_horizon: float | None = None,
         learning_rate_warmup_steps: int = 320,
         denoising_steps: int = 4,
         max_grad_norm: float = 1.0,
@@ -211,6 +214,7 @@ class RLDT(FlowAlgorithm):
         self.consistency_coef = consistency_coef
         self.fisher_coef = fisher_coef
         self.max_shift = max_shift  # type: ignore[assignment]
+        self.averaging_horizon = averaging_horizon  # type: ignore[assignment]
         self.learning_rate_warmup_steps = learning_rate_warmup_steps
         self.denoising_steps = denoising_steps
         take_moved(self, moved)
@@ -329,6 +333,7 @@ class RLDT(FlowAlgorithm):
         self._update_reward_scale()
         self._resolve_defaults()  # a callback may have cloned while the rollout was made
         self._count_transitions(self.rollout_buffer.rewards.size)
+        self._begin_averaging()
         warming_up = self.n_transitions <= self.critic_warmup_transitions
         reference = Reference(deepcopy(self.policy.features_extractor), deepcopy(self.policy.velocity_field))
         log = UpdateLog()
@@ -342,6 +347,7 @@ class RLDT(FlowAlgorithm):
         if shift is not None:
             self._adapt_rate(shift)
         self.n_iterations += 1
+        self._average()
         self._check_parameters()
         self._log_update(log)
         self._update_observation_statistics()

@@ -138,4 +138,5 @@ def test_only_clones_have_it_by_default(averaging: Algorithm) -> None:
     assert model.averaging_horizon == 0 and model.policy.averaged is None
     pretrain_bc(model, demonstrations(), n_batches=1, critic_batches=0)
     model.learn(averaging.iteration())
-    assert model.averaging_horizon == 40_000 and model.policy.averaged is not None
+    assert model.averaging_horizon == averaging.cls.defaults["pretrained"]["averaging_horizon"] >= 10_000
+    assert model.policy.averaged is not None

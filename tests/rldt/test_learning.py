@@ -29,6 +29,7 @@ def _model(seed: int, shuffled: bool = False, **kwargs: Any) -> RLDT:
         tau=0.05,
         actor_steps=16,
         actor_batch_size=32,
+        averaging_horizon=0.0,  # the runs are far shorter than the default
         critic_warmup_transitions=ITERATION,
     )
     env = DummyVecEnv([lambda: ReachEnv(shuffled)] * N_ENVS)
