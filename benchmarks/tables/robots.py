@@ -79,6 +79,15 @@ def _successes(task: str) -> list[str]:
     return [f"{entry['success_rate'] * episodes:.0f}", str(episodes), f"{entry['mean_length_of_successes']:.0f}"]
 
 
+def experts() -> str:
+    rows = []
+    for name in ("hopper", "walker2d", "halfcheetah"):
+        precise, noisy = (result(f"{name}-{kind}.json") for kind in ("precise", "noisy"))
+        returns = [f"{facts['statistics']['return_mean']:.0f}" for facts in (precise, noisy)]
+        rows.append((precise["env_id"], precise["training"]["algorithm"], *returns))
+    return markdown(("", "expert", "precise", "noisy"), rows)
+
+
 def _expert_return() -> float:
     return float(result("halfcheetah-precise.json")["statistics"]["return_mean"])
 
@@ -134,6 +143,7 @@ def _envpool(suffix: str = "") -> Sequence[str]:
 
 TABLES: Tables = {
     "lift, all returns": (TASKS, lift),
+    "experts": (TASKS, experts),
     "lift, from a camera": (CAMERAS, lift_from_camera),
     "encoders": (CAMERAS, encoders),
 }
