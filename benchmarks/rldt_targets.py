@@ -1,5 +1,6 @@
 """
-What clones gain from two of RLDT's defaults: TD(lambda) targets, and a bound on how far an iteration moves them.
+What clones gain from three of RLDT's defaults: TD(lambda) targets, a bound on how far an iteration moves them, and averaged
+weights for deterministic actions.
 
     python -m benchmarks.rldt_targets --task hopper-medium
     python -m benchmarks.rldt_targets --task halfcheetah-medium
@@ -31,13 +32,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "one_step_targets": dict(td_lambda=0.0),
     "unbounded": dict(max_shift=math.inf),
-    "neither": dict(td_lambda=0.0, max_shift=math.inf),
+    "neither": dict(td_lambda=0.0, max_shift=math.inf, averaging_horizon=0.0),
 }
 LABELS = {
     "defaults": "defaults",
     "one_step_targets": "`td_lambda=0`",
     "unbounded": "`max_shift=math.inf`",
-    "neither": "both",
+    "neither": "both, `averaging_horizon=0` (before)",
 }
 
 
