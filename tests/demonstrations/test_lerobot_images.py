@@ -225,7 +225,7 @@ def test_encoded_images(tmp_path: Path, version: str, kind: str) -> None:
 def test_tables_are_read_as_far_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_v3(tmp_path, columns() | {CAMERA: encoded(GRAY)})
     monkeypatch.setattr(lerobot_images, "_BATCH_ROWS", 2)
-    with pytest.warns(UserWarning, match="larger than `cache_bytes`=0"):
+    with pytest.warns(UserWarning, match="more than `cache_bytes`=0"):
         images = top_of(load(tmp_path, images="all", cache_bytes=0))
     read: list[int] = []
     real = EncodedImages._bytes
@@ -324,7 +324,10 @@ def test_episode_without_video(tmp_path: Path, entry: str, value: Any) -> None:
     else:
         rows[1][f"videos/{CAMERA}/{entry}"] = value
     write_v3(tmp_path, columns(), {CAMERA: GRAY}, rows=rows)
-    with pytest.raises(ValueError, match=rf"its meta/episodes has no `videos/{CAMERA}/{entry}` of episode \d, so nothing"):
+    with pytest.raises(
+        ValueError,
+        match=rf"its meta/episodes has no `videos/{CAMERA}/{entry}` of episode \d, so the position of its video is unknown",
+    ):
         load(tmp_path, images="all")
 
 

@@ -133,12 +133,12 @@ def test_failed_write_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch
         (
             Demonstrations(np.zeros((2, 3)), np.zeros((2, 2)), None, [0, 1]),
             "Pendulum-v1",
-            r"`actions` of the demonstrations have the shape \(2,\), `env` has the space Box.*without ActionChunking",
+            r"`actions` of the demonstrations have the shape \(2,\), but `env` has the space Box.*without ActionChunking",
         ),
         (
             small(),
             ActionChunking(gym.make("Pendulum-v1"), 4),
-            r"`actions` of the demonstrations have the shape \(1,\), `env` has the space Box.*without ActionChunking",
+            r"`actions` of the demonstrations have the shape \(1,\), but `env` has the space Box.*without ActionChunking",
         ),
         (
             Demonstrations(np.zeros((2, 4)), np.zeros((2, 1)), None, [0, 1]),
@@ -148,12 +148,12 @@ def test_failed_write_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch
         (
             Demonstrations({"state": np.zeros((2, 3))}, np.zeros((2, 1)), None, [0, 1]),
             "Pendulum-v1",
-            r"have the observation keys \['state'\], `env` has Box",
+            r"have the observation keys \['state'\], but `env` has Box",
         ),
         (
             Demonstrations({"state": np.zeros((2, 3))}, np.zeros((2, 2)), None, [0, 1]),
             "MinariReach-v0",
-            r"have the observation keys \['state'\], `env` has Dict.*with its wrappers",
+            r"have the observation keys \['state'\], but `env` has Dict.*with its wrappers",
         ),
         (Demonstrations(np.zeros((2, 3)), np.zeros((2, 2)), None, [0, 1]), "MinariReach-v0", r"`observations` .*shape \(3,\)"),
         (

@@ -77,6 +77,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = dict(
     transport=st.none() | st.builds(Transport, st.sampled_from(["rbf", "delta"]), st.none() | NUMBERS, NUMBERS),
     consistency_coef=FRACTIONS,
     fisher_coef=FRACTIONS,
+    max_shift=st.none() | st.floats(1e-3, 10),
     learning_rate_warmup_steps=st.integers(0, 9),
     seed=st.none() | st.integers(0, 1000),
 )

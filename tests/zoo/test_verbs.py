@@ -54,7 +54,9 @@ def test_core_does_not_import_the_zoo() -> None:
     root = Path(sb3_scoreflow.__file__).parent
     for name, imported in read_graph(root).items():
         assert name.startswith("sb3_scoreflow.zoo") or not any(other.startswith("sb3_scoreflow.zoo") for other in imported)
-    users = {path.parent for path in root.rglob("*.py") if re.search(r"(import|from) (rl_zoo3|optuna)", path.read_text())}
+    users = {
+        path.parent for path in root.rglob("*.py") if re.search(r"(?m)^\s*(import|from) (rl_zoo3|optuna)\b", path.read_text())
+    }
     assert users == {root / "zoo"}
 
 
