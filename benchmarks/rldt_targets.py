@@ -38,7 +38,7 @@ LABELS = {
     "defaults": "defaults",
     "one_step_targets": "`td_lambda=0`",
     "unbounded": "`max_shift=math.inf`",
-    "neither": "both, `averaging_horizon=0` (before)",
+    "neither": "`td_lambda=0`, no bound, no average (before)",
 }
 
 
