@@ -123,7 +123,7 @@ def relative_shift(evaluation: ActorEvaluation) -> th.Tensor:
     """
     dimensions, n_particles = evaluation.particles.shape[-1], evaluation.particles.shape[-2]
     if n_particles == 1:
-        return th.zeros(())
+        return evaluation.fisher.new_zeros(())
     variance = evaluation.particles.var(-2).sum(-1).mean().clamp(min=dimensions * _LEAST_SPREAD**2)
     return (evaluation.fisher / variance).sqrt()
 

@@ -79,8 +79,9 @@ class RLDT(FlowAlgorithm):
     :param fisher_coef: weight of the distance to the velocity field before the iteration
     :param max_shift: how far an iteration may move the flow, as a share of the particles' spread
         (:func:`~sb3_scoreflow.rldt.actor.relative_shift`): an iteration that moves it further lowers the actor's learning rate
-        in proportion, and one that moves it less than half as far raises it by half, up to ``learning_rate`` (ours). None: 0.3
-        for a clone whose ``learning_rate`` is left at None too, otherwise no limit (``math.inf``)
+        in proportion, and one that moves it less than half as far raises it by half, up to ``learning_rate`` (ours). A single
+        actor step per iteration is not limited. None: 0.3 for a clone whose ``learning_rate`` is left at None too, otherwise
+        no limit (``math.inf``)
     :param averaging_horizon: number of transitions over which the weights of deterministic actions are averaged, by an
         exponential moving average; 0: deterministic actions use the current weights. None: 10,000 for a clone, 0 from scratch
     :param learning_rate_warmup_steps: actor steps over which its learning rate rises linearly from 0
@@ -334,6 +335,8 @@ class RLDT(FlowAlgorithm):
         self._resolve_defaults()  # a callback may have cloned while the rollout was made
         self._count_transitions(self.rollout_buffer.rewards.size)
         self._begin_averaging()
+        if self.max_shift == math.inf:
+            self.actor_rate_factor = 1.0  # a rate that is set from now on is obeyed at once
         warming_up = self.n_transitions <= self.critic_warmup_transitions
         reference = Reference(deepcopy(self.policy.features_extractor), deepcopy(self.policy.velocity_field))
         log = UpdateLog()
@@ -343,9 +346,10 @@ class RLDT(FlowAlgorithm):
             batch = self.rollout_buffer.sample(n_trajectories, self._renormalization())
             self._train_critic(batch, self._share(self.critic_steps, refresh), log)
             if not warming_up:
-                shift = self._train_actor(batch, reference, self._share(self.actor_steps, refresh), log) or shift
+                last = self._train_actor(batch, reference, self._share(self.actor_steps, refresh), log)
+                shift = shift if last is None else last
         if shift is not None:
-            self._adapt_rate(shift)
+            self._adapt_rate(shift.item())
         self.n_iterations += 1
         self._average()
         self._check_parameters()
@@ -402,7 +406,7 @@ class RLDT(FlowAlgorithm):
             log.end_minibatch()
             self._n_updates += 1
 
-    def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, log: UpdateLog) -> float | None:
+    def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, log: UpdateLog) -> th.Tensor | None:
         """:return: how far the flow had moved before the last step, in units of its spread; None if there was no step"""
         rows, shift = batch.valid.flatten().nonzero().squeeze(-1), None
         if len(rows) == 0:  # everything drawn comes after a success
@@ -422,7 +426,7 @@ class RLDT(FlowAlgorithm):
             diagnostics = actor_diagnostics(evaluation, self.denoising_steps)
             log.record(diagnostics)
             log.end_minibatch()
-            shift = diagnostics["actor_shift"].item()
+            shift = diagnostics["actor_shift"]
         return shift
 
     def _adapt_rate(self, shift: float) -> None:

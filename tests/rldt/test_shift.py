@@ -100,13 +100,29 @@ def test_the_rate_rises_again_to_the_full_one() -> None:
     iterate(model, 2)
     low = model.actor_rate_factor
     assert low < 0.2
-    model.max_shift = math.inf
+    model.max_shift = 1e9
     factors = []
     for _ in range(24):
         iterate(model)
         factors.append(model.actor_rate_factor)
     np.testing.assert_allclose(factors, np.minimum(low * 1.5 ** np.arange(1, 25), 1.0), rtol=1e-6)
     assert factors[-1] == 1.0
+
+
+def test_a_rate_that_is_set_during_training_is_obeyed_at_once() -> None:
+    """Although the default's was held back: the limit is a default of the default rate."""
+    model = make_model(learning_rate=None, actor_steps=8)
+    model.policy.pretrained.fill_(1.0)
+    model.on_pretrained()
+    model.critic_warmup_transitions = 0
+    iterate(model)
+    assert model.max_shift == 0.3
+    model.actor_rate_factor = 0.1  # as an iteration that went too far leaves it
+    model.learning_rate = 1e-4
+    steps = spy_steps(model)
+    iterate(model)
+    assert model.max_shift == math.inf
+    assert {rate for kind, rate, _ in steps if kind == "velocity"} == {1e-4}
 
 
 def test_the_rate_is_saved_and_forgotten_with_a_new_clone(tmp_path: Any) -> None:
