@@ -1,5 +1,5 @@
 """
-The actor's update: the flow is trained to follow the transport field, at every denoising depth (arXiv 2606.08602, Section 4).
+The actor's update: the flow is trained to follow the transport field at every denoising step (arXiv 2606.08602, Section 4).
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from sb3_scoreflow.common.networks import VelocityField
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 from sb3_scoreflow.rldt.transport import Transport, TransportField
 
-#: Standard deviation per dimension below which a flow counts as having this spread, so that a sure one can still move.
+#: Least standard deviation per dimension that a flow is taken to have, so that an almost deterministic one can still move.
 _LEAST_SPREAD = 0.02
 
 
@@ -25,7 +25,7 @@ class Reference(NamedTuple):
 
 
 class ActorEvaluation(NamedTuple):
-    """Losses, each a mean over states and particles without its coefficient, and what to log."""
+    """Losses (each a mean over states and particles, without its coefficient) and diagnostics."""
 
     alignment: th.Tensor
     consistency: th.Tensor
@@ -40,7 +40,7 @@ class ActorEvaluation(NamedTuple):
 def q_gradients(policy: RLDTPolicy, condition: th.Tensor, actions: th.Tensor) -> th.Tensor:
     """
     Gradient of the ensemble's mean with respect to the action, without the components that point out of the bounds (ours: an
-    action at its bound cannot go on).
+    action at its bound cannot move further).
 
     :param policy: with the critics
     :param condition: from ``policy.critic_condition``, shape ``(n_critics, batch, width)``
@@ -63,12 +63,12 @@ def evaluate_actor(
     transport: Transport,
 ) -> ActorEvaluation:
     """
-    Draw particles from the flow, move them along the transport field and compare: no back-propagation through the chain.
+    Draw particles from the flow, move them along the transport field and compare, without back-propagation through the chain.
 
     For a random step ``k`` of each particle's chain, with ``t = k / K`` and ``K (1 - t) = K - k``: alignment ``-<v, phi> / (K
     - k)``, consistency ``|a_hat - a|^2 / (K - k)^2``, and ``|v - v_ref|^2`` on fresh paths to the particles. ``phi`` is the
-    field at the predicted endpoint ``a_hat = x_t + (1 - t) v``, ``a`` the particle; both are clamped to [-1, 1] before Q is
-    asked.
+    field at the predicted endpoint ``a_hat = x_t + (1 - t) v``, and ``a`` is the particle; both are clamped to [-1, 1] before
+    Q is evaluated.
 
     :param policy: the actor and its critics
     :param reference: the actor before the iteration
@@ -113,13 +113,13 @@ def evaluate_actor(
 @th.no_grad()
 def relative_shift(evaluation: ActorEvaluation) -> th.Tensor:
     """
-    How far the flow has moved since the reference, in units of the particles' spread (ours): the root mean squared difference
-    of the velocities, divided by the root of the particles' mean variance, which counts as at least ``0.02^2`` per dimension.
-    If both policies are Gaussian and the velocity moves alike at all times, half its square is their KL divergence per
-    dimension.
+    Change of the flow since the reference, in units of the particles' spread (ours): the root mean squared difference of the
+    velocities, divided by the root of the particles' mean variance, which is taken to be at least ``0.02^2`` per dimension.
+    If both policies are Gaussian and the velocity changes equally at all times, half the square of the result is their KL
+    divergence per dimension.
 
     :param evaluation: of the actor
-    :return: at least 0, a scalar; 0 for a single particle, whose spread is not known
+    :return: a scalar, at least 0; 0 for a single particle, whose spread is unknown
     """
     dimensions, n_particles = evaluation.particles.shape[-1], evaluation.particles.shape[-2]
     if n_particles == 1:

@@ -1,15 +1,15 @@
 """
-The one place of RLDT's settings: defaults of arguments left at None, and the published settings as plain dictionaries.
+RLDT's settings: defaults of arguments left at None, and the published settings as plain dictionaries.
 
-The defaults are for one or two CPU cores: iterations are small, so the critic works more per transition than in the paper, and
-the actor waits until the critic has seen enough transitions (docs/rldt.md has the measurements).
+The defaults are for one or two CPU cores: iterations are small, so the critic makes more steps per transition than in the
+paper, and the actor waits until the critic has seen enough transitions (docs/rldt.md has the measurements).
 """
 
 import math
 from typing import Any
 
 #: argument -> value, for a policy trained from scratch and for a pretrained one. From scratch the actor has far to go, so it
-#: takes many small steps; a clone has to be led on gently.
+#: takes many small steps; a clone has to be changed slowly.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "scratch": dict(
         learning_rate=3e-4,
@@ -40,8 +40,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 #: Steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None.
 ITERATION_SIZE = 1000
 
-#: Published settings (arXiv 2606.08602), to be used as ``RLDT("FlowPolicy", env, **PRESETS["locomotion"])``: dense rewards
-#: from a pretrained policy (100 envs), sparse success rewards (64 envs), and dense rewards from scratch (100 envs).
+#: Published settings (arXiv 2606.08602), as in ``RLDT("FlowPolicy", env, **PRESETS["locomotion"])``: dense rewards from a
+#: pretrained policy (100 envs), sparse success rewards (64 envs), and dense rewards from scratch (100 envs).
 PRESETS: dict[str, dict[str, Any]] = {
     "locomotion": dict(
         n_steps=500,
@@ -90,6 +90,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         reward_scale="ema",
         consistency_coef=1.0,
         critic_warmup_transitions=100_000,
-        policy_kwargs=dict(prior_std=1.0),  # as wide as the published networks, which pass their noise on before training
+        policy_kwargs=dict(prior_std=1.0),  # as the published networks, which before training pass their noise on unchanged
     ),
 }

@@ -24,8 +24,8 @@ class RLDTPolicy(FlowMatchingPolicy):
     """
     Flow policy with Q networks and their slowly moving targets (arXiv 2606.08602, Section 4).
 
-    The critics' input is the state's features and the normalized action, clamped to [-1, 1]: they are never asked about an
-    action outside the bounds. Their unit is ``reward_scale``; :meth:`predict_values` and :meth:`q_values` give reward units.
+    The critics' input is the state's features and the normalized action, clamped to [-1, 1]: they never evaluate an action
+    outside the bounds. Their unit is ``reward_scale``; :meth:`predict_values` and :meth:`q_values` give reward units.
 
     The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` (``net_arch`` has ``pi`` and ``vf``, default three layers of
     256 for the critics) and:
@@ -34,12 +34,12 @@ class RLDTPolicy(FlowMatchingPolicy):
     :param n_bootstrap_actions: actions per state over which a state's value (the minimum over the networks) is averaged, at
         least 1
     :param exploration_scale: factor of the exploration noise (see :meth:`forward`), at least 0
-    :param exploration_steps: last denoising steps that the noise's scale is taken from, at least 1; the very last gives none,
-        so that 1, as one denoising step, means no noise
+    :param exploration_steps: number of last denoising steps from which the noise's scale is taken, at least 1; the very last
+        step gives no noise, so that 1 means no noise, and so does a chain of one denoising step
     :param critic_activation_fn: activation of the critics
     """
 
-    _instead_of_likelihoods = "; q_values(obs, actions) tells what they are worth"
+    _instead_of_likelihoods = "; q_values(obs, actions) gives their values"
     reward_scale: th.Tensor
 
     def __init__(
@@ -115,7 +115,7 @@ class RLDTPolicy(FlowMatchingPolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        As in Stable-Baselines3: targets stay in evaluation mode, so that no dropout or batch statistics get into them.
+        As in Stable-Baselines3: targets stay in evaluation mode, so that dropout and batch statistics do not affect them.
 
         :param mode: whether training mode (dropout, batch normalization) is on
         """
@@ -139,13 +139,13 @@ class RLDTPolicy(FlowMatchingPolicy):
     def condition(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :return: what the velocity field needs of them, shape ``(batch, width)``
+        :return: input of the velocity field that depends on the observations, shape ``(batch, width)``
         """
         return self.velocity_field.condition(self.extract_features(obs))
 
     def sample_chains(self, condition: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        Integrate the flow for ``n`` particles per observation and keep every point.
+        Integrate the flow for ``n`` particles per observation and return every point of the chains.
 
         :param condition: from :meth:`condition`, shape ``(batch, width)``
         :param noise: ``x_0``, shape ``(batch, n, action_dim)``
@@ -178,12 +178,13 @@ class RLDTPolicy(FlowMatchingPolicy):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
         """
-        Act while exploring, as :meth:`collect_rollouts` of Stable-Baselines3 expects of an actor-critic.
+        Draw actions for the rollout, in the form that Stable-Baselines3's ``collect_rollouts`` expects of an actor-critic.
 
-        Around the ODE's action ``a`` noise is drawn whose standard deviation is ``exploration_scale |a - e| /
-        sqrt(action_dim)``, ``e`` being the endpoint predicted at one of the last ``exploration_steps`` denoising steps, drawn
-        for every observation by itself: little where the flow is sure, none if it is the very last step, which predicts ``a``
-        (arXiv 2606.08602, Section 4; the square root, which makes the noise independent of the action's width, is ours).
+        Gaussian noise is added to the ODE's action ``a``. Its standard deviation is ``exploration_scale |a - e| /
+        sqrt(action_dim)``, where ``e`` is the endpoint predicted at one of the last ``exploration_steps`` denoising steps,
+        drawn independently for every observation: the noise is small where the flow is sure, and zero at the very last step,
+        which predicts ``a`` (arXiv 2606.08602, Section 4; the square root, which makes the noise independent of the action's
+        width, is ours).
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to start from ``x_0 = 0`` and add no noise
@@ -220,8 +221,8 @@ class RLDTPolicy(FlowMatchingPolicy):
     def critic_condition(self, obs: PyTorchObs, target: bool = False) -> th.Tensor:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param target: whether for the target networks
-        :return: what the critics need of them, shape ``(n_critics, batch, width)``
+        :param target: whether to use the target networks
+        :return: input of the critics that depends on the observations, shape ``(n_critics, batch, width)``
         """
         if target:
             return self.target_critic.condition(self.extract_features(obs, self.target_critic_features_extractor))
@@ -241,8 +242,8 @@ class RLDTPolicy(FlowMatchingPolicy):
         Value of a state: the mean over ``n_bootstrap_actions`` samples of the policy of the minimum over the ensemble.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param target: whether by the target networks
-        :param random_shift: largest shift of the images that the critics see (the actor sees them as they are), in pixels
+        :param target: whether to use the target networks
+        :param random_shift: largest shift of the images for the critics, in pixels (the actor sees them unshifted)
         :return: in units of ``reward_scale``, shape ``(batch,)``
         """
         actions = self.sample_actions(obs, self.n_bootstrap_actions)
@@ -255,7 +256,7 @@ class RLDTPolicy(FlowMatchingPolicy):
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :return: values in reward units (:meth:`bootstrap_values` by the critics themselves), shape ``(batch, 1)``
+        :return: values in reward units (:meth:`bootstrap_values` of the online critics), shape ``(batch, 1)``
         """
         return self.bootstrap_values(obs, target=False).unsqueeze(-1) * self.reward_scale
 
@@ -283,7 +284,7 @@ class RLDTPolicy(FlowMatchingPolicy):
 
 
 def _copy_buffers(sources: Iterable[th.Tensor], targets: Iterable[th.Tensor]) -> None:
-    """Running statistics (batch norm) are copied: averaging counts makes no sense."""
+    """Copy running statistics (batch norm), whose counts cannot be averaged."""
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source)
 

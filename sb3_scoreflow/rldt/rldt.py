@@ -58,12 +58,12 @@ class RLDT(FlowAlgorithm):
     :param encoder_learning_rate: of the critics' features extractor, a float or schedule; None: ``critic_learning_rate``; at 0
         features are computed once per refresh instead of once per critic step
     :param critic_steps: gradient steps of the critics per iteration
-    :param n_refreshes: how often per iteration trajectories, next actions and targets are drawn anew; critic and actor steps
-        are shared out evenly among them
+    :param n_refreshes: number of times per iteration that trajectories, next actions and targets are drawn anew; critic and
+        actor steps are divided evenly among them
     :param refresh_size: transitions drawn each time (in whole trajectories)
     :param tau: share of the critics taken over by their targets after every critic step
     :param td_lambda: ``lambda`` of the TD(lambda) targets, in [0, 1]; None: 0 from scratch; 0.95 for a clone, whose critics
-        have to learn what its long episodes are worth before it changes (ours)
+        have to learn the values of its long episodes before it changes (ours)
     :param target_clip: bounds ``(low, high)`` of the targets, after division by the reward's scale; None for none
     :param reward_scale: "ema" divides rewards by a running mean of ``|r|`` over the steps that are rewarded (ours: over all
         steps, a rare success would get a tiny unit), a number by itself
@@ -77,11 +77,11 @@ class RLDT(FlowAlgorithm):
         entries (``kernel``, ``bandwidth``, ``temperature``, ``temperature_scaling``)
     :param consistency_coef: weight of the distance between predicted and actual end of the chain
     :param fisher_coef: weight of the distance to the velocity field before the iteration
-    :param max_shift: how far an iteration may move the flow, as a share of the particles' spread
-        (:func:`~sb3_scoreflow.rldt.actor.relative_shift`): an iteration that moves it further lowers the actor's learning rate
-        in proportion, and one that moves it less than half as far raises it by half, up to ``learning_rate`` (ours). A single
-        actor step per iteration is not limited. None: 0.3 for a clone whose ``learning_rate`` is left at None too, otherwise
-        no limit (``math.inf``)
+    :param max_shift: largest change of the flow per iteration, as a share of the particles' spread
+        (:func:`~sb3_scoreflow.rldt.actor.relative_shift`): an iteration that exceeds it lowers the actor's learning rate in
+        proportion, and one that stays below half of it raises the rate by half, up to ``learning_rate`` (ours). It has no
+        effect with a single actor step per iteration. None: 0.3 for a clone whose ``learning_rate`` is left at None too,
+        otherwise no limit (``math.inf``)
     :param averaging_horizon: number of transitions over which the weights of deterministic actions are averaged, by an
         exponential moving average; 0: deterministic actions use the current weights. None: 10,000 for a clone, 0 from scratch
     :param learning_rate_warmup_steps: actor steps over which its learning rate rises linearly from 0
@@ -241,7 +241,8 @@ class RLDT(FlowAlgorithm):
     def _warn_of_arguments(self) -> None:
         if self.transport.kernel == "rbf" and self.n_particles == 1:
             warn(
-                "n_particles=1 leaves the kernel nothing to repel: use 4 or more particles, or transport=dict(kernel='delta')."
+                "n_particles=1 leaves the kernel no other particle to repel: use 4 or more particles, or "
+                "transport=dict(kernel='delta')."
             )
 
     def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
@@ -261,11 +262,11 @@ class RLDT(FlowAlgorithm):
         if name == "n_steps":
             return max(ITERATION_SIZE // self.n_envs, 1)
         if name == "max_shift" and "learning_rate" not in self._at_default:
-            return math.inf  # a rate that is set is obeyed
+            return math.inf  # a learning rate that the user sets is used as it is
         return super()._default(name)
 
     def _restore_history(self, history: RolloutHistory) -> None:
-        """Go on with the history of a file, if it fits what the model has been loaded for."""
+        """Continue with the rollout history of a file, if it fits the loaded model's environments and settings."""
         different = history.misfits(self.rollout_buffer)
         if different:
             warn(
@@ -328,7 +329,7 @@ class RLDT(FlowAlgorithm):
         try:
             self._check_rollout()
         except DivergenceError:
-            self.rollout_buffer.discard_last()  # or it would be drawn again, should training go on
+            self.rollout_buffer.discard_last()  # otherwise it would be drawn again if training continued
             raise
         self.policy.set_training_mode(True)
         self._update_reward_scale()
@@ -336,7 +337,7 @@ class RLDT(FlowAlgorithm):
         self._count_transitions(self.rollout_buffer.rewards.size)
         self._begin_averaging()
         if self.max_shift == math.inf:
-            self.actor_rate_factor = 1.0  # a rate that is set from now on is obeyed at once
+            self.actor_rate_factor = 1.0  # without a limit, the learning rate applies in full at once
         warming_up = self.n_transitions <= self.critic_warmup_transitions
         reference = Reference(deepcopy(self.policy.features_extractor), deepcopy(self.policy.velocity_field))
         log = UpdateLog()
@@ -357,7 +358,7 @@ class RLDT(FlowAlgorithm):
         self._update_observation_statistics()
 
     def _share(self, total: int, refresh: int) -> int:
-        """Steps of one refresh, such that all refreshes together make ``total``."""
+        """Number of steps in one refresh; over all refreshes they sum to ``total``."""
         return (refresh + 1) * total // self.n_refreshes - refresh * total // self.n_refreshes
 
     def _update_reward_scale(self) -> None:
@@ -407,9 +408,9 @@ class RLDT(FlowAlgorithm):
             self._n_updates += 1
 
     def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, log: UpdateLog) -> th.Tensor | None:
-        """:return: how far the flow had moved before the last step, in units of its spread; None if there was no step"""
+        """:return: shift of the flow before the last step, in units of its spread; None without a step"""
         rows, shift = batch.valid.flatten().nonzero().squeeze(-1), None
-        if len(rows) == 0:  # everything drawn comes after a success
+        if len(rows) == 0:  # all drawn transitions come after a success
             return None
         batch_size, n_particles = self.actor_batch_size, self.n_particles
         for _ in range(n_steps):
@@ -430,7 +431,7 @@ class RLDT(FlowAlgorithm):
         return shift
 
     def _adapt_rate(self, shift: float) -> None:
-        """Lower or raise the actor's learning rate by how far an iteration has moved the flow."""
+        """Lower or raise the actor's learning rate according to the flow's shift in this iteration."""
         if shift > self.max_shift:
             self.actor_rate_factor *= self.max_shift / shift
         elif shift < self.max_shift / 2:

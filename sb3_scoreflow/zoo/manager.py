@@ -18,14 +18,14 @@ Preprocessed = tuple[dict[str, Any], Callable[[Env], Env] | None, list[BaseCallb
 
 class FlowExperimentManager(ExperimentManager):
     """
-    The zoo's experiment: ``demonstrations`` are cloned before training, schedules are read by the algorithm, and
-    hyperparameters are this package's where ``--conf-file`` is left out. Stable-Baselines3's algorithms are left to the zoo.
+    The zoo's experiment for this package's algorithms: it clones ``demonstrations`` before training, lets the algorithm read
+    its schedules, and without ``--conf-file`` takes this package's hyperparameters. Other algorithms run as in the zoo.
 
     :param args: command line
     :param algo: name of the algorithm
     :param env_id: name of the environment
-    :param more: as the zoo's
-    :param kwargs: as the zoo's; ``config`` is the file or module of hyperparameters
+    :param more: further arguments of the zoo's experiment
+    :param kwargs: its keyword arguments; ``config`` is the file or module of hyperparameters
     """
 
     def __init__(self, args: Any, algo: str, env_id: str, *more: Any, **kwargs: Any) -> None:
@@ -36,8 +36,8 @@ class FlowExperimentManager(ExperimentManager):
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]  # static there
         """
-        The zoo knows of four arguments; the algorithms of this package read each of their schedules themselves. "lin_" ends
-        at 0 there, which an upper bound that has a lower one cannot: it ends at that.
+        The zoo converts the schedules of four arguments; this package's algorithms read all of theirs themselves. "lin_"
+        schedules end at 0, but that of an upper bound ends at its lower bound.
         """
         if not self.is_ours:
             return super()._preprocess_schedules(hyperparams)
@@ -50,8 +50,8 @@ class FlowExperimentManager(ExperimentManager):
         return hyperparams
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Preprocessed:
-        """Nothing is written before this is through, so it refuses demonstrations that do not fit."""
-        if not self.is_ours or self.continue_training:  # a model that goes on has been cloned
+        """Also check the demonstrations here, because nothing has been written yet."""
+        if not self.is_ours or self.continue_training:  # a model that continues has been cloned already
             for key in ("demonstrations", "cloning") if self.is_ours else ():
                 hyperparams.pop(key, None)
             return super()._preprocess_hyperparams(hyperparams)
@@ -63,7 +63,7 @@ class FlowExperimentManager(ExperimentManager):
         if cloning is not None:
             arguments, self.env_wrapper, _, self.vec_env_wrapper = result
             algorithm, env = ALGORITHMS[self.algo], self.create_envs(1, no_log=True)
-            # Sizes that suit the number of environments need not suit a single one.
+            # Sizes that fit the number of environments may not fit a single one.
             arguments = {name: value for name, value in arguments.items() if name not in algorithm.sizes}
             try:
                 model = algorithm(env=env, seed=self.seed, device=self.device, **arguments)
@@ -73,13 +73,13 @@ class FlowExperimentManager(ExperimentManager):
         return result
 
     def hyperparameters_optimization(self) -> None:
-        """As the zoo's."""
+        """As in the zoo, with another message if no trial was completed."""
         try:
             super().hyperparameters_optimization()
         except ValueError as error:
             if "No trials are completed" not in str(error):
                 raise
             raise SettingsError(
-                "All trials were pruned, or ended by an error that is printed above: there is no best one. Start more trials "
+                "There is no best trial: all were pruned, or failed with an error that is printed above. Start more trials "
                 "(--n-trials), or train once with the same hyperparameters to see whether they work."
             ) from error

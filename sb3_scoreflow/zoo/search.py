@@ -1,7 +1,7 @@
 """
 The zoo's search with its trials in Ray: Ray Tune starts and repeats them, and a file on the disk has Optuna's study.
 
-Only :mod:`sb3_scoreflow.zoo.verbs` imports this, where Ray is wanted.
+Only :mod:`sb3_scoreflow.zoo.verbs` imports this module, for ``optimize --workers``.
 """
 
 import importlib
@@ -29,19 +29,19 @@ from sb3_scoreflow.zoo.cloning import SettingsError
 from sb3_scoreflow.zoo.manager import FlowExperimentManager, Preprocessed
 from sb3_scoreflow.zoo.registration import register
 
-#: What a trial reports: ``step`` counts evaluations, ``end`` is that of the trial, which may have diverged
+#: Receives a trial's results: ``step`` counts evaluations; ``end`` is empty until the trial is "complete" or "diverged"
 Report = Callable[[dict[str, Any]], None]
 
 
 class ParallelSearch(FlowExperimentManager):
     """
-    The zoo's experiment; its search runs trials at the same time, and goes on where an earlier one was interrupted.
+    The zoo's experiment with a search that runs trials in parallel, and continues an earlier search that was interrupted.
 
-    :param experiment: as the zoo's
-    :param workers: trials at the same time
-    :param address: of the Ray cluster, as ``RayVecEnv`` takes it
-    :param retries: how often a trial that fails is repeated
-    :param options: as the zoo's
+    :param experiment: arguments of the zoo's experiment
+    :param workers: number of trials that run at the same time
+    :param address: address of the Ray cluster, as in ``RayVecEnv``
+    :param retries: number of times that a failed trial is repeated
+    :param options: keyword arguments of the zoo's experiment
     """
 
     def __init__(self, *experiment: Any, workers: int, address: str | None, retries: int, **options: Any) -> None:
@@ -50,7 +50,7 @@ class ParallelSearch(FlowExperimentManager):
         self.storage = self.storage or f"{self.log_path}optimize_{self.env_name}.log"
         self.study_name = self.study_name or str(self.env_name)
         if not self.storage.endswith(".log"):
-            raise SettingsError(f"--storage {self.storage}: with --workers, it has to be a file that ends in .log.")
+            raise SettingsError(f"--storage {self.storage}: with --workers, it must be a file whose name ends in .log.")
         if self.n_jobs != 1:
             raise SettingsError(f"--n-jobs {self.n_jobs} and --workers {workers} set the same thing: leave --n-jobs out.")
 
@@ -60,10 +60,10 @@ class ParallelSearch(FlowExperimentManager):
 
     def hyperparameters_optimization(self) -> None:
         """
-        As the zoo's. Numbers of trials are those of the study, earlier searches included.
+        As in the zoo, but the number of trials includes those of earlier searches in the same study.
 
-        :raises SettingsError: if the study was made with other settings, or another search is at work on it, if there is no
-            such Ray, or if all of the first trials fail
+        :raises SettingsError: if the study was made with other settings, if another search is running on it, if Ray cannot be
+            reached, or if all of the first trials fail
         """
         path = Path(str(self.storage))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,16 +71,16 @@ class ParallelSearch(FlowExperimentManager):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise SettingsError(f"Another search is at work on {path}: wait for it, or pass another --storage.") from error
+            raise SettingsError(f"Another search is running on {path}: wait for it, or pass another --storage.") from error
         with lock:
             left = self._prepare(path)
             if left > 0:
                 self._search(path, left)
-        self.max_total_trials = 0  # what the zoo still has to do is the report
+        self.max_total_trials = 0  # the zoo only reports
         super().hyperparameters_optimization()
 
     def _prepare(self, path: Path) -> int:
-        """:return: number of trials that are to be run; those that an interruption has left open come first"""
+        """:return: number of trials to run; those that an interruption has left open come first"""
         study = optuna.create_study(
             storage=_storage(path), study_name=self.study_name, direction="maximize", load_if_exists=True
         )
@@ -106,7 +106,7 @@ class ParallelSearch(FlowExperimentManager):
         ended = len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
         total = self.n_trials if self.max_total_trials is None else self.max_total_trials
         if study.trials:
-            print(f"resumed: {ended} of {total} trials have ended before ({path})", flush=True)
+            print(f"resumed: {ended} of {total} trials had ended before ({path})", flush=True)
         return total - ended
 
     def _search(self, path: Path, left: int) -> None:
@@ -116,7 +116,7 @@ class ParallelSearch(FlowExperimentManager):
         except (OSError, ValueError) as error:
             raise SettingsError(str(error)) from error
         search = Search(self, path)
-        with tempfile.TemporaryDirectory() as folder:  # what is to be kept is in the study
+        with tempfile.TemporaryDirectory() as folder:  # all results are in the study
             tuner = Tuner(
                 with_resources(with_parameters(run_trial, manager=self), {"cpu": 1}),
                 tune_config=TuneConfig(search_alg=search, num_samples=left, max_concurrent_trials=self.workers),
@@ -144,11 +144,11 @@ class ParallelSearch(FlowExperimentManager):
 
 def run_trial(config: dict[str, Any], manager: ParallelSearch, report: Report = report) -> None:
     """
-    The zoo's trial, in whatever process.
+    Run a trial of the zoo; it may be in another process.
 
-    :param config: values of the parameters that were drawn, and the trial's ``number``
-    :param manager: of the experiment
-    :param report: gets what is found
+    :param config: drawn values of the hyperparameters, and the trial's ``number``
+    :param manager: the experiment
+    :param report: receives the results
     """
     register()
     for module in ("rl_zoo3.import_envs", *manager.args.gym_packages):
@@ -167,7 +167,7 @@ def run_trial(config: dict[str, Any], manager: ParallelSearch, report: Report = 
 
 
 class _Reporting(optuna.trial.FixedTrial):
-    """Where a trial is stopped is decided by who sees all trials."""
+    """A trial that is never pruned here: the driver, which knows all trials, decides."""
 
     send: Report
 
@@ -177,10 +177,10 @@ class _Reporting(optuna.trial.FixedTrial):
 
 class Search(OptunaSearch):
     """
-    Draws what the zoo draws.
+    Optuna's search in the zoo's search space.
 
-    :param manager: of the experiment
-    :param path: of the storage
+    :param manager: the experiment
+    :param path: file of the study
     """
 
     def __init__(self, manager: ParallelSearch, path: Path) -> None:
@@ -198,19 +198,19 @@ class Search(OptunaSearch):
             return {"number": trial.number}
 
         super().__init__(space, "value", "max", sampler=sampler, study_name=manager.study_name, storage=_storage(path))
-        #: Optuna's, by number
+        #: Optuna's trials by number
         self.trials: dict[int, Any] = {}
-        #: Tune's names of those that were stopped
+        #: Tune's names of the pruned trials
         self.stopped: set[str] = set()
         self.n_ended = self.n_failed = 0
         if optuna.load_study(storage=_storage(path), study_name=manager.study_name).trials:
-            sampler.reseed_rng()  # else it would draw what it began with
+            sampler.reseed_rng()  # otherwise it would repeat its first draws
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Optuna has got it from the :class:`Pruner`."""
+        """Nothing: the :class:`Pruner` has passed it to Optuna."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial that an interruption has stopped is left open: the next search begins with it."""
+        """Close the trial, unless an interruption has stopped it: the next search begins with such a trial."""
         end = (result or {}).get("end")
         if trial_id in self.stopped or end == "diverged":
             self.n_ended += 1
@@ -228,10 +228,10 @@ class Search(OptunaSearch):
 
 class Pruner(Stopper):
     """
-    The zoo's pruner; it also ends a search that only fails.
+    The zoo's pruner; it also stops a search in which every trial fails.
 
-    :param search: knows Optuna's trials
-    :param workers: so many failures, before any trial has ended, are too many
+    :param search: the search, with Optuna's trials
+    :param workers: number of failures, before any trial has ended, after which the search stops
     """
 
     def __init__(self, search: Search, workers: int) -> None:

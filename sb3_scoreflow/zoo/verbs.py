@@ -1,4 +1,4 @@
-"""The programs of rl_zoo3, by the names that they have there."""
+"""The programs of rl_zoo3, under their names there."""
 
 import argparse
 import importlib
@@ -42,9 +42,9 @@ def _optimize() -> None:
     parser = argparse.ArgumentParser(
         prog=sys.argv[0], add_help=False, allow_abbrev=False, usage=f"{sys.argv[0]} [options], with those of the zoo's below"
     )
-    parser.add_argument("--workers", type=int, help="trials at the same time, in Ray; without it, the zoo's own loop runs")
+    parser.add_argument("--workers", type=int, help="number of parallel trials, in Ray; without it, the zoo's own loop runs")
     parser.add_argument("--address", help="Ray cluster that runs the trials (default: Ray on this machine)")
-    parser.add_argument("--retries", type=int, help="how often a trial that fails is repeated (default 1)")
+    parser.add_argument("--retries", type=int, help="number of times that a failed trial is repeated (default 1)")
     ours, sys.argv[1:] = parser.parse_known_args(sys.argv[1:])
     if {"-h", "--help"} & {*sys.argv}:
         parser.print_help()
@@ -54,7 +54,7 @@ def _optimize() -> None:
             parser.error("--address and --retries need --workers")
         return _train()
     if ours.workers < 1 or (ours.retries or 0) < 0:
-        parser.error(f"--workers {ours.workers} has to be 1 at least, --retries {ours.retries or 0} not negative")
+        parser.error(f"--workers {ours.workers} must be at least 1, and --retries {ours.retries or 0} at least 0")
     try:
         search = importlib.import_module("sb3_scoreflow.zoo.search")
     except ImportError as error:
@@ -70,12 +70,12 @@ def _call(name: str, function: str) -> None:
 
 
 def _run(name: str) -> None:
-    """A program that is no function."""
+    """Run a module as a program."""
     runpy.run_module(name, run_name="__main__")
 
 
 def _record_training() -> None:
-    """It records each model in a process of its own: those must know of the algorithms, too."""
+    """Make the processes that record the models register this package's algorithms, too."""
     call = subprocess.call
 
     def call_ours(command: list[str]) -> int:
@@ -86,13 +86,13 @@ def _record_training() -> None:
 
 
 def _load_from_hub() -> None:
-    """Of a file that is not there, huggingface_hub raises another error today than the one that the zoo catches."""
+    """Make the zoo catch the error that current versions of huggingface_hub raise for a missing file."""
     exceptions, errors = (importlib.import_module(name) for name in ("requests.exceptions", "huggingface_hub.errors"))
     with _replaced(exceptions, "HTTPError", errors.HfHubHTTPError):
         _run("rl_zoo3.load_from_hub")
 
 
-#: Name on the command line -> what it runs
+#: Name on the command line -> its function
 VERBS: dict[str, Callable[[], None]] = {
     "train": _train,
     "optimize": _optimize,
@@ -111,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     Run a program of rl_zoo3.
 
-    :param arguments: its name (see ``VERBS``) and what follows; None: those of the command line
-    :raises ImportError: if rl_zoo3, or what the program needs, is not installed; the message names the extra
+    :param arguments: its name (see ``VERBS``) and its arguments; None: those of the command line
+    :raises ImportError: if rl_zoo3 or another package that the program needs is not installed; the message names the extra
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog=_PROGRAM, usage=f"{_PROGRAM} VERB ... (VERB --help has its options)")

@@ -45,7 +45,7 @@ def test_get_distribution_says_what_to_do_instead(algorithm: Algorithm) -> None:
         chains, values, log_prob = policy(obs)
         assert_same([*policy.evaluate_actions(obs, chains)][:2], [values, log_prob])
     else:
-        assert "q_values(obs, actions) tells what they are worth" in str(error.value)
+        assert "q_values(obs, actions) gives their values" in str(error.value)
         assert policy.q_values(obs, policy(obs)[0]).shape == (policy.n_critics, 5)
 
 

@@ -96,7 +96,7 @@ def prepare(managers: list[Any], folder: Path, *options: str, **more: Any) -> tu
     try:
         main(command(folder, *options, "--workers", "2", **more))
     except SystemExit as error:
-        assert "All trials were pruned" in str(error)
+        assert "There is no best trial" in str(error)
     return managers[-1]
 
 
@@ -191,7 +191,7 @@ def test_a_search_that_goes_on_draws_something_else(managers: list[Any], tmp_pat
 def test_sampler_of_the_zoos_own_algorithms(managers: list[Any], tmp_path: Path) -> None:
     start = ["optimize", "--algo", "ppo", "--env", "Corridor-v0", "-f", str(tmp_path), "--seed", "0", "-n", "64"]
     numbers = ["--n-trials", "1", "--n-evaluations", "1", "--no-optim-plots", "--workers", "1"]
-    with pytest.raises(SystemExit, match="All trials were pruned"):
+    with pytest.raises(SystemExit, match="There is no best trial"):
         main([*start, *numbers, "--hyperparams", "policy:'MlpPolicy'", "n_timesteps:64"])
     manager, path, left = managers[-1]
     assert left == 1 and {"learning_rate", "number"} <= set(search.Search(manager, path).suggest("a"))
@@ -200,12 +200,12 @@ def test_sampler_of_the_zoos_own_algorithms(managers: list[Any], tmp_path: Path)
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--workers", "0"], "--workers 0 has to be 1 at least"),
+        (["--workers", "0"], "--workers 0 must be at least 1"),
         (["--workers", "2", "--retries", "-1"], "--retries -1 not negative"),
         (["--address", "auto"], "--address and --retries need --workers"),
         (["--retries", "2"], "--address and --retries need --workers"),
         (["--workers", "many"], "invalid int value: 'many'"),
-        (["--workers", "2", "--storage", "sqlite:///study.db"], "it has to be a file that ends in .log"),
+        (["--workers", "2", "--storage", "sqlite:///study.db"], "it must be a file whose name ends in .log"),
         (["--workers", "2", "--n-jobs", "3"], "--n-jobs 3 and --workers 2 set the same thing"),
         (["--workers", "2", "--address", "127.0.0.1:9"], "There is no Ray cluster at address='127.0.0.1:9'"),
     ],
@@ -239,7 +239,7 @@ def test_a_study_of_other_settings(managers: list[Any], tmp_path: Path) -> None:
 
 def test_two_searches_at_once(managers: list[Any], tmp_path: Path) -> None:
     _, path, _ = prepare(managers, tmp_path)
-    with FileLock(f"{path}.lock-of-search"), pytest.raises(SystemExit, match=r"Another search is at work on .*wait for it"):
+    with FileLock(f"{path}.lock-of-search"), pytest.raises(SystemExit, match=r"Another search is running on .*wait for it"):
         main(command(tmp_path, "--workers", "2"))
 
 
@@ -271,7 +271,7 @@ def test_in_ray_as_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture
     assert trial.intermediate_values == {r["step"]: r["value"] for r in reports[:-1]}
     capsys.readouterr()
     main(command(tmp_path, "--workers", "2"))  # nothing is left to do
-    assert "resumed: 1 of 1 trials have ended before" in capsys.readouterr().out and len(study_of(tmp_path).trials) == 1
+    assert "resumed: 1 of 1 trials had ended before" in capsys.readouterr().out and len(study_of(tmp_path).trials) == 1
 
 
 @pytest.mark.slow
@@ -307,7 +307,7 @@ def test_the_search_is_killed_and_started_again(tmp_path: Path) -> None:
         assert opened.state == TrialState.RUNNING
         (tmp_path / "go").touch()
         printed = subprocess.run(given, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    assert "resumed: 0 of 2 trials have ended before" in printed
+    assert "resumed: 0 of 2 trials had ended before" in printed
     trials = study_of(tmp_path).trials
     assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert trials[1].params == opened.params and trials[2].params != opened.params
