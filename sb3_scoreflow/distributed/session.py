@@ -2,8 +2,11 @@
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from typing import Any
+
+import cloudpickle
 
 from sb3_scoreflow.common.utils import ArgumentError, usable_cores
 
@@ -23,6 +26,11 @@ def import_ray() -> Any:
         import ray
     except ImportError as error:
         raise ImportError(f'Ray is missing ({error}): pip install "sb3-scoreflow[ray]"') from error
+    main = sys.modules.get("__mp_main__")
+    if main is not None and main.__name__ == "__mp_main__":
+        # A process of multiprocessing imports the user's script under this name, which no worker can import.
+        for pickler in (cloudpickle, ray.cloudpickle):
+            pickler.register_pickle_by_value(main)
     return ray
 
 
