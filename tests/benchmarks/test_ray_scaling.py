@@ -16,9 +16,12 @@ from benchmarks.study import RESULTS
 DOCS = Path(__file__).parents[2] / "docs" / "scaling.md"
 #: Processor cores of the plan on paper
 CORES = (2, 16, 64, 128, 256)
-#: Environment steps per second of a core that renders Lift (docs/tasks.md), and in a chunk
-IMAGE_RATE, CHUNK = 51, ray_scaling.HORIZON
-TASKS = {"hopper": "Hopper-v5", "lift": "robosuite Lift"}
+TASKS = {"hopper": "Hopper-v5", "lift": "robosuite Lift", "lift_images": "Lift with an image"}
+OBSERVATIONS = {
+    "hopper": "vectors, with the infos of Hopper-v5",
+    "image_84": "an image of 84 x 84",
+    "image_256": "an image of 256 x 256",
+}
 
 
 def tables(summary: dict[str, Any]) -> list[str]:
@@ -37,11 +40,10 @@ def tables(summary: dict[str, Any]) -> list[str]:
     for way, label in (("subproc", "`SubprocVecEnv`, ms per step"), ("ray", "`RayVecEnv`, ms per step")):
         times = [f"{summary['sizes'][str(size)][way]:.1f}" for size in ray_scaling.SIZES]
         lines.append(f"| {label} | {' | '.join(times)} |")
-    lines += ["| Environments that sleep | workers | ms per step, ideal | ms per step | efficiency |", "|---|---|---|---|---|"]
-    for row in summary["sleepers"]["rows"]:
-        lines.append(
-            f"| {row['n_envs']} | {row['workers']} | {row['ideal_ms']:.0f} | {row['ms']:.0f} | {row['efficiency']:.2f} |"
-        )
+    lines += ["| Nodes | environments that sleep | ms per step, ideal | ms per step | efficiency |", "|---|---|---|---|---|"]
+    for row in summary["nodes"]["rows"]:
+        share = f"{row['efficiency']:.2f} ({row['range'][0]:.2f} to {row['range'][1]:.2f})"
+        lines.append(f"| {row['nodes']} | {row['n_envs']} | {row['ideal_ms']:.0f} | {row['ms']:.1f} | {share} |")
     learner, simulated = summary["learner"]["cpu_ms_per_chunk"], chunk_ms(summary)
     lines += [f"| Cores that simulate Lift | {' | '.join(map(str, CORES))} |", "|---|" + "---|" * len(CORES)]
     lines.append(f"| simulation, ms per chunk | {' | '.join(f'{simulated / cores:.2f}' for cores in CORES)} |")
@@ -50,6 +52,10 @@ def tables(summary: dict[str, Any]) -> list[str]:
     lines.append(f"| both at once, at most times as fast | {' | '.join(f'{gain:.2f}' for gain in both)} |")
     two = [(simulated / cores + learner) / (simulated / cores + learner / 2) for cores in CORES]
     lines.append(f"| two learners, at most times as fast | {' | '.join(f'{gain:.2f}' for gain in two)} |")
+    volumes = {name: summary["network"][name]["bytes_per_env_step"] for name in OBSERVATIONS}
+    lines += ["| Observations | bytes per step | MB/s where the learner saturates |", "|---|---|---|"]
+    for name, label in OBSERVATIONS.items():
+        lines.append(f"| {label} | {volumes[name]:,} | {volumes[name] / learner / 1e3:.1f} |")
     return lines
 
 
@@ -69,16 +75,27 @@ def test_docs() -> None:
     assert not missing, "\n".join(missing)
     learner, with_images = (summary[name]["cpu_ms_per_chunk"] for name in ("learner", "learner_images"))
     turns = [each for name in TASKS for each in summary[name]["seconds_per_step"].values()]
-    parameters = summary["learner"]["parameters"]
+    parameters, with_image = (summary[name]["parameters"] for name in ("learner", "learner_images"))
+    step, lift = summary["sizes"]["1000"]["ray"], 8 * chunk_ms(summary) / 1e3
+    simulated, ends = chunk_ms(summary), [row["ms"] for row in summary["nodes"]["rows"] if row["ideal_ms"] == 20]
     sentences = [
-        f"saturates at about {chunk_ms(summary) / learner:.0f} cores of Lift",
-        f"takes {with_images:.0f} ms of a core for a chunk",
-        f"saturates at about {1e3 * CHUNK / IMAGE_RATE / with_images:.0f} cores that render Lift",
+        f"saturates at about {simulated / learner:.0f} cores of Lift",
+        f"Lift's {simulated:.0f} ms per core for a chunk",
+        f"the learner's {learner:.2f} ms per chunk",
+        f"takes {with_images:.1f} ms of a core for a chunk",
+        f"saturates at about {chunk_ms(summary, 'lift_images') / with_images:.0f} cores that render Lift",
         f"{summary['lift']['origin']['repeats']} turns each",
         f"differ by up to {max(max(each) / min(each) for each in turns):.1f} times",
         f"{parameters:,} parameters, or {parameters * 4 / 1e6:.1f} MB",
+        f"the policy has {with_image * 4 / 1e6:.0f} MB",
+        f"A worker that does nothing takes {step:.1f} ms per step",
+        f"100 workers would cost {step / 10:.1f} seconds per step",
+        f"8 environments of Lift in chunks of 4 ({lift:.1f} seconds)",
+        f"each further node adds {(ends[-1] - ends[0]) / (ray_scaling.NODES[-1] - ray_scaling.NODES[0]):.0f} ms",
+        f"At the {1e3 / learner:,.0f} chunks per second",
+        f"1.2 from {simulated / learner / 2:.0f} cores of Lift on",  # where simulated / cores is 2 times learner: 3 / 2.5
+        f"1.3 times from {0.3 * simulated / learner:.0f} cores of Lift on",
     ]
-    assert f"or {IMAGE_RATE} with `reflections=False`" in DOCS.with_name("tasks.md").read_text()
     missing = [sentence for sentence in sentences if sentence not in " ".join(text.split())]
     assert not missing, "\n".join(missing)
 

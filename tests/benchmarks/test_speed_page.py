@@ -129,8 +129,16 @@ def test_training() -> None:
     }.items():
         shares = [found["split"][f"{name}, defaults"][part] for part in ("update", "policy", "environments")]
         assert table[row] == [f"{100 * share:.0f}%" for share in shares], row
-    sequential = {f"{of['sequential_to_update']:.1f}" for of in result("speed/update.json")["ratio"].values()}
-    assert [f"update takes {times} times as long sequentially" in text for times in sequential] == [True]
+    slower = {f"{of['sequential_to_update']:.1f}" for of in result("speed/update.json")["ratio"].values()}
+    assert [f"update takes {times} times as long sequentially" in text for times in slower] == [True]
+    over_ppo = [of["update_to_sb3_ppo"] for of in result("speed/update.json")["ratio"].values()]
+    assert f"takes {min(over_ppo):.1f} to {max(over_ppo):.1f} times as long as that of PPO" in text
+    chunk = 4e3 / found["env_steps_per_second"]["Hopper-v5, chunks of 4, 512x3"]["random"]
+    assert f"A chunk of Hopper costs {chunk:.1f} ms on this machine" in text
+    ratio = result("speed/sampling.json")["ratio"]["batch 40, K 4"]
+    ours = ratio["chain_to_products"]
+    sequential = ours * ratio["sequential_to_chain"]
+    assert f"takes {sequential:.1f} times the bare products, which it also has to compute, and ours takes {ours:.2f}" in text
 
 
 def test_threads() -> None:
