@@ -2,10 +2,13 @@
 One torch thread: with networks of test size, waiting OpenMP threads cost more than they bring.
 
 Properties are tried on few examples, the same ones every time; on as many as are wanted with ``make test-properties``.
+
+Tests that run the same code as others, but more of it, are not traced for coverage, which would take half of their time again.
 """
 
 import os
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -20,6 +23,22 @@ ANY_TIME = settings(deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("few", ANY_TIME, max_examples=20, derandomize=True, database=None)
 settings.register_profile("nightly", ANY_TIME, max_examples=int(os.environ.get("EXAMPLES", 10_000)), print_blob=True)
 settings.load_profile("few")  # --hypothesis-profile takes another one
+
+#: Folders, and names of files, whose tests are not traced
+UNTRACED = frozenset(
+    """
+    benchmarks docs examples properties
+    test_adapters.py test_bandit.py test_fuzzing.py test_known_values.py test_leaks.py test_learn_resumable.py test_learning.py
+    test_resume.py test_rollouts.py test_units.py
+    """.split()
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if UNTRACED & set(item.path.relative_to(Path(__file__).parent).parts):
+            item.add_marker(pytest.mark.no_cover)
+
 
 _TIME_LIMIT = gym.wrappers.TimeLimit
 

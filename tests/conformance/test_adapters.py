@@ -82,8 +82,15 @@ def learn(algorithm: Algorithm, change: Callable[[Step], Step] | None, truncated
     )
 
 
+#: Runs without an adapter, which many tests compare theirs with
+PLAIN: dict[tuple[str, bool], Any] = {}
+
+
 def assert_same_run(algorithm: Algorithm, change: Callable[[Step], Step], truncated: bool) -> None:
-    plain, adapted = learn(algorithm, None, truncated), learn(algorithm, change, truncated)
+    key = str(algorithm), truncated
+    if key not in PLAIN:
+        PLAIN[key] = learn(algorithm, None, truncated)
+    plain, adapted = PLAIN[key], learn(algorithm, change, truncated)
     assert adapted.num_env_steps == adapted.num_timesteps == 3 * algorithm.iteration(3)
     for name, tensor in plain.policy.state_dict().items():
         assert th.equal(tensor, adapted.policy.state_dict()[name]), name

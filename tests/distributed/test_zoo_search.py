@@ -201,7 +201,7 @@ def test_sampler_of_the_zoos_own_algorithms(managers: list[Any], tmp_path: Path)
     "options, message",
     [
         (["--workers", "0"], "--workers 0 must be at least 1"),
-        (["--workers", "2", "--retries", "-1"], "--retries -1 not negative"),
+        (["--workers", "2", "--retries", "-1"], "--retries -1 at least 0"),
         (["--address", "auto"], "--address and --retries need --workers"),
         (["--retries", "2"], "--address and --retries need --workers"),
         (["--workers", "many"], "invalid int value: 'many'"),
