@@ -1,6 +1,7 @@
 """
-What ``ScoReFlowPPO`` learns if its updates compute in bfloat16 (autocast on a CPU) and its rollouts in float32, at its defaults
-from one clone per seed; and the processor time of the whole (docs/speed.md). Needs a processor with avx512_bf16 or amx_bf16.
+What ``ScoReFlowPPO`` learns if its updates compute in bfloat16 (autocast on a CPU) and its rollouts in float32, at its
+defaults from one clone per seed; and the processor time of the whole (docs/speed.md). Needs a processor with avx512_bf16 or
+amx_bf16.
 
     python -m benchmarks.bfloat16_learning
 """

@@ -14,6 +14,8 @@ from sb3_scoreflow.distributed.worker import EnvWorker, Failure
 PATIENCE = 60.0
 #: Time limit in seconds for closing the environments
 GRACE = 10.0
+#: Seconds before a worker is started again that was lost before it ran
+RETRY = 0.5
 
 
 class Lost(str):
@@ -64,35 +66,47 @@ class Pool:
         fixed = dict(max_restarts=0, max_task_retries=0, max_concurrency=1)
         self._actor_class = self.ray.remote(EnvWorker).options(**{**self.options, **fixed})
 
-    def start(self, numbers: Iterable[int]) -> dict[int, Any]:
+    def start(self, numbers: Iterable[int], again: bool = False) -> dict[int, Any]:
         """
         Start workers, or replace existing ones.
 
         :param numbers: numbers of workers
+        :param again: whether to start workers again, until ``start_timeout`` has passed, if they are lost before they run
         :return: for each worker, the spaces of its environments, a :class:`Failure`, or :class:`Lost`
         :raises EnvFailedError: if Ray cannot place a worker in time
         """
         workers = {number: self.workers[number] for number in numbers}
-        for worker in workers.values():
-            self._kill(worker)
-            worker.actor = self._actor_class.remote()
-        places = {number: worker.actor.place.remote() for number, worker in workers.items()}
-        made = {
-            number: worker.actor.make.remote(worker.functions, worker.indices[0], worker.attributes)
-            for number, worker in workers.items()
-        }
-        placed, _ = self._wait(places, self.start_timeout, "its start")
-        missing = [number for number in workers if number not in placed]
-        if missing:
-            worker = workers[missing[0]]
-            wanted = {name: value for name, value in self.options.items() if value}
-            self.kill(workers)
-            raise EnvFailedError(
-                f"Ray found no place for {len(missing)} of {len(workers)} workers (for example, of {worker}) within "
-                f"start_timeout={self.start_timeout:g} seconds. Each needs {wanted}; {describe_nodes(self.ray)}. Request less "
-                "with RayVecEnv's arguments, end other programs there, or pass a larger start_timeout if nodes will be added.",
-                worker.indices[0],
-            )
+        placed: dict[int, Any] = {}
+        made, left, begin = {}, list(workers), time.monotonic()
+        while left:
+            for number in left:
+                self._kill(workers[number])
+                workers[number].actor = self._actor_class.remote()
+            places = {number: workers[number].actor.place.remote() for number in left}
+            for number in left:
+                worker = workers[number]
+                made[number] = worker.actor.make.remote(worker.functions, worker.indices[0], worker.attributes)
+            remaining = max(self.start_timeout - (time.monotonic() - begin), 0.0)
+            found, missing = self._wait(places, remaining, "its start")
+            placed.update(found)
+            # Ray starts workers on a node that has just died until it notices.
+            left = [number for number, place in found.items() if isinstance(place, Lost)] if again else []
+            if time.monotonic() - begin > self.start_timeout:
+                missing += left
+            if missing:
+                self.kill(workers)
+                worker = workers[missing[0]]
+                wanted = {name: value for name, value in self.options.items() if value}
+                why = f" ({placed[missing[0]]})" if missing[0] in placed else ""
+                raise EnvFailedError(
+                    f"Ray found no place for {len(missing)} of {len(workers)} workers (for example, of {worker}) within "
+                    f"start_timeout={self.start_timeout:g} seconds{why}. Each needs {wanted}; {describe_nodes(self.ray)}. "
+                    "Request less with RayVecEnv's arguments, end other programs there, or pass a larger start_timeout if "
+                    "nodes will be added.",
+                    worker.indices[0],
+                )
+            if left:
+                time.sleep(RETRY)
         for number, place in placed.items():
             if not isinstance(place, Lost):
                 workers[number].process, workers[number].host = place

@@ -319,7 +319,7 @@ class RayVecEnv(VecEnv):
         while lost:
             for number, why in lost.items():
                 self._count(self.pool.workers[number], why, call)
-            answers = self.pool.start(lost)
+            answers = self.pool.start(lost, again=True)
             if self._last_observations is not None:
                 made = [number for number, answer in answers.items() if not isinstance(answer, (Lost, Failure))]
                 seeds, options = self._fresh_seeds(), [dict[str, Any]() for _ in range(self.num_envs)]

@@ -3,15 +3,18 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_scoreflow import EnvFailedError, ScoReFlowPPO
 from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.distributed import RayVecEnv
 from tests.common.faulty_envs import time_limit
+from tests.distributed.comparing import assert_same
 from tests.distributed.envs import makers
 
 pytestmark = [pytest.mark.usefixtures("ray_module"), pytest.mark.filterwarnings("ignore:.*critic_warmup_transitions")]
@@ -74,6 +77,44 @@ def test_a_node_goes_while_learning(cluster: Any) -> None:
         assert set(env.env_method("node")) == {ray.get_runtime_context().get_node_id()}
         assert env.get_attr("index") == [0, 1, 2, 3]
         env.close()
+
+
+@pytest.mark.slow
+def test_nodes_come_and_go_while_learning(cluster: Any) -> None:
+    """At random moments, ten times. The worker of the lost node waits for another one."""
+    n_losses, rng = 10, np.random.default_rng(1)
+    with time_limit(1800), ThreadPoolExecutor(1) as thread:
+        nodes = [add_node(cluster) for _ in range(2)]
+        env = make(cluster, worker_options=dict(resources={"simulator": 1}), num_cpus=0)
+        arguments: dict[str, Any] = dict(n_steps=16, batch_size=32, n_epochs=1, policy_kwargs=dict(net_arch=[16]), seed=0)
+        model, ended = ScoReFlowPPO("FlowPolicy", env, **arguments), threading.Event()
+        losses = [0]  # before each step
+
+        def go_on(locals_: dict[str, Any], _: dict[str, Any]) -> bool:
+            time.sleep(0.02)
+            losses.append(env.n_restarts)
+            return not ended.is_set()
+
+        with pytest.warns(UserWarning, match=f"Worker lost, number {n_losses}"):
+            learning = thread.submit(model.learn, 1_000_000, callback=go_on)  # nodes are added by a main thread only
+            for count in range(1, n_losses + 1):
+                time.sleep(rng.uniform(0, 2))
+                cluster.remove_node(nodes.pop(int(rng.integers(2))), allow_graceful=False)
+                time.sleep(rng.uniform(0, 2))
+                nodes.append(add_node(cluster))
+                while losses[-1] < count and not learning.done():
+                    time.sleep(0.01)
+            ended.set()
+            learning.result()
+        assert env.n_restarts == n_losses
+        # The environments go on as new ones do
+        other, actions = DummyVecEnv(makers(N_ENVS)), np.zeros((N_ENVS, 2), np.float32)
+        for each in (env, other):
+            each.seed(3)
+        assert_same([env.reset(), env.step(actions)], [other.reset(), other.step(actions)])
+        env.close()
+        for node in nodes:
+            cluster.remove_node(node)
 
 
 @pytest.mark.slow

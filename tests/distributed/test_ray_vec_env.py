@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecExtractDict
 
 from sb3_scoreflow import EnvDivergedError, EnvFailedError, ScoReFlowPPO, guard_env
 from sb3_scoreflow.distributed import RayVecEnv
+from sb3_scoreflow.distributed.pool import Lost, Pool
 from sb3_scoreflow.resuming import learn_resumable
 from tests.common.faulty_envs import is_gone, time_limit
 from tests.distributed.comparing import assert_same, trajectory
@@ -355,6 +356,35 @@ def test_lost_too_often(env: RayVecEnv, faults: Path) -> None:
         env.reset()
     env.step(ACTIONS)
     assert env.pool.workers[1].losses == 0
+
+
+def test_lost_again_before_it_runs(env: RayVecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a node whose death Ray has not noticed: one loss, and no more than ``start_timeout`` of it."""
+    wait, n_restarts, attempts = Pool._wait, env.n_restarts, []
+
+    def lose(pool: Pool, refs: dict[int, Any], timeout: float | None, call: str) -> tuple[dict[int, Any], list[int]]:
+        if call == "its start":
+            attempts.append(list(refs))
+            if len(attempts) <= n_lost:
+                return {number: Lost("its node has died") for number in refs}, []
+        return wait(pool, refs, timeout, call)
+
+    monkeypatch.setattr(Pool, "_wait", lose)
+    n_lost = 2
+    os.kill(env.pool.workers[1].process, signal.SIGKILL)
+    with pytest.warns(UserWarning, match=f"Worker lost, number {n_restarts + 1} of"):
+        env.step(ACTIONS)
+    assert env.n_restarts == n_restarts + 1 and attempts == [[1]] * 3
+    n_lost = 100
+    monkeypatch.setattr(env.pool, "start_timeout", 1.0)
+    os.kill(env.pool.workers[1].process, signal.SIGKILL)
+    message = r"no place for 1 of 1 workers .*of environment 2\) within start_timeout=1 seconds \(its node has died\)"
+    with pytest.warns(UserWarning), pytest.raises(EnvFailedError, match=message):
+        env.step(ACTIONS)
+    monkeypatch.undo()
+    with pytest.warns(UserWarning):
+        env.reset()
+    env.step(ACTIONS)
 
 
 def test_an_exception_of_an_environment_is_raised(env: RayVecEnv, faults: Path) -> None:
