@@ -14,7 +14,7 @@ from sb3_scoreflow.moved import install
 from sb3_scoreflow.registry import ALGORITHMS
 from sb3_scoreflow.resuming import learn_resumable
 from sb3_scoreflow.rldt import RLDT
-from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO
+from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO, calibrate_noise
 
 __version__ = "0.2.0.dev0"
 
@@ -37,6 +37,7 @@ __all__ = [
     "HoldCosineSchedule",
     "ScoReFlowPPO",
     "ViTExtractor",
+    "calibrate_noise",
     "collect_demonstrations",
     "guard_env",
     "learn_resumable",

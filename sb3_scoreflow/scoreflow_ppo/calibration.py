@@ -1,0 +1,151 @@
+"""Choosing the noise of :class:`ScoReFlowPPO` by how much of a clone's return it costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
+
+from sb3_scoreflow.common.schedules import HalfLifeSchedule
+from sb3_scoreflow.common.utils import ArgumentError, warn
+from sb3_scoreflow.scoreflow_ppo.scoreflow_ppo import ScoReFlowPPO
+
+#: Standard deviation of a denoising step that counts as none
+_NO_NOISE = 1e-6
+
+
+@dataclass(frozen=True)
+class NoiseCalibration:
+    """Result of :func:`calibrate_noise`."""
+
+    scale: float  #: factor of the noise and of the velocity's learning rate
+    returns: dict[float, float]  #: mean return by scale; 0 is the stochastic policy without noise
+    random_return: float  #: mean return of uniformly random actions
+
+
+class _RandomActions:
+    """Draws uniformly from an action space, instead of a model's ``predict``."""
+
+    def __init__(self, space: gym.spaces.Box, seed: int) -> None:
+        self.space, self.rng = space, np.random.default_rng(seed)
+
+    def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
+        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        shape = (len(first), *self.space.shape)
+        return self.rng.uniform(self.space.low, self.space.high, shape).astype(self.space.dtype), None
+
+
+def calibrate_noise(
+    model: ScoReFlowPPO,
+    env: VecEnv | gym.Env,
+    keep: float = 0.7,
+    scales: Sequence[float] = (1.0, 0.5, 0.25, 0.125),
+    n_episodes: int = 20,
+    seed: int = 0,
+) -> NoiseCalibration:
+    """
+    Give a clone the largest exploration noise with which it keeps most of its return (ours).
+
+    Call it between :func:`~sb3_scoreflow.pretrain_bc` and ``learn``. The noise that suits demonstrations of a noisy agent
+    destroys the clone of a precise one. With each scale, ``min_std`` and ``max_std`` are multiplied by it, and the stochastic
+    policy runs ``n_episodes`` episodes. The first scale is chosen whose return, as a share of the return without noise above
+    that of random actions, is at least ``keep`` less one standard error. ``model.min_std``, ``model.max_std`` and
+    ``model.learning_rate`` are then multiplied by the scale: the gradient of the ratio grows as the noise shrinks. The global
+    random number generators stay unchanged.
+
+    :param model: model with a cloned policy
+    :param env: environment for evaluation, not that of training, with the same wrappers; its episodes start anew
+    :param keep: share of the return to keep, in (0, 1]
+    :param scales: factors to try, positive and in descending order
+    :param n_episodes: episodes per scale, at least 2; more of them for success rates
+    :param seed: seed of the episodes, which are the same for each scale
+    :return: chosen scale, and the returns
+    :raises ValueError: if the model is not a ``ScoReFlowPPO`` with a cloned policy, if an argument is invalid, or if
+        ``max_std`` or ``learning_rate`` is a schedule that cannot be scaled
+    """
+    _check(model, keep, scales, n_episodes)
+    scaled = {name: getattr(model, name) for name in ("min_std", "max_std", "learning_rate")}
+    for name, value in scaled.items():
+        _times(name, value, 1.0)  # raises an error before anything runs
+    vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([partial(_identity, env)])
+    if model.get_vec_normalize_env() is not None:
+        assert model.env is not None
+        try:
+            sync_envs_normalization(model.env, vec_env)
+        except (AttributeError, AssertionError) as error:
+            raise ArgumentError(
+                "env is not wrapped like the training environment, which has a VecNormalize: wrap it in "
+                "VecNormalize(training=False) as well."
+            ) from error
+    low, high = model.policy.log_std_bounds.exp().tolist()
+
+    def run(actor: Any) -> np.ndarray:
+        with th.random.fork_rng():
+            th.manual_seed(seed)
+            vec_env.seed(seed)
+            returns, _ = evaluate_policy(actor, vec_env, n_episodes, False, return_episode_rewards=True, warn=False)
+        return np.asarray(returns)
+
+    def run_with(min_std: float, max_std: float) -> np.ndarray:
+        model.policy.set_std_bounds(min_std, max_std)
+        try:
+            return run(model)
+        finally:
+            model.policy.set_std_bounds(low, high)
+
+    random_return = float(run(_RandomActions(model.action_space, seed)).mean())  # type: ignore[arg-type]
+    returns = {0.0: float(run_with(_NO_NOISE, _NO_NOISE).mean())}
+    unit = returns[0.0] - random_return
+    if unit <= 0:
+        warn(
+            f"The clone's return ({returns[0.0]:g}) is not above that of random actions ({random_return:g}), so the noise "
+            "stays as it is. Clone more demonstrations, or for longer."
+        )
+        return NoiseCalibration(1.0, returns, random_return)
+    for scale in scales:
+        found = run_with(scale * low, scale * high)
+        returns[scale] = float(found.mean())
+        standard_error = float(found.std(ddof=1)) / n_episodes**0.5
+        if returns[scale] - random_return + standard_error >= keep * unit:
+            break
+    if scale != 1:
+        for name, value in scaled.items():
+            setattr(model, name, _times(name, value, scale))
+        model.policy.set_std_bounds(scale * low, scale * high)
+    if model.verbose >= 1:
+        print(f"calibrate_noise: scale {scale:g} of {model.__class__.__name__}'s noise (returns by scale: {returns})")
+    return NoiseCalibration(scale, returns, random_return)
+
+
+def _check(model: Any, keep: float, scales: Sequence[float], n_episodes: int) -> None:
+    if not isinstance(model, ScoReFlowPPO):
+        raise ArgumentError(
+            f"calibrate_noise needs a ScoReFlowPPO, got {type(model).__name__}: other algorithms have no such noise."
+        )
+    if model.policy.pretrained <= 0.5:
+        raise ArgumentError("calibrate_noise needs a cloned policy: call pretrain_bc(model, demonstrations) first.")
+    if not 0 < keep <= 1:
+        raise ArgumentError(f"keep must be in (0, 1], got {keep}: pass 0.7.")
+    if not len(scales) or min(scales) <= 0 or list(scales) != sorted(scales, reverse=True):
+        raise ArgumentError(f"scales must be positive and descending, got {list(scales)}: pass (1.0, 0.5, 0.25, 0.125).")
+    if n_episodes < 2:
+        raise ArgumentError(f"n_episodes must be at least 2, got {n_episodes}: pass 20.")
+
+
+def _identity(env: gym.Env) -> gym.Env:
+    return env
+
+
+def _times(name: str, value: Any, factor: float) -> Any:
+    if isinstance(value, HalfLifeSchedule):
+        return HalfLifeSchedule(factor * value.initial_value, factor * value.final_value, value.half_life)
+    if callable(value):
+        raise ArgumentError(
+            f"calibrate_noise cannot scale {name}={value!r}: leave {name} out, or pass a number or a HalfLifeSchedule."
+        )
+    return factor * value

@@ -1,0 +1,180 @@
+"""The noise that a clone keeps most of its return with, against runs of the same noise from the constructor."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_scoreflow import RLDT, Demonstrations, HalfLifeSchedule, ScoReFlowPPO, calibrate_noise, pretrain_bc
+
+N_STEPS = 10
+
+
+class Needle(gym.Env):
+    """Pays 1 for each action that is no further from 0 than ``width``, less a fee, which is the same for all."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-2, 2, (2,), np.float32)
+
+    def __init__(self, width: float = 4.0, fee: float = 0.0) -> None:
+        self.width, self.fee = width, fee
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.np_random.uniform(-1, 1, 1).astype(np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        reward = float(np.linalg.norm(action) <= self.width) - self.fee
+        return self.np_random.uniform(-1, 1, 1).astype(np.float32), reward, self.steps == N_STEPS, False, {}
+
+
+def make(width: float = 4.0, fee: float = 0.0, **arguments: Any) -> ScoReFlowPPO:
+    env = DummyVecEnv([lambda: Needle(width, fee)] * 2)
+    kwargs: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[32, 32]), n_steps=8, batch_size=16, seed=0, device="cpu")
+    return ScoReFlowPPO("FlowPolicy", env, **{**kwargs, **arguments})
+
+
+@pytest.fixture(scope="module")
+def clone() -> ScoReFlowPPO:
+    """Of an expert that always acts with 0"""
+    n, model = 200, make()
+    observations, ends = np.random.default_rng(0).uniform(-1, 1, (n, 1)), np.arange(n) % N_STEPS == N_STEPS - 1
+    pretrain_bc(model, Demonstrations(observations, np.zeros((n, 2)), np.ones(n), ends, ends), n_batches=500, seed=0)
+    return model
+
+
+def cloned(clone: ScoReFlowPPO, *args: Any, **kwargs: Any) -> ScoReFlowPPO:
+    model = make(*args, **kwargs)
+    model.load_clone(clone.policy)
+    return model
+
+
+def mean_return(model: Any, env: gym.Env, n_episodes: int) -> float:
+    vec_env = DummyVecEnv([lambda: env])
+    vec_env.seed(3)
+    th.manual_seed(3)
+    return float(
+        np.mean(evaluate_policy(model, vec_env, n_episodes, deterministic=False, return_episode_rewards=True, warn=False)[0])
+    )
+
+
+@pytest.mark.parametrize("fee", [0.0, 5.0])  # negative returns, too
+def test_a_precise_clone_gets_less_noise(clone: ScoReFlowPPO, fee: float) -> None:
+    model, env = cloned(clone, 0.25, fee), Needle(0.25, fee)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items() if name != "log_std_bounds"}
+    found = calibrate_noise(model, env, keep=0.7, n_episodes=30, seed=3)
+    assert found.scale < 1 and list(found.returns)[-1] == found.scale
+    shares = {
+        scale: (value - found.random_return) / (found.returns[0.0] - found.random_return)
+        for scale, value in found.returns.items()
+    }
+    assert shares[found.scale] > 0.6 and all(shares[scale] < 0.7 for scale in found.returns if scale > found.scale)
+    # A uniform action of [-2, 2]^2 is in the disk with this probability
+    assert abs((found.random_return / N_STEPS + fee) - np.pi * 0.25**2 / 16) < 0.02
+    # A model that is made with this noise has the same returns
+    for scale in found.returns:
+        if scale > 0:
+            bounds = dict(min_std=0.1 * scale, max_std=HalfLifeSchedule(0.24 * scale, 0.1 * scale, 25_000))
+            assert mean_return(cloned(clone, 0.25, fee, **bounds), env, 30) == pytest.approx(found.returns[scale])
+    after = model.policy.state_dict()
+    assert all(th.equal(after[name], value) for name, value in before.items())
+    # Learning starts with this noise, and the rate of the velocity has followed
+    model.learn(16)
+    assert model.logger.name_to_value["train/max_std"] == pytest.approx(0.24 * found.scale, rel=1e-2)
+    assert model.logger.name_to_value["train/learning_rate"] == pytest.approx(2e-4 * found.scale, rel=1e-2)
+    assert model.min_std == pytest.approx(0.1 * found.scale)
+
+
+def test_noise_that_costs_nothing_stays(clone: ScoReFlowPPO) -> None:
+    model = cloned(clone, 4.0)
+    model.env, at_default = DummyVecEnv([lambda: Needle(4.0)] * 2), set(model._at_default)
+    env = Needle(1.0)
+    found = calibrate_noise(model, env, n_episodes=5)
+    assert found.scale == 1 and list(found.returns) == [0.0, 1.0] and set(model._at_default) == at_default
+    assert model.min_std == 0.1 and model.policy.log_std_bounds.exp().tolist() == pytest.approx([0.1, 0.24])
+
+
+def test_if_no_scale_suffices_the_smallest_is_taken(clone: ScoReFlowPPO) -> None:
+    model = cloned(clone, learning_rate=1e-3, max_std=0.2)
+    found = calibrate_noise(model, Needle(0.05), keep=1.0, scales=(1.0, 0.5), n_episodes=20)
+    assert found.scale == 0.5
+    assert (model.learning_rate, model.max_std, model.min_std) == (5e-4, 0.1, 0.05)
+
+
+def test_generators_and_file(clone: ScoReFlowPPO, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model = cloned(clone, verbose=1)
+    capsys.readouterr()
+    th.manual_seed(5)
+    np.random.seed(5)
+    expected = th.rand(3), np.random.rand(3)
+    th.manual_seed(5)
+    np.random.seed(5)
+    first = calibrate_noise(model, Needle(0.25), scales=(0.25,), n_episodes=5)
+    assert th.equal(th.rand(3), expected[0]) and (np.random.rand(3) == expected[1]).all()
+    assert "calibrate_noise: scale 0.25 of ScoReFlowPPO's noise" in capsys.readouterr().out
+    assert calibrate_noise(cloned(clone), Needle(0.25), scales=(0.25,), n_episodes=5) == first
+    model.save(tmp_path / "model")
+    loaded = ScoReFlowPPO.load(tmp_path / "model")
+    assert loaded.min_std == 0.025 and loaded.policy.log_std_bounds.exp().tolist() == pytest.approx([0.025, 0.06])
+
+
+def test_a_clone_that_is_no_better_than_random_actions(clone: ScoReFlowPPO) -> None:
+    class Inverse(Needle):
+        def step(self, action: np.ndarray) -> Any:
+            observation, reward, *rest = super().step(action)
+            return observation, -reward, *rest
+
+    model = cloned(clone)
+    with pytest.warns(UserWarning, match="is not above that of random actions"):
+        assert calibrate_noise(model, Inverse(0.5), n_episodes=5).scale == 1.0
+    assert model.min_std == 0.1
+
+
+def test_statistics_are_those_of_training(clone: ScoReFlowPPO) -> None:
+    model = cloned(clone)
+    normalizer: Any = VecNormalize(DummyVecEnv([Needle] * 2), training=False)
+    normalizer.obs_rms.mean[:] = 0.5
+    model.set_env(normalizer)
+    env: Any = VecNormalize(DummyVecEnv([lambda: Needle(1.0)]), training=False, norm_reward=False)
+    calibrate_noise(model, env, scales=(1.0,), n_episodes=2)
+    assert env.obs_rms.mean.tolist() == [0.5]
+    with pytest.raises(ValueError, match="env is not wrapped like the training environment"):
+        calibrate_noise(model, DummyVecEnv([Needle]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(keep=0.0), r"keep must be in \(0, 1\], got 0.0: pass 0.7"),
+        (dict(keep=1.5), "got 1.5"),
+        (dict(scales=()), r"scales must be positive and descending, got \[\]: pass \(1.0, 0.5, 0.25, 0.125\)"),
+        (dict(scales=(0.5, 1.0)), "descending"),
+        (dict(scales=(1.0, 0.0)), "positive"),
+        (dict(n_episodes=1), "n_episodes must be at least 2, got 1: pass 20"),
+    ],
+)
+def test_arguments(clone: ScoReFlowPPO, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibrate_noise(cloned(clone), Needle(), **arguments)
+
+
+def test_models(clone: ScoReFlowPPO) -> None:
+    env = DummyVecEnv([Needle])
+    for model in (PPO("MlpPolicy", env), RLDT("FlowPolicy", env)):
+        with pytest.raises(ValueError, match=f"needs a ScoReFlowPPO, got {type(model).__name__}"):
+            calibrate_noise(model, Needle())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"call pretrain_bc\(model, demonstrations\) first"):
+        calibrate_noise(make(), Needle())
+    scheduled = cloned(clone, max_std=lambda progress: 0.2)
+    with pytest.raises(ValueError, match=r"cannot scale max_std=.*leave max_std out"):
+        calibrate_noise(scheduled, Needle())
+    scheduled.max_std = 0.2
+    calibrate_noise(scheduled, Needle(1.0), n_episodes=2)
