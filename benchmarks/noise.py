@@ -1,12 +1,13 @@
 """
-Fine-tuning with the noise that ``calibrate_noise`` chooses, from the clones of ``benchmarks.tasks`` and ``benchmarks.finetune``.
+Fine-tuning with the noise that ``calibrate_noise`` chooses, from the clones of ``benchmarks.tasks`` and
+``benchmarks.finetune``.
 
     python -m benchmarks.noise --task hopper-precise --data demonstrations
     python -m benchmarks.noise --task push-v3
     python -m benchmarks.noise --task Hopper-v5  # from the embedded demonstrations
 
-Where the chosen scale is 1 nothing is trained: that run is the one at the defaults. Otherwise everything but noise and learning
-rate is as in ``benchmarks.tasks``, whose results are what this one's are compared with.
+Where the chosen scale is 1, nothing is trained: that run is the one at the defaults. Otherwise everything but noise and
+learning rate is as in ``benchmarks.tasks``, with whose results this one's are compared.
 """
 
 import argparse

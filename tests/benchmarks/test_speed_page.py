@@ -164,6 +164,19 @@ def test_bfloat16() -> None:
     assert f"({error['bfloat16']}; float32 {error['float32']})" in text
 
 
+def test_bfloat16_learning() -> None:
+    found, table, text = result("bfloat16_learning/summary.json")["Hopper-v5"], rows("bfloat16"), " ".join(PAGE.split())
+    for kind in ("exploring", "deterministic"):
+        of_kind = found[f"return_{kind}"]
+        for cell, name in zip(table[kind], ("float32", "bfloat16", "difference"), strict=True):
+            low, high = of_kind[name]["ci95"]
+            assert cell == f"{of_kind[name]['mean']:.0f} ({low:.0f} to {high:.0f})"
+        assert max(of_kind["difference"]["per_seed"]) < 0
+    *ratios, last = (f"{ratio:.2f}" for ratio in found["cpu_seconds"]["ratios"])
+    assert f"takes {', '.join(ratios)} and {last} times the processor time" in text
+    assert f"up to {found['timesteps']:,} chunks" in text
+
+
 def test_numbers_are_compared_at_the_digits_that_are_there() -> None:
     assert agrees("at most 2.0", 2.0) and agrees("1.06 ms", 1.056) and not agrees("1.05 ms", 1.056)
     with pytest.raises(AssertionError, match="nothing"):
