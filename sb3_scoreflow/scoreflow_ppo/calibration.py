@@ -31,13 +31,12 @@ class NoiseCalibration:
 class _RandomActions:
     """Draws uniformly from an action space, instead of a model's ``predict``."""
 
-    def __init__(self, space: gym.spaces.Box, seed: int) -> None:
-        self.space, self.rng = space, np.random.default_rng(seed)
+    def __init__(self, space: gym.spaces.Box, n_envs: int, seed: int) -> None:
+        self.space, self.n_envs, self.rng = space, n_envs, np.random.default_rng(seed)
 
-    def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
-        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        shape = (len(first), *self.space.shape)
-        return self.rng.uniform(self.space.low, self.space.high, shape).astype(self.space.dtype), None
+    def predict(self, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
+        actions = self.rng.uniform(self.space.low, self.space.high, (self.n_envs, *self.space.shape))
+        return actions.astype(self.space.dtype), None
 
 
 def calibrate_noise(
@@ -98,7 +97,8 @@ def calibrate_noise(
         finally:
             model.policy.set_std_bounds(low, high)
 
-    random_return = float(run(_RandomActions(model.action_space, seed)).mean())  # type: ignore[arg-type]
+    random_actions = _RandomActions(model.action_space, vec_env.num_envs, seed)  # type: ignore[arg-type]
+    random_return = float(run(random_actions).mean())
     returns = {0.0: float(run_with(_NO_NOISE, _NO_NOISE).mean())}
     unit = returns[0.0] - random_return
     if unit <= 0:
@@ -129,6 +129,10 @@ def _check(model: Any, keep: float, scales: Sequence[float], n_episodes: int) ->
         )
     if model.policy.pretrained <= 0.5:
         raise ArgumentError("calibrate_noise needs a cloned policy: call pretrain_bc(model, demonstrations) first.")
+    if model.noise == "score_matched":
+        raise ArgumentError(
+            "calibrate_noise cannot scale noise='score_matched', which the score determines: pass noise='learned'."
+        )
     if not 0 < keep <= 1:
         raise ArgumentError(f"keep must be in (0, 1], got {keep}: pass 0.7.")
     if not len(scales) or min(scales) <= 0 or list(scales) != sorted(scales, reverse=True):

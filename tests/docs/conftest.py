@@ -38,6 +38,7 @@ BOUNDS: list[tuple[Any, str, dict[str, int]]] = [
     (env_util, "make_vec_env", dict(n_envs=2)),
     (evaluation, "evaluate_policy", dict(n_eval_episodes=1)),
     (sb3_scoreflow, "learn_resumable", dict(total_timesteps=4)),
+    (sb3_scoreflow, "calibrate_noise", dict(n_episodes=2)),
     (sb3_scoreflow, "collect_demonstrations", dict(n_episodes=2)),
     (videos, "record_video", dict(n_episodes=1, n_steps=5)),
     (videos, "record_comparison", dict(n_steps=5)),

@@ -171,6 +171,8 @@ def test_models(clone: ScoReFlowPPO) -> None:
             calibrate_noise(model, Needle())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"call pretrain_bc\(model, demonstrations\) first"):
         calibrate_noise(make(), Needle())
+    with pytest.raises(ValueError, match=r"cannot scale noise='score_matched'.*pass noise='learned'"):
+        calibrate_noise(cloned(clone, noise="score_matched"), Needle())
     scheduled = cloned(clone, max_std=lambda progress: 0.2)
     with pytest.raises(ValueError, match=r"cannot scale max_std=.*leave max_std out"):
         calibrate_noise(scheduled, Needle())
