@@ -69,7 +69,12 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 def summarize(options: argparse.Namespace, made: study.Made) -> None:
     section = dict(study.read_summary(options.output).get(options.task, {}))
     runs = {**section.get("runs", {}), **{str(seed): facts for (_, seed), facts in made.facts.items()}}
-    section = {"origins": study.origins(section, made), "task": options.task, "runs": runs}
+    section = {
+        "origins": study.origins(section, made),
+        "task": options.task,
+        "seeds": [int(seed) for seed in runs],
+        "runs": runs,
+    }
     trained = [seed for seed, of in runs.items() if "end" in of]
     if trained:
         table = CurveTable(options.output).read()
@@ -80,6 +85,19 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
         gains = {kind: [runs[seed]["end"][kind] - runs[seed]["start"][kind] for seed in trained] for kind in KINDS}
         section["gain"] = {kind: mean_and_interval(values) for kind, values in gains.items()}
     study.update_summary(options.output, options.task, section)
+    _plot(options.output)
+
+
+def _plot(folder: Path) -> None:
+    """Returns with the calibrated noise and with the default one, of ``benchmarks.tasks``."""
+    table, of_tasks, rows = CurveTable(folder).read(), CurveTable(study.RESULTS / "tasks").read(), []
+    for task, section in study.read_summary(folder).items():
+        if "end" in section:
+            default = [of_tasks[Run("scoreflow_ppo", task, seed)] for seed in section["seeds"]]
+            calibrated = [table[Run("calibrated", task, seed)] for seed in section["seeds"]]
+            rows.append(study.return_panels(task, {"calibrated noise": calibrated, "default noise": default}))
+    if rows:
+        study.plot(rows, folder / "figure.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

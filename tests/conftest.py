@@ -28,7 +28,7 @@ settings.load_profile("few")  # --hypothesis-profile takes another one
 UNTRACED = frozenset(
     """
     benchmarks docs examples properties
-    test_adapters.py test_bandit.py test_fuzzing.py test_known_values.py test_leaks.py test_learn_resumable.py test_learning.py
+    test_adapters.py test_bandit.py test_fuzzing.py test_known_values.py test_leaks.py test_learning.py
     test_resume.py test_rollouts.py test_units.py
     """.split()
 )

@@ -13,6 +13,7 @@ from benchmarks.tables.numbers import Number
 
 PAGE = page("scoreflow_ppo")
 _TASKS = {"Hopper-v5": "Hopper", "Walker2d-v5": "Walker2d", "HalfCheetah-v5": "HalfCheetah"}
+_KINDS = ("deterministic", "exploring")
 _SCORES = ("learned", "constant", "none")
 _PARTS = {"final": "last three evaluations", "mean_over_training": "mean over training"}
 _ABLATION = {
@@ -265,11 +266,56 @@ def identity() -> str:
     return markdown(("Task", "Algorithm", "deterministic, after env steps", "exploring, at the last"), rows)
 
 
+# ---------------------------------------------------------------- benchmarks.noise
+
+
+def noise() -> str:
+    """Fine-tuning with the default noise, of ``benchmarks.tasks``, and with the calibrated one, from the same clones."""
+    rows, curves = [], CurveTable(RESULTS / "noise").read()
+    for task, section in result("noise").items():
+        if "end" not in section:
+            continue
+        default = result("tasks")[task]
+        of_default = {**default["mean"]["scoreflow_ppo"], "gain": default["gain"]["scoreflow_ppo"]}
+        scales = sorted({run["scale"] for run in section["runs"].values()})
+        lowest = [curves[Run("calibrated", task, int(seed))]["return_deterministic"][1:].min() for seed in section["runs"]]
+        for label, found, least in (
+            ("default", of_default, default["lowest_deterministic"]["scoreflow_ppo"]),
+            ("times " + " or ".join(f"{scale:g}" for scale in scales), section, lowest),
+        ):
+            per_seed = [listed(found[when][kind]["per_seed"]) for kind in _KINDS for when in ("start", "end")]
+            gain = with_interval(found["gain"]["deterministic"])
+            rows.append((task, label, *per_seed, gain, listed(least)))
+    header = ("Task", "Noise", "deterministic: clone", "in the end", "stochastic: clone", "in the end")
+    return markdown((*header, "gain, deterministic", "lowest on the way"), rows)
+
+
+def _clones_of_push() -> list[str]:
+    start = result("tasks")["push-v3"]["mean"]["scoreflow_ppo"]["start"]
+    return [f"{share:.2f}" for kind in ("exploring", "deterministic") for share in start[kind]["per_seed"]]
+
+
+def _noise_least() -> list[str]:
+    """:return: the lowest evaluation on the way, in percent of the clone's, rounded down"""
+    shares = [share for of in result("noise").values() for share in of.get("lowest_deterministic_over_clone", ())]
+    return [f"{int(100 * min(shares))}"]
+
+
+_NOISE_NUMBERS = [
+    Number(
+        PAGE,
+        "succeeds in {}, {} and {} of the episodes, the deterministic one in {}, {} and {})",
+        _clones_of_push,
+    ),
+    Number(PAGE, "is at least {}% of the clone's", _noise_least),
+]
+
 TABLES: Tables = {
+    "noise": (PAGE, noise),
     "score": (PAGE, score),
     "score, over all tasks": (PAGE, score_over_all),
     "ablation of the defaults": (PAGE, lambda: changes("ablation", _ABLATION)),
     "alternatives to the defaults": (PAGE, lambda: changes("alternatives", _ALTERNATIVES)),
     "identity": (PAGE, identity),
 }
-NUMBERS = [*_SCORE_NUMBERS, *_DEFAULTS_NUMBERS]
+NUMBERS = [*_SCORE_NUMBERS, *_DEFAULTS_NUMBERS, *_NOISE_NUMBERS]
