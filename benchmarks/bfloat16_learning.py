@@ -8,17 +8,17 @@ amx_bf16.
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch as th
 
 from benchmarks import study
 from benchmarks.bfloat16 import flags
-from benchmarks.curves import RETURNS, CurveTable, Run, as_curve
-from benchmarks.double_buffering import ENV, clone
-from benchmarks.finetune import ITERATION, start
+from benchmarks.curves import RETURNS, CurveTable, Run
+from benchmarks.double_buffering import ENV, run
+from benchmarks.finetune import ITERATION
 from benchmarks.learning import final_return, mean_and_interval
-from benchmarks.locomotion import demonstrations_of, make_envs
 from benchmarks.study import Variant
 from sb3_scoreflow import ScoReFlowPPO
 
@@ -35,14 +35,6 @@ VARIANTS = {
     "float32": Variant("float32", ScoReFlowPPO, ITERATION),
     "bfloat16": Variant("updates in bfloat16", Bfloat16, ITERATION),
 }
-
-
-def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
-    env, eval_env = make_envs(ENV, seed)
-    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations_of(ENV), lambda: clone(seed), seed)
-    rows = CurveTable(options.output).record(Run(variant, ENV, seed), model, options.timesteps, eval_env)
-    print(variant, seed, {name: round(final_return(as_curve(rows), name)) for name in RETURNS}, flush=True)
-    return {"curves": {ENV: rows}}
 
 
 def summarize(options: argparse.Namespace, made: study.Made) -> None:
@@ -71,7 +63,7 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "bfloat16_learning", seeds=(0, 1, 2), variants=VARIANTS, timesteps=48_000)
     options = parser.parse_args(arguments)
-    summarize(options, study.make_runs(options, run, VARIANTS))
+    summarize(options, study.make_runs(options, partial(run, variants=VARIANTS), VARIANTS))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import argparse
 import copy
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache, partial
 from typing import Any
@@ -276,9 +276,9 @@ def clone(seed: int) -> FlowMatchingPolicy:
     return policy
 
 
-def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
+def run(options: argparse.Namespace, variant: str, seed: int, variants: Mapping[str, Variant] = VARIANTS) -> study.Result:
     env, eval_env = make_envs(ENV, seed)
-    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations_of(ENV), lambda: clone(seed), seed)
+    model, eval_env = start(variants[variant], env, eval_env, demonstrations_of(ENV), lambda: clone(seed), seed)
     rows = CurveTable(options.output).record(Run(variant, ENV, seed), model, options.timesteps, eval_env)
     print(variant, seed, {name: round(final_return(as_curve(rows), name)) for name in RETURNS}, flush=True)
     return {"curves": {ENV: rows}}

@@ -93,9 +93,11 @@ def _plot(folder: Path) -> None:
     table, of_tasks, rows = CurveTable(folder).read(), CurveTable(study.RESULTS / "tasks").read(), []
     for task, section in study.read_summary(folder).items():
         if "end" in section:
-            default = [of_tasks[Run("scoreflow_ppo", task, seed)] for seed in section["seeds"]]
-            calibrated = [table[Run("calibrated", task, seed)] for seed in section["seeds"]]
-            rows.append(study.return_panels(task, {"calibrated noise": calibrated, "default noise": default}))
+            curves = {
+                "calibrated noise": [curve for run, curve in table.items() if run.env == task],
+                "default noise": [curve for run, curve in of_tasks.items() if run[:2] == ("scoreflow_ppo", task)],
+            }
+            rows.append(study.return_panels(task, {label: runs for label, runs in curves.items() if runs}))
     if rows:
         study.plot(rows, folder / "figure.png")
 

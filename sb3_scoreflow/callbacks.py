@@ -13,12 +13,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_scoreflow.common.clones import clone_policy
 from sb3_scoreflow.common.env_attributes import ask
 from sb3_scoreflow.common.files import AnyPath, as_path, atomic_path
-from sb3_scoreflow.common.utils import ArgumentError, warn
+from sb3_scoreflow.common.utils import ArgumentError, sync_normalization, warn
 from sb3_scoreflow.demonstrations import normalized_score
 
 
@@ -156,13 +156,7 @@ class FlowEvalCallback(EvalCallback):
 
     def _evaluate(self, policy: BaseAlgorithm | BasePolicy, deterministic: bool) -> Evaluation:
         if self.model.get_vec_normalize_env() is not None:
-            try:
-                sync_envs_normalization(self.training_env, self.eval_env)
-            except (AttributeError, AssertionError) as error:
-                raise ValueError(
-                    "eval_env is not wrapped like the training environment, which has a VecNormalize: wrap it in "
-                    "VecNormalize(training=False) as well."
-                ) from error
+            sync_normalization(self.training_env, self.eval_env)
         self._is_success_buffer = []
         device = self.model.device
         # Sampling stochastic actions must not change the random numbers of training

@@ -278,7 +278,7 @@ def noise() -> str:
         default = result("tasks")[task]
         of_default = {**default["mean"]["scoreflow_ppo"], "gain": default["gain"]["scoreflow_ppo"]}
         scales = sorted({run["scale"] for run in section["runs"].values()})
-        lowest = [curves[Run("calibrated", task, int(seed))]["return_deterministic"][1:].min() for seed in section["runs"]]
+        lowest = [curve["return_deterministic"][1:].min() for run, curve in curves.items() if run.env == task]
         for label, found, least in (
             ("default", of_default, default["lowest_deterministic"]["scoreflow_ppo"]),
             ("times " + " or ".join(f"{scale:g}" for scale in scales), section, lowest),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 
 class ArgumentError(ValueError, AssertionError):
@@ -104,6 +105,23 @@ def without_folders(text: str) -> str:
         return text
     *folders, last = re.split(r"[/\\]", text[found.start() :].rstrip("/\\"))
     return text[: found.start()] + ("..." if folders[-1:] in (["home"], ["Users"]) else last)
+
+
+def sync_normalization(env: VecEnv, eval_env: VecEnv) -> None:
+    """
+    Copy the statistics of ``VecNormalize`` to an environment for evaluation.
+
+    :param env: environment of training
+    :param eval_env: environment for evaluation
+    :raises ArgumentError: if ``eval_env`` has other wrappers
+    """
+    try:
+        sync_envs_normalization(env, eval_env)
+    except (AttributeError, AssertionError) as error:
+        raise ArgumentError(
+            "eval_env is not wrapped like the training environment, which has a VecNormalize: wrap it in "
+            "VecNormalize(training=False) as well."
+        ) from error
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -9,10 +9,10 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_scoreflow.common.schedules import HalfLifeSchedule
-from sb3_scoreflow.common.utils import ArgumentError, warn
+from sb3_scoreflow.common.utils import ArgumentError, sync_normalization, warn
 from sb3_scoreflow.scoreflow_ppo.scoreflow_ppo import ScoReFlowPPO
 
 #: Standard deviation of a denoising step that counts as none
@@ -41,7 +41,7 @@ class _RandomActions:
 
 def calibrate_noise(
     model: ScoReFlowPPO,
-    env: VecEnv | gym.Env,
+    eval_env: VecEnv | gym.Env,
     keep: float = 0.7,
     scales: Sequence[float] = (1.0, 0.5, 0.25, 0.125),
     n_episodes: int = 20,
@@ -58,7 +58,7 @@ def calibrate_noise(
     random number generators stay unchanged.
 
     :param model: model with a cloned policy
-    :param env: environment for evaluation, not that of training, with the same wrappers; its episodes start anew
+    :param eval_env: environment for evaluation, not that of training, with the same wrappers; its episodes start anew
     :param keep: share of the return to keep, in (0, 1]
     :param scales: factors to try, positive and in descending order
     :param n_episodes: episodes per scale, at least 2; more of them for success rates
@@ -71,20 +71,14 @@ def calibrate_noise(
     scaled = {name: getattr(model, name) for name in ("min_std", "max_std", "learning_rate")}
     for name, value in scaled.items():
         _times(name, value, 1.0)  # raises an error before anything runs
-    vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([partial(_identity, env)])
+    vec_env = eval_env if isinstance(eval_env, VecEnv) else DummyVecEnv([partial(_identity, eval_env)])
     if model.get_vec_normalize_env() is not None:
         assert model.env is not None
-        try:
-            sync_envs_normalization(model.env, vec_env)
-        except (AttributeError, AssertionError) as error:
-            raise ArgumentError(
-                "env is not wrapped like the training environment, which has a VecNormalize: wrap it in "
-                "VecNormalize(training=False) as well."
-            ) from error
+        sync_normalization(model.env, vec_env)
     low, high = model.policy.log_std_bounds.exp().tolist()
 
     def run(actor: Any) -> np.ndarray:
-        with th.random.fork_rng():
+        with th.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             th.manual_seed(seed)
             vec_env.seed(seed)
             returns, _ = evaluate_policy(actor, vec_env, n_episodes, False, return_episode_rewards=True, warn=False)
@@ -127,7 +121,7 @@ def _check(model: Any, keep: float, scales: Sequence[float], n_episodes: int) ->
         raise ArgumentError(
             f"calibrate_noise needs a ScoReFlowPPO, got {type(model).__name__}: other algorithms have no such noise."
         )
-    if model.policy.pretrained <= 0.5:
+    if not model._pretrained:
         raise ArgumentError("calibrate_noise needs a cloned policy: call pretrain_bc(model, demonstrations) first.")
     if model.noise == "score_matched":
         raise ArgumentError(

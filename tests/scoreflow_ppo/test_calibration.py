@@ -94,10 +94,9 @@ def test_a_precise_clone_gets_less_noise(clone: ScoReFlowPPO, fee: float) -> Non
 
 
 def test_noise_that_costs_nothing_stays(clone: ScoReFlowPPO) -> None:
-    model = cloned(clone, 4.0)
-    model.env, at_default = DummyVecEnv([lambda: Needle(4.0)] * 2), set(model._at_default)
-    env = Needle(1.0)
-    found = calibrate_noise(model, env, n_episodes=5)
+    model = cloned(clone)
+    at_default = set(model._at_default)
+    found = calibrate_noise(model, Needle(1.0), n_episodes=5)
     assert found.scale == 1 and list(found.returns) == [0.0, 1.0] and set(model._at_default) == at_default
     assert model.min_std == 0.1 and model.policy.log_std_bounds.exp().tolist() == pytest.approx([0.1, 0.24])
 
@@ -144,7 +143,7 @@ def test_statistics_are_those_of_training(clone: ScoReFlowPPO) -> None:
     env: Any = VecNormalize(DummyVecEnv([lambda: Needle(1.0)]), training=False, norm_reward=False)
     calibrate_noise(model, env, scales=(1.0,), n_episodes=2)
     assert env.obs_rms.mean.tolist() == [0.5]
-    with pytest.raises(ValueError, match="env is not wrapped like the training environment"):
+    with pytest.raises(ValueError, match="eval_env is not wrapped like the training environment"):
         calibrate_noise(model, DummyVecEnv([Needle]))
 
 
