@@ -253,10 +253,11 @@ def test_a_model_of_chunks_acts_as_in_its_own_env(n_executed: int) -> None:
     plain = make_vec_env("Pendulum-v1", n_envs=2, seed=0)
     found = collect_demonstrations(model, plain, n_episodes=4, deterministic=True, seed=7)
     np.testing.assert_allclose(sorted(found.episode_returns), sorted(returns), rtol=1e-5)
-    single = gym.make("Pendulum-v1")
+    single: Any = gym.make("Pendulum-v1")
     single.reset(seed=7)
+    assert isinstance(found.observations, np.ndarray)
     for i in range(200):
-        np.testing.assert_array_equal(found.observations[i], single.unwrapped._get_obs())  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(found.observations[i], single.unwrapped._get_obs())
         reward = single.step(found.actions[i])[1]
         assert reward == pytest.approx(found.rewards[i], rel=1e-5)
 
