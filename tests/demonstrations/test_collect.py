@@ -249,7 +249,7 @@ def test_a_model_of_chunks_acts_as_in_its_own_env(n_executed: int) -> None:
     env = make_vec_env("Pendulum-v1", n_envs=2, seed=3, wrapper_class=chunked)
     model = ScoReFlowPPO("FlowPolicy", env, n_steps=8, batch_size=16, policy_kwargs=dict(net_arch=[8]), seed=0).learn(16)
     env.seed(7)
-    returns = evaluate_policy(model, env, n_eval_episodes=4, return_episode_rewards=True)[0]
+    returns: Any = evaluate_policy(model, env, n_eval_episodes=4, return_episode_rewards=True)[0]
     plain = make_vec_env("Pendulum-v1", n_envs=2, seed=0)
     found = collect_demonstrations(model, plain, n_episodes=4, deterministic=True, seed=7)
     np.testing.assert_allclose(sorted(found.episode_returns), sorted(returns), rtol=1e-5)
