@@ -1,5 +1,7 @@
 """The noise that a clone keeps most of its return with, against runs of the same noise from the constructor."""
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +13,16 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_scoreflow import RLDT, Demonstrations, HalfLifeSchedule, ScoReFlowPPO, calibrate_noise, pretrain_bc
+from sb3_scoreflow import (
+    RLDT,
+    Demonstrations,
+    HalfLifeSchedule,
+    ScoReFlowPPO,
+    calibrate_noise,
+    learn_resumable,
+    pretrain_bc,
+)
+from tests.resuming.runs import KillAt, Killed
 
 N_STEPS = 10
 
@@ -121,6 +132,34 @@ def test_generators_and_file(clone: ScoReFlowPPO, tmp_path: Any, capsys: pytest.
     model.save(tmp_path / "model")
     loaded = ScoReFlowPPO.load(tmp_path / "model")
     assert loaded.min_std == 0.025 and loaded.policy.log_std_bounds.exp().tolist() == pytest.approx([0.025, 0.06])
+
+
+@pytest.mark.parametrize("in_start", [True, False])
+def test_interrupted_runs_keep_their_noise(clone: ScoReFlowPPO, in_start: bool, tmp_path: Path) -> None:
+    """In ``start``, which a resumed run does not call, or in the script, which finds the same scale again."""
+
+    def run(folder: str, kill_at: int | None = None) -> ScoReFlowPPO:
+        def prepare(of: ScoReFlowPPO) -> None:
+            of.load_clone(clone.policy)
+            calibrate_noise(of, Needle(0.25), n_episodes=10)
+
+        model = make(0.25)
+        if not in_start:
+            prepare(model)
+        with contextlib.suppress(Killed):
+            start = prepare if in_start else None
+            learn_resumable(model, 64, tmp_path / folder, start=start, callback=KillAt(kill_at), save_freq=16)
+        return model
+
+    whole, killed, resumed = run("whole"), run("killed", kill_at=40), run("killed")
+    assert killed.num_timesteps == 40 and resumed.num_timesteps == whole.num_timesteps == 64
+    assert whole.min_std < 0.1
+    for model in (killed, resumed):
+        assert model.min_std == whole.min_std
+        for name in ("max_std", "learning_rate"):
+            schedules = [vars(getattr(each, name)) for each in (model, whole)]
+            assert schedules[0] == schedules[1]
+    assert th.equal(resumed.policy.log_std_bounds, whole.policy.log_std_bounds)
 
 
 def test_a_clone_that_is_no_better_than_random_actions(clone: ScoReFlowPPO) -> None:
