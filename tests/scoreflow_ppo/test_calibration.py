@@ -8,14 +8,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_scoreflow import (
     RLDT,
-    Demonstrations,
     HalfLifeSchedule,
     ScoReFlowPPO,
     calibrate_noise,
@@ -23,28 +21,7 @@ from sb3_scoreflow import (
     pretrain_bc,
 )
 from tests.resuming.runs import KillAt, Killed
-
-N_STEPS = 10
-
-
-class Needle(gym.Env):
-    """Pays 1 for each action that is no further from 0 than ``width``, less a fee, which is the same for all."""
-
-    observation_space = spaces.Box(-1, 1, (1,), np.float32)
-    action_space = spaces.Box(-2, 2, (2,), np.float32)
-
-    def __init__(self, width: float = 4.0, fee: float = 0.0) -> None:
-        self.width, self.fee = width, fee
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.steps = 0
-        return self.np_random.uniform(-1, 1, 1).astype(np.float32), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.steps += 1
-        reward = float(np.linalg.norm(action) <= self.width) - self.fee
-        return self.np_random.uniform(-1, 1, 1).astype(np.float32), reward, self.steps == N_STEPS, False, {}
+from tests.scoreflow_ppo.needle import N_STEPS, Needle, demonstrations_of_zero
 
 
 def make(width: float = 4.0, fee: float = 0.0, **arguments: Any) -> ScoReFlowPPO:
@@ -56,9 +33,8 @@ def make(width: float = 4.0, fee: float = 0.0, **arguments: Any) -> ScoReFlowPPO
 @pytest.fixture(scope="module")
 def clone() -> ScoReFlowPPO:
     """Of an expert that always acts with 0"""
-    n, model = 200, make()
-    observations, ends = np.random.default_rng(0).uniform(-1, 1, (n, 1)), np.arange(n) % N_STEPS == N_STEPS - 1
-    pretrain_bc(model, Demonstrations(observations, np.zeros((n, 2)), np.ones(n), ends, ends), n_batches=500, seed=0)
+    model = make()
+    pretrain_bc(model, demonstrations_of_zero(), n_batches=500, seed=0)
     return model
 
 
