@@ -28,7 +28,7 @@ from sb3_scoreflow import (
     pretrain_bc,
 )
 from sb3_scoreflow.cli import main
-from tests.scoreflow_ppo.needle import Needle, demonstrations_of_zero
+from tests.scoreflow_ppo.needle import demonstrations_of_zero
 
 chunks: Any = ActionChunking
 SMALL: dict[str, Any] = dict(n_steps=16, batch_size=16, policy_kwargs=dict(net_arch=[16]))
@@ -153,9 +153,7 @@ def test_clone(pendulum: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_clone_with_calibrated_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    env_id, path = "sb3_scoreflow_tests/Needle-v0", tmp_path / "zeros.hdf5"
-    if env_id not in gym.registry:
-        gym.register(env_id, lambda **kwargs: Needle(**kwargs), kwargs=dict(width=0.25), disable_env_checker=True)
+    env_id, path = "Needle-v0", tmp_path / "zeros.hdf5"
     demonstrations_of_zero().save(path)
     arguments = ["clone", str(path), "--env", env_id, "--batches", "500", "--calibrate-noise"]
     output = ["--output", str(tmp_path / "clone.zip")]

@@ -116,8 +116,8 @@ def _flat_and_chunked(env: gym.Env) -> gym.Env:
     return ActionChunking(FlattenObservation(env), horizon=HORIZON)
 
 
-#: Of Meta-World, as few demonstrations as leave room above the clone; hammer, assembly and stick-push are cloned perfectly from
-#: five. From noisy demonstrations, ``benchmarks.finetune``
+#: Of Meta-World, as few demonstrations as leave room above the clone; hammer, assembly and stick-push are cloned perfectly
+#: from five. From noisy demonstrations, ``benchmarks.finetune``
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (

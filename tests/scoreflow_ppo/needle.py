@@ -31,6 +31,10 @@ class Needle(gym.Env):
         return self.np_random.uniform(-1, 1, 1).astype(np.float32), reward, self.steps == N_STEPS, False, {}
 
 
+if "Needle-v0" not in gym.registry:
+    gym.register("Needle-v0", entry_point=f"{__name__}:Needle", kwargs=dict(width=0.25), disable_env_checker=True)
+
+
 def demonstrations_of_zero() -> Demonstrations:
     """Of an expert that always acts with 0"""
     n = 200
