@@ -16,7 +16,7 @@ from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter, wa
 _STANDSTILL = 0.03
 #: Share of such a component's value that counts as rounding
 _ROUNDING = 1e-5
-_REMEDY = "Fix the environment, or clip there what it returns, and go on from the last checkpoint."
+_REMEDY = "Fix the environment, or clip its return values, and continue from the last checkpoint."
 
 
 def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) -> None:
@@ -80,7 +80,7 @@ def check_rollout(buffer: RolloutBuffer) -> None:
             step, env = (int(i) for i in np.argwhere(bad)[0][:2])
             raise DivergenceError(
                 f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
-                f"env {env}): fix the environment (VecCheckNan finds the step) and go on from the last checkpoint."
+                f"env {env}): fix the environment (VecCheckNan finds the step) and continue from the last checkpoint."
             )
         name = name if name in ("observations", "rewards") else f"observations[{name!r}]"
         check_magnitudes(f"The environment's {name}", part, 2, _REMEDY)
@@ -98,7 +98,7 @@ def check_losses(losses: dict[str, th.Tensor], iteration: int) -> None:
         if not bool(th.isfinite(term)):
             raise DivergenceError(
                 f"{name} is {term.item()} in iteration {iteration}, before the parameters changed: check rewards and "
-                "observations for huge values, or lower the learning rates, and go on from the last checkpoint."
+                "observations for huge values, or lower the learning rates, and continue from the last checkpoint."
             )
 
 
@@ -112,5 +112,5 @@ def check_parameters(policy: FlowMatchingPolicy, iteration: int) -> None:
     if culprit is not None:
         raise DivergenceError(
             f"Parameter '{culprit}' became NaN or infinite in iteration {iteration}: lower the learning rates or "
-            "max_grad_norm, and go on from the last checkpoint."
+            "max_grad_norm, and continue from the last checkpoint."
         )

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 
 class _Worthwhile(NamedTuple):
-    """Number of multiplications from which on oneDNN is faster (docs/speed.md)."""
+    """Number of multiplications above which oneDNN is faster (docs/speed.md)."""
 
     without_gradient: int
     with_gradient: int  #: more: gradients take a detour through Python
@@ -121,11 +121,11 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th
     if not _onednn_pays(x, weight):
         return nn.functional.linear(x, weight, bias)
     try:
-        # Forward-mode gradients are there without the others, too. A torch that does not tell may have them.
+        # Forward-mode gradients may exist without the others. A version of torch that does not report them may have them.
         if th.is_grad_enabled() or getattr(forward_ad, "_current_level", 0) >= 0:
             return _Product.apply(x, weight, bias)
         return _by_onednn(x, weight, bias)
-    except RuntimeError:  # what oneDNN cannot do, torch can, or says better why not
+    except RuntimeError:  # torch computes what oneDNN cannot, or raises a better error
         return nn.functional.linear(x, weight, bias)
 
 

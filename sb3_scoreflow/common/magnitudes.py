@@ -13,7 +13,7 @@ LIMIT = float(np.sqrt(np.finfo(np.float32).max))
 #: Number of samples from which on statistics serve as a reference.
 ESTABLISHED = 100
 #: Distance from the mean beyond which a single number is an outlier: this many times the largest of standard deviation, mean
-#: and 1. Sparse signals are far from the mean too, so without established statistics it has to be farther.
+#: and 1. Sparse signals are also far from the mean, so without established statistics the threshold is larger.
 _FAR, ABSURD = 1e3, 1e6
 #: An outlier counts as if it were this many standard deviations from the mean, where the normalizer clips observations.
 COUNTS_AS = 10.0
