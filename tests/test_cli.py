@@ -31,7 +31,8 @@ from sb3_scoreflow.cli import main
 from tests.scoreflow_ppo.needle import demonstrations_of_zero
 
 chunks: Any = ActionChunking
-SMALL: dict[str, Any] = dict(n_steps=16, batch_size=16, policy_kwargs=dict(net_arch=[16]))
+#: With few denoising steps, exporting is fast
+SMALL: dict[str, Any] = dict(n_steps=16, batch_size=16, denoising_steps=2, policy_kwargs=dict(net_arch=[16]))
 
 
 class Toy(gym.Env):

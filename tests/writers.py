@@ -45,10 +45,10 @@ def model() -> ScoReFlowPPO:
     return made
 
 
-def demonstrations(n: int = 1000) -> Demonstrations:
+def demonstrations(n: int = 1000, length: int = 50) -> Demonstrations:
     """Of noise, which cannot be compressed."""
     rng = np.random.default_rng(0)
-    ends = np.arange(n) % 50 == 49
+    ends = np.arange(n) % length == length - 1
     return Demonstrations(rng.random((n, 3), np.float32), rng.random((n, 1), np.float32) - 0.5, rng.random(n), None, ends)
 
 
@@ -94,16 +94,19 @@ def read_checkpoints(path: Any) -> None:
         ScoReFlowPPO.load(newest.model, device="cpu")
 
 
+def short_env() -> VecNormalize:
+    return VecNormalize(make_vec_env("Pendulum-v1", 1, env_kwargs=dict(max_episode_steps=5)), training=False)
+
+
 def evaluate(path: Any) -> None:
-    env = VecNormalize(make_vec_env("Pendulum-v1", 1), training=False)
+    env = short_env()
     arguments: dict[str, Any] = dict(log_path=path, best_model_save_path=path, clone=model())
     callback = FlowEvalCallback(env, n_eval_episodes=2, eval_freq=8, verbose=0, **arguments)
     model().learn(8, callback=callback)
 
 
 def publish(path: Any) -> None:
-    env = VecNormalize(make_vec_env("Pendulum-v1", 1))
-    write_hub_folder(model(), path, env, n_eval_episodes=1)
+    write_hub_folder(model(), path, short_env(), n_eval_episodes=1)
 
 
 def read_program(path: Any) -> None:
@@ -119,8 +122,8 @@ WRITERS = {
     "checkpoints": Writer(learn, read_checkpoints, "", ("checkpoint_000000000008/model.zip",)),
     "evaluations": Writer(evaluate, read_evaluations, "", ("evaluations.npz", "best_model.zip", "vecnormalize.pkl")),
     "hub": Writer(publish, lambda path: None, "", ("README.md", "vec_normalize.pkl")),
-    "program": Writer(lambda path: export_program(model(), path), read_program, ".pt2"),
-    "onnx": Writer(lambda path: export_onnx(model(), path, dynamo=False), lambda path: None, ".onnx"),
+    "program": Writer(lambda path: export_program(model(), path, inference_steps=1), read_program, ".pt2"),
+    "onnx": Writer(lambda path: export_onnx(model(), path, inference_steps=1, dynamo=False), lambda path: None, ".onnx"),
     "mp4": Writer(lambda path: record_video(make_policy(), small_env, path, n_episodes=20), lambda path: None, ".mp4"),
     "gif": Writer(lambda path: record_video(make_policy(), small_env, path, n_episodes=20), lambda path: None, ".gif"),
 }

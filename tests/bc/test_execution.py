@@ -106,8 +106,8 @@ WRAPPERS: dict[str, Any] = {
 )
 def test_critic_is_the_value_of_stepping_the_wrapped_environment(name: str) -> None:
     env = make_vec_env(Rewarded, 2, **WRAPPERS[name])
-    model = make_model(env, gamma=0.9, policy_kwargs=dict(net_arch=[64, 64]))
-    pretrain_bc(model, rewarded_demonstrations(), n_batches=5, critic_batches=1500, seed=0)
+    model = make_model(env, gamma=0.9, policy_kwargs=dict(net_arch=[32, 32]))
+    pretrain_bc(model, rewarded_demonstrations(), n_batches=5, critic_batches=600, seed=0)
     observations, values = stepped_values(env, 0.9)
     predicted = model.policy.predict_values(th.as_tensor(observations)).detach().numpy().ravel()
     np.testing.assert_allclose(predicted, values, rtol=0.03, atol=0.03 * values.max())
@@ -210,7 +210,7 @@ def successes(n_after: int) -> Demonstrations:
 def test_rewards_after_a_success_that_ends_episodes_do_not_count() -> None:
     env = make_vec_env(partial(Rewarded, terminate_on_success=True, max_return=1.0), 1)
     model = make_model(env, gamma=1.0, policy_kwargs=dict(net_arch=[32]))
-    pretrain_bc(model, successes(33), n_batches=5, critic_batches=800, seed=0)
+    pretrain_bc(model, successes(33), n_batches=5, critic_batches=400, seed=0)
     obs = th.arange(10).float().view(-1, 1) / LENGTH
     np.testing.assert_allclose(model.policy.predict_values(obs).detach().numpy(), 1.0, atol=0.05)
 
@@ -289,7 +289,7 @@ def test_clone_is_the_same_with_and_without_normalization_before_and_after_rollo
     actions = []
     for venv in (plain_env, env):
         model = cls("FlowPolicy", venv, n_steps=16, seed=0, learning_rate=0.0, policy_kwargs=dict(net_arch=[32, 32]), **kwargs)
-        pretrain_bc(model, demonstrations, n_batches=300, seed=0)
+        pretrain_bc(model, demonstrations, n_batches=100, seed=0)
         actions.append(model.predict(obs if venv is plain_env else env.normalize_obs(obs), deterministic=True)[0])
     np.testing.assert_allclose(actions[1], actions[0], atol=2e-2)
     env.reset()
@@ -303,8 +303,8 @@ def test_clone_is_the_same_with_and_without_normalization_before_and_after_rollo
 def test_critic_is_in_the_unit_of_normalized_rewards() -> None:
     """Against stepping the normalized environment, whose statistics are then those of the demonstrations."""
     env = VecNormalize(make_vec_env(partial(Rewarded, unit=100.0), 2, **WRAPPERS["receding"]), gamma=0.9)
-    model = make_model(env, gamma=0.9, policy_kwargs=dict(net_arch=[64, 64]))
-    pretrain_bc(model, rewarded_demonstrations(unit=100.0), n_batches=5, critic_batches=1500, seed=0)
+    model = make_model(env, gamma=0.9, policy_kwargs=dict(net_arch=[32, 32]))
+    pretrain_bc(model, rewarded_demonstrations(unit=100.0), n_batches=5, critic_batches=600, seed=0)
     observations, values = stepped_values(env, 0.9)
     assert values.max() < 50  # in the environment's own unit, thousands
     predicted = model.policy.predict_values(th.as_tensor(observations)).detach().numpy().ravel()

@@ -229,9 +229,12 @@ class SetAt(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("when", ["before", "training", "rollout", "step"])
-@pytest.mark.parametrize("default", [True, False])
+MOMENTS = ("before", "training", "rollout", "step")
+#: Every way at every moment; in place of the default, and of a rate that was given, every way and at every moment, too
+CHANGES = [(way, when, (i + j) % 2 == 0) for i, way in enumerate(WAYS) for j, when in enumerate(MOMENTS)]
+
+
+@pytest.mark.parametrize(("way", "when", "default"), CHANGES)
 def test_rate_that_is_set_is_obeyed(algorithm: Algorithm, way: str, when: str, default: bool) -> None:
     given: dict[str, Any] = {} if default else dict(learning_rate=1e-3)
     model = algorithm.make("FlowPolicy", make_toy(), **given)

@@ -23,7 +23,7 @@ def close(actions: th.Tensor, expected: np.ndarray) -> None:
 
 def test_exported_program_acts_as_predict(algorithm: Algorithm, case: Case) -> None:
     model = algorithm.make(case.alias, make_toy(case.kind), case.kind, learning_rate=3e-3).learn(algorithm.iteration())
-    model.policy.inference_steps = 3
+    model.policy.inference_steps = 2
     obs = observe(case.kind, some_states(5))
     expected, _ = model.predict(obs, deterministic=True)
     sampler = ActionSampler(model.policy)
@@ -56,13 +56,14 @@ def test_sampler_is_a_copy_and_keeps_no_gradient(algorithm: Algorithm) -> None:
     assert not sampler.train().training
 
 
-@pytest.mark.parametrize("kind", ["flat", "image", "dict"])
+@pytest.mark.parametrize("kind", ["image", "dict"])  # a dict has vectors and an image
 def test_sampler_is_right_for_every_batch_after_tracing_and_export(algorithm: Algorithm, kind: str) -> None:
     """Traced with one observation, exported with two and a free batch: before, every row got row 0's action for images."""
     model = algorithm.make("FlowPolicy", make_toy(kind), kind)
     with th.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.1 * th.randn_like(parameter))
+    model.policy.inference_steps = 2
     sampler = ActionSampler(model.policy)
     one, two = (tensors(observe(kind, some_states(n))) for n in (1, 2))
     traced = th.jit.trace(sampler, (one,), strict=False)
@@ -86,6 +87,8 @@ def test_onnx_acts_as_predict_for_every_batch(algorithm: Algorithm, kind: str, d
     with th.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.1 * th.randn_like(parameter))
+    if dynamo:  # whose time grows with the steps
+        model.policy.inference_steps = 2
     export_onnx(model, tmp_path / "policy.onnx", dynamo=dynamo)
     assert b".py" not in (tmp_path / "policy.onnx").read_bytes(), "paths of this machine"
     session = onnxruntime.InferenceSession(str(tmp_path / "policy.onnx"), providers=["CPUExecutionProvider"])

@@ -64,7 +64,7 @@ def test_what_leaves_statistics_out_is_refused(algorithm: Algorithm, normalized:
 
     statistics = str(normalized.with_name("vecnormalize.pkl"))
     model = algorithm.cls.load(normalized, env=VecNormalize.load(statistics, plain()))
-    export_program(model, tmp_path / "policy.pt2")
+    export_program(model, tmp_path / "policy.pt2", inference_steps=1)
     short = make_vec_env("Pendulum-v1", env_kwargs=dict(max_episode_steps=3))
     write_hub_folder(bare, tmp_path / "hub", VecNormalize.load(statistics, short), n_eval_episodes=1)
 

@@ -1,6 +1,6 @@
 """One clone starts every algorithm, from a model, a policy or a file of either."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,16 @@ def cloned(algorithm: Algorithm, **kwargs: Any) -> Any:
     return model
 
 
+@cache
+def _clone(name: str) -> Any:
+    return cloned(next(each for each in ALGORITHMS if str(each) == name))
+
+
+def clone(algorithm: Algorithm) -> Any:
+    """One for all tests, which let it act and load it elsewhere."""
+    return _clone(str(algorithm))
+
+
 def actions(model: Any) -> np.ndarray:
     """Of the plain flow from random noise: the algorithms' deterministic actions differ by the score."""
     policy = model if isinstance(model, FlowMatchingPolicy) else model.policy
@@ -55,14 +65,14 @@ SOURCES = {
 @pytest.mark.parametrize("source", ALGORITHMS, ids=str)
 @pytest.mark.parametrize("target", ALGORITHMS, ids=str)
 def test_clone_acts_alike_in_every_algorithm(target: Algorithm, source: Algorithm, kind: str, tmp_path: Path) -> None:
-    model, other = cloned(source), target.make("FlowPolicy", "Pendulum-v1")
+    model, other = clone(source), target.make("FlowPolicy", "Pendulum-v1")
     assert np.abs(actions(other) - actions(model)).max() > 0.02
     other.learn(target.iteration())
     other.load_clone(SOURCES[kind](model, tmp_path))
     np.testing.assert_array_equal(actions(other), actions(model))
     assert bool(other.policy.pretrained) and other.n_transitions == 0 and not other.policy.optimizer.state
     # the learning rate of a pretrained policy: the one that cloning here gives
-    assert repr(other.learning_rate) == repr(cloned(target).learning_rate)
+    assert repr(other.learning_rate) == repr(clone(target).learning_rate)
     other.learn(target.iteration())
 
 
@@ -109,7 +119,7 @@ def test_other_architectures_are_refused_by_name(algorithm: Algorithm, kwargs: A
     model = algorithm.make("FlowPolicy", "Pendulum-v1", **kwargs)
     before = {key: value.clone() for key, value in model.policy.state_dict().items()}
     with pytest.raises(ValueError, match=name):
-        model.load_clone(cloned(algorithm))
+        model.load_clone(clone(algorithm))
     assert all(th.equal(value, before[key]) for key, value in model.policy.state_dict().items())
     remedied = cloned(algorithm, **kwargs)  # as the message says: the clone's policy_kwargs
     model.load_clone(remedied)

@@ -1,5 +1,6 @@
 """learn -> save -> load -> learn gives what an uninterrupted run gives, to the last bit."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,56 @@ class Boundary(BaseCallback):
             if self.path is not None:
                 self.model.save(self.path, include=self.include)
             set_random_seed(42)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Generators:
+    """State of the global generators, of which a checkpoint has nothing."""
+
+    def __init__(self) -> None:
+        self.states = random.getstate(), np.random.get_state(), th.get_rng_state()  # noqa: NPY002
+
+    def restore(self) -> None:
+        ours, numpys, torchs = self.states
+        random.setstate(ours)
+        np.random.set_state(numpys)  # noqa: NPY002
+        th.set_rng_state(torchs)
+
+
+class Boundaries(BaseCallback):
+    """
+    Of every rollout but the first, at its start: save, and keep what the generators are then.
+
+    :param folder: of the files, named after the number of steps
+    :param include: what to save beyond the default
+    """
+
+    def __init__(self, folder: Path, include: tuple[str, ...]) -> None:
+        super().__init__()
+        self.folder, self.include, self.generators = folder, include, dict[int, Generators]()
+
+    def _on_rollout_start(self) -> None:
+        if at := self.model.num_timesteps:
+            self.generators[at] = Generators()
+            self.model.save(self.folder / f"{at}.zip", include=self.include)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Restored(BaseCallback):
+    """Loading draws from the generators, so they are set where the run goes on: at the start of its first rollout."""
+
+    def __init__(self, generators: Generators) -> None:
+        super().__init__()
+        self.generators: Generators | None = generators
+
+    def _on_rollout_start(self) -> None:
+        if self.generators is not None:
+            self.generators.restore()
+        self.generators = None
 
     def _on_step(self) -> bool:
         return True
@@ -140,44 +191,41 @@ RLDT_VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def check_resume(
-    algorithm: Algorithm, path: Path, n_envs: int, alias: str = "FlowPolicy", kind: str = "flat", **kwargs: Any
+    algorithm: Algorithm, folder: Path, n_envs: int, alias: str = "FlowPolicy", kind: str = "flat", **kwargs: Any
 ) -> None:
-    """Interrupt a run of four iterations after each of the first three, and compare with the run that went on."""
+    """Let a run of four iterations go on from its files after each of the first three, and compare with where it ended."""
     iteration = algorithm.iteration(n_envs)
-    for done in (1, 2, 3):
-        at = done * iteration
-        model = algorithm.make(alias, make_toy(kind, n_envs), kind, **kwargs)
-        boundary = Boundary(at, path, algorithm.resume)
-        model.learn(4 * iteration, callback=boundary)
-        assert boundary.reached and model.num_timesteps == 4 * iteration
-
-        resumed = algorithm.cls.load(path, make_toy(kind, n_envs), device="cpu")
+    model = algorithm.make(alias, make_toy(kind, n_envs), kind, **kwargs)
+    boundaries = Boundaries(folder, algorithm.resume)
+    model.learn(4 * iteration, callback=boundaries)
+    assert list(boundaries.generators) == [iteration, 2 * iteration, 3 * iteration]
+    assert model.num_timesteps == 4 * iteration
+    for at, generators in boundaries.generators.items():
+        resumed = algorithm.cls.load(folder / f"{at}.zip", make_toy(kind, n_envs), device="cpu")
         assert resumed.num_timesteps == at
-        boundary = Boundary(at)
-        resumed.learn(4 * iteration - at, callback=boundary, reset_num_timesteps=False)
-        assert boundary.reached
+        resumed.learn(4 * iteration - at, callback=Restored(generators), reset_num_timesteps=False)
         assert_same_training_state(resumed, model, algorithm)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("n_envs", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_resumed_run_equals_the_uninterrupted(algorithm: Algorithm, variant: str, n_envs: int, tmp_path: Path) -> None:
-    check_resume(algorithm, tmp_path / "model.zip", n_envs, **VARIANTS[variant])
+    check_resume(algorithm, tmp_path, n_envs, **VARIANTS[variant])
 
 
 @pytest.mark.parametrize("variant", PPO_VARIANTS)
 def test_resumed_run_equals_the_uninterrupted_ppo(ratio: Algorithm, variant: str, tmp_path: Path) -> None:
-    check_resume(ratio, tmp_path / "model.zip", 2, **ratio.known(PPO_VARIANTS[variant]))
+    check_resume(ratio, tmp_path, 2, **ratio.known(PPO_VARIANTS[variant]))
 
 
 @pytest.mark.parametrize("variant", RLDT_VARIANTS)
 def test_resumed_run_equals_the_uninterrupted_rldt(replay: Algorithm, variant: str, tmp_path: Path) -> None:
     kind = "image" if variant == "schedules" else "flat"  # an encoder
-    check_resume(replay, tmp_path / "model.zip", 2, kind=kind, **RLDT_VARIANTS[variant])
+    check_resume(replay, tmp_path, 2, kind=kind, **RLDT_VARIANTS[variant])
 
 
 def test_resumed_run_equals_the_uninterrupted_for_every_alias(algorithm: Algorithm, case: Case, tmp_path: Path) -> None:
-    check_resume(algorithm, tmp_path / "model.zip", 1, case.alias, case.kind)
+    check_resume(algorithm, tmp_path, 1, case.alias, case.kind)
 
 
 def test_the_comparison_can_fail(algorithm: Algorithm, tmp_path: Path) -> None:

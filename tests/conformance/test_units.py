@@ -1,6 +1,6 @@
 """The same problem in other units gives the same clone and the same learning curve, to rounding."""
 
-from functools import partial
+from functools import cache, partial
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +14,7 @@ from sb3_scoreflow import Demonstrations, pretrain_bc
 from sb3_scoreflow.common.networks import ObservationNormalizer, varies
 from sb3_scoreflow.ppo.reward_scaling import ReturnStatistics, unit_of
 from tests.conformance.algorithm import Algorithm
+from tests.conformance.algorithms import ALGORITHMS
 
 LENGTH = 12
 
@@ -79,11 +80,21 @@ def run(algorithm: Algorithm, pretrained: bool, **units: float) -> tuple[np.ndar
     return actions, values, np.array(curve)
 
 
+@cache
+def _reference(name: str, pretrained: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return run(next(each for each in ALGORITHMS if str(each) == name), pretrained)
+
+
+def reference_run(algorithm: Algorithm, pretrained: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """In units of 1."""
+    return _reference(str(algorithm), pretrained)
+
+
 @pytest.mark.parametrize("pretrained", [False, True], ids=["scratch", "clone"])
 @pytest.mark.parametrize("quantity", ["reward", "observation", "action"])
 def test_units_that_float32_scales_exactly_change_nothing(algorithm: Algorithm, quantity: str, pretrained: bool) -> None:
     """2^-20 and 2^20, about 1e-6 and 1e6."""
-    reference = run(algorithm, pretrained)
+    reference = reference_run(algorithm, pretrained)
     for unit in (2.0**-20, 2.0**20):
         for ours, theirs in zip(run(algorithm, pretrained, **{quantity: unit}), reference, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -91,7 +102,7 @@ def test_units_that_float32_scales_exactly_change_nothing(algorithm: Algorithm, 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e6])
 def test_all_units_at_once(algorithm: Algorithm, unit: float) -> None:
-    reference = run(algorithm, True)
+    reference = reference_run(algorithm, True)
     changed = run(algorithm, True, reward=1 / unit, observation=unit, action=1 / unit)
     for ours, theirs in zip(changed, reference, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=5e-3)

@@ -14,6 +14,7 @@ from stable_baselines3.common import env_util, evaluation, vec_env
 import sb3_scoreflow
 from sb3_scoreflow import envs, videos
 from sb3_scoreflow.bc import behavior_cloning
+from sb3_scoreflow.callbacks import FlowEvalCallback
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 
 
@@ -40,6 +41,7 @@ BOUNDS: list[tuple[Any, str, dict[str, int]]] = [
     (sb3_scoreflow, "learn_resumable", dict(total_timesteps=4)),
     (sb3_scoreflow, "calibrate_noise", dict(n_episodes=2)),
     (sb3_scoreflow, "collect_demonstrations", dict(n_episodes=2)),
+    (FlowEvalCallback, "__init__", dict(n_eval_episodes=2)),
     (videos, "record_video", dict(n_episodes=1, n_steps=5)),
     (videos, "record_comparison", dict(n_steps=5)),
     *((cls, "learn", dict(total_timesteps=4)) for cls in (stable_baselines3.PPO, *sb3_scoreflow.ALGORITHMS.values())),

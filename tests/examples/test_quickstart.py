@@ -32,8 +32,8 @@ def _default_style() -> Iterator[None]:
         yield
 
 
-#: The others take the same lines, and the last one stands for whatever joins the registry
-SLOW = {"rldt", "fpo"}
+#: They take the same lines, the newcomer in place of whatever joins the registry; it runs in the kitchen, too
+SLOW = {"rldt", "fpo", "newcomer"}
 
 
 @pytest.mark.parametrize("algorithm", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*critic_warmup_transitions", "i
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "lift.hdf5"
-    make_demonstrations(["--output", str(path), "--episodes", "10", "--horizon", "8", "--camera", "agentview"])
+    make_demonstrations(
+        ["--output", str(path), "--episodes", "10", "--horizon", "8", "--camera", "agentview", "--no-reflections"]
+    )
     return path
 
 

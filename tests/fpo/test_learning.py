@@ -14,7 +14,7 @@ ITERATION = 16 * N_ENVS
 
 
 def _model(seed: int, shuffled: bool = False, prior_std: float = 0.2, **kwargs: Any) -> FPO:
-    arguments = dict(n_steps=16, batch_size=64, n_epochs=6, gamma=0.9, learning_rate=1e-3, critic_learning_rate=3e-3) | kwargs
+    arguments = dict(n_steps=16, batch_size=128, n_epochs=6, gamma=0.9, learning_rate=2e-3, critic_learning_rate=3e-3) | kwargs
     env = DummyVecEnv([lambda: ReachEnv(shuffled)] * N_ENVS)
     policy_kwargs = dict(net_arch=[32, 32], prior_std=prior_std)
     return FPO("FlowPolicy", env, seed=seed, device="cpu", policy_kwargs=policy_kwargs, **arguments)

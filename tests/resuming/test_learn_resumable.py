@@ -19,7 +19,7 @@ from sb3_scoreflow import Demonstrations, ScoReFlowPPO, learn_resumable, pretrai
 from sb3_scoreflow.common import files
 from sb3_scoreflow.resuming import CheckpointFolder
 from tests.conformance.algorithm import Algorithm
-from tests.resuming.runs import N_ENVS, KillAt, Killed, difference, make_env, run
+from tests.resuming.runs import N_ENVS, N_ITERATIONS, KillAt, Killed, Sleep, difference, make_env, run
 
 #: Of the calls that are killed: within the first iteration, at an iteration's first and last step, twice in the same one
 KILLS = (10, 64, 100, 101)
@@ -84,10 +84,10 @@ def test_the_comparison_can_fail(algorithm: Algorithm, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- killed from outside
 
 
-def kill_until_done(algorithm: str, folder: Path, n_kills: int, seed: int) -> Path:
-    """Run the script again and again, killing it at random moments after it has begun; then let it end."""
+def kill(algorithm: Algorithm, folder: Path, n_kills: int, seed: int) -> None:
+    """Run the script again and again, killing it at random moments after it has begun."""
     rng = np.random.default_rng(seed)
-    command = [sys.executable, "-m", "tests.resuming.runs", algorithm, str(folder / "killed"), str(folder / "killed.zip")]
+    command = [sys.executable, "-m", "tests.resuming.runs", str(algorithm), str(folder)]
     for _ in range(n_kills):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
         assert process.stdout is not None and process.stdout.readline() == "begins\n"
@@ -97,13 +97,12 @@ def kill_until_done(algorithm: str, folder: Path, n_kills: int, seed: int) -> Pa
             process.kill()
             process.wait()
         process.stdout.close()
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
-    return folder / "killed.zip"
 
 
 def check_kills(algorithm: Algorithm, folder: Path, n_kills: int) -> None:
-    whole, _ = run(algorithm, folder / "whole", n_iterations=20)
-    resumed = algorithm.cls.load(kill_until_done(str(algorithm), folder, n_kills, seed=0), device="cpu")
+    whole, _ = run(algorithm, folder / "whole", N_ITERATIONS)
+    kill(algorithm, folder / "killed", n_kills, seed=0)
+    resumed, _ = run(algorithm, folder / "killed", N_ITERATIONS, callbacks=(Sleep(),))
     assert resumed.num_timesteps == whole.num_timesteps and difference(resumed, whole) == 0
 
 
@@ -368,7 +367,8 @@ def test_one_tensorboard_run_without_doubles(ratio: Algorithm, tmp_path: Path) -
 
     def go(name: str, kill_at: int | None) -> None:
         model = ratio.make("FlowPolicy", make_vec_env("Pendulum-v1", 1, seed=0), tensorboard_log=str(tmp_path / name))
-        callback = [EvalCallback(make_vec_env("Pendulum-v1", 1, seed=1), eval_freq=10, n_eval_episodes=1, verbose=0)]
+        env = make_vec_env("Pendulum-v1", 1, seed=1, env_kwargs=dict(max_episode_steps=5))
+        callback = [EvalCallback(env, eval_freq=10, n_eval_episodes=1, verbose=0)]
         try:
             learn_resumable(
                 model, 5 * size, tmp_path / f"{name}_run", callback=[*callback, KillAt(kill_at)], save_freq=2 * size

@@ -50,7 +50,7 @@ def test_training_from_scratch_improves_returns_if_rewards_tell_something(shuffl
     for seed in SEEDS:
         model = _model(seed, shuffled)
         untrained.append(_returns(model))
-        model.learn(6 * ITERATION)
+        model.learn(5 * ITERATION)
         trained.append(_returns(model))
     for kind in ("zero noise", "sampled"):
         p_value = permutation_p_value([returns[kind] for returns in trained], [returns[kind] for returns in untrained])
@@ -73,4 +73,4 @@ def test_fine_tuning_beats_the_clone() -> None:
     for kind in ("zero noise", "sampled"):
         better, worse = ([returns[kind] for returns in stage] for stage in (tuned, clones))
         assert permutation_p_value(better, worse) < LEVEL, (tuned, clones)
-        assert min(better) > demonstrated  # not a claim about chance: all six, by a wide margin
+        assert min(better) > demonstrated  # not a claim about chance: all seeds, by a wide margin

@@ -163,7 +163,7 @@ class Walk(gym.Env):
         return self.np_random.uniform(-1, 1, 2).astype(np.float32)
 
 
-@pytest.mark.parametrize(("td_lambda", "low", "high"), [(None, 85, 110), (0.0, 5, 50)])
+@pytest.mark.parametrize(("td_lambda", "low", "high"), [(None, 85, 110), pytest.param(0.0, 5, 50, marks=pytest.mark.slow)])
 def test_critics_of_a_clone_know_long_episodes_before_it_changes(td_lambda: float | None, low: float, high: float) -> None:
     """
     Every state is worth ``1 / (1 - gamma) = 100``: the time limit is no end. With one-step targets, values reach less than
