@@ -5,8 +5,8 @@ Behavior cloning on mediocre Hopper demonstrations, then fine-tuning with ScoReF
     python examples/quickstart.py --algorithm rldt
 
 The program prints the returns of the demonstrations, of their clone and of the fine-tuned policy, and saves the model and a
-plot of the learning curve in ``demo_output/``. The fine-tuned policy is the best of the checkpoints evaluated during training: on
-Hopper, a single update can make the deterministic policy fall in its first steps.
+plot of the learning curve in ``demo_output/``. The fine-tuned policy is the best of the checkpoints evaluated during training:
+on Hopper, a single update can make the deterministic policy fall in its first steps.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def make_model(algorithm: str, env: VecEnv, seed: int) -> FlowAlgorithm:
 
 
 def evaluate(model: FlowAlgorithm, env: VecEnv, seed: int) -> tuple[float, float]:
-    """Mean and standard deviation of the deterministic return over 20 episodes, with the same initial states for every policy."""
+    """Mean and standard deviation of the deterministic return over 20 episodes, with the same starts for every policy."""
     env.seed(seed)
     returns, _ = evaluate_policy(model, env, n_eval_episodes=20, return_episode_rewards=True)
     return float(np.mean(returns)), float(np.std(returns))

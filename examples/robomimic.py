@@ -41,7 +41,7 @@ def make_env(arguments: argparse.Namespace) -> VecEnv:
 
 
 def arguments_of(algorithm: str, rollout: int, cameras: bool) -> dict[str, Any]:
-    """Arguments that differ from the algorithm's defaults, for rollouts of this many chunks and with success as the only reward."""
+    """Arguments that differ from the defaults, for rollouts of this many chunks and with success as the only reward."""
     table: dict[str, dict[str, Any]] = {
         "scoreflow_ppo": dict(
             batch_size=min(500, rollout), n_epochs=8, critic_warmup_iterations=2, min_std=0.08, max_std=0.16
