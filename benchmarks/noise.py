@@ -4,14 +4,15 @@ Fine-tuning with the noise that ``calibrate_noise`` chooses, from the clones of 
 
     python -m benchmarks.noise --task hopper-precise --data demonstrations
     python -m benchmarks.noise --task push-v3
-    python -m benchmarks.noise --task Hopper-v5  # from the embedded demonstrations
+    python -m benchmarks.noise --task Walker2d-v5  # from the embedded demonstrations
 
 Where the chosen scale is 1, nothing is trained: that run is the one at the defaults. Otherwise everything but noise and
-learning rate is as in ``benchmarks.tasks``, with whose results this one's are compared.
+learning rate is as in ``benchmarks.tasks``, with whose results this one's are compared. Tasks with embedded demonstrations are
+not among those: for them, this script also trains with the default noise.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from benchmarks.tasks.runs import N_EVAL_ENVS, clone, mean_returns
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
 from sb3_scoreflow import calibrate_noise
 
-VARIANTS = {"calibrated": OF_TASKS["scoreflow_ppo"]}
+VARIANTS = {"calibrated": OF_TASKS["scoreflow_ppo"], "default": OF_TASKS["scoreflow_ppo"]}
 N_EPISODES = 50
 KINDS = ("deterministic", "exploring")
 
@@ -45,57 +46,74 @@ def make(options: argparse.Namespace, seed: int) -> tuple[Any, Any, int]:
     def flow_clone() -> Any:
         return locomotion.clone(name, seed) if name in DEMONSTRATIONS else clone(TASKS[name], options.data, seed)
 
-    model, eval_env = start(VARIANTS["calibrated"], env, eval_env, demonstrations, flow_clone, seed)
+    model, eval_env = start(OF_TASKS["scoreflow_ppo"], env, eval_env, demonstrations, flow_clone, seed)
     return model, eval_env, timesteps
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     model, eval_env, timesteps = make(options, seed)
-    found = calibrate_noise(model, eval_env, n_episodes=N_EPISODES, seed=1000 * seed + 900)
-    result: dict[str, Any] = {
-        "scale": found.scale,
-        "returns": {str(scale): value for scale, value in found.returns.items()},
-        "random_return": found.random_return,
-    }
-    print(options.task, seed, found, flush=True)
-    if found.scale < 1:
-        before = mean_returns(model, eval_env, seed)
-        rows = CurveTable(options.output).record(Run(variant, options.task, seed), model, timesteps, eval_env)
-        result |= {"curves": {options.task: rows}, "start": before, "end": mean_returns(model, eval_env, seed)}
-        print(options.task, seed, "start", before, "end", result["end"], flush=True)
+    result: dict[str, Any] = {}
+    if variant == "calibrated":
+        found = calibrate_noise(model, eval_env, n_episodes=N_EPISODES, seed=1000 * seed + 900)
+        returns = {str(scale): value for scale, value in found.returns.items()}
+        result = {"scale": found.scale, "returns": returns, "random_return": found.random_return}
+        print(options.task, seed, found, flush=True)
+        if found.scale == 1:
+            return result
+    before = mean_returns(model, eval_env, seed)
+    rows = CurveTable(options.output).record(Run(variant, options.task, seed), model, timesteps, eval_env)
+    result |= {"curves": {options.task: rows}, "start": before, "end": mean_returns(model, eval_env, seed)}
+    print(options.task, variant, seed, "start", before, "end", result["end"], flush=True)
     return result
 
 
 def summarize(options: argparse.Namespace, made: study.Made) -> None:
     section = dict(study.read_summary(options.output).get(options.task, {}))
-    runs = {**section.get("runs", {}), **{str(seed): facts for (_, seed), facts in made.facts.items()}}
+    table = CurveTable(options.output).read()
+    runs: dict[str, dict[str, Any]] = {
+        "calibrated": section.get("runs", {}),
+        "default": section.get("default", {}).get("runs", {}),
+    }
+    for (variant, seed), facts in made.facts.items():
+        runs[variant] = {**runs[variant], str(seed): facts}
+    found = {
+        variant: {"runs": of, **_trained(of, {seed: table.get(Run(variant, options.task, int(seed))) for seed in of})}
+        for variant, of in runs.items()
+    }
     section = {
         "origins": study.origins(section, made),
         "task": options.task,
-        "seeds": [int(seed) for seed in runs],
-        "runs": runs,
+        "seeds": [int(seed) for seed in runs["calibrated"]],
+        **found["calibrated"],
     }
-    trained = [seed for seed, of in runs.items() if "end" in of]
-    if trained:
-        table = CurveTable(options.output).read()
-        curves = [table[Run("calibrated", options.task, int(seed))] for seed in trained]
-        section["lowest_deterministic_over_clone"] = [lowest_over_clone(curve) for curve in curves]
-        for when in ("start", "end"):
-            section[when] = {kind: mean_and_interval([runs[seed][when][kind] for seed in trained]) for kind in KINDS}
-        gains = {kind: [runs[seed]["end"][kind] - runs[seed]["start"][kind] for seed in trained] for kind in KINDS}
-        section["gain"] = {kind: mean_and_interval(values) for kind, values in gains.items()}
+    if runs["default"]:
+        section["default"] = found["default"]
     study.update_summary(options.output, options.task, section)
     _plot(options.output)
 
 
+def _trained(runs: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
+    """:return: statistics over the seeds that were trained"""
+    trained = [seed for seed, of in runs.items() if "end" in of]
+    if not trained:
+        return {}
+    result: dict[str, Any] = {"lowest_deterministic_over_clone": [lowest_over_clone(curves[seed]) for seed in trained]}
+    for when in ("start", "end"):
+        result[when] = {kind: mean_and_interval([runs[seed][when][kind] for seed in trained]) for kind in KINDS}
+    gains = {kind: [runs[seed]["end"][kind] - runs[seed]["start"][kind] for seed in trained] for kind in KINDS}
+    result["gain"] = {kind: mean_and_interval(values) for kind, values in gains.items()}
+    return result
+
+
 def _plot(folder: Path) -> None:
-    """Returns with the calibrated noise and with the default one, of ``benchmarks.tasks``."""
+    """Returns with the calibrated noise and with the default one, which may be runs of ``benchmarks.tasks``."""
     table, of_tasks, rows = CurveTable(folder).read(), CurveTable(study.RESULTS / "tasks").read(), []
+    default = {**{run._replace(variant="default"): of for run, of in of_tasks.items() if run[0] == "scoreflow_ppo"}, **table}
     for task, section in study.read_summary(folder).items():
         if "end" in section:
             curves = {
-                "calibrated noise": [curve for run, curve in table.items() if run.env == task],
-                "default noise": [curve for run, curve in of_tasks.items() if run[:2] == ("scoreflow_ppo", task)],
+                "calibrated noise": [curve for run, curve in table.items() if run[:2] == ("calibrated", task)],
+                "default noise": [curve for run, curve in default.items() if run[:2] == ("default", task)],
             }
             rows.append(study.return_panels(task, {label: runs for label, runs in curves.items() if runs}))
     if rows:
@@ -106,7 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "noise", seeds=(0, 1, 2), variants=VARIANTS)
     parser.add_argument("--task", default="hopper-precise", choices=[*TASKS, *DEMONSTRATIONS], help="one")
     parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder of demonstrations in files")
+    parser.set_defaults(variants=None)
     options = parser.parse_args(arguments)
+    if options.variants is None:
+        options.variants = list(VARIANTS) if options.task in DEMONSTRATIONS else ["calibrated"]
     summarize(options, study.make_runs(options, run, VARIANTS))
 
 

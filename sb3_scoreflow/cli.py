@@ -96,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     clone.add_argument("--output", required=True, metavar="CLONE.zip", help="where to save the clone")
     text = "gradient steps (default: depends on the size of the demonstrations)"
     clone.add_argument("--batches", type=_at_least(1), metavar="N", help=text)
+    text = "give the clone the largest exploration noise with which it keeps most of its return (only scoreflow_ppo)"
+    clone.add_argument("--calibrate-noise", action="store_true", help=text)
     add_seed(clone)
 
     train = command("train", cli_models.train, "Fine-tune a saved model with the algorithm that saved it.")

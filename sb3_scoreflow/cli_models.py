@@ -24,6 +24,7 @@ from sb3_scoreflow.envs import ActionChunking
 from sb3_scoreflow.export import export_onnx, export_program
 from sb3_scoreflow.registry import ALGORITHMS
 from sb3_scoreflow.resuming import learn_resumable
+from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO, calibrate_noise
 from sb3_scoreflow.videos import record_video
 
 #: Suffix of an exported file -> the function that writes it
@@ -31,11 +32,22 @@ _EXPORTERS = {".onnx": export_onnx, ".pt2": export_program}
 
 
 def clone(args: argparse.Namespace) -> None:
+    if args.calibrate_noise and not issubclass(ALGORITHMS[args.algo], ScoReFlowPPO):
+        raise ValueError(f"--calibrate-noise is for --algo scoreflow_ppo, got {args.algo}: leave it out.")
     output = _output(args.output)
     demonstrations = load_demonstrations(args.source)
-    env = make_vec_env(args.env, seed=args.seed, wrapper_class=lambda single: _chunked(single, args.horizon, {}))
+
+    def make_env(n_envs: int) -> VecEnv:
+        return make_vec_env(args.env, n_envs, args.seed, wrapper_class=lambda single: _chunked(single, args.horizon, {}))
+
+    env = make_env(1)
     model = ALGORITHMS[args.algo]("FlowPolicy", env, seed=args.seed)
     pretrain_bc(model, demonstrations, n_batches=args.batches, seed=args.seed, progress_bar=_shows_bar())
+    if args.calibrate_noise:
+        assert isinstance(model, ScoReFlowPPO)
+        found = calibrate_noise(model, make_env(10), seed=args.seed)
+        returns = ", ".join(f"{value:.2f} at {scale:g}" for scale, value in found.returns.items())
+        print(f"Noise of the default times {found.scale:g} (returns by scale: {returns})")
     model.save(output)
     print(f"Cloned {demonstrations.n_episodes:,} episodes, {len(demonstrations):,} transitions: {output}")
 

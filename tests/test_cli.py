@@ -18,8 +18,17 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_scoreflow import FPO, ActionChunking, Demonstrations, ScoReFlowPPO, load_demonstrations, pretrain_bc
+from sb3_scoreflow import (
+    FPO,
+    ActionChunking,
+    Demonstrations,
+    ScoReFlowPPO,
+    calibrate_noise,
+    load_demonstrations,
+    pretrain_bc,
+)
 from sb3_scoreflow.cli import main
+from tests.scoreflow_ppo.needle import demonstrations_of_zero
 
 chunks: Any = ActionChunking
 #: With few denoising steps, exporting is fast
@@ -142,6 +151,22 @@ def test_clone(pendulum: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     pretrain_bc(by_hand, load_demonstrations(pendulum), n_batches=5, seed=7)
     assert clone.action_space.shape == (4, 1) and clone.chunks == by_hand.chunks
     assert same_weights(clone, by_hand)
+
+
+def test_clone_with_calibrated_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env_id, path = "Needle-v0", tmp_path / "zeros.hdf5"
+    demonstrations_of_zero().save(path)
+    arguments = ["clone", str(path), "--env", env_id, "--batches", "500", "--calibrate-noise"]
+    output = ["--output", str(tmp_path / "clone.zip")]
+    assert main([*arguments, *output]) == 0
+    clone = ScoReFlowPPO.load(tmp_path / "clone.zip")
+    by_hand = ScoReFlowPPO("FlowPolicy", make_vec_env(env_id, seed=0), seed=0)
+    pretrain_bc(by_hand, demonstrations_of_zero(), n_batches=500, seed=0)
+    found = calibrate_noise(by_hand, make_vec_env(env_id, 10, seed=0), seed=0)
+    assert found.scale < 1 and f"Noise of the default times {found.scale:g} " in capsys.readouterr().out
+    assert same_weights(clone, by_hand) and clone.min_std == by_hand.min_std == 0.1 * found.scale
+    assert main([*arguments, *output, "--algo", "rldt"]) == 2
+    assert "--calibrate-noise is for --algo scoreflow_ppo, got rldt: leave it out" in capsys.readouterr().err
 
 
 def test_train(chunked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

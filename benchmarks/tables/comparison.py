@@ -20,7 +20,7 @@ _FINETUNE = {
     "current_weights": "ScoReFlowPPO, current weights",
     "single_steps": "ScoReFlowPPO, half single steps",
     "no_score": "ScoReFlowPPO, no score (ReinFlow)",
-    "gaussian_ppo": "Gaussian PPO, cloned too",
+    "gaussian_ppo": "Gaussian PPO from a clone",
 }
 _SCRATCH = {"scoreflow": "ScoReFlowPPO", "no_score": "ScoReFlowPPO, no score", "sb3_ppo": "PPO (Stable-Baselines3)"}
 
@@ -46,7 +46,7 @@ def overview() -> str:
     rows.append(("Lift (robosuite)", f"{clones:.2f}", *finals, "not run", "not run"))
     hopper = result("finetune")["Hopper-v5"]["cpu_seconds"]
     rows.append(("Processor time on Hopper (s, one core)", "", *(f"{hopper[name]['mean']:.0f}" for name in variants)))
-    return markdown(("Task", "Clone", "ScoReFlowPPO", "RLDT", "FPO", "Gaussian PPO, cloned too"), rows)
+    return markdown(("Task", "Clone", "ScoReFlowPPO", "RLDT", "FPO", "Gaussian PPO from a clone"), rows)
 
 
 def algorithms(env: str) -> str:

@@ -270,24 +270,32 @@ def identity() -> str:
 
 
 def noise() -> str:
-    """Fine-tuning with the default noise, of ``benchmarks.tasks``, and with the calibrated one, from the same clones."""
-    rows, curves = [], CurveTable(RESULTS / "noise").read()
+    """Fine-tuning with the default noise, also of ``benchmarks.tasks``, and with the calibrated one, from the same clones."""
+    rows, table, of_tasks = [], CurveTable(RESULTS / "noise").read(), CurveTable(RESULTS / "tasks").read()
     for task, section in result("noise").items():
         if "end" not in section:
             continue
-        default = result("tasks")[task]
-        of_default = {**default["mean"]["scoreflow_ppo"], "gain": default["gain"]["scoreflow_ppo"]}
+        if "default" in section:
+            of_default, its = section["default"], _curves_of(table, "default", task)
+        else:
+            default = result("tasks")[task]
+            of_default = {**default["mean"]["scoreflow_ppo"], "gain": default["gain"]["scoreflow_ppo"]}
+            its = _curves_of(of_tasks, "scoreflow_ppo", task)
         scales = sorted({run["scale"] for run in section["runs"].values()})
-        lowest = [curve["return_deterministic"][1:].min() for run, curve in curves.items() if run.env == task]
-        for label, found, least in (
-            ("default", of_default, default["lowest_deterministic"]["scoreflow_ppo"]),
-            ("times " + " or ".join(f"{scale:g}" for scale in scales), section, lowest),
+        for label, found, curves in (
+            ("default", of_default, its),
+            ("times " + " or ".join(f"{scale:g}" for scale in scales), section, _curves_of(table, "calibrated", task)),
         ):
+            least = [curve["return_deterministic"][1:].min() for curve in curves]
             per_seed = [listed(found[when][kind]["per_seed"]) for kind in _KINDS for when in ("start", "end")]
             gain = with_interval(found["gain"]["deterministic"])
             rows.append((task, label, *per_seed, gain, listed(least)))
     header = ("Task", "Noise", "deterministic: clone", "in the end", "stochastic: clone", "in the end")
     return markdown((*header, "gain, deterministic", "lowest on the way"), rows)
+
+
+def _curves_of(table: Mapping[Run, Curve], variant: str, task: str) -> list[Curve]:
+    return [curve for run, curve in table.items() if run[:2] == (variant, task)]
 
 
 def _scales() -> list[str]:

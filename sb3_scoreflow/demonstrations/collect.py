@@ -14,7 +14,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 from sb3_scoreflow.common.progress import progress
 from sb3_scoreflow.demonstrations.arrays import LoadedObservations, map_observations, named_observations
 from sb3_scoreflow.demonstrations.container import Demonstrations
-from sb3_scoreflow.envs.action_chunking import ActionChunking
+from sb3_scoreflow.envs.action_chunking import ActionChunking, check_chunk_arguments
+
+#: ``(observations, state, episode_starts) -> (actions, state)``, all batched
+Predict = Callable[[Any, Any, np.ndarray], tuple[np.ndarray, Any]]
 
 
 def collect_demonstrations(
@@ -26,10 +29,12 @@ def collect_demonstrations(
     seed: int | None = None,
     progress_bar: bool = False,
     max_transitions: int | None = None,
+    n_executed: int | None = None,
 ) -> Demonstrations:
     """
     Run a policy for a number of episodes and record unnormalized observations, executed (clipped) actions and unnormalized
-    rewards.
+    rewards. A policy of chunks, as trained with :class:`~sb3_scoreflow.ActionChunking`, runs in the env without that wrapper:
+    its chunks are executed open loop, and each of their actions is recorded with its own observation and reward.
 
     With several envs, each gets its share of the episodes in advance (as in SB3's ``evaluate_policy``), so that short episodes
     are not preferred. Episodes are ordered by their start. With ``VecNormalize``, the policy gets normalized observations, the
@@ -46,9 +51,11 @@ def collect_demonstrations(
     :param progress_bar: Whether to show a progress bar (needs tqdm)
     :param max_transitions: Upper limit of the number of transitions: when it is reached, no further episode starts, and
         episodes that exceed it are dropped; None: no limit
+    :param n_executed: Number of actions to execute per chunk; None: as in the model's training env, or the whole
+        chunk
     :return: The demonstrations; ``metadata`` contains the env's id, the class of the policy, ``deterministic`` and ``seed``
-    :raises ValueError: if the env is chunked, an argument is out of range, an action has the wrong shape or is not finite, or
-        the first episode exceeds ``max_transitions``
+    :raises ValueError: if the env executes chunks, an argument is out of range, an action has the wrong shape or is not
+        finite, or the first episode exceeds ``max_transitions``
     :raises ImportError: if a progress bar is asked for and tqdm is not installed
     """
     for name, value in (("n_episodes", n_episodes), ("max_transitions", max_transitions)):
@@ -57,6 +64,13 @@ def collect_demonstrations(
     with contextlib.ExitStack() as stack:
         vec_env = _as_vec_env(env, stack)
         predict = _as_predict(model, deterministic, batched=isinstance(env, VecEnv))
+        horizon = _horizon(model, vec_env.action_space)
+        if horizon is not None:
+            given = getattr(model, "chunks", {}).get("n_executed", horizon) if n_executed is None else n_executed
+            check_chunk_arguments(horizon, given, 1.0)
+            predict = _Chunks(predict, horizon, given, vec_env)
+        elif n_executed is not None:
+            raise ValueError(f"`n_executed`={n_executed} is for policies of chunks, but `model` is none. Leave it out.")
         if seed is not None:
             set_random_seed(seed)
             vec_env.seed(seed)
@@ -98,7 +112,7 @@ class _Episode:
 
 
 def _record(
-    predict: Callable[[Any, Any, np.ndarray], tuple[np.ndarray, Any]],
+    predict: Predict,
     env: VecEnv,
     normalizer: VecNormalize | None,
     n_episodes: int,
@@ -194,12 +208,12 @@ def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> Vec
     if any(vec_env.env_is_wrapped(ActionChunking)):
         raise ValueError(
             "`env` is wrapped in ActionChunking, but demonstrations contain single actions: training extracts chunks from "
-            "them. Collect in the env without ActionChunking."
+            "them. Collect in the env without ActionChunking, which executes the chunks of a policy, too."
         )
     return vec_env
 
 
-def _as_predict(model: Any, deterministic: bool, batched: bool) -> Callable[[Any, Any, np.ndarray], tuple[np.ndarray, Any]]:
+def _as_predict(model: Any, deterministic: bool, batched: bool) -> Predict:
     """
     :param model: The value passed by the user
     :param deterministic: Passed to ``predict``
@@ -220,6 +234,39 @@ def _as_predict(model: Any, deterministic: bool, batched: bool) -> Callable[[Any
         return (action if batched else action[None]), None
 
     return predict
+
+
+def _horizon(model: Any, space: spaces.Space) -> int | None:
+    """:return: Actions per chunk of a policy that was trained with ActionChunking around an env with this action space"""
+    shape = getattr(getattr(model, "action_space", None), "shape", None)
+    return int(shape[0]) if shape and isinstance(space, spaces.Box) and shape[1:] == space.shape else None
+
+
+class _Chunks:
+    """
+    Executes chunks open loop, one action per call. An env whose chunk is over, or whose episode starts, gets a new chunk.
+
+    :param predict: ``(observations, state, episode_starts) -> (chunks, state)``
+    :param horizon: Actions per chunk
+    :param n_executed: How many of them to execute
+    :param env: Env without chunks
+    """
+
+    def __init__(self, predict: Predict, horizon: int, n_executed: int, env: VecEnv) -> None:
+        shape = (env.num_envs, horizon, *(env.action_space.shape or ()))
+        self.predict, self.n_executed = predict, n_executed
+        self.chunks = np.zeros(shape, env.action_space.dtype)
+        self.position = np.zeros(env.num_envs, np.int64)
+
+    def __call__(self, observations: LoadedObservations, _: Any, episode_starts: np.ndarray) -> tuple[np.ndarray, None]:
+        due = np.flatnonzero(episode_starts | (self.position == self.n_executed))
+        if len(due):
+            theirs = map_observations(lambda array: array[due], observations)
+            self.chunks[due] = self.predict(theirs, None, episode_starts[due])[0]
+            self.position[due] = 0
+        actions = self.chunks[np.arange(len(self.position)), self.position]
+        self.position += 1
+        return actions, None
 
 
 def _row(observations: LoadedObservations, index: int) -> LoadedObservations:

@@ -41,7 +41,7 @@ _SCRATCH_HALF_LIFE = 50_000
 
 def from_scratch(name: str, denoising_steps: int, action_dim: int) -> float | HalfLifeSchedule:
     """
-    The clip range starts at the equivalent of PPO's 0.2 for the ratio of a whole chain: the ratio here is the geometric mean
+    The clip range starts at the equivalent of PPO's 0.2 for the ratio of a single number: the ratio here is the geometric mean
     over the chain's ``(K + 1) action_dim`` numbers, so the spread of its logarithm is smaller by about the square root of this
     count. Learning rates decay because small rollouts make noisy steps (both ours; docs/implementation.md).
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gymnasium import Env
@@ -10,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_scoreflow.registry import ALGORITHMS
-from sb3_scoreflow.zoo.cloning import Cloning, SettingsError
+from sb3_scoreflow.zoo.cloning import KEYS, Cloning, SettingsError
 from sb3_scoreflow.zoo.registration import hyperparameter_file
 
 Preprocessed = tuple[dict[str, Any], Callable[[Env], Env] | None, list[BaseCallback], Callable[[Any], Any] | None]
@@ -52,13 +53,14 @@ class FlowExperimentManager(ExperimentManager):
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Preprocessed:
         """Also check the demonstrations here, because nothing has been written yet."""
         if not self.is_ours or self.continue_training:  # a model that continues has been cloned already
-            for key in ("demonstrations", "cloning") if self.is_ours else ():
+            for key in KEYS if self.is_ours else ():
                 hyperparams.pop(key, None)
             return super()._preprocess_hyperparams(hyperparams)
         cloning = Cloning.taken_from(hyperparams)
         if cloning is not None:
             others = hyperparams.get("callback") or []
-            hyperparams["callback"] = [*(others if isinstance(others, list) else [others]), cloning.as_callback()]
+            own = cloning.as_callback(partial(self.create_envs, 10, eval_env=True, no_log=True))
+            hyperparams["callback"] = [*(others if isinstance(others, list) else [others]), own]
         result = super()._preprocess_hyperparams(hyperparams)
         if cloning is not None:
             arguments, self.env_wrapper, _, self.vec_env_wrapper = result

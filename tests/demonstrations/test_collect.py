@@ -8,8 +8,10 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
+from sb3_scoreflow import ScoReFlowPPO
 from sb3_scoreflow.demonstrations import collect_demonstrations
 from sb3_scoreflow.envs import ActionChunking
 
@@ -208,6 +210,63 @@ def test_chunked_envs_are_refused() -> None:
     for env in (single, TimeLimit(single, 10), vectorized):
         with pytest.raises(ValueError, match=r"`env` is wrapped in ActionChunking.*Collect in the env without ActionChunking"):
             collect_demonstrations(constant([0]), env, n_episodes=1)
+
+
+class ChunkModel:
+    """Chunks whose first number is the observed count, and whose second one is the position in the chunk."""
+
+    action_space = spaces.Box(0.0, 1000.0, (3, 2), np.float32)
+
+    def predict(self, observation: np.ndarray, **_: Any) -> tuple[np.ndarray, None]:
+        count = np.repeat(observation[:, :1, None], 3, axis=1)
+        return np.concatenate([count / 100, np.broadcast_to(np.arange(3)[None, :, None], count.shape)], axis=2), None
+
+
+@pytest.mark.parametrize(
+    ("n_executed", "starts", "positions"),
+    [(None, [0, 0, 0, 3, 3], [0, 1, 2, 0, 1]), (2, [0, 0, 2, 2, 4], [0, 1, 0, 1, 0]), (1, [0, 1, 2, 3, 4], [0, 0, 0, 0, 0])],
+)
+def test_chunks_are_executed_open_loop_and_start_with_each_episode(
+    n_executed: int | None, starts: list[int], positions: list[int]
+) -> None:
+    """Of two envs, whose episodes have five steps, and two, so that they start at different times."""
+    env = DummyVecEnv([lambda: CounterEnv(5), lambda: CounterEnv(2)])
+    found = collect_demonstrations(ChunkModel(), env, n_episodes=4, n_executed=n_executed)
+    assert found.episode_lengths.tolist() == [5, 2, 2, 5]
+    for episode in found.episode_slices:
+        n = episode.stop - episode.start
+        assert (100 * found.actions[episode, 0]).round().tolist() == starts[:n]
+        assert found.actions[episode, 1].tolist() == positions[:n]
+
+
+@pytest.mark.parametrize("n_executed", [2, 4])
+def test_a_model_of_chunks_acts_as_in_its_own_env(n_executed: int) -> None:
+    """Returns are those of Stable-Baselines3's evaluation with chunks; stepping a plain env gives the recorded transitions."""
+
+    def chunked(env: gym.Env) -> gym.Env:
+        return ActionChunking(env, horizon=4, n_executed=n_executed)
+
+    env = make_vec_env("Pendulum-v1", n_envs=2, seed=3, wrapper_class=chunked)
+    model = ScoReFlowPPO("FlowPolicy", env, n_steps=8, batch_size=16, policy_kwargs=dict(net_arch=[8]), seed=0).learn(16)
+    env.seed(7)
+    returns: Any = evaluate_policy(model, env, n_eval_episodes=4, return_episode_rewards=True)[0]
+    plain = make_vec_env("Pendulum-v1", n_envs=2, seed=0)
+    found = collect_demonstrations(model, plain, n_episodes=4, deterministic=True, seed=7)
+    np.testing.assert_allclose(sorted(found.episode_returns), sorted(returns), rtol=1e-5)
+    single: Any = gym.make("Pendulum-v1")
+    single.reset(seed=7)
+    assert isinstance(found.observations, np.ndarray)
+    for i in range(200):
+        np.testing.assert_array_equal(found.observations[i], single.unwrapped._get_obs())
+        reward = single.step(found.actions[i])[1]
+        assert reward == pytest.approx(found.rewards[i], rel=1e-5)
+
+
+def test_bad_numbers_of_executed_actions() -> None:
+    with pytest.raises(ValueError, match=r"`n_executed` must lie in \[1, horizon=3\], got 4"):
+        collect_demonstrations(ChunkModel(), CounterEnv(5), n_episodes=1, n_executed=4)
+    with pytest.raises(ValueError, match=r"`n_executed`=1 is for policies of chunks.*Leave it out"):
+        collect_demonstrations(constant([0, 0]), CounterEnv(5), n_episodes=1, n_executed=1)
 
 
 def test_argument_and_action_errors() -> None:

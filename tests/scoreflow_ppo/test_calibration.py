@@ -1,39 +1,27 @@
 """The noise that a clone keeps most of its return with, against runs of the same noise from the constructor."""
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_scoreflow import RLDT, Demonstrations, HalfLifeSchedule, ScoReFlowPPO, calibrate_noise, pretrain_bc
-
-N_STEPS = 10
-
-
-class Needle(gym.Env):
-    """Pays 1 for each action that is no further from 0 than ``width``, less a fee, which is the same for all."""
-
-    observation_space = spaces.Box(-1, 1, (1,), np.float32)
-    action_space = spaces.Box(-2, 2, (2,), np.float32)
-
-    def __init__(self, width: float = 4.0, fee: float = 0.0) -> None:
-        self.width, self.fee = width, fee
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.steps = 0
-        return self.np_random.uniform(-1, 1, 1).astype(np.float32), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.steps += 1
-        reward = float(np.linalg.norm(action) <= self.width) - self.fee
-        return self.np_random.uniform(-1, 1, 1).astype(np.float32), reward, self.steps == N_STEPS, False, {}
+from sb3_scoreflow import (
+    RLDT,
+    HalfLifeSchedule,
+    ScoReFlowPPO,
+    calibrate_noise,
+    learn_resumable,
+    pretrain_bc,
+)
+from tests.resuming.runs import KillAt, Killed
+from tests.scoreflow_ppo.needle import N_STEPS, Needle, demonstrations_of_zero
 
 
 def make(width: float = 4.0, fee: float = 0.0, **arguments: Any) -> ScoReFlowPPO:
@@ -45,9 +33,8 @@ def make(width: float = 4.0, fee: float = 0.0, **arguments: Any) -> ScoReFlowPPO
 @pytest.fixture(scope="module")
 def clone() -> ScoReFlowPPO:
     """Of an expert that always acts with 0"""
-    n, model = 200, make()
-    observations, ends = np.random.default_rng(0).uniform(-1, 1, (n, 1)), np.arange(n) % N_STEPS == N_STEPS - 1
-    pretrain_bc(model, Demonstrations(observations, np.zeros((n, 2)), np.ones(n), ends, ends), n_batches=500, seed=0)
+    model = make()
+    pretrain_bc(model, demonstrations_of_zero(), n_batches=500, seed=0)
     return model
 
 
@@ -121,6 +108,34 @@ def test_generators_and_file(clone: ScoReFlowPPO, tmp_path: Any, capsys: pytest.
     model.save(tmp_path / "model")
     loaded = ScoReFlowPPO.load(tmp_path / "model")
     assert loaded.min_std == 0.025 and loaded.policy.log_std_bounds.exp().tolist() == pytest.approx([0.025, 0.06])
+
+
+@pytest.mark.parametrize("in_start", [True, False])
+def test_interrupted_runs_keep_their_noise(clone: ScoReFlowPPO, in_start: bool, tmp_path: Path) -> None:
+    """In ``start``, which a resumed run does not call, or in the script, which finds the same scale again."""
+
+    def run(folder: str, kill_at: int | None = None) -> ScoReFlowPPO:
+        def prepare(of: ScoReFlowPPO) -> None:
+            of.load_clone(clone.policy)
+            calibrate_noise(of, Needle(0.25), n_episodes=10)
+
+        model = make(0.25)
+        if not in_start:
+            prepare(model)
+        with contextlib.suppress(Killed):
+            start = prepare if in_start else None
+            learn_resumable(model, 64, tmp_path / folder, start=start, callback=KillAt(kill_at), save_freq=16)
+        return model
+
+    whole, killed, resumed = run("whole"), run("killed", kill_at=40), run("killed")
+    assert killed.num_timesteps == 40 and resumed.num_timesteps == whole.num_timesteps == 64
+    assert whole.min_std < 0.1
+    for model in (killed, resumed):
+        assert model.min_std == whole.min_std
+        for name in ("max_std", "learning_rate"):
+            schedules = [vars(getattr(each, name)) for each in (model, whole)]
+            assert schedules[0] == schedules[1]
+    assert th.equal(resumed.policy.log_std_bounds, whole.policy.log_std_bounds)
 
 
 def test_a_clone_that_is_no_better_than_random_actions(clone: ScoReFlowPPO) -> None:

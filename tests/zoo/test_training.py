@@ -14,11 +14,12 @@ import yaml
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_scoreflow import ActionChunking, load_demonstrations, pretrain_bc
+from sb3_scoreflow import ActionChunking, ScoReFlowPPO, calibrate_noise, load_demonstrations, pretrain_bc
 from sb3_scoreflow.registry import ALGORITHMS
 from sb3_scoreflow.zoo import cloning as cloning_module
 from sb3_scoreflow.zoo import main
 from tests.examples.newcomer import Newcomer
+from tests.scoreflow_ppo.needle import demonstrations_of_zero
 from tests.zoo.runs import FEW, saved_config, train
 
 CHUNKS = [{"sb3_scoreflow.ActionChunking": {"horizon": 4}}]
@@ -168,6 +169,8 @@ def test_a_newcomer_needs_no_more_than_its_line_in_the_registry(tmp_path: Path, 
         (dict(demonstrations="no/such/file.hdf5"), "error: demonstrations='no/such/file.hdf5' cannot be loaded"),
         (dict(demonstrations=FEW, cloning=dict(epochs=3)), "error: cloning has no setting 'epochs': it takes n_epochs"),
         (dict(cloning=dict(n_epochs=3)), "error: cloning=.* needs demonstrations"),
+        (dict(calibrate_noise=True), "error: calibrate_noise=True needs demonstrations"),
+        (dict(demonstrations=FEW, calibrate_noise=0.5), "error: calibrate_noise=0.5 is neither true nor false"),
         (dict(demonstrations=FEW, cloning=dict(checkpoint="x")), "error: cloning has no setting 'checkpoint'"),
     ],
 )
@@ -194,6 +197,22 @@ def test_settings_that_only_cloning_itself_refused(
     with pytest.raises(SystemExit, match=f"(?s)error: demonstrations=.* cannot be cloned for Hopper-v5: .*({message})"):
         train(tmp_path / "logs", algorithm, "Hopper-v5", demonstrations=FEW, cloning=cloning)
     assert not list(tmp_path.iterdir())
+
+
+def test_calibrated_noise(tmp_path: Path) -> None:
+    demonstrations, settings = tmp_path / "zeros.hdf5", dict(n_batches=500, seed=0)
+    demonstrations_of_zero().save(demonstrations)
+    more: dict[str, Any] = dict(demonstrations=str(demonstrations), cloning=settings, calibrate_noise=True)
+    run = train(tmp_path / "logs", "scoreflow_ppo", "Needle-v0", **more)
+    trained = ScoReFlowPPO.load(run / "Needle-v0.zip")
+    arguments: dict[str, Any] = dict(denoising_steps=2, policy_kwargs=dict(net_arch=[16]), seed=3, device="cpu")
+    by_hand = ScoReFlowPPO("FlowPolicy", make_vec_env("Needle-v0"), **arguments)
+    pretrain_bc(by_hand, demonstrations_of_zero(), **settings)  # type: ignore[arg-type]
+    found = calibrate_noise(by_hand, make_vec_env("Needle-v0", 10), seed=3)
+    assert found.scale < 1 and trained.min_std == by_hand.min_std == 0.1 * found.scale
+    assert saved_config(run, "Needle-v0")["calibrate_noise"] is True
+    with pytest.raises(SystemExit, match="error: calibrate_noise=True is for ScoReFlowPPO, not FPO: leave it out"):
+        train(tmp_path / "refused", "fpo", "Needle-v0", **more)
 
 
 def test_a_module_of_hyperparameters(tmp_path: Path) -> None:
