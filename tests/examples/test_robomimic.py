@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*critic_warmup_transitions", "i
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "lift.hdf5"
     make_demonstrations(
-        ["--output", str(path), "--episodes", "10", "--horizon", "8", "--camera", "agentview", "--no-reflections"]
+        ["--output", str(path), "--episodes", "10", "--horizon", "4", "--camera", "agentview", "--no-reflections"]
     )
     return path
 

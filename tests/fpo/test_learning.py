@@ -56,7 +56,7 @@ def test_training_from_scratch_improves_returns_if_rewards_tell_something(shuffl
 def test_fine_tuning_beats_the_clone_and_its_demonstrations() -> None:
     demonstrations, demonstrated = timid_demonstrations()
     clones, tuned = [], []
-    for seed in SEEDS:
+    for seed in range(6):  # one more: deterministic actions gain little, and seeds may overlap
         model: Any = _model(seed, critic_warmup_iterations=1)
         pretrain_bc(model, demonstrations, n_batches=300, batch_size=128, learning_rate=3e-3, ema_decay=0.98, seed=seed)
         clones.append(mean_return(model))

@@ -37,8 +37,14 @@ class ChainEnv(gym.Env):
         return np.eye(3, dtype=np.float32)[self.state], reward, not self.ring and self.state == 0, self.steps == 4, {}
 
 
-@pytest.mark.parametrize("ring", [False, True], ids=["terminates", "is cut off by a time limit"])
-@pytest.mark.parametrize(("td_lambda", "reward_scale"), [(0.0, "ema"), (0.5, 1.0)])
+@pytest.mark.parametrize(
+    ("ring", "td_lambda", "reward_scale"),
+    [
+        pytest.param(False, 0.0, "ema", id="terminates, one step"),
+        pytest.param(True, 0.0, 1.0, id="is cut off by a time limit, one step"),
+        pytest.param(True, 0.5, "ema", id="is cut off by a time limit, many steps"),
+    ],
+)
 def test_critics_of_a_fixed_policy_approach_its_q(ring: bool, td_lambda: float, reward_scale: Any) -> None:
     """
     V(s) = base + slope E[a] + gamma V(s'), solved as a linear system. Values of the ring are those without the time limit.
