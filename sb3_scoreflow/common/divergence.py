@@ -59,9 +59,9 @@ def _oddity(normalizer: ObservationNormalizer, raw: th.Tensor, key: str) -> str 
     if missed.any():
         component = int(missed.nonzero()[0])
         shown = f"is between {raw[:, component].min():g} and {raw[:, component].max():g}"
-        return f"component {component}, which always was {mean[component]:g}, {shown}"
+        return f"component {component}, which was always {mean[component]:g}, {shown}"
     if len(z) > 1 and varied.any() and (z.std(0)[varied] < _STANDSTILL).all():
-        return f"the largest spread of what varied in them is {z.std(0)[varied].max():.2g} standard deviations"
+        return f"the largest spread of their varying components is {z.std(0)[varied].max():.2g} standard deviations"
     return None
 
 
@@ -104,7 +104,7 @@ def check_losses(losses: dict[str, th.Tensor], iteration: int) -> None:
 
 def check_parameters(policy: FlowMatchingPolicy, iteration: int) -> None:
     """
-    :param policy: after an update
+    :param policy: policy after an update
     :param iteration: for the message
     :raises DivergenceError: if a parameter is NaN or infinite
     """
