@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+
 # Document this checkout, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -14,7 +17,7 @@ project = "sb3_scoreflow"
 author = copyright = "sb3_scoreflow contributors"
 version = release = sb3_scoreflow.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_copybutton", "sphinx_design"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
@@ -56,5 +59,22 @@ def _link_outside(app: Any, docname: str, source: list[str]) -> None:
     source[0] = _LINK.sub(replace, source[0])
 
 
+def _inline_formula(translator: Any, node: nodes.math) -> None:
+    translator.body.append(_as_mathml(node))
+    raise nodes.SkipNode
+
+
+def _displayed_formula(translator: Any, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math">{_as_mathml(node)}</div>')
+    raise nodes.SkipNode
+
+
+def _as_mathml(node: nodes.Element) -> str:
+    """Formulas as MathML, which browsers show without a script; MathJax would be loaded from the network."""
+    text = node.astext().replace(r"\dots", r"\ldots")  # docutils knows only the latter
+    return str(latex2mathml.tex2mathml(text, as_block=isinstance(node, nodes.math_block)))
+
+
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (_inline_formula, None), (_displayed_formula, None))
     app.connect("source-read", _link_outside)

@@ -62,14 +62,14 @@ def check_yaml(example: Example) -> None:
     import inspect
 
     from sb3_scoreflow import ScoReFlowPPO
+    from sb3_scoreflow.zoo.cloning import KEYS
 
     arguments = {
         *inspect.signature(ScoReFlowPPO).parameters,
         "n_envs",
         "n_timesteps",
         "env_wrapper",
-        "demonstrations",
-        "cloning",
+        *KEYS,
     }
     for entry in yaml.safe_load(example.parsed).values():
         assert entry.keys() <= arguments, f"{sorted(entry.keys() - arguments)} are no arguments"
