@@ -1,12 +1,12 @@
 """
-Hopper by an exported policy: NumPy, Gymnasium and onnxruntime, neither PyTorch nor Stable-Baselines3.
+Run an exported policy on Hopper with NumPy, Gymnasium and onnxruntime, without PyTorch and Stable-Baselines3.
 
     python examples/quickstart.py
     python -c "from sb3_scoreflow import ScoReFlowPPO; from sb3_scoreflow.export import export_onnx; \\
         export_onnx(ScoReFlowPPO.load('demo_output/hopper_scoreflow_ppo'), 'demo_output/hopper.onnx')"
     python examples/deploy.py demo_output/hopper.onnx
 
-Of each chunk that the policy predicts, as many actions are executed as where it was trained: the file says how many.
+The program executes as many actions of each predicted chunk as the training environment did; the file contains this number.
 """
 
 import argparse
@@ -22,15 +22,15 @@ ENV_ID = "Hopper-v5"
 
 class Policy:
     """
-    What ``export_onnx`` has written, for environments whose observation is one array.
+    A file written by ``export_onnx``, for environments whose observation is a single array.
 
-    :param path: of the file
+    :param path: path of the file
     """
 
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # networks of this size are slower with more
-        options.log_severity_level = 3  # it warns of what it does not compute beforehand
+        options.log_severity_level = 3  # otherwise, it warns about operations that it does not compute in advance
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         description = json.loads(self.session.get_modelmeta().custom_metadata_map["sb3_scoreflow"])
         (self.input,) = description["inputs"]
@@ -39,7 +39,7 @@ class Policy:
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """
         :param observation: shape as in the environment
-        :return: the actions to be executed one after another, shape ``(n, *action_shape)``
+        :return: actions to execute one after another, shape ``(n, *action_shape)``
         """
         batch = np.asarray(observation, self.input["dtype"])[None]
         (actions,) = self.session.run(["action"], {self.input["input"]: batch})
@@ -62,9 +62,11 @@ def run_episode(env: gymnasium.Env, policy: Policy, seed: int | None) -> tuple[f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("policy", type=Path, help="file that export_onnx has written")
+    parser.add_argument("policy", type=Path, help="file written by export_onnx")
     parser.add_argument("--episodes", type=int, default=10, help="(default 10)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first episode; the others go on from it (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first episode; the following episodes continue from it (default 0)"
+    )
     arguments = parser.parse_args()
 
     env, policy = gymnasium.make(ENV_ID), Policy(arguments.policy)

@@ -6,8 +6,8 @@ Behavior cloning on FrankaKitchen demonstrations, then fine-tuning with ScoReFlo
     python examples/kitchen.py --data d4rl:kitchen-mixed-v0 --algorithm rldt
     python examples/kitchen.py --data minari:D4RL/kitchen/partial-v2          # pip install -e ".[minari]"
 
-The data are downloaded on first use; docs/demonstrations.md says where to put them by hand. Prints how many tasks are
-completed per episode, by the demonstrations, by their clone and after fine-tuning, and saves the model.
+The program downloads the data on first use; docs/demonstrations.md says where to put them by hand. It prints the number of
+tasks completed per episode by the demonstrations, by their clone and after fine-tuning, and saves the model.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def load(source: str) -> Demonstrations:
 
 
 def task_set_of(source: str) -> str:
-    """Name of the tasks that the data are for: it is part of the names of D4RL's and Minari's data."""
+    """Name of the task set of the data, which is part of the names of D4RL's and Minari's data."""
     for name in KITCHEN_TASK_SETS:
         if name in Path(source).name:
             return name
@@ -55,7 +55,7 @@ def task_set_of(source: str) -> str:
 
 
 def view_of(demonstrations: Demonstrations, tasks: str) -> KitchenView:
-    """Which observations the environment has to have; ends the program where no environment would fit the data."""
+    """Observations that the environment needs to match the data; the program ends if no environment matches."""
     shape = demonstrations.observation_shape
     if isinstance(shape, dict) or shape not in VIEWS:
         raise SystemExit(
@@ -72,7 +72,7 @@ def view_of(demonstrations: Demonstrations, tasks: str) -> KitchenView:
 
 
 def make_env(tasks: str, view: KitchenView, n_envs: int, max_episode_steps: int, seed: int) -> VecEnv:
-    """Kitchens that take 4 actions at a time, each in its own process: a step takes milliseconds."""
+    """Kitchens that take 4 actions at a time, each in a separate process, because a step takes milliseconds."""
     return make_vec_env(
         make_kitchen,
         n_envs=n_envs,
@@ -84,7 +84,7 @@ def make_env(tasks: str, view: KitchenView, n_envs: int, max_episode_steps: int,
 
 
 def arguments_of(algorithm: str, rollout: int, n_tasks: int) -> dict[str, Any]:
-    """What is not the algorithm's default, for rollouts of so many chunks."""
+    """Arguments that differ from the algorithm's defaults, for rollouts of this many chunks."""
     table: dict[str, dict[str, Any]] = {
         "scoreflow_ppo": dict(
             batch_size=min(840, rollout),
@@ -96,7 +96,7 @@ def arguments_of(algorithm: str, rollout: int, n_tasks: int) -> dict[str, Any]:
             min_std=0.05,
             max_std=HoldCosineSchedule(0.12, 0.05),
         ),
-        # Rewards are few and of size 1, so they are neither rescaled nor can they add up to more than the number of tasks
+        # Rewards are rare and of size 1: they need no rescaling, and their sum is at most the number of tasks
         "rldt": dict(reward_scale=1.0, target_clip=(0.0, float(n_tasks)), td_lambda=0.5),
     }
     return table.get(algorithm, {})
@@ -114,7 +114,7 @@ def evaluate(model: FlowAlgorithm, env: VecEnv, n_episodes: int) -> np.ndarray:
 
 
 def demonstrated(demonstrations: Demonstrations, tasks: str) -> np.ndarray:
-    """The number of tasks that are complete at some time in each demonstration; their rewards do not tell."""
+    """The number of tasks that are complete at some time in each demonstration; the rewards do not show this."""
     flags = completed_tasks(np.asarray(demonstrations.observations), tasks)
     return np.array([flags[episode].any(axis=0).sum() for episode in demonstrations.episode_slices])
 
@@ -127,7 +127,7 @@ def report(name: str, completed: np.ndarray, n_tasks: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="d4rl:kitchen-complete-v0", help="source of the demonstrations, or a file")
-    parser.add_argument("--tasks", choices=list(KITCHEN_TASK_SETS), help="default: what the name of the data says")
+    parser.add_argument("--tasks", choices=list(KITCHEN_TASK_SETS), help="default: the task set in the name of the data")
     parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="(default scoreflow_ppo)")
     parser.add_argument("--timesteps", type=int, default=100_000, help="chunks of 4 actions to train for (default 100000)")
     parser.add_argument("--batches", type=int, help="minibatches of cloning (default: that of pretrain_bc)")
@@ -151,7 +151,7 @@ def main() -> None:
 
     env = make_env(tasks, view, arguments.n_envs, arguments.max_episode_steps, arguments.seed)
     model = make_model(arguments.algorithm, env, arguments.n_steps, n_tasks, arguments.seed)
-    # The rewards of the data count otherwise than the env's: no critic should start from them
+    # The rewards of the data differ from the environment's, so the critic must not start from them
     pretrain_bc(model, demonstrations, n_batches=arguments.batches, critic_batches=0, seed=arguments.seed, progress_bar=True)
     report("clone", evaluate(model, env, arguments.episodes), n_tasks)
 

@@ -4,9 +4,9 @@ Behavior cloning on mediocre Hopper demonstrations, then fine-tuning with ScoReF
     python examples/quickstart.py
     python examples/quickstart.py --algorithm rldt
 
-Prints the return of the demonstrations, of their clone and of the fine-tuned policy, and leaves a saved model and a picture of
-the learning curve in ``demo_output/``. The fine-tuned policy is the best of the checkpoints that are evaluated on the way: on
-Hopper, one update more or less can make the deterministic policy fall in its first steps.
+The program prints the returns of the demonstrations, of their clone and of the fine-tuned policy, and saves the model and a
+plot of the learning curve in ``demo_output/``. The fine-tuned policy is the best of the checkpoints evaluated during training:
+on Hopper, a single update can make the deterministic policy fall in its first steps.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from sb3_scoreflow import ALGORITHMS, ActionChunking, load_demonstrations, pretr
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 
 ENV_ID = "Hopper-v5"
-#: Algorithm -> arguments that are not its defaults
+#: Algorithm -> arguments that differ from its defaults
 ARGUMENTS: dict[str, dict[str, Any]] = {"scoreflow_ppo": dict(n_steps=100, batch_size=250)}
 
 
@@ -41,7 +41,7 @@ def make_model(algorithm: str, env: VecEnv, seed: int) -> FlowAlgorithm:
 
 
 def evaluate(model: FlowAlgorithm, env: VecEnv, seed: int) -> tuple[float, float]:
-    """Mean and standard deviation of the deterministic policy's return over 20 episodes, the same starts for every policy."""
+    """Mean and standard deviation of the deterministic return over 20 episodes, with the same starts for every policy."""
     env.seed(seed)
     returns, _ = evaluate_policy(model, env, n_eval_episodes=20, return_episode_rewards=True)
     return float(np.mean(returns)), float(np.std(returns))
@@ -69,7 +69,7 @@ class LearningCurve(BaseCallback):
 
 
 def plot(path: Path, title: str, curve: LearningCurve, checks: EvalCallback, demonstrated: float, cloned: float) -> None:
-    figure = Figure(figsize=(7, 4), layout="tight")  # needs no screen, and leaves matplotlib's backend as it is
+    figure = Figure(figsize=(7, 4), layout="tight")  # needs no screen, and does not change matplotlib's backend
     axes = figure.subplots()
     axes.plot(curve.env_steps, curve.returns, label="fine-tuning, while exploring")
     # EvalCallback counts chunks; the exploring curve gives the environment steps that they took.

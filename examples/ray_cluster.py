@@ -5,8 +5,8 @@ Fine-tuning a clone of Hopper demonstrations with environments in Ray's workers,
     python examples/ray_cluster.py
     python examples/ray_cluster.py --address auto        # on a node of a cluster, see docs/scaling.md
 
-Without an address, a small Ray is started on this machine. Kill a worker while it learns: another takes its place. A minute is
-not enough to learn much: pass ``--timesteps 70000`` for that.
+Without an address, the program starts a small Ray instance on this machine. If you kill a worker during training, another one
+replaces it. The default takes about a minute, which is too short to learn much; use ``--timesteps 70000`` for that.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from sb3_scoreflow.distributed import RayVecEnv
 
 
 def make_env() -> gym.Env:
-    """Runs in the workers, where the environments are; the chunks of actions are executed there, too."""
+    """Runs in the workers, which contain the environments and also execute the chunks of actions."""
     return ActionChunking(Monitor(gym.make("Hopper-v5")), horizon=4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", help="of a cluster of Ray, such as auto (default: a Ray of this machine)")
+    parser.add_argument("--address", help="address of a Ray cluster, such as auto (default: a Ray instance on this machine)")
     parser.add_argument("--n-envs", type=int, default=8)
     parser.add_argument("--envs-per-worker", type=int, default=4)
     parser.add_argument("--timesteps", type=int, default=4000, help="chunks of 4 actions to train for (default 4000)")

@@ -2,12 +2,12 @@
 Behavior cloning on a robomimic file, then fine-tuning in robosuite with ScoReFlowPPO (or RLDT), from state or from cameras.
 
     pip install -e ".[examples,robomimic]"
-    python -m benchmarks.make_robosuite_demonstrations --output lift.hdf5     # or any file of robomimic's
+    python -m benchmarks.make_robosuite_demonstrations --output lift.hdf5     # or any robomimic file
     python examples/robomimic.py lift.hdf5 --horizon 100
     python examples/robomimic.py can/ph/image_v15.hdf5 --cameras agentview robot0_eye_in_hand --encoder vit --algorithm rldt
 
-The task and its settings are read from the file. Prints the share of episodes that succeed, of the demonstrations, of their
-clone and after fine-tuning, and saves the model.
+The program reads the task and its settings from the file. It prints the success rate of the demonstrations, of their clone and
+after fine-tuning, and saves the model.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sb3_scoreflow.envs import make_robomimic
 
 
 def make_env(arguments: argparse.Namespace) -> VecEnv:
-    """Environments of the file's task that take several actions at a time, each in its own process."""
+    """Environments of the file's task that take several actions at a time, each in a separate process."""
     return make_vec_env(
         make_robomimic,
         n_envs=arguments.n_envs,
@@ -41,7 +41,7 @@ def make_env(arguments: argparse.Namespace) -> VecEnv:
 
 
 def arguments_of(algorithm: str, rollout: int, cameras: bool) -> dict[str, Any]:
-    """What is not the algorithm's default, for rollouts of so many chunks; success, the only reward, makes values 0 to 1."""
+    """Arguments that differ from the defaults, for rollouts of this many chunks and with success as the only reward."""
     table: dict[str, dict[str, Any]] = {
         "scoreflow_ppo": dict(
             batch_size=min(500, rollout), n_epochs=8, critic_warmup_iterations=2, min_std=0.08, max_std=0.16
@@ -51,7 +51,7 @@ def arguments_of(algorithm: str, rollout: int, cameras: bool) -> dict[str, Any]:
             target_clip=(0.0, 1.0),
             reward_scale=1.0,
             critic_warmup_transitions=5000,
-            encoder_learning_rate=0.0 if cameras else None,  # the clone's encoder, asked once per refresh
+            encoder_learning_rate=0.0 if cameras else None,  # the clone's encoder, evaluated once per refresh
         ),
     }
     return table.get(algorithm, {})
@@ -63,7 +63,7 @@ def make_model(arguments: argparse.Namespace, env: VecEnv) -> FlowAlgorithm:
         "FlowPolicy",
         env,
         n_steps=arguments.n_steps,
-        gamma=0.999,  # success is far away
+        gamma=0.999,  # the reward comes late
         policy_kwargs=dict(features_extractor_class=ViTExtractor) if arguments.encoder == "vit" else {},
         seed=arguments.seed,
         device="cpu",
@@ -80,9 +80,9 @@ def success_rate(model: FlowAlgorithm, env: VecEnv, n_episodes: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="robomimic's HDF5 file")
-    parser.add_argument("--mask", help="which of the file's demonstrations to use, such as train (default: all)")
-    parser.add_argument("--cameras", nargs="*", default=[], help="cameras to see through, instead of the objects' state")
-    parser.add_argument("--encoder", choices=["cnn", "vit"], default="cnn", help="of the images (default cnn)")
+    parser.add_argument("--mask", help="list of demonstrations in the file, such as train (default: all)")
+    parser.add_argument("--cameras", nargs="*", default=[], help="cameras whose images replace the state of the objects")
+    parser.add_argument("--encoder", choices=["cnn", "vit"], default="cnn", help="encoder of the images (default cnn)")
     parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="(default scoreflow_ppo)")
     parser.add_argument("--timesteps", type=int, default=40_000, help="chunks to train for (default 40000)")
     parser.add_argument("--chunk", type=int, default=4, help="actions per chunk (default 4)")

@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        again = " Run the same command again to go on." if getattr(args, "checkpoints", None) else ""
+        again = " Run the same command again to continue." if getattr(args, "checkpoints", None) else ""
         print(f"sb3-scoreflow: interrupted.{again}", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the interpreter would flush stdout again at its end and report an error

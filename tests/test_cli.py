@@ -363,7 +363,7 @@ def test_training_goes_on_after_an_interruption(
     with monkeypatch.context() as patch:
         patch.setattr(ScoReFlowPPO, "train", interrupted)
         assert main(resumable) == 130
-    assert "Run the same command again to go on." in capsys.readouterr().err
+    assert "Run the same command again to continue." in capsys.readouterr().err
     assert main(resumable) == 0
     whole, resumed = (ScoReFlowPPO.load(tmp_path / f"{name}.zip") for name in ("whole", "resumed"))
     assert resumed.num_timesteps == whole.num_timesteps == 128 and same_weights(resumed, whole)

@@ -52,7 +52,7 @@ def check_action_space(space: spaces.Space, name: str = "action_space") -> None:
             f"env = gymnasium.wrappers.TransformAction(env, lambda action: action.round().astype('{space.dtype}'), {box})"
         )
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)  # where nothing overflows
-    bounded = (np.abs(low) < NO_BOUND) & (np.abs(high) < NO_BOUND)  # False for NaN, too
+    bounded = (np.abs(low) < NO_BOUND) & (np.abs(high) < NO_BOUND)  # also False for NaN
     if not bounded.all():
         raise ArgumentError(
             f"{name} must have finite bounds, of less than {NO_BOUND:.0e} (larger ones stand for unbounded), got "
@@ -67,7 +67,7 @@ def check_action_space(space: spaces.Space, name: str = "action_space") -> None:
             f"{name} must have low < high in every dimension, got {_ranges(space, fixed)}: let a wrapper fill in what is "
             f"fixed, and leave it out of demonstrations, {_fill_in(space, fixed)}"
         )
-    # What float32 knows of a float32 (or float16) space is all there is to know
+    # float32 represents a float32 (or float16) space exactly
     step = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
     coarse = (space.dtype == np.float64) & (_LEVELS * step.astype(np.float64) > high - low)
     if coarse.any():
@@ -93,7 +93,7 @@ def _fill_in(space: spaces.Box, fixed: np.ndarray) -> str:
     """A wrapper that leaves out the fixed dimensions, as code."""
     free, where = ~fixed.ravel(), np.flatnonzero(fixed)
     values = space.low.ravel()[where].tolist()
-    # numpy.insert counts in the array that it is given
+    # numpy.insert counts positions in its input array
     positions = (where - np.arange(len(where))).tolist()
     low, high = (f"numpy.array({bound.ravel()[free].tolist()}, '{space.dtype}')" for bound in (space.low, space.high))
     box = f"gymnasium.spaces.Box({low}, {high}, dtype='{space.dtype}')"

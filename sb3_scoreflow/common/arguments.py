@@ -37,7 +37,7 @@ class ArgumentResolution(OnPolicyAlgorithm):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """
-        Setting an argument replaces its default. ``learning_rate`` and ``lr_schedule`` stay equal, whichever is set.
+        Setting an argument replaces its default. ``learning_rate`` and ``lr_schedule`` stay equal if either of them is set.
         """
         name = "learning_rate" if name == "lr_schedule" else name
         super().__setattr__(name, value)
@@ -56,7 +56,9 @@ class ArgumentResolution(OnPolicyAlgorithm):
         :raises ValueError: if an argument is invalid; the message names the argument, its value and a remedy
         """
         if not hasattr(self, "action_space"):
-            raise ArgumentError("env must be an environment or the name of one, got None: only load() does without.")
+            raise ArgumentError(
+                "env must be an environment or the name of one, got None: only load() works without an environment."
+            )
         check_action_space(self.action_space)
         adopt_moved(self)
         values = check_arguments(self.rules, self, {*self.defaults["scratch"], *self.sizes})

@@ -103,7 +103,7 @@ class Number(Rule):
 
 @dataclass(frozen=True)
 class Schedule(Number):
-    """A number, or a schedule of numbers that are not negative (also where a number has to be positive)."""
+    """A number, or a schedule of numbers that are not negative (even if a plain number must be positive)."""
 
     @property
     def wanted(self) -> str:

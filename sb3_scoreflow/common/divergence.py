@@ -16,7 +16,7 @@ from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter, wa
 _STANDSTILL = 0.03
 #: Share of such a component's value that counts as rounding
 _ROUNDING = 1e-5
-_REMEDY = "Fix the environment, or clip there what it returns, and go on from the last checkpoint."
+_REMEDY = "Fix the environment, or clip its return values, and continue from the last checkpoint."
 
 
 def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) -> None:
@@ -59,9 +59,9 @@ def _oddity(normalizer: ObservationNormalizer, raw: th.Tensor, key: str) -> str 
     if missed.any():
         component = int(missed.nonzero()[0])
         shown = f"is between {raw[:, component].min():g} and {raw[:, component].max():g}"
-        return f"component {component}, which always was {mean[component]:g}, {shown}"
+        return f"component {component}, which was always {mean[component]:g}, {shown}"
     if len(z) > 1 and varied.any() and (z.std(0)[varied] < _STANDSTILL).all():
-        return f"the largest spread of what varied in them is {z.std(0)[varied].max():.2g} standard deviations"
+        return f"the largest spread of their varying components is {z.std(0)[varied].max():.2g} standard deviations"
     return None
 
 
@@ -80,7 +80,7 @@ def check_rollout(buffer: RolloutBuffer) -> None:
             step, env = (int(i) for i in np.argwhere(bad)[0][:2])
             raise DivergenceError(
                 f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
-                f"env {env}): fix the environment (VecCheckNan finds the step) and go on from the last checkpoint."
+                f"env {env}): fix the environment (VecCheckNan finds the step) and continue from the last checkpoint."
             )
         name = name if name in ("observations", "rewards") else f"observations[{name!r}]"
         check_magnitudes(f"The environment's {name}", part, 2, _REMEDY)
@@ -98,13 +98,13 @@ def check_losses(losses: dict[str, th.Tensor], iteration: int) -> None:
         if not bool(th.isfinite(term)):
             raise DivergenceError(
                 f"{name} is {term.item()} in iteration {iteration}, before the parameters changed: check rewards and "
-                "observations for huge values, or lower the learning rates, and go on from the last checkpoint."
+                "observations for huge values, or lower the learning rates, and continue from the last checkpoint."
             )
 
 
 def check_parameters(policy: FlowMatchingPolicy, iteration: int) -> None:
     """
-    :param policy: after an update
+    :param policy: policy after an update
     :param iteration: for the message
     :raises DivergenceError: if a parameter is NaN or infinite
     """
@@ -112,5 +112,5 @@ def check_parameters(policy: FlowMatchingPolicy, iteration: int) -> None:
     if culprit is not None:
         raise DivergenceError(
             f"Parameter '{culprit}' became NaN or infinite in iteration {iteration}: lower the learning rates or "
-            "max_grad_norm, and go on from the last checkpoint."
+            "max_grad_norm, and continue from the last checkpoint."
         )

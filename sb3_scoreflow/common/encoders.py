@@ -76,7 +76,7 @@ class PatchTransformer(nn.Module):
     A small vision transformer (arXiv 2010.11929, Section 3.1) whose output preserves positions in the image.
 
     Patches are embedded by a convolution, get learned positions and pass ``depth`` pre-norm transformer layers. Instead of the
-    paper's class token, every patch's output is narrowed to ``token_dim`` numbers, all of which go through one linear layer
+    paper's class token, every patch's output is projected to ``token_dim`` numbers, all of which go through one linear layer
     (ours): averaging would lose positions, which a robot needs. Images whose sides are not multiples of the patch size are
     padded by repeating their border.
 

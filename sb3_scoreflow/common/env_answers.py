@@ -108,8 +108,8 @@ def _checked_reset(env: gym.Env, index: int, space: spaces.Space, exact: bool, r
 
 
 def _expected(space: spaces.Space) -> tuple[tuple[int, ...] | None, np.dtype | None]:
-    """:return: shape and dtype of observations that need no closer look"""
-    # The one object that NumPy has for a dtype; what was unpickled may have another
+    """:return: shape and dtype of observations that need no further check"""
+    # NumPy's only object for this dtype; unpickled spaces may have another object
     return space.shape, np.dtype(space.dtype.type) if isinstance(space, spaces.Box) else None
 
 
@@ -227,7 +227,7 @@ def _is_finite(values: Any) -> bool:
     array = np.asarray(values)
     if array.dtype.kind != "f":
         return True
-    # The sum of squares is the fastest look; where it overflows, numbers may be finite still
+    # The sum of squares is the fastest check; if it overflows, the numbers may still be finite
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
@@ -238,7 +238,7 @@ def _diverged(name: str, values: Any, index: int | None = None) -> EnvDivergedEr
     where = f" in component {component[0] if len(component) == 1 else component}" if component else ""
     return EnvDivergedError(
         f"Environment {env} returned a NaN or infinite {name} ({array[position]}{where}); nothing was learned from it. Fix "
-        "the environment, or clip there what it returns, and go on from the last checkpoint.",
+        "the environment, or clip its return values, and continue from the last checkpoint.",
         env,
     )
 
@@ -249,10 +249,10 @@ def _refused(index: int, call: str, fault: str) -> EnvFailedError:
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """:return: as an array, None if it is none"""
+    """:return: the value as an array; None if it cannot be an array"""
     try:
         return np.asarray(value)
-    except Exception:  # lists of different lengths; what other types raise is up to them
+    except Exception:  # lists of different lengths; other types may raise any error
         return None
 
 
@@ -262,7 +262,7 @@ def _without_leading(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _describe(value: Any) -> str:
-    """:return: a value, or its type and what is in it"""
+    """:return: a value, or its type and contents"""
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)} ({', '.join(type(each).__name__ for each in value)})"
     if isinstance(value, np.ndarray) and value.shape != ():

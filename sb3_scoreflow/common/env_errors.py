@@ -6,7 +6,7 @@ from typing import Any
 
 from sb3_scoreflow.common.utils import DivergenceError
 
-_RESUME = "make the environments anew and go on from the last checkpoint"
+_RESUME = "make the environments again and continue from the last checkpoint"
 
 
 class EnvFailedError(RuntimeError):
@@ -60,7 +60,7 @@ def raised_error(error: Exception, index: int, call: str) -> EnvFailedError:
     """
     :param error: exception that an environment raised
     :param index: index of the environment
-    :param call: what it was asked for, such as "step()"
+    :param call: the call during which it raised the exception, such as "step()"
     :return: an error that is also an instance of the exception's type, to be raised from the exception
     """
     message = f"Environment {index} raised {type(error).__name__} in {call}: {error}{_hint(error)}"
@@ -76,10 +76,10 @@ def raised_error(error: Exception, index: int, call: str) -> EnvFailedError:
 
 def ended_error(index: int, call: str, pid: int | None, exitcode: int | None) -> EnvFailedError:
     """
-    :param index: index of an environment, the process of which has ended
-    :param call: what it was asked for
+    :param index: index of an environment whose process has ended
+    :param call: the call during which it ended
     :param pid: process id of the process
-    :param exitcode: exit code of the process, None if it runs on, but has closed its pipe
+    :param exitcode: exit code of the process, None if it still runs, but has closed its pipe
     :return: the error
     """
     if exitcode is None:
@@ -89,7 +89,7 @@ def ended_error(index: int, call: str, pid: int | None, exitcode: int | None) ->
         )
     elif exitcode >= 0:
         how = f"ended with exit code {exitcode}"
-        why = "Look for sys.exit or os._exit in the environment and its simulator, and at what it printed last"
+        why = "Look for sys.exit or os._exit in the environment and its simulator, and at its last output"
     else:
         how, why = f"was killed by {_signal_name(-exitcode)}", _why_killed(-exitcode)
     message = f"Environment {index} is gone: its process ({pid}) {how} during {call}. {why}; then {_RESUME}."
@@ -99,7 +99,7 @@ def ended_error(index: int, call: str, pid: int | None, exitcode: int | None) ->
 def hanging_error(indices: list[int], call: str, timeout: float) -> EnvFailedError:
     """
     :param indices: indices of environments that do not answer
-    :param call: what they were asked for
+    :param call: the call that they do not answer
     :param timeout: time limit in seconds
     :return: the error
     """
@@ -121,7 +121,7 @@ def name_envs(indices: list[int]) -> str:
 
 @cache
 def _combined(cls: type[Exception]) -> type[EnvFailedError]:
-    if issubclass(cls, EnvFailedError):  # of environments inside an environment
+    if issubclass(cls, EnvFailedError):  # raised by environments inside an environment
         return cls
     if issubclass(EnvFailedError, cls):
         return EnvFailedError
@@ -129,16 +129,18 @@ def _combined(cls: type[Exception]) -> type[EnvFailedError]:
 
 
 def _plain(cls: type[EnvFailedError]) -> type[EnvFailedError]:
-    """:return: the class that pickles: combined ones are in no module"""
+    """:return: the class to pickle: no module contains the combined classes"""
     return EnvDivergedError if issubclass(cls, EnvDivergedError) else EnvFailedError
 
 
 def _hint(error: Exception) -> str:
     """:return: remedy for an exception, if one is known"""
-    if isinstance(error, ValueError) and "values to unpack" in str(error):  # by a wrapper: it hides what was returned
+    if isinstance(error, ValueError) and "values to unpack" in str(
+        error
+    ):  # raised by a wrapper, which hides the returned value
         return (
-            ". Where that is the answer of an environment, Gymnasium wants five values of step(): observation, reward, "
-            "terminated, truncated, info; and two of reset(): observation, info"
+            ". If an environment returned this, note that Gymnasium requires five values from step(): observation, reward, "
+            "terminated, truncated, info; and two from reset(): observation, info"
         )
     return ""
 
@@ -146,13 +148,13 @@ def _hint(error: Exception) -> str:
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # of real-time signals, for instance
+    except ValueError:  # real-time signals, for instance
         return f"signal {number}"
 
 
 def _why_killed(number: int) -> str:
     if _signal_name(number) == "SIGKILL":
-        return "If nobody killed it, the system did for lack of memory: use fewer environments or smaller ones"
+        return "If nobody killed it, the system did, for lack of memory: use fewer or smaller environments"
     if _signal_name(number) in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"):
-        return "That is a crash of compiled code, of a simulator for instance: set PYTHONFAULTHANDLER=1 to see where"
+        return "This is a crash of compiled code, such as a simulator: set PYTHONFAULTHANDLER=1 to see where it crashed"
     return "Find out which process sent the signal"

@@ -74,7 +74,7 @@ class WorkerFailure:
         if self.pickled is not None:
             try:
                 error = pickle.loads(self.pickled)
-            except Exception:  # its module is not known here
+            except Exception:  # its module is not available here
                 error = None
         if error is None:
             error = RuntimeError(self.summary)
@@ -115,8 +115,8 @@ def _serve(index: int, space: spaces.Space) -> type:
     """
     :param index: index of the environment
     :param space: space of its observations
-    :return: a class that no environment is wrapped in, if the process runs another loop than Stable-Baselines3's
-    :raises EOFError: at the end, which Stable-Baselines3's loop takes for its own
+    :return: a class that wraps no environment, if the process does not run Stable-Baselines3's loop
+    :raises EOFError: at the end, which also ends Stable-Baselines3's outer loop
     """
     frame: Any = sys._getframe()
     while frame is not None and frame.f_code is not _worker.__code__:
@@ -290,7 +290,7 @@ class Workers:
                     pass
             left = self._join(grace)
             if left and self.failure is None:
-                warn(f"{name_envs(left)} did not close within {grace:g} seconds: what it had to write may be lost.")
+                warn(f"{name_envs(left)} did not close within {grace:g} seconds: unsaved output may be lost.")
         finally:
             for end in ("terminate", "kill"):
                 for process in self.processes:
@@ -349,7 +349,7 @@ def _ready(pipe: int, sentinel: int) -> Ready:
     """
     :param pipe: descriptor, or on Windows handle
     :param sentinel: sentinel of a process
-    :return: gives those of both for which there is something, after seconds at most
+    :return: function that waits for at most the given number of seconds and returns those of the two that are ready
     """
     if not hasattr(selectors, "PollSelector"):
         return lambda seconds: connection.wait([pipe, sentinel], seconds)  # type: ignore[return-value]
@@ -361,9 +361,9 @@ def _ready(pipe: int, sentinel: int) -> Ready:
 
 def _receive_bytes(ready: Ready, process: Any, pipe: int, size: int) -> io.BytesIO:
     """
-    What ``Connection._recv`` does, but for the end of the process.
+    The same as ``Connection._recv``, except that it detects the end of the process.
 
-    :raises EOFError: if the process has ended before all was sent
+    :raises EOFError: if the process ended before it had sent everything
     """
     buffer = io.BytesIO()
     while buffer.tell() < size:

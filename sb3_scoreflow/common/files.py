@@ -33,8 +33,8 @@ _STALE_SECONDS = 24 * 3600
 _REFUSED = "Pass a path in a folder that you may write to."
 #: Error number of the disk -> reason and remedy
 _REASONS = {
-    errno.ENOSPC: ("the disk is full", "Delete what is not needed there, or pass a path on another disk."),
-    errno.EDQUOT: ("your quota is used up", "Delete what you do not need there, or pass a path on another disk."),
+    errno.ENOSPC: ("the disk is full", "Delete files that are not needed there, or pass a path on another disk."),
+    errno.EDQUOT: ("your quota is used up", "Delete files that you do not need there, or pass a path on another disk."),
     errno.EFBIG: (
         "it is larger than the file system, or the limit of this process, allows",
         "Pass a path on another disk, or raise the limit (ulimit -f unlimited).",
@@ -66,7 +66,8 @@ def is_path(value: Any) -> TypeGuard[AnyPath]:
 @contextmanager
 def atomic_path(path: AnyPath) -> Iterator[Path]:
     """
-    Write to a temporary file and move it to ``path`` when the block ends without an exception and it is on the disk.
+    Write to a temporary file. If the block ends without an exception, wait until the file is on the disk, and move it to
+    ``path``.
 
     If the process is killed, crashes or fills the disk, the previous file stays unchanged. The next call for the same folder
     removes a temporary file that a killed process has left; after SIGTERM or an exception, nothing is left.
@@ -84,10 +85,10 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: AnyPath, replace: bool = False) -> Iterator[Path]:
     """
-    As :func:`atomic_path`, for a folder.
+    The same as :func:`atomic_path`, for a folder.
 
     :param path: final path; missing parent folders are created
-    :param replace: whether a folder that is there is replaced
+    :param replace: whether to replace an existing folder
     :return: context manager with the temporary folder, which is empty
     :raises FileExistsError: if ``path`` exists, is not an empty folder, and ``replace`` is False
     :raises OSError: if it cannot be written, with path, reason, free space and remedy
@@ -103,7 +104,7 @@ def atomic_folder(path: AnyPath, replace: bool = False) -> Iterator[Path]:
         if replace and path.exists():
             os.rename(path, folder / "old")
         try:
-            # Nothing is replaced: a folder with something in it, or a file, makes it fail
+            # Replaces nothing: it fails if there is a file, or a folder that is not empty
             os.rename(new, path)
         except OSError as error:
             if not path.exists():
@@ -126,10 +127,10 @@ def remove_folder(path: Path) -> None:
 
 def move(source: Path, target: Path) -> None:
     """
-    Move a file to its place when it is on the disk: renaming is fast, and power may fail.
+    Wait until a file is on the disk, then move it to its place, because power may fail shortly after the renaming.
 
     :param source: the file
-    :param target: in the same file system; what is there is replaced
+    :param target: path in the same file system; an existing file is replaced
     """
     fsync(source)
     os.replace(source, target)
@@ -145,7 +146,7 @@ def fsync(path: str | Path) -> None:
     """
     is_folder = os.path.isdir(path)
     try:
-        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows flushes what is open for writing only
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows flushes only files that are open for writing
         try:
             os.fsync(handle)
         finally:
@@ -187,7 +188,8 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 @contextmanager
 def removed(folder: Path) -> Iterator[None]:
     """
-    :param folder: that is removed after the block, in which it may be made; inside of :func:`temporary_folder` by SIGTERM, too
+    :param folder: folder that is removed after the block, which may create it; within :func:`temporary_folder`, SIGTERM also
+        removes it
     """
     _active[folder] = os.getpid()
     try:
@@ -215,19 +217,19 @@ def remove_leftovers(parent: Path) -> None:
                 _remove(folder)
         except Timeout:  # somebody is at it
             pass
-        except OSError:  # there are no locks in this file system, somebody else removes it, or it is somebody else's
+        except OSError:  # the file system has no locks, another process removes it, or another user owns it
             if _is_stale(folder):
                 _remove(folder)
 
 
 def _locked(folder: Path) -> FileLock | None:
-    """:return: the lock of a new folder; None if another process takes it for a leftover, as it was not locked yet"""
+    """:return: the lock of a new folder; None if another process removes it as a leftover, because it was not locked yet"""
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         return None
-    except OSError:  # there are no locks in this file system, or no room: what is written next tells
+    except OSError:  # the file system has no locks or no room: the next write raises the error
         return lock if folder.exists() else None
     if (folder / _LOCK).exists():
         return lock
@@ -242,27 +244,27 @@ def _host() -> str:
 def _is_stale(folder: Path) -> bool:
     try:
         return max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) < time.time() - _STALE_SECONDS
-    except OSError:  # it is changing: somebody is at it
+    except OSError:  # it is changing: another process uses it
         return False
 
 
 def _remove(folder: Path) -> None:
-    """Remove a temporary folder, whatever is open in it: HDF5 keeps a file open that it could not write."""
+    """Remove a temporary folder, even if files in it are open: HDF5 keeps a file open that it could not write."""
     for directory, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
                 found = os.lstat(os.path.join(directory, name))
                 if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size:
-                    os.truncate(os.path.join(directory, name), 0)  # else its space is in use until it is closed
+                    os.truncate(os.path.join(directory, name), 0)  # otherwise, its space stays in use until it is closed
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _removed_on_sigterm() -> Iterator[None]:
     """
-    SIGTERM ends Python at once, without what stands in a ``finally``. So it is handled here, where the user has no handler
-    (one that raises leaves nothing anyway), in the main thread, as others cannot have any, and only while something is
-    written. What it does to the process stays the same.
+    SIGTERM ends Python at once, without executing ``finally`` blocks. This context manager therefore handles it while files
+    are written: in the main thread, because other threads cannot have handlers, and only if the user has no handler (a user's
+    handler that raises an exception leaves nothing behind). The process still ends as it would without the handler.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
@@ -278,18 +280,18 @@ def _removed_on_sigterm() -> Iterator[None]:
 
 def _on_sigterm(number: int, _: FrameType | None) -> None:
     for folder, owner in list(_active.items()):
-        if owner == os.getpid():  # a forked process knows its parent's, too
+        if owner == os.getpid():  # a forked process also knows its parent's folders
             _remove(folder)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
-# ------------------------------------------------------------------ what disks say
+# ------------------------------------------------------------------ errors of disks
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """:raises OSError: of the same kind, with path, reason, free space and remedy, if the disk is what failed"""
+    """:raises OSError: of the same kind, with path, reason, free space and remedy, if the disk failed"""
     try:
         yield
     except Exception as error:
@@ -304,9 +306,9 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _disk_error(error: BaseException | None, folder: Path) -> int | None:
     """
-    :param error: what was raised, maybe by a library that says less than what it was raised from
-    :param folder: where was written
-    :return: number of the disk's error, None if it is another one, or something else was not written or read
+    :param error: the exception; a library's exception may say less than its cause
+    :param folder: folder to which files were written
+    :return: number of the disk's error; None if it is not a disk's error, or concerns another folder
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _REASONS:

@@ -92,7 +92,7 @@ class _Guard:
     #: Whether NaN counts as an error of the environment, because all its wrappers pass on NaN
     refuses_nan: bool = True
     workers: Workers | None = None
-    #: Environments of a ``DummyVecEnv``, and with checks
+    #: Environments of a ``DummyVecEnv``, without and with checks
     envs: list[gym.Env] = field(default_factory=list)
     checked: list[CheckedEnv] = field(default_factory=list)
 
@@ -122,7 +122,7 @@ class _Guarded(VecEnv):
             function, arguments, state, *rest = self.__reduce_ex__(protocol)
         finally:
             self.__class__ = guarded
-        # Not `function` itself, of which pickle knows that it makes an object of this very class
+        # Not `function` itself, because pickle knows that it creates an object of this class
         return _call, (function, *arguments), {name: value for name, value in state.items() if name != "_guard"}, *rest
 
 
@@ -146,7 +146,7 @@ class _GuardedDummy(_Guarded):
     def _check_envs(self) -> list[gym.Env]:
         """:return: the environments, after replacing them by environments with checks"""
         guard, envs = self._guard, self.envs
-        if guard.envs != envs:  # the user may have exchanged one
+        if guard.envs != envs:  # the user may have replaced one
             guard.envs = list(envs)
             guard.checked = [CheckedEnv(env, i, self.observation_space, exact=False) for i, env in enumerate(envs)]
         self.envs = guard.checked

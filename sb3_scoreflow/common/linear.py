@@ -13,14 +13,14 @@ from torch.autograd import forward_ad
 
 
 class _Worthwhile(NamedTuple):
-    """Number of multiplications from which on oneDNN is faster (docs/speed.md)."""
+    """Number of multiplications above which oneDNN is faster (docs/speed.md)."""
 
     without_gradient: int
-    with_gradient: int  #: more: gradients take a detour through Python
+    with_gradient: int  #: larger, because gradients go through Python
 
 
-#: By family of AMD's processors: the units of 26 (Zen 5) are as wide as AVX-512's registers. Those of 25 (Zen 4) are half as
-#: wide, so that MKL does without it at no loss, but for products that leave the cache.
+#: Family of AMD processors -> thresholds. The units of family 26 (Zen 5) are as wide as AVX-512's registers. Those of 25
+#: (Zen 4) are half as wide, so MKL loses nothing without AVX-512, except in products that do not fit into the cache.
 _BY_FAMILY = {25: _Worthwhile(2**28, 2**28), 26: _Worthwhile(2**22, 2**23)}
 
 
@@ -28,10 +28,10 @@ def _find_worthwhile(cpu_info: Path = Path("/proc/cpuinfo")) -> _Worthwhile | No
     """
     Determine when oneDNN is faster: MKL, torch's default library, uses AVX-512 only on Intel's processors.
 
-    The processor decides, not a measurement, so that the same seed gives the same numbers from run to run.
+    The choice depends on the processor, not on a measurement, so that the same seed gives the same numbers in every run.
 
-    :param cpu_info: Linux's description of the processor; elsewhere Python's is taken
-    :return: None if nowhere
+    :param cpu_info: Linux's description of the processor; other systems use Python's description
+    :return: thresholds; None if oneDNN is never faster
     """
     try:
         description = cpu_info.read_text(errors="replace")
@@ -46,8 +46,8 @@ def _find_worthwhile(cpu_info: Path = Path("/proc/cpuinfo")) -> _Worthwhile | No
 
 def _find_product() -> Callable[..., th.Tensor] | None:
     """
-    :return: oneDNN's ``x W^T + b`` of plain tensors, which is what ``torch.compile`` makes of a linear layer; None if this
-        version of torch has it no more or otherwise, for it is private, or if it does not work here
+    :return: oneDNN's ``x W^T + b`` of plain tensors, which ``torch.compile`` uses for linear layers; None if it does not work
+        here, or if this version of torch lacks or has changed this private function
     """
     x, weight, bias = th.arange(6.0).view(2, 3), th.arange(12.0).view(3, 4).T, th.arange(4.0)
     try:
@@ -85,7 +85,7 @@ def _by_onednn(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Te
 
 class _Product(th.autograd.Function):
     """
-    oneDNN's product with gradients of any order, which are such products as well.
+    oneDNN's product with gradients of any order, which are also such products.
 
     PyTorch raises RuntimeError for unsupported uses (transforms of ``torch.func``, forward-mode differentiation).
     """
@@ -121,11 +121,11 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th
     if not _onednn_pays(x, weight):
         return nn.functional.linear(x, weight, bias)
     try:
-        # Forward-mode gradients are there without the others, too. A torch that does not tell may have them.
+        # Forward-mode gradients may exist without the others. A version of torch that does not report them may have them.
         if th.is_grad_enabled() or getattr(forward_ad, "_current_level", 0) >= 0:
             return _Product.apply(x, weight, bias)
         return _by_onednn(x, weight, bias)
-    except RuntimeError:  # what oneDNN cannot do, torch can, or says better why not
+    except RuntimeError:  # torch computes what oneDNN cannot, or raises a better error
         return nn.functional.linear(x, weight, bias)
 
 

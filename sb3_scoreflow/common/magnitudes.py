@@ -10,10 +10,10 @@ from sb3_scoreflow.common.utils import DivergenceError, warn
 
 #: From here on, a number's square is infinite in float32, the type of statistics and networks.
 LIMIT = float(np.sqrt(np.finfo(np.float32).max))
-#: Number of samples from which on statistics serve as a reference.
+#: Least number of samples of statistics that serve as a reference.
 ESTABLISHED = 100
 #: Distance from the mean beyond which a single number is an outlier: this many times the largest of standard deviation, mean
-#: and 1. Sparse signals are far from the mean too, so without established statistics it has to be farther.
+#: and 1. Sparse signals are also far from the mean, so without established statistics the threshold is larger.
 _FAR, ABSURD = 1e3, 1e6
 #: An outlier counts as if it were this many standard deviations from the mean, where the normalizer clips observations.
 COUNTS_AS = 10.0
@@ -88,7 +88,7 @@ def bound_outliers(values: Tensor, mean: Tensor, var: Tensor, count: float, far:
 
 
 def _without_farthest(values: Tensor, middle: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each component but for the numbers that are farthest from its median."""
+    """Mean and variance of each component without the numbers that are farthest from its median."""
     distance = (values - middle).abs()
     kept = distance <= distance.kthvalue(len(values) - most, dim=0).values
     mean = th.where(kept, values, 0.0).sum(0) / kept.sum(0)

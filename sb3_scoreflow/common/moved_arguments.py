@@ -1,7 +1,7 @@
 """
-Constructor arguments of 0.1.0 that are entries of another argument now.
+Constructor arguments of 0.1.0 that are now entries of another argument.
 
-They work, with a DeprecationWarning, until the release after 0.2.0; then this module goes, and every line that names it.
+They work, with a DeprecationWarning, until the release after 0.2.0. Then remove this module and every line that names it.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from sb3_scoreflow.common.utils import warn
 @dataclass
 class MovedArgument:
     """
-    Stands in an algorithm's class under the argument's name: the value is read where it is now.
+    An attribute of an algorithm's class with the argument's old name, which reads and sets the value at its new place.
 
-    :param argument: the argument that has it as an entry
-    :param part: the model's attribute that has it as an attribute
-    :param default: its value where it is left out
-    :param fixed: whether the part is built with it, so that it cannot be set any more
+    :param argument: argument that now contains it as an entry
+    :param part: attribute of the model that now has it as an attribute
+    :param default: its value if it is left out
+    :param fixed: whether the part was built with it, so that it can no longer be set
     """
 
     argument: str
@@ -48,9 +48,9 @@ class MovedArgument:
 
     def warn(self, instead: str) -> None:
         """
-        :param instead: what to do
+        :param instead: remedy
         """
-        where = f"is an entry of {self.argument} since 0.2.0, and will be known there alone"
+        where = f"is an entry of {self.argument} since 0.2.0, and will work only there"
         warn(f"{self.name} {where}: {instead}.", DeprecationWarning)
 
 
@@ -64,11 +64,11 @@ def moved_arguments(cls: type) -> dict[str, MovedArgument]:
 
 def take_moved(model: Any, arguments: Mapping[str, Any]) -> None:
     """
-    Keep moved arguments as a file of 0.1.0 does, for :func:`adopt_moved`.
+    Store moved arguments as a file of 0.1.0 does, for :func:`adopt_moved`.
 
     :param model: under construction
-    :param arguments: those that its constructor does not name
-    :raises TypeError: as Python does, if one was never an argument
+    :param arguments: arguments that its constructor does not name
+    :raises TypeError: if one was never an argument, as Python does
     """
     moved = moved_arguments(type(model))
     for name, value in arguments.items():
@@ -80,9 +80,9 @@ def take_moved(model: Any, arguments: Mapping[str, Any]) -> None:
 
 def adopt_moved(model: Any) -> None:
     """
-    Put moved arguments, of a constructor call, of a file of 0.1.0 or of ``load``, where they belong now.
+    Move moved arguments of a constructor call, of a file of 0.1.0 or of ``load`` to their new places.
 
-    :param model: about to be set up
+    :param model: model that is about to be set up
     """
     for name, moved in moved_arguments(type(model)).items():
         if name not in vars(model):
@@ -90,7 +90,7 @@ def adopt_moved(model: Any) -> None:
         value = vars(model).pop(name)
         if name in vars(model).get("_given", ()):
             moved.warn(f"pass {moved.argument}=dict({name}={value!r})")
-        elif value == moved.default:  # as files of 0.1.0 have it of every argument
+        elif value == moved.default:  # files of 0.1.0 contain every argument
             continue
         entries: Any = getattr(model, moved.argument) or {}
         if not isinstance(entries, Mapping):

@@ -30,7 +30,7 @@ def image_keys(space: spaces.Space, normalize_images: bool) -> list[str]:
     for key in keys:
         shape = parts[key].shape
         assert shape is not None
-        # Of stacked or odd images the last side may be the smallest without being the channels.
+        # If images are stacked or unusual, the last side may be the smallest without being the channels.
         if 2 * shape[-1] <= min(shape[:-1]):
             raise ValueError(
                 f"observation_space{f'[{key!r}]' if key else ''} has its channels last, shape {shape}: "
@@ -40,7 +40,7 @@ def image_keys(space: spaces.Space, normalize_images: bool) -> list[str]:
 
 
 def _transposed(key: str, space: spaces.Space) -> str:
-    """What to do about an image with its channels last; Stable-Baselines3's VecTransposeImage takes bytes only."""
+    """Remedy for an image with its channels last; Stable-Baselines3's VecTransposeImage takes only bytes."""
     if space.dtype == np.uint8:
         return (
             "pass the observation space of the environment in a VecTransposeImage; algorithms add this wrapper automatically."
@@ -62,7 +62,7 @@ def batch_size(obs: PyTorchObs) -> int:
     """
     :param obs: shape ``(batch, ...)`` per part
     :return: ``batch``
-    :raises ValueError: if parts have different ones: blocks of rows would pair what does not belong together
+    :raises ValueError: if parts have different batch sizes: blocks of rows would combine parts of different observations
     """
     if not isinstance(obs, dict):
         return len(obs)

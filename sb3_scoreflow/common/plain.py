@@ -23,13 +23,13 @@ from torch.optim import Optimizer
 
 Class = TypeVar("Class", bound=type)
 
-#: The key that tells what a JSON object describes
+#: Key with the kind of value that a JSON object describes
 _KIND = "kind"
-#: Modules that classes are taken from, and what the classes must be derived from
+#: Modules that classes may come from -> base classes of which they must be subclasses
 _MODULES = ("torch.nn.modules.", "torch.optim.", "stable_baselines3.common.", "sb3_scoreflow.")
 _BASES = (nn.Module, Optimizer, BaseBuffer)
 
-#: Name of a class -> the class, and the attributes that make up an object of it
+#: Name of a class -> the class, and the attributes that define an object of it
 _OBJECTS: dict[str, tuple[Any, tuple[str, ...]]] = {}
 
 
@@ -43,9 +43,9 @@ def _name_of(cls: type) -> str:
 
 def describable(*attributes: str) -> Callable[[Class], Class]:
     """
-    Decorate a class whose objects are restored by setting their attributes: plain ones, that do nothing when they are set.
+    Decorate a class whose objects are restored by setting their attributes. Setting an attribute must have no side effects.
 
-    :param attributes: all that an object may have; those that the class has a value of may be missing
+    :param attributes: all attributes that an object may have; attributes with a class-level value may be missing
     :return: decorator
     """
 
@@ -65,7 +65,7 @@ describable("mean", "var", "count")(RunningMeanStd)
 def describe(value: Any) -> Any:
     """
     :param value: anything
-    :return: its description, which ``json`` writes; what has none is named in it, and refused by :func:`restore`
+    :return: a description that ``json`` can write; it names values that have no description, which :func:`restore` refuses
     """
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
@@ -78,7 +78,7 @@ def describe(value: Any) -> Any:
         return {_KIND: "deque", "items": describe(list(value)), "maxlen": value.maxlen}
     if kind is dict and all(type(key) is str and key != _KIND for key in value):
         return {key: describe(each) for key, each in value.items()}
-    if kind in (dict, OrderedDict):  # the latter is what Stable-Baselines3 keeps observations in
+    if kind in (dict, OrderedDict):  # Stable-Baselines3 keeps observations in the latter
         return {_KIND: kind.__name__, "items": [[describe(key), describe(each)] for key, each in value.items()]}
     if kind is np.ndarray or isinstance(value, np.generic):
         return _describe_array(value)
@@ -126,13 +126,13 @@ def restore(description: Any, name: str) -> Any:
             return _restore_object(description["name"], description["attributes"], name)
     except NotPlainError:
         raise
-    except Exception as error:  # a description that is damaged, or made up, may fail in any way
+    except Exception as error:  # a damaged or forged description may cause any error
         raise NotPlainError(f"{name} ({type(error).__name__}: {error})") from error
     raise NotPlainError(f"{name} ({description.get('name', description)!s:.200})")
 
 
 def _describe_array(value: Any) -> dict[str, Any]:
-    if value.dtype.kind not in "biuf":  # objects are pickles, texts are none that a model has
+    if value.dtype.kind not in "biuf":  # objects would be pickles, and models contain no text arrays
         return {_KIND: "other", "name": f"array of {value.dtype}"}
     data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
     kind = "array" if isinstance(value, np.ndarray) else "number"
@@ -148,7 +148,7 @@ def _restore_array(description: dict[str, Any]) -> Any:
 
 
 def _describe_space(space: spaces.Space) -> dict[str, Any]:
-    """The space without the state of its generator: nothing is drawn from the spaces of a model."""
+    """The space without the state of its generator, because nothing samples from the spaces of a model."""
     values: dict[str, Any]
     if type(space) is spaces.Box:
         values = dict(low=space.low, high=space.high)
@@ -186,7 +186,7 @@ def _restore_space(description: dict[str, Any], name: str) -> spaces.Space:
 
 
 def _find_class(name: str) -> type | None:
-    """:return: the class of that name if it is one of those that may be named; nothing is imported for it"""
+    """:return: the class of that name, if it is one of the permitted classes; nothing is imported"""
     module, _, qualname = name.partition(":")
     if not f"{module}.".startswith(_MODULES):
         return None

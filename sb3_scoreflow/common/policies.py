@@ -382,9 +382,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
         records = scaled_action[None] if single else scaled_action
         if not np.isfinite(records[..., -self.action_dim :]).all():
             culprit = non_finite_parameter(self)
-            cause = (
-                f"the policy's parameter '{culprit}' is" if culprit else "an observation, or what the networks make of it, is"
-            )
+            cause = f"the policy's parameter '{culprit}' is" if culprit else "an observation, or an output of the networks, is"
             raise DivergenceError(
                 f"The policy produced a NaN or infinite action: {cause} not finite. Go back to the last checkpoint."
             )

@@ -9,14 +9,14 @@ from stable_baselines3.common.policies import BasePolicy
 _NO_GAUSSIAN = "it belongs to PPO's Gaussian policy. Leave it out"
 _SPREAD = ("min_std", "max_std", "exploration_scale", "prior_std")
 
-#: Argument of PPO's policy -> what to do instead
+#: Argument of PPO's policy -> reason and alternative
 INSTEAD = {
     "log_std_init": f"{_NO_GAUSSIAN}; how far the policy explores is set by {{spread}}",
     "full_std": f"{_NO_GAUSSIAN}; a flow policy has no gSDE",
     "use_expln": f"{_NO_GAUSSIAN}; a flow policy has no gSDE",
     "ortho_init": "initial weights are those of the flow. Leave it out",
-    "squash_output": "a flow policy's actions are within the bounds always. Leave it out",
-    "share_features_extractor": "the critics keep an extractor of their own, which starts from the clone's. Leave it out; "
+    "squash_output": "a flow policy's actions are always within the bounds. Leave it out",
+    "share_features_extractor": "the critics have a separate extractor, which starts from the clone's. Leave it out; "
     "encoder_learning_rate=0 freezes it",
 }
 
@@ -34,7 +34,7 @@ def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: Mapping[s
     """
     :param policy_class: policy class of the policy to be built
     :param policy_kwargs: keyword arguments passed by the user
-    :raises TypeError: if the policy does not have an argument, as in PPO; the message says what to do instead
+    :raises TypeError: if the policy does not have an argument, as in PPO; the message names the alternative
     """
     parameters = inspect.signature(policy_class).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -34,7 +34,7 @@ class LearningBar(ProgressBarCallback):
     """
 
     def __init__(self) -> None:
-        BaseCallback.__init__(self)  # what comes between asks for another package
+        BaseCallback.__init__(self)  # the classes in between need another package
         self._tqdm = _import_tqdm()
 
     def _on_training_start(self) -> None:
@@ -50,7 +50,7 @@ def _import_tqdm() -> Any:
 
 
 def _with_bar(iterable: Iterable[T], bar: Any, size: Callable[[T], int]) -> Iterator[T]:
-    """:return: The items, each of which moves the bar when the next one is asked for"""
+    """:return: the items; the request for the next one advances the bar"""
     with bar:
         for item in iterable:
             yield item

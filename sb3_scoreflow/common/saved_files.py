@@ -76,7 +76,7 @@ def foreign_file_error(path: Any, writer: str | None, algorithm: str) -> ValueEr
     file = as_path(path) if is_path(path) else "The file"
     if writer is None:
         return ValueError(f"{file} was not written by {algorithm}: load it with the algorithm that wrote it.")
-    if "algorithm" in saved_data(path) or writer in _OF_0_1_0.values():  # this package alone writes that
+    if "algorithm" in saved_data(path) or writer in _OF_0_1_0.values():  # only this package writes such files
         remedy = f"to continue with its policy, call load_clone(path) on a new {algorithm} model"
     else:
         remedy = "to continue with its policy, collect_demonstrations() with the loaded model, and pretrain_bc() on them"

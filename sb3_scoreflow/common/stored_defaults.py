@@ -10,15 +10,15 @@ from typing import Any
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
 
-#: What Stable-Baselines3 passes to a policy itself
+#: Arguments that Stable-Baselines3 itself passes to a policy
 _GIVEN = {"observation_space", "action_space", "lr_schedule", "use_sde"}
 
 
 def policy_arguments(policy: BasePolicy, own: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param policy: as it was built
+    :param policy: a new policy
     :param own: arguments that the algorithm passes to it
-    :return: all others that its class names
+    :return: all other arguments that its class names
     """
     built = policy._get_constructor_parameters()
     return {name: built[name] for name in _named(type(policy)) if name in built and name not in _GIVEN | own.keys()}
@@ -28,7 +28,7 @@ def buffer_arguments(buffer_class: type[RolloutBuffer], given: Mapping[str, Any]
     """
     :param buffer_class: buffer class of the rollouts
     :param given: ``rollout_buffer_kwargs``
-    :return: arguments that the class names beside Stable-Baselines3's, given or by default
+    :return: given or default values of the arguments that the class names in addition to Stable-Baselines3's
     """
     own = {name: p for name, p in _named(buffer_class).items() if name not in _named(RolloutBuffer)}
     return {name: given.get(name, p.default) for name, p in own.items() if name in given or p.default is not p.empty}
@@ -36,15 +36,15 @@ def buffer_arguments(buffer_class: type[RolloutBuffer], given: Mapping[str, Any]
 
 def complete(given: Mapping[str, Any], stored: Mapping[str, Any], cls: type) -> dict[str, Any]:
     """
-    :param given: keyword arguments of the user's
-    :param stored: those of the file, from one of the functions above; empty for a new model
+    :param given: the user's keyword arguments
+    :param stored: the file's arguments, from one of the functions above; empty for a new model
     :param cls: class of the policy or buffer
     :return: complete keyword arguments
     """
     known = {name: value for name, value in stored.items() if name in _named(cls)}
     extractor, kwargs = "features_extractor_class", "features_extractor_kwargs"
     if given.get(extractor, known.get(extractor)) is not known.get(extractor):
-        known.pop(kwargs, None)  # another class takes others
+        known.pop(kwargs, None)  # another class takes other arguments
     elif kwargs in known and given.get(kwargs):
         given = {**given, kwargs: {**known[kwargs], **given[kwargs]}}
     return {**known, **given}

@@ -30,8 +30,8 @@ _DERIVED = frozenset({"lr_schedule"})
 _PASSING = frozenset({"_last_obs", "_last_episode_starts", "_last_original_obs", "ep_info_buffer", "ep_success_buffer"})
 _SPACES = ("observation_space", "action_space")
 
-#: A member of an archive that is larger than this must not have been packed by a factor of more than that. What
-#: Stable-Baselines3 and PyTorch write is not packed at all.
+#: Size from which on a member of an archive is checked, and the largest compression ratio that it may have. Files of
+#: Stable-Baselines3 and PyTorch are not compressed at all.
 _LARGE, _MAX_EXPANSION = 2**26, 100
 
 
@@ -43,7 +43,7 @@ class Contents(NamedTuple):
     """Content of a model's file; nothing is unpickled."""
 
     origin: str
-    """What messages call the file."""
+    """Name of the file in messages."""
     data: dict[str, Any]
     """Attributes, as Stable-Baselines3 writes them."""
     plain: dict[str, Any]
@@ -58,13 +58,13 @@ class UntrustedModel(NamedTuple):
     file: io.BytesIO
     """The same model without pickles, for Stable-Baselines3's ``load``."""
     objects: dict[str, Any]
-    """Attribute -> value of what was pickled in it, its ``custom_objects``."""
+    """Attribute -> value of the attributes that were pickled, for ``custom_objects``."""
 
 
 def _describe_attributes(model: Any, exclude: Any, include: Any) -> dict[str, Any]:
     """
     :param model: an algorithm that is about to be saved
-    :param exclude: names that are not saved, beside the usual ones
+    :param exclude: additional names that are not saved
     :param include: names that are saved, although they usually are not
     :return: name -> description of the attributes that Stable-Baselines3 will pickle
     """
@@ -170,7 +170,7 @@ def load_weights(file: IO[bytes], name: str, device: th.device | str = "cpu") ->
     file.seek(0)
     try:
         return th.load(file, map_location=device, weights_only=True)
-    except Exception as error:  # a file that was made up may fail in any way
+    except Exception as error:  # a forged file may cause any error
         reason = str(error).partition("WeightsUnpickler error:")[2].strip() or f"{type(error).__name__}: {error}"
         raise ValueError(f"'{name}' holds something else than weights ({reason.splitlines()[0]:.300})") from error
 
@@ -193,7 +193,7 @@ def described(model: Any, exclude: Any, include: Any) -> Iterator[None]:
 
 @contextmanager
 def _refusing(origin: str) -> Iterator[None]:
-    """Whatever is wrong with an archive says which file it is."""
+    """Add the name of the file to any error about an archive."""
     try:
         yield
     except (ValueError, KeyError, RecursionError, zipfile.BadZipFile, EOFError) as error:
@@ -253,7 +253,7 @@ def _check_names(data: Mapping[str, Any], cls: Any, origin: str, given: Mapping[
 def _objects(
     data: Mapping[str, Any], plain: Mapping[str, Any], cls: Any, env: GymEnv | None, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """:return: attribute -> value of what is pickled in a file, and what could not be restored"""
+    """:return: attribute -> value of the pickled attributes of a file, and the names of those that could not be restored"""
     kept_elsewhere = _excluded(cls)
     objects: dict[str, Any] = {}
     missing, passing = [], []
@@ -282,7 +282,7 @@ def _objects(
 
 
 def _without_given(name: str, description: Any, given: Mapping[str, Any]) -> Any:
-    """:return: the description of what a policy or buffer was built from, but for what the user gives now"""
+    """:return: description of the arguments of a policy or buffer, except for those that the user passes now"""
     if name != "_built_from":
         return description
     parts = dict(policy=given.get("policy_kwargs") or {}, buffer=given.get("rollout_buffer_kwargs") or {})
@@ -295,7 +295,7 @@ def _excluded(cls: Any) -> set[str]:
 
 
 def _is_json(value: Any) -> bool:
-    """As Stable-Baselines3 asks it."""
+    """In the form that Stable-Baselines3 requests."""
     try:
         json.dumps(value)
     except TypeError:

@@ -14,7 +14,7 @@ class UpdateLog:
     """
 
     def __init__(self) -> None:
-        self.minibatch: dict[str, th.Tensor] = {}  #: what the current minibatch has recorded, detached
+        self.minibatch: dict[str, th.Tensor] = {}  #: values that the current minibatch has recorded, detached
         self._rows: dict[tuple[str, ...], list[th.Tensor]] = {}
 
     def record(self, numbers: Mapping[str, th.Tensor]) -> None:
@@ -24,7 +24,7 @@ class UpdateLog:
         self.minibatch.update({name: number.detach() for name, number in numbers.items()})
 
     def end_minibatch(self) -> None:
-        """Put away what the minibatch has recorded."""
+        """Store the values that the minibatch has recorded."""
         if self.minibatch:
             self._rows.setdefault(tuple(self.minibatch), []).append(th.stack(list(self.minibatch.values())).float())
             self.minibatch = {}

@@ -19,7 +19,7 @@ class ArgumentError(ValueError, AssertionError):
     """
     An invalid argument.
 
-    Stable-Baselines3 asserts most of what it wants of arguments, so code written for its algorithms may catch either.
+    Stable-Baselines3 checks most arguments by assertions, so code written for its algorithms may catch either error.
     """
 
 
@@ -28,10 +28,10 @@ def name_parameter_groups(optimizer: th.optim.Optimizer, parts: Mapping[str, Seq
     Split the groups of an optimizer that the user made, as ``SGD(policy.parameters())``, into the policy's, in their order, so
     that each part gets its own learning rate and a file can be loaded. Options and moments stay.
 
-    :param optimizer: groups that have a "name" are left alone
-    :param parts: name -> parameters; a trained parameter that is in none counts to the first
+    :param optimizer: optimizer; groups that have a "name" stay unchanged
+    :param parts: name -> parameters; a trained parameter that is in no part belongs to the first
     """
-    if all("name" in group for group in optimizer.param_groups):  # asked in every gradient step
+    if all("name" in group for group in optimizer.param_groups):  # called in every gradient step
         return
     known = {id(parameter) for parameters in parts.values() for parameter in parameters}
     first, groups = next(iter(parts)), []
@@ -59,7 +59,7 @@ class DivergenceError(FloatingPointError, ValueError):
 
 def non_finite_parameter(module: th.nn.Module) -> str | None:
     """
-    :param module: to be searched
+    :param module: module to search
     :return: the name of the first parameter or floating-point buffer with a NaN or infinite entry, None if all are finite
     """
     for name, tensor in module.state_dict().items():

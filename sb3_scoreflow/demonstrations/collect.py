@@ -208,7 +208,7 @@ def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> Vec
     if any(vec_env.env_is_wrapped(ActionChunking)):
         raise ValueError(
             "`env` is wrapped in ActionChunking, but demonstrations contain single actions: training extracts chunks from "
-            "them. Collect in the env without ActionChunking, which executes the chunks of a policy, too."
+            "them. Collect in the env without ActionChunking, which also executes the chunks of a policy."
         )
     return vec_env
 

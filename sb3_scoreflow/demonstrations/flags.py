@@ -35,7 +35,7 @@ def describe_odd_ends(terminations: np.ndarray, truncations: np.ndarray) -> str 
     where = f"{name} (set on {np.count_nonzero(flags)} of {len(ends)} transitions)"
     if _come_in_runs(flags):
         counts = f"{len(lengths) - len(longer)} of the {len(lengths)} episodes would have one step"
-        # Single unset flags: their position at the end of the data, or their number, is no coincidence
+        # Single unset flags: their position at the end of the data, or their number, is not a coincidence
         if lengths.max() <= 2 and (n_rest == 1 or (n_rest == 0 and len(longer) ** 2 >= 2 * len(ends))):
             return _describe_masks(where, counts)
         if len(longer) == 0 or np.median(longer) >= _LONG:

@@ -13,7 +13,7 @@ from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError
 from sb3_scoreflow.safe_hdf5.groups import Group
 
 _MIN_BLOCK_BYTES = 2**24
-"""Blocks up to this size are read even if the cache is smaller, because images have to be decompressed."""
+"""Blocks up to this size are read even if the cache is smaller, because images must be decompressed."""
 
 READ_ERRORS = (OSError, KeyError, RuntimeError)
 """Errors that h5py raises for damaged files."""

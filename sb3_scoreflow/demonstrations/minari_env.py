@@ -90,8 +90,8 @@ def make_evaluation_env(
         raise ImportError(f"The env of {name} cannot be made ({error}). Install the env's package.") from error
     except Exception as error:  # invalid arguments may raise any error
         raise ValueError(
-            f"The env of {name} cannot be made ({type(error).__name__}: {error}), with what is recorded, {description}, and "
-            f"the arguments {kwargs}. Make it yourself: gymnasium.make(...)."
+            f"The env of {name} cannot be made ({type(error).__name__}: {error}), with the recorded values, {description}, "
+            f"and the arguments {kwargs}. Make it yourself: gymnasium.make(...)."
         ) from error
     selection = select(env.observation_space, observation_keys, f"The env of {name}")
     unchanged = observation_keys is None and all(len(path) < 2 for path in selection.paths.values())

@@ -73,14 +73,14 @@ def _from_objects(data: Any) -> Demonstrations:
         if not data or not all(isinstance(episode, Mapping) for episode in data.values()):
             raise ValueError(
                 f"it has a dict with {list(data)[:20]}, neither of episodes, which are dicts, nor of arrays in a known layout "
-                f"({describe_layouts()}). Unpickle it, and pass what is in it to Demonstrations(...)."
+                f"({describe_layouts()}). Unpickle it, and pass its content to Demonstrations(...)."
             )
         data = list(data.values())
     if isinstance(data, np.ndarray) and data.dtype == np.object_:
         data = data.ravel().tolist()
     if not isinstance(data, (list, tuple)):
         raise ValueError(
-            f"it has an object of type {type(data).__name__}, neither a list nor a dict. Unpickle it, and pass what is in it "
+            f"it has an object of type {type(data).__name__}, neither a list nor a dict. Unpickle it, and pass its content "
             "to Demonstrations(...) or Demonstrations.from_trajectories(...)."
         )
     return Demonstrations.from_trajectories(data)

@@ -271,11 +271,11 @@ def _zip(path: Path) -> str:
 
 
 def _archive(path: Path) -> str:
-    return f"an archive. Unpack it, by shutil.unpack_archive({str(path)!r}, FOLDER), and pass the path of what was in it."
+    return f"an archive. Unpack it, with shutil.unpack_archive({str(path)!r}, FOLDER), and pass the path of its content."
 
 
 def _compressed(path: Path) -> str:
-    return "a compressed file. Unpack it (gunzip, bunzip2, unxz, unzstd), and pass the path of what was in it."
+    return "a compressed file. Unpack it (gunzip, bunzip2, unxz, unzstd), and pass the path of its content."
 
 
 def _pickle(path: Path) -> str:

@@ -194,7 +194,7 @@ class RayVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        :param attr_name: name of an attribute, which has to be picklable
+        :param attr_name: name of an attribute, which must be picklable
         :param indices: indices of environments, all if None
         :return: the value in each
         """
@@ -203,7 +203,7 @@ class RayVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """
         :param attr_name: name of an attribute of the outermost wrapper; it is set again when a lost worker is replaced
-        :param value: which has to be picklable
+        :param value: new value, which must be picklable
         :param indices: indices of environments, all if None
         """
         self._ask("set_attr", f"set_attr({attr_name!r})", (attr_name, value), indices)
@@ -218,7 +218,7 @@ class RayVecEnv(VecEnv):
         :param method_args: its arguments
         :param indices: indices of environments, all if None
         :param method_kwargs: its named arguments
-        :return: what it returns in each
+        :return: its return value in each environment
         """
         return self._ask("env_method", f"{method_name}()", (method_name, method_args, method_kwargs), indices)
 

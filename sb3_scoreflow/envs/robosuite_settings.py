@@ -268,7 +268,7 @@ def read_env_args(file: Group) -> dict[str, Any] | None:
 
 
 def _accepted_arguments(robosuite_class: Any) -> set[str]:
-    """:return: Names of the arguments of a class that hands ``**kwargs`` to its base"""
+    """:return: Names of the arguments of a class that passes ``**kwargs`` to its base class"""
     parameters = inspect.signature(robosuite_class.__init__).parameters.values()
     names = {parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

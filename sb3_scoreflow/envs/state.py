@@ -141,7 +141,7 @@ def _layer_state(env: gym.Env) -> dict[str, Any]:
     simulated = any(module.startswith(_MUJOCO) for module in modules)
     if not (isinstance(env, gym.Wrapper) or simulated or any(module.startswith(_PYTHON) for module in modules)):
         raise NoStateError(
-            f"{type(env).__name__} does not say what its state is: give it the methods get_checkpoint(), which returns "
+            f"{type(env).__name__} does not provide its state: give it the methods get_checkpoint(), which returns "
             "a picklable object, and set_checkpoint(state)"
         )
     state: dict[str, Any] = {"attributes": attributes_state(env, _CONSTANT)}

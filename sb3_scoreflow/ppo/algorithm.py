@@ -96,7 +96,7 @@ class FlowPPO(FlowAlgorithm):
         self.return_statistics = ReturnStatistics(self.gamma)
         self._reference_is_set = False
 
-    # ------------------------------------------------------------------ what subclasses give
+    # ------------------------------------------------------------------ methods of subclasses
 
     def _record_width(self) -> int:
         """How many numbers the buffer stores per action; the last ``action_dim`` numbers are the action itself."""
@@ -220,7 +220,7 @@ class FlowPPO(FlowAlgorithm):
             if n_batches is not None or isinstance(error, DivergenceError):
                 raise
             if demonstrations.rewards.any():
-                warnings.warn(f"{error} Cloning goes on without fitting the critic.", stacklevel=5)
+                warnings.warn(f"{error} Cloning continues without fitting the critic.", stacklevel=5)
             return None
 
     def pretrain_critic(

@@ -84,8 +84,8 @@ class CriticPretraining:
         stops_at_success = demonstrations.metadata.get("terminate_on_success")
         if execution.terminate_on_success is False and stops_at_success is True:
             return (
-                "the demonstrations end at a success, but the environment goes on and pays rewards after it. Load them with "
-                "terminate_on_success=False, or make the environment with terminate_on_success=True"
+                "the demonstrations end at a success, but the environment continues and gives rewards after it. Load them "
+                "with terminate_on_success=False, or make the environment with terminate_on_success=True"
             )
         repeats = demonstrations.metadata.get("remove_task_when_completed") is False
         if execution.remove_task_when_completed and repeats:

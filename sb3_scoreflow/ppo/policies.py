@@ -48,7 +48,7 @@ class ActorCriticFlowPolicy(FlowMatchingPolicy):
         if not self.share_features_extractor:
             self.vf_features_extractor = self.make_features_extractor()
         self.value_net = mlp([self.features_dim, *self.net_arch["vf"], 1], self.critic_activation_fn)
-        # 0 stands for "no unit yet": an untrained critic predicts V = 0, whatever the unit of the rewards will be (ours).
+        # 0 stands for "no unit yet": an untrained critic predicts V = 0 for any unit of the rewards (ours).
         self.register_buffer("value_scale", th.zeros(()))
         self._build_optimizer(lr_schedule)
 

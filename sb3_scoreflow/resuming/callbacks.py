@@ -55,8 +55,8 @@ class CallbackStates:
         new, lost = sorted(set(self.callbacks) - set(states)), sorted(set(states) - set(self.callbacks))
         if new or lost:
             warn(
-                f"The run had other callbacks: {new} start anew, and the states of {lost} are ignored. Pass the same "
-                "callbacks."
+                f"The run had other callbacks: {new} start from the beginning, and the states of {lost} are ignored. Pass the "
+                "same callbacks."
             )
         for name in self.callbacks.keys() & states.keys():
             callback, state = self.callbacks[name], states[name]

@@ -42,7 +42,7 @@ class RunCheckpoints(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self._restored is not None:
-            # Restore once more: other callbacks may have drawn random numbers or counted at the start of training
+            # Restore again: other callbacks may have drawn random numbers or counted at the start of training
             self.states.set(self._restored["callbacks"])
             set_generator_states(self._restored["generators"])
             for name, values in self._restored["pending_log"].items():

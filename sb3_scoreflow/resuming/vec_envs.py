@@ -52,7 +52,7 @@ def set_vec_env_state(env: VecEnv, state: VecEnvState) -> bool:
     """
     :param env: vectorized environment, created in the same way as the saved one
     :param state: result of :func:`vec_env_state`
-    :return: whether its episodes continue; if not, it has to be reset
+    :return: whether its episodes continue; if not, it must be reset
     :raises ArgumentError: if it has other wrappers
     """
     *wrappers, base = layers(env)

@@ -58,7 +58,7 @@ def calibrate_noise(
     random number generators stay unchanged.
 
     :param model: model with a cloned policy
-    :param eval_env: environment for evaluation, not that of training, with the same wrappers; its episodes start anew
+    :param eval_env: environment for evaluation, not that of training, with the same wrappers; its episodes are reset
     :param keep: share of the return to keep, in (0, 1]
     :param scales: factors to try, positive and in descending order
     :param n_episodes: episodes per scale, at least 2; more of them for success rates

@@ -434,7 +434,7 @@ def test_space_is_free_although_a_file_stays_open(tmp_path: Path) -> None:
             errno.ENOSPC,
             r"the disk is full \(.*\)\. It needs more than the [\d.,]+ \w+ that are free there\. Delete",
         ),
-        (errno.EDQUOT, r"your quota is used up \(.*\)\. Delete what you do not need"),
+        (errno.EDQUOT, r"your quota is used up \(.*\)\. Delete files that you do not need"),
         (errno.EFBIG, r"it is larger than .* allows \(.*\)\. Pass a path on another disk, or raise the limit"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_process_that_ends(method: str, fault: str, exitcode: int, name: str |
         run(env)
     assert time.monotonic() - begin < 5
     assert (caught.value.index, caught.value.exitcode, caught.value.signal) == (INDEX, exitcode, name)
-    assert "go on from the last checkpoint" in str(caught.value)
+    assert "continue from the last checkpoint" in str(caught.value)
     with pytest.raises(EnvFailedError, match=f"After a failure: Environment {INDEX} is gone"):
         env.reset()
     close_quickly(env)

@@ -66,7 +66,7 @@ def test_nan_reward(algorithm: Algorithm, tmp_path: Path) -> None:
 def test_nan_observation(algorithm: Algorithm, kind: str) -> None:
     model = algorithm.make("FlowPolicy", Foreign(make_toy(kind, fault="observation", faulty_from=21)))
     with pytest.raises(
-        DivergenceError, match="The policy produced a NaN or infinite action: an observation, or what the networks"
+        DivergenceError, match="The policy produced a NaN or infinite action: an observation, or an output of the networks"
     ):
         model.learn(4 * algorithm.iteration())
     assert model.num_timesteps == 21

@@ -154,7 +154,7 @@ def test_policies_of_other_algorithms(algorithm: Algorithm, policy: Any) -> None
 
 def test_env_is_needed(algorithm: Algorithm) -> None:
     with pytest.raises(
-        ValueError, match=r"env must be an environment or the name of one, got None: only load\(\) does without"
+        ValueError, match=r"env must be an environment or the name of one, got None: only load\(\) works without"
     ):
         algorithm.cls("FlowPolicy", None)
 

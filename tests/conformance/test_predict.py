@@ -322,7 +322,7 @@ def test_random_weights_and_huge_observations_give_no_nan(algorithm: Algorithm, 
 def test_nan_observation_is_named(algorithm: Algorithm, deterministic: bool) -> None:
     model = algorithm.make("FlowPolicy", make_toy())
     obs = np.array([[0.0, np.nan, 0.0]], np.float32)
-    with pytest.raises(FloatingPointError, match="NaN or infinite action: an observation, or what the networks make of it"):
+    with pytest.raises(FloatingPointError, match="NaN or infinite action: an observation, or an output of the networks"):
         model.predict(obs, deterministic=deterministic)
 
 

@@ -34,7 +34,7 @@ def test_trusted_datasets_run_what_they_name(root: Path, marker: Path) -> None:
     with (
         pytest.warns(UserWarning, match=r"as it is trusted, although its entry point is 'os:mkdir'.*'path': "),
         pytest.raises(
-            ValueError, match=r"cannot be made \(TypeError: .*with what is recorded, .*'os:mkdir'.*Make it yourself"
+            ValueError, match=r"cannot be made \(TypeError: .*with the recorded values, .*'os:mkdir'.*Make it yourself"
         ),
     ):
         make_evaluation_env(PENDULUM, trusted=True)

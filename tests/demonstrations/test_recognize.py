@@ -249,8 +249,8 @@ def half_npz(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
-        ("x.zip", zipped, "an archive. Unpack it, by shutil.unpack_archive("),
-        ("x.tar", tar, "an archive. Unpack it, by shutil.unpack_archive("),
+        ("x.zip", zipped, "an archive. Unpack it, with shutil.unpack_archive("),
+        ("x.tar", tar, "an archive. Unpack it, with shutil.unpack_archive("),
         ("x.zip", half_npz, "a zip archive (npz files are) that is damaged: File is not a zip file. Fetch it again."),
         ("x.hdf5.gz", b"\x1f\x8b\x08" + bytes(30), "a compressed file. Unpack it (gunzip, "),
         ("x.zst", b"\x28\xb5\x2f\xfd" + bytes(30), "a compressed file"),

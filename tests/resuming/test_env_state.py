@@ -128,9 +128,7 @@ class Hidden(gym.Env):
 
 
 def test_environments_that_do_not_tell() -> None:
-    with pytest.raises(
-        NoStateError, match=r"Hidden does not say what its state is.*get_checkpoint\(\).*set_checkpoint\(state\)"
-    ):
+    with pytest.raises(NoStateError, match=r"Hidden does not provide its state.*get_checkpoint\(\).*set_checkpoint\(state\)"):
         env_state(ActionChunking(Hidden(), 2))
 
 
