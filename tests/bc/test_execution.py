@@ -107,7 +107,7 @@ WRAPPERS: dict[str, Any] = {
 def test_critic_is_the_value_of_stepping_the_wrapped_environment(name: str) -> None:
     env = make_vec_env(Rewarded, 2, **WRAPPERS[name])
     model = make_model(env, gamma=0.9, policy_kwargs=dict(net_arch=[32, 32]))
-    pretrain_bc(model, rewarded_demonstrations(), n_batches=5, critic_batches=600, seed=0)
+    pretrain_bc(model, rewarded_demonstrations(), n_batches=5, critic_batches=1000, seed=0)
     observations, values = stepped_values(env, 0.9)
     predicted = model.policy.predict_values(th.as_tensor(observations)).detach().numpy().ravel()
     np.testing.assert_allclose(predicted, values, rtol=0.03, atol=0.03 * values.max())
@@ -304,7 +304,7 @@ def test_critic_is_in_the_unit_of_normalized_rewards() -> None:
     """Against stepping the normalized environment, whose statistics are then those of the demonstrations."""
     env = VecNormalize(make_vec_env(partial(Rewarded, unit=100.0), 2, **WRAPPERS["receding"]), gamma=0.9)
     model = make_model(env, gamma=0.9, policy_kwargs=dict(net_arch=[32, 32]))
-    pretrain_bc(model, rewarded_demonstrations(unit=100.0), n_batches=5, critic_batches=600, seed=0)
+    pretrain_bc(model, rewarded_demonstrations(unit=100.0), n_batches=5, critic_batches=1000, seed=0)
     observations, values = stepped_values(env, 0.9)
     assert values.max() < 50  # in the environment's own unit, thousands
     predicted = model.policy.predict_values(th.as_tensor(observations)).detach().numpy().ravel()

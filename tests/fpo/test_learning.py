@@ -8,9 +8,11 @@ from scipy import stats
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_scoreflow import FPO, pretrain_bc
-from tests.learning import LEVEL, N_ENVS, SEEDS, ReachEnv, mean_return, permutation_p_value, timid_demonstrations
+from tests.learning import LEVEL, N_ENVS, ReachEnv, mean_return, permutation_p_value, timid_demonstrations
 
 ITERATION = 16 * N_ENVS
+#: One more than elsewhere: the best of the worse may be better than the worst of the better
+SEEDS = range(6)
 
 
 def _model(seed: int, shuffled: bool = False, prior_std: float = 0.2, **kwargs: Any) -> FPO:
@@ -40,7 +42,7 @@ def _train_from_scratch(shuffled: bool, **kwargs: Any) -> list[tuple[dict[str, f
         (False, {}),
         (True, {}),
         pytest.param(False, dict(ratio="mean"), marks=pytest.mark.slow),
-        pytest.param(False, dict(trust_region="aspo", learning_rate=3e-3), marks=pytest.mark.slow),
+        pytest.param(False, dict(trust_region="aspo", learning_rate=3e-3, batch_size=64), marks=pytest.mark.slow),
         pytest.param(True, dict(ratio="mean"), marks=pytest.mark.slow),
     ],
     ids=str,
@@ -56,7 +58,7 @@ def test_training_from_scratch_improves_returns_if_rewards_tell_something(shuffl
 def test_fine_tuning_beats_the_clone_and_its_demonstrations() -> None:
     demonstrations, demonstrated = timid_demonstrations()
     clones, tuned = [], []
-    for seed in range(6):  # one more: deterministic actions gain little, and seeds may overlap
+    for seed in SEEDS:
         model: Any = _model(seed, critic_warmup_iterations=1)
         pretrain_bc(model, demonstrations, n_batches=300, batch_size=128, learning_rate=3e-3, ema_decay=0.98, seed=seed)
         clones.append(mean_return(model))
