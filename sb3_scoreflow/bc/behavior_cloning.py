@@ -283,7 +283,7 @@ class BehaviorCloning:
         rate = self.schedule(1.0)
         descent = Descent(policy, self.rng, len(chunks), self.batch_size, self.ema_decay, rate, self.weight_decay)
         settings = dict(self.settings, n_batches=n_batches, log_interval=log_interval)
-        fingerprint = fingerprint_of(self.training, settings)
+        fingerprint = "" if path is None else fingerprint_of(self.training, settings)
         if path is not None and path.exists():
             history.metrics.update(descent.restore(path, fingerprint))
         policy.set_training_mode(True)

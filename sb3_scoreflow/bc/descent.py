@@ -13,6 +13,7 @@ from sb3_scoreflow.common.files import atomic_path
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.demonstrations import Demonstrations
+from sb3_scoreflow.demonstrations.arrays import named_observations
 
 
 class Descent:
@@ -134,7 +135,15 @@ def fingerprint_of(demonstrations: Demonstrations, settings: dict[str, Any]) -> 
     """
     :param demonstrations: demonstrations of the run
     :param settings: arguments of the run
-    :return: text that differs between runs with different demonstrations or arguments
+    :return: text that differs between runs whose arguments, actions, episodes or observations differ. Of images that
+        stay in a file, only the shape counts: reading them all would take as long as cloning
     """
-    digest = hashlib.sha256(np.ascontiguousarray(demonstrations.actions).tobytes()).hexdigest()[:16]
-    return f"{len(demonstrations)} transitions {digest}, {', '.join(f'{k}={v}' for k, v in settings.items())}"
+    digest = hashlib.sha256(np.ascontiguousarray(demonstrations.actions).tobytes())
+    for flags in (demonstrations.terminations, demonstrations.truncations):  # which chunks there are
+        digest.update(flags.tobytes())
+    for name, part in sorted(named_observations(demonstrations.observations).items()):
+        digest.update(f"{name}{part.shape}".encode())
+        if isinstance(part, np.ndarray):
+            digest.update(np.ascontiguousarray(part).tobytes())
+    texts = [f"{len(demonstrations)} transitions {digest.hexdigest()[:16]}", *(f"{k}={v}" for k, v in settings.items())]
+    return ", ".join(texts)

@@ -106,6 +106,15 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
             clone(path, **other)
     with pytest.raises(ValueError, match="other demonstrations"):
         pretrain_bc(make_model(), make_demonstrations(n=50), checkpoint=path, **SETTINGS)
+    others = make_demonstrations()
+    assert isinstance(others.observations, np.ndarray)
+    others.observations[-1, 0] += 1e-3
+    with pytest.raises(ValueError, match="other demonstrations"):
+        pretrain_bc(make_model(), others, checkpoint=path, **SETTINGS)
+    others = make_demonstrations()
+    others.truncations[10] = True
+    with pytest.raises(ValueError, match="other demonstrations"):
+        pretrain_bc(make_model(), others, checkpoint=path, **SETTINGS)
     path.unlink()  # the remedy
     clone(path, n_batches=60)
 
