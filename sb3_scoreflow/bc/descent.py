@@ -1,4 +1,4 @@
-"""State of a run of cloning, and the checkpoint from which the run continues."""
+"""State of a cloning run, and the checkpoint from which the run continues."""
 
 import hashlib
 from pathlib import Path
@@ -93,7 +93,7 @@ class Descent:
             "order": th.from_numpy(self._order),
             "next": self._next,
         }
-        # With a path instead of a file object, PyTorch would not report errors of the disk
+        # With a path instead of a file object, PyTorch would not report disk errors
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             th.save(state, file)
 
@@ -134,7 +134,7 @@ def fingerprint_of(demonstrations: Demonstrations, settings: dict[str, Any]) -> 
     """
     :param demonstrations: demonstrations of the run
     :param settings: arguments of the run
-    :return: text that differs between runs with different demonstrations or arguments
+    :return: text that differs between runs whose arguments or demonstrated actions differ
     """
     digest = hashlib.sha256(np.ascontiguousarray(demonstrations.actions).tobytes()).hexdigest()[:16]
     return f"{len(demonstrations)} transitions {digest}, {', '.join(f'{k}={v}' for k, v in settings.items())}"
