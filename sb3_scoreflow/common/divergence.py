@@ -80,7 +80,7 @@ def check_rollout(buffer: RolloutBuffer) -> None:
             step, env = (int(i) for i in np.argwhere(bad)[0][:2])
             raise DivergenceError(
                 f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
-                f"env {env}): fix the environment (VecCheckNan finds the step) and continue from the last checkpoint."
+                f"environment {env}): fix the environment (VecCheckNan finds the step) and continue from the last checkpoint."
             )
         name = name if name in ("observations", "rewards") else f"observations[{name!r}]"
         check_magnitudes(f"The environment's {name}", part, 2, _REMEDY)

@@ -25,14 +25,14 @@ def entry(index: tuple[int, ...], n_leading: int, n_steps: int | None = None) ->
 
     :param index: index of the entry
     :param n_leading: axes before those of a single observation or reward: 2 for a rollout, else 1
-    :param n_steps: number of steps of a rollout with one axis, in which environments come one after the other; None of
-        demonstrations
-    :return: such as "component 3 at step 5 of env 1"
+    :param n_steps: number of steps of a rollout with one axis, in which environments come one after the other; None
+        for demonstrations
+    :return: name of the entry, such as "component 3 at step 5 of environment 1"
     """
     leading, own = index[:n_leading], index[n_leading:]
     if n_steps is not None and n_leading == 1:
         leading = leading[0] % n_steps, leading[0] // n_steps
-    where = f"step {leading[0]} of env {leading[1]}" if len(leading) == 2 else f"transition {leading[0]}"
+    where = f"step {leading[0]} of environment {leading[1]}" if len(leading) == 2 else f"transition {leading[0]}"
     return f"component {own[0] if len(own) == 1 else own} at {where}" if own else where
 
 
