@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sb3_scoreflow.common.utils import DivergenceError, warn
 
-#: From here on, a number's square is infinite in float32, the type of statistics and networks.
+#: Numbers of at least this size have an infinite square in float32, the type of statistics and networks.
 LIMIT = float(np.sqrt(np.finfo(np.float32).max))
-#: Least number of samples of statistics that serve as a reference.
+#: Smallest number of samples with which statistics serve as a reference.
 ESTABLISHED = 100
 #: Distance from the mean beyond which a single number is an outlier: this many times the largest of standard deviation, mean
 #: and 1. Sparse signals are also far from the mean, so without established statistics the threshold is larger.
@@ -41,8 +41,8 @@ def check_magnitudes(name: str, values: Any, n_leading: int, remedy: str) -> Non
     :param name: name of the values, for the message
     :param values: finite numbers
     :param n_leading: see :func:`entry`
-    :param remedy: for the message
-    :raises DivergenceError: if one is so large that its square overflows float32
+    :param remedy: remedy, for the message
+    :raises DivergenceError: if a number is so large that its square overflows float32
     """
     array = np.asarray(values)
     if array.dtype.kind != "f" or array.size == 0 or max(array.max(), -array.min()) < LIMIT:
