@@ -33,7 +33,7 @@ def copy_parameters(source: th.nn.Module, target: th.nn.Module) -> None:
 
 @contextmanager
 def averaged_weights(actor: th.nn.Module, average: AveragedModel) -> Iterator[None]:
-    """Context manager in whose block the actor has the averaged weights."""
+    """Context manager that gives the actor the averaged weights inside its block."""
     own = [p.detach().clone() for p in actor.parameters()]
     copy_parameters(average.module, actor)
     try:

@@ -31,7 +31,7 @@ from sb3_scoreflow.common.schedules import CosineSchedule
 from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstrations
 
-#: Number of chunks that measure the distance of demonstrated actions from the clone's
+#: Number of chunks on which the distance between demonstrated and cloned actions is measured
 _RESIDUAL_CHUNKS = 1024
 #: Called at every log point with the metrics logged there; returning False ends training.
 BCCallback = Callable[[dict[str, float]], bool | None]
@@ -42,18 +42,19 @@ class BehaviorCloning:
     Behavior cloning with the flow-matching loss (arXiv 2210.02747, Eq. 23): ``E w(t) ||v((1 - t) x_0 + t a, t, s) - (a -
     x_0)||^2``.
 
-    Each batch gets new samples of ``x_0 ~ N(0, I)`` and of ``t``. Most of the times ``t`` are those that the sampler uses; the
+    Each batch draws new samples of ``x_0 ~ N(0, I)`` and of ``t``. Most times ``t`` are times that the sampler uses; the
     weights ``w(t)`` decrease between the last of these times and 1 (ours, see :mod:`~sb3_scoreflow.bc.defaults`). The
     optimizer is AdamW with a cosine schedule. The clone is an exponential moving average of the weights with a horizon of at
     most one fortieth of the completed steps (ours: otherwise, the initial weights would dominate after a short run). Training
     fits the observation normalizer to the demonstrations (unless the policy's ``observation_normalization`` is "none") and
     marks the policy as pretrained.
 
-    Nothing is guessed: the model's environment says whether it executes chunks (:class:`~sb3_scoreflow.ActionChunking`, or
-    another wrapper, see :func:`~sb3_scoreflow.bc.execution.execution_of`), how many of their actions are executed, whether
-    success ends an episode, what the step limit is, and whether there is a ``VecNormalize``. Demonstrations are unnormalized;
-    a ``VecNormalize`` with ``training=True`` gets their statistics and keeps them. The loss of a chunk is masked after the end
-    of its episode. A policy without an algorithm has no environment: its action space alone determines the chunks.
+    Cloning asks the model's environment instead of guessing: whether it executes chunks
+    (:class:`~sb3_scoreflow.ActionChunking`, or another wrapper, see :func:`~sb3_scoreflow.bc.execution.execution_of`), how
+    many actions of a chunk it executes, whether success ends an episode, how many steps an episode may have, and whether it is
+    wrapped in ``VecNormalize``. Demonstrations must be unnormalized; a ``VecNormalize`` with ``training=True`` takes over
+    their statistics and keeps them. The loss of a chunk is masked after the end of its episode. A policy without an algorithm
+    has no environment: its action space alone determines the chunks.
 
     :param model: an algorithm of this package, or a policy
     :param demonstrations: demonstrations to imitate
@@ -65,8 +66,9 @@ class BehaviorCloning:
     :param validation_fraction: share of the episodes held out for validation, in [0, 1)
     :param clip_actions: whether to clip actions outside the bounds instead of raising an error
     :param random_shift: largest random shift of the images in training, in pixels; 0: no shift
-    :param seed: seed of split, batches and noise; torch's and NumPy's global generators then stay unchanged. None: drawn from
-        NumPy's global generator, so that a model's ``seed`` or ``set_random_seed`` makes the clone reproducible
+    :param seed: seed of the split, the batches and the noise; the global generators of torch and NumPy then stay unchanged.
+        None: drawn from NumPy's global generator, so that a model's ``seed`` or ``set_random_seed`` makes the clone
+        reproducible
     :raises ValueError: if an argument is invalid, or the demonstrations do not fit the environment
     """
 
@@ -151,7 +153,7 @@ class BehaviorCloning:
             most 10,000 (see :func:`~sb3_scoreflow.bc.defaults.default_batches`)
         :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns after cloning, if
             the algorithm has a value function (see :meth:`~sb3_scoreflow.ScoReFlowPPO.pretrain_critic`). None: a fifth of the
-            steps of cloning, 2,000 if their number is the default as well, and 0 if the rewards do not determine returns
+            gradient steps of cloning, 2,000 if their number is also the default, and 0 if the rewards do not determine returns
         :param eval_env: environment in which the deterministic clone is evaluated at the end; None: no evaluation
         :param n_eval_episodes: number of evaluation episodes, at least 1
         :param log_interval: gradient steps between log points
@@ -161,7 +163,7 @@ class BehaviorCloning:
             continues from it and ends with the same clone as an uninterrupted run. The file is removed when cloning is
             complete
         :return: :attr:`history`
-        :raises ValueError: if an argument is invalid; nothing is changed then
+        :raises ValueError: if an argument is invalid; nothing is changed in that case
         :raises DivergenceError: if the loss becomes NaN or infinite
         :raises OSError: if images that are read from a file have become unreadable
         """
@@ -215,7 +217,7 @@ class BehaviorCloning:
         :param critic_batches: gradient steps of the critic
         :param n_eval_episodes: number of evaluation episodes
         :param log_interval: gradient steps between log points
-        :return: number of gradient steps, and the function that fits the critic after them, None if there is nothing to fit
+        :return: number of gradient steps, and the function that fits the critic after them (None if there is nothing to fit)
         :raises ValueError: if an argument is invalid
         """
         if n_epochs is not None and n_batches is not None:
@@ -277,7 +279,7 @@ class BehaviorCloning:
         """
         Run the gradient steps; the policy ends up with the averaged weights.
 
-        :return: the exception that interrupted them after the first step, else None
+        :return: the ``KeyboardInterrupt`` that stopped them after the first step; None if they were not interrupted
         """
         policy, chunks = self.policy, self.training.chunks(self.horizon)
         rate = self.schedule(1.0)
@@ -346,14 +348,14 @@ class BehaviorCloning:
         return (error * mask).sum() / (mask.sum() * error.shape[-1])
 
     def _targets(self, batch: ChunkBatch) -> tuple[th.Tensor, th.Tensor]:
-        """Normalized actions ``(batch, action_dim)``, and the mask of those inside the episode ``(batch, horizon, 1)``."""
+        """Normalized actions ``(batch, action_dim)``, and the mask of actions inside the episode ``(batch, horizon, 1)``."""
         policy = self.policy
         scaled = policy.scale_action(batch.actions.reshape(-1, *policy.action_space.shape))  # type: ignore[misc]
         actions = th.as_tensor(np.clip(scaled, -1.0, 1.0), dtype=th.float32, device=policy.device).flatten(1)
         return actions, th.as_tensor(batch.mask, device=policy.device).unsqueeze(-1)
 
     def _draw(self, actions: th.Tensor, generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """:return: ``x_0``, times, and weights of the losses at these times, for a batch of actions"""
+        """:return: for a batch of actions: ``x_0``, times, and the weights of the loss at these times"""
         noise, steps = th.randn(actions.shape, device=actions.device, generator=generator), self.policy.denoising_steps
         t = draw_times(len(actions), steps, generator)
         return noise, t, time_weights(t, steps)
@@ -402,7 +404,7 @@ class BehaviorCloning:
     # ------------------------------------------------------------------ observations
 
     def _as_seen(self, observations: Any) -> Any:
-        """Convert unnormalized observations to those that the environment passes to the policy."""
+        """Normalize observations as the environment does before it passes them to the policy."""
         return observations if self.execution is None else self.execution.normalize_observations(observations)
 
     def _vector_parts(self, demonstrations: Demonstrations) -> Any:

@@ -1,4 +1,4 @@
-"""Checks before training that demonstrations fit the environment: keys, shapes, types, ranges and ends."""
+"""Checks, before training, that demonstrations fit the environment: keys, shapes, types, ranges and episode ends."""
 
 import warnings
 from typing import Any
@@ -18,7 +18,7 @@ from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.demonstrations.arrays import Array, named_observations
 
-#: Number of images that are read to determine their range, because all of them may not fit into memory.
+#: Number of images that are read to determine their range, because the full set may not fit into memory.
 _N_IMAGES = 16
 #: Share of a bounded range by which observations may exceed a bound; the bounds of many environments are nominal.
 _TOLERATED = 0.1
@@ -34,7 +34,7 @@ def check_demonstrations(
     """
     :param policy: policy to be cloned into
     :param demonstrations: demonstrations to imitate
-    :param execution: how the environment executes and pays actions; None without an environment
+    :param execution: how the environment executes and rewards actions; None without an environment
     :param clip_actions: whether actions outside the bounds are allowed
     :return: number of actions that the policy predicts at once; 1 for a plain action space
     :raises ValueError: if the demonstrations do not fit the policy's spaces; doubtful cases only cause a warning
@@ -129,22 +129,22 @@ def _check_range(key: str, values: np.ndarray, space: spaces.Box, is_image: bool
         if share.max() > _TOLERATED:
             example = "observations / 255 for images" if is_image else "np.deg2rad(observations) for degrees"
             raise ValueError(
-                f"{text}: the units differ, and a clone would see other numbers in the environment. Convert the "
+                f"{text}: the units differ, and a clone would see different numbers in the environment. Convert the "
                 f"demonstrations (such as {example}), or correct the environment's observation_space if it is nominal."
             )
         warnings.warn(f"{text}: are they in the same units?", stacklevel=6)
     elif is_image and values.min() < values.max() <= 1 and float(np.max(high)) >= 200:
         warnings.warn(
-            f"{where}, the environment's images go up to {float(np.max(high)):.4g}: multiply the demonstrated ones by 255 if "
-            "they are normalized.",
+            f"{where}, but the environment's images go up to {float(np.max(high)):.4g}: multiply the demonstrated images by "
+            "255 if they are normalized.",
             stacklevel=6,
         )
 
 
 def _bounds(values: np.ndarray, space: spaces.Box) -> tuple[Any, Any]:
-    """The bounds of a space, in the layout of ``values``; those of images are the same for all pixels."""
+    """The bounds of a space, in the layout of ``values``; images have the same bounds for all pixels."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    if low.shape != values.shape[1:]:  # channels last in the data, first in the space, or the other way round
+    if low.shape != values.shape[1:]:  # channels last in the data, first in the space, or the other way around
         return low.min(), high.max()
     return low, high
 
@@ -164,7 +164,7 @@ def _horizon(policy: FlowMatchingPolicy, demonstrations: Demonstrations, executi
                 f"Demonstrated actions have shape {given}, the environment's {shape}, and it is not wrapped in "
                 "ActionChunking: whether these are chunks, and how many of their actions are executed, is unknown. Wrap the "
                 "environment in ActionChunking, or give your own wrapper an attribute `n_executed`; if actions are "
-                "matrices, demonstrate such."
+                "matrices, record demonstrations whose actions are matrices."
             )
     elif shape == given:
         return 1
@@ -193,8 +193,8 @@ def _check_actions(actions: np.ndarray, low: np.ndarray, high: np.ndarray, clip_
     bounds = f"the action space's bounds are [{low.min():.4g}, {high.max():.4g}]"
     if (most > least).any() and (most - least < _NARROW * extent).all():
         warnings.warn(
-            f"{given}, {bounds}: they use less than {_NARROW:.0%} of it in every component. Exploration noise is relative to "
-            "the bounds and will drown them. If the bounds are nominal, narrow them: "
+            f"{given}, {bounds}: they use less than {_NARROW:.0%} of this range in every component. Exploration noise is "
+            "relative to the bounds and will drown them out. If the bounds are nominal, narrow them: "
             "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high)) with the range "
             "of the data. If the data are normalized, rescale them.",
             stacklevel=4,
@@ -225,7 +225,7 @@ def _check_lengths(demonstrations: Demonstrations, execution: Execution) -> None
     if longest > limit:
         warnings.warn(
             f"The environment truncates episodes after {limit} steps, but demonstrated episodes have up to {longest}: their "
-            "later steps never occur in it.",
+            "later steps never occur in the environment.",
             stacklevel=4,
         )
     at_limit = [e.stop - 1 for e in demonstrations.episode_slices if e.stop - e.start == limit]
@@ -245,15 +245,17 @@ def checked_eval_env(eval_env: GymEnv, policy: FlowMatchingPolicy, execution: Ex
     """
     :param eval_env: evaluation environment from the user
     :param policy: policy to be evaluated in it
-    :param execution: how the training environment executes and pays actions
+    :param execution: how the training environment executes and rewards actions
     :return: the evaluation environment, vectorized, with images in the policy's layout
-    :raises ValueError: if its spaces or its normalization differ from those in training
+    :raises ValueError: if its spaces or its normalization differ from the training environment's
     """
     env = guard_env(OnPolicyAlgorithm._wrap_env(eval_env))
     try:
         check_for_correct_spaces(env, policy.observation_space, policy.action_space)
     except ValueError as error:
-        raise ValueError(f"eval_env does not fit: {error}. Make it as the training environment, with its wrappers.") from error
+        raise ValueError(
+            f"eval_env does not fit: {error}. Make it like the training environment, with its wrappers."
+        ) from error
     expected = execution is not None and execution.vec_normalize is not None
     if execution is not None and expected != (unwrap_vec_normalize(env) is not None):
         raise ValueError(
@@ -265,7 +267,10 @@ def checked_eval_env(eval_env: GymEnv, policy: FlowMatchingPolicy, execution: Ex
 
 def check_numbers(fractions: dict[str, float], counts: dict[str, int | None], amounts: dict[str, float]) -> None:
     """
-    :raises ValueError: if a fraction is outside [0, 1), a count (None: not given) below 1, or an amount negative
+    :param fractions: argument -> value, valid in [0, 1)
+    :param counts: argument -> value, valid from 1 on; None: not given
+    :param amounts: argument -> value, valid from 0 on
+    :raises ValueError: if a value is invalid
     """
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:

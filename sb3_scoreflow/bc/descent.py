@@ -1,4 +1,4 @@
-"""State of a run of cloning, and the checkpoint from which the run continues."""
+"""State of a cloning run, and the checkpoint from which the run continues."""
 
 import hashlib
 from pathlib import Path
@@ -94,7 +94,7 @@ class Descent:
             "order": th.from_numpy(self._order),
             "next": self._next,
         }
-        # With a path instead of a file object, PyTorch would not report errors of the disk
+        # With a path instead of a file object, PyTorch would not report disk errors
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             th.save(state, file)
 

@@ -1,4 +1,4 @@
-"""How an environment executes a policy's actions and pays for them, according to the environment: nothing is guessed."""
+"""How an environment executes and rewards a policy's actions: the environment is asked, and nothing is guessed."""
 
 from dataclasses import dataclass, field
 
@@ -14,21 +14,21 @@ from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.demonstrations.arrays import LoadedObservations, named_observations
 from sb3_scoreflow.envs import ActionChunking
 
-#: Number of observations that the statistics of a ``VecNormalize`` count as after cloning, so that rollouts hardly change
-#: them.
+#: Number of observations that a ``VecNormalize`` counts after cloning; it is so large that rollouts hardly change the
+#: statistics.
 _HELD_COUNT = 1e12
 
 
 @dataclass(frozen=True)
 class Execution:
     """
-    How an environment executes actions and pays for them.
+    How an environment executes and rewards actions.
 
     :param horizon: number of actions that the policy predicts at once; None for single actions
     :param n_executed: number of predicted actions that are executed before the next decision
     :param discount: discount per environment step inside a chunk
     :param terminate_on_success: whether a success ends the episode; None if the environment does not say
-    :param remove_task_when_completed: whether FrankaKitchen pays only once for a completed task; None if the environment does
+    :param remove_task_when_completed: whether FrankaKitchen rewards a completed task only once; None if the environment does
         not say
     :param max_return: largest undiscounted return of an episode; None if the environment does not say
     :param max_episode_steps: environment steps after which an episode is truncated; None if the environment does not say
@@ -94,8 +94,8 @@ class Execution:
     def fit_normalization(self, demonstrations: Demonstrations) -> None:
         """
         Set the statistics of a ``VecNormalize`` with ``training=True`` to those of the demonstrations, and keep them: the
-        clone must receive the same normalized observations before and after rollouts, and the critic the same unit of rewards
-        (ours). A ``VecNormalize`` with ``training=False`` keeps its statistics.
+        clone must receive the same normalized observations before and after rollouts, and the critic must keep its unit of
+        rewards (ours). A ``VecNormalize`` with ``training=False`` keeps its statistics.
 
         :param demonstrations: unnormalized demonstrations
         """
@@ -126,7 +126,7 @@ class Execution:
 
 def execution_of(env: VecEnv) -> Execution:
     """
-    Ask an environment how it executes and pays actions. It executes chunks if it has the wrapper
+    Ask an environment how it executes and rewards actions. It executes chunks if it has the wrapper
     :class:`~sb3_scoreflow.ActionChunking`, the corresponding arguments of ``EnvPoolVecEnv``, or another wrapper with the
     attribute ``n_executed`` (and ``discount``).
 
@@ -137,7 +137,8 @@ def execution_of(env: VecEnv) -> Execution:
     wrapped = ask(lambda: env.env_is_wrapped(ActionChunking)) or [False]
     if any(wrapped) != all(wrapped):
         raise ValueError(
-            f"The environments disagree: {sum(wrapped)} of {len(wrapped)} are wrapped in ActionChunking. Wrap all alike."
+            f"The environments disagree: {sum(wrapped)} of {len(wrapped)} are wrapped in ActionChunking. Wrap all "
+            "or none of them."
         )
     if any(ask(lambda: env.env_is_wrapped(NormalizeObservation)) or []):
         raise ValueError(
@@ -172,7 +173,7 @@ def _hold_observations(running: RunningMeanStd, array: np.ndarray) -> None:
 
 def check_normalized_alike(execution: Execution, observations: LoadedObservations) -> None:
     """
-    :param execution: how the environment executes actions, with a ``VecNormalize`` whose statistics are fixed
+    :param execution: how the environment executes actions; only a ``VecNormalize`` with ``training=False`` is checked
     :param observations: demonstrated, unnormalized observations
     :raises ValueError: if ``VecNormalize`` would clip most values of a component, because its statistics do not fit
     """

@@ -26,7 +26,7 @@ class FitsCritic(Protocol):
         Check, before cloning, whether the critic can be fitted; the returned function is called after cloning.
 
         :param demonstrations: unnormalized demonstrations to clone
-        :param execution: how the environment executes and pays actions
+        :param execution: how the environment executes and rewards actions
         :param n_batches: gradient steps; 0: the critic is not fitted; None: ``default_batches`` if fitting is possible, else 0
         :param default_batches: number of gradient steps for ``n_batches=None``
         :param batch_size: transitions per gradient step

@@ -1,4 +1,4 @@
-"""The log of a run of cloning."""
+"""The log of a cloning run."""
 
 from collections import defaultdict
 
@@ -36,7 +36,7 @@ class History:
 
 
 def logger_of(algorithm: FlowAlgorithm | None) -> Logger | None:
-    """The model's logger, which is created here before the first ``learn``; None for a policy without an algorithm."""
+    """The model's logger, created here if ``learn`` has not created one yet; None for a policy without an algorithm."""
     if algorithm is None:
         return None
     return getattr(algorithm, "_logger", None) or configure_logger(algorithm.verbose, algorithm.tensorboard_log, "BC", True)

@@ -53,10 +53,11 @@ def pretrain_bc(
     :param log_interval: gradient steps between log points
     :param callback: called at every log point with its metrics; returning False ends training
     :param progress_bar: whether to show a progress bar (needs tqdm)
-    :param seed: seed of split, batches and noise; None: drawn from NumPy's global generator
+    :param seed: seed of the split, the batches and the noise; None: drawn from NumPy's global generator
     :param checkpoint: file that stores the state of cloning; the same call continues from it after an interruption
     :return: history: one list of values per metric
-    :raises ValueError: if an argument is invalid, or the demonstrations do not fit the environment; nothing is changed then
+    :raises ValueError: if an argument is invalid, or the demonstrations do not fit the environment; nothing is changed
+        in that case
     """
     cloning = BehaviorCloning(
         model,

@@ -1,4 +1,4 @@
-"""Restores policy and normalizer if cloning fails."""
+"""Restores the policy and the normalizer if cloning fails."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ def restored_on_error(policy: FlowMatchingPolicy, normalizer: VecNormalize | Non
     :return: context manager that restores both if the block raises an exception
     """
     before, was_training = {name: tensor.clone() for name, tensor in policy.state_dict().items()}, policy.training
-    # With norm_obs=False, it has no statistics of observations
+    # With norm_obs=False, VecNormalize has no statistics of observations
     statistics = (
         {} if normalizer is None else {n: deepcopy(v) for n, v in vars(normalizer).items() if n in ("obs_rms", "ret_rms")}
     )

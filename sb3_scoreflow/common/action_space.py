@@ -23,8 +23,8 @@ def decode_action(records: Array, low: Array, high: Array) -> Array:
 
     :param records: normalized actions, or records that end with them (such as flattened denoising chains), shape ``(batch,
         ...)``
-    :param low: bounds of an action, shape ``action_shape``
-    :param high: same shape
+    :param low: lower bounds of an action, shape ``action_shape``
+    :param high: upper bounds of an action, same shape
     :return: actions within the bounds, shape ``(batch, *action_shape)``, in the wider of the two dtypes
     """
     batch, width = records.shape[0], int(np.prod(low.shape))
@@ -36,7 +36,7 @@ def decode_action(records: Array, low: Array, high: Array) -> Array:
 def check_action_space(space: spaces.Space, name: str = "action_space") -> None:
     """
     :param space: action space to check
-    :param name: name of it in messages
+    :param name: its name in messages
     :raises ArgumentError: if it is not a floating-point Box with low < high and finite bounds below 1e9, or its bounds are
         float64 numbers that are (nearly) equal in float32
     """
@@ -64,8 +64,8 @@ def check_action_space(space: spaces.Space, name: str = "action_space") -> None:
     fixed = low >= high
     if fixed.any():
         raise ArgumentError(
-            f"{name} must have low < high in every dimension, got {_ranges(space, fixed)}: let a wrapper fill in what is "
-            f"fixed, and leave it out of demonstrations, {_fill_in(space, fixed)}"
+            f"{name} must have low < high in every dimension, got {_ranges(space, fixed)}: let a wrapper fill in the "
+            f"fixed values, and leave them out of demonstrations, {_fill_in(space, fixed)}"
         )
     # float32 represents a float32 (or float16) space exactly
     step = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))

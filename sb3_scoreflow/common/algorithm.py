@@ -93,11 +93,11 @@ class FlowAlgorithm(KnownEnvironment):
 
     def _setup_model(self) -> None:
         if "_at_default" not in self.__dict__ and self.n_transitions == 0:
-            self.n_transitions = self.num_timesteps  # of a file of 0.1.0; else both are 0
+            self.n_transitions = self.num_timesteps  # of a file of 0.1.0; otherwise both are 0
         if "stats_window_size" in self.__dict__:  # given to `load`; Stable-Baselines3 keeps it under another name
             size = self.__dict__.pop("stats_window_size")
             self._stats_window_size = check_argument(SB3_RULES["stats_window_size"], "stats_window_size", size)
-        self.algorithm = type(self).__name__  # a file tells who wrote it
+        self.algorithm = type(self).__name__  # so that a file names the algorithm that wrote it
         self._check_arguments()
         self._check_chunks(self.env)
         self._check_normalization()
@@ -165,14 +165,14 @@ class FlowAlgorithm(KnownEnvironment):
     # ------------------------------------------------------------------ averaged weights
 
     def _begin_averaging(self) -> None:
-        """Before an update: the average starts, or ends, if ``averaging_horizon`` says so now."""
+        """Start or stop the average before an update, according to the current ``averaging_horizon``."""
         if self.averaging_horizon:
             self.policy.start_average()
         else:
             self.policy.stop_average()
 
     def _average(self) -> None:
-        """After an update: the average follows the weights."""
+        """Move the average toward the weights after an update."""
         if self.averaging_horizon:
             self.policy.update_average(-math.expm1(-self.rollout_buffer.rewards.size / self.averaging_horizon))
 
@@ -181,8 +181,9 @@ class FlowAlgorithm(KnownEnvironment):
     def load_clone(self, source: "FlowAlgorithm | FlowMatchingPolicy | AnyPath", trusted: bool = True) -> None:
         """
         Copy the actor (features, velocity field, observation statistics) from the clone of another model, which may have been
-        made with any algorithm of this package. Critics, noise and optimizers stay those of this model; ``pretrain_critic``
-        fits the critic of ScoReFlowPPO and FPO to the same demonstrations.
+        made with any algorithm of this package. This model keeps its critics and noise, but the features extractors of critics
+        are copied from the actor, and the optimizers' moments are reset. ``pretrain_critic`` fits the critic of ScoReFlowPPO
+        and FPO to the same demonstrations.
 
         :param source: a model, a policy, or the path of a saved model or policy
         :param trusted: whether a file may be unpickled, which executes code in the file
@@ -245,7 +246,8 @@ class FlowAlgorithm(KnownEnvironment):
         Train the model, as in Stable-Baselines3. With glibc, the process keeps freed memory until ``learn`` returns
         (docs/speed.md).
 
-        :param total_timesteps: calls of ``env.step`` over all environments (chunks, with ActionChunking), at least
+        :param total_timesteps: number of calls of ``env.step`` over all environments (chunks, with ActionChunking); training
+            ends with the rollout that reaches it
         :param callback: called in every step
         :param log_interval: iterations between logs; None: no logs
         :param tb_log_name: name of the run for TensorBoard; None: the algorithm's name
@@ -342,7 +344,7 @@ class FlowAlgorithm(KnownEnvironment):
         super()._update_info_buffer(infos, dones)
 
     def dump_logs(self, iteration: int = 0) -> None:
-        """Stable-Baselines3's logs and ``time/env_steps``: environment steps counted inside chunks."""
+        """Write Stable-Baselines3's logs and ``time/env_steps``, the number of environment steps counted inside chunks."""
         self.logger.record("time/env_steps", self.num_env_steps)
         super().dump_logs(iteration)
 

@@ -85,12 +85,12 @@ class ArgumentResolution(OnPolicyAlgorithm):
     def _default_depends_on(self, name: str) -> list[Any]:
         """
         :param name: name of an argument that may be left at None
-        :return: values that its default depends on, beside the tables: plain numbers, lists and dictionaries
+        :return: values that its default depends on, besides the tables: plain numbers, lists and dictionaries
         """
         return [self._pretrained, self.n_envs] if name in self.sizes else [self._pretrained]
 
     def _resolve_defaults(self) -> None:
-        """Set the values of arguments left at None, if what they depend on has changed."""
+        """Set the values of arguments left at None, if the facts that they depend on have changed."""
         given = self.__dict__.pop("_given", ())  # arguments passed to `load`
         names = (*self.defaults["scratch"], *self.sizes)
         before = {name: about for name, about in self.__dict__.get("_at_default", {}).items() if name not in given}
@@ -115,7 +115,7 @@ class ArgumentResolution(OnPolicyAlgorithm):
     # ------------------------------------------------------------------ progress
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """Set the argument of all schedules: a number in [0, 1] that also has the number of transitions."""
+        """Set the argument of all schedules: a number in [0, 1] that also carries the number of transitions."""
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         self._count_transitions(0)
 

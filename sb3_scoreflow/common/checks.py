@@ -80,7 +80,7 @@ class Count(Rule):
 
 @dataclass(frozen=True)
 class Number(Rule):
-    """A number within an interval; ``bound`` if infinity stands for "no bound"."""
+    """A number within an interval. With ``bound``, infinity is also valid and stands for "no bound"."""
 
     low: float = 0.0
     high: float = math.inf
@@ -157,7 +157,7 @@ class Flag(Rule):
 
 @dataclass(frozen=True)
 class Choice(Rule):
-    """One of some names."""
+    """One of several names."""
 
     choices: tuple[str, ...]
 
@@ -172,7 +172,7 @@ class Choice(Rule):
 
 @dataclass(frozen=True)
 class Instance(Rule):
-    """An object of some class."""
+    """An instance of one of several classes."""
 
     classes: tuple[type, ...]
     words: str
@@ -187,7 +187,7 @@ class Instance(Rule):
 
 @dataclass(frozen=True)
 class Interval(Rule):
-    """Two numbers, the first below the second."""
+    """Two numbers, of which the first is smaller."""
 
     wanted = "two numbers (low, high) with low < high"
 
@@ -196,7 +196,7 @@ class Interval(Rule):
         return isinstance(value, tuple) and len(value) == 2 and all(map(number.accepts, value)) and value[0] < value[1]
 
     def convert(self, name: str, value: Any) -> Any:
-        # A file, or YAML, gives it back as a list.
+        # A file or YAML returns the tuple as a list.
         if not isinstance(value, (list, tuple, np.ndarray)):
             return value
         return tuple(part.item() if isinstance(part, np.generic) else part for part in value)

@@ -110,7 +110,7 @@ def copy_actor(source: FlowMatchingPolicy, target: FlowMatchingPolicy) -> None:
     :raises ValueError: if the source was not pretrained, or the architectures or spaces differ; nothing is changed then
     """
     if not bool(source.pretrained):
-        raise ValueError("The source has not been pretrained: clone demonstrations into it first, by pretrain_bc.")
+        raise ValueError("The source has not been pretrained: clone demonstrations into it first, with pretrain_bc.")
     differences = {
         name: (getattr(source, name), getattr(target, name))
         for name in _ARCHITECTURE
@@ -128,7 +128,7 @@ def copy_actor(source: FlowMatchingPolicy, target: FlowMatchingPolicy) -> None:
 
 def adopt_statistics(target: VecNormalize | None, source: VecNormalize | None, source_is_known: bool) -> None:
     """
-    Make sure that a clone gets observations with the same normalization as in its original environment.
+    Make sure that a clone receives observations with the same normalization as in its original environment.
 
     :param target: ``VecNormalize`` of the model that gets the clone; None if it has none
     :param source: ``VecNormalize`` of the model that the clone comes from; None if it has none

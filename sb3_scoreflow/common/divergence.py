@@ -21,8 +21,8 @@ _REMEDY = "Fix the environment, or clip its return values, and continue from the
 
 def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) -> None:
     """
-    Warn if the first rollout does not resemble the demonstrations, for example because of other units, which bounds often do
-    not reveal.
+    Warn if the first rollout does not resemble the demonstrations, for example because its units differ, which bounds often
+    do not reveal.
 
     :param policy: a clone
     :param observations: observations of a rollout, shape ``(n_steps, n_envs, ...)`` per part
@@ -35,17 +35,17 @@ def warn_of_foreign_observations(policy: FlowMatchingPolicy, observations: Any) 
         oddity = _oddity(normalizer, raw, key if is_dict else "")
         if oddity is not None:
             warn(
-                f"The environment's '{key}' are not like the demonstrated ones: {oddity}. Are they in the same units, in the "
-                "same order, and of the same task? Compare demonstrations.describe() with env.reset()."
+                f"The environment's '{key}' do not resemble the demonstrated ones: {oddity}. Are they in the same units, in "
+                "the same order, and of the same task? Compare demonstrations.describe() with env.reset()."
             )
 
 
 def _oddity(normalizer: ObservationNormalizer, raw: th.Tensor, key: str) -> str | None:
     """
-    :param normalizer: fitted to demonstrations
+    :param normalizer: normalizer that was fitted to demonstrations
     :param raw: a part of a rollout's observations, shape ``(n, ...)``
     :param key: key of the part
-    :return: description of the largest difference from the demonstrations; None if there is none
+    :return: description of the first difference from the demonstrations that is found; None if there is no difference
     """
     mean, varied = (tensor.flatten() for tensor in normalizer.demonstrated(key))
     z, raw = normalizer._normalize(raw, key).flatten(1), raw.flatten(1)
@@ -80,7 +80,7 @@ def check_rollout(buffer: RolloutBuffer) -> None:
             step, env = (int(i) for i in np.argwhere(bad)[0][:2])
             raise DivergenceError(
                 f"The environment returned NaN or infinite {name} ({int(bad.sum())} entries, the first at step {step} of "
-                f"env {env}): fix the environment (VecCheckNan finds the step) and continue from the last checkpoint."
+                f"environment {env}): fix the environment (VecCheckNan finds the step) and continue from the last checkpoint."
             )
         name = name if name in ("observations", "rewards") else f"observations[{name!r}]"
         check_magnitudes(f"The environment's {name}", part, 2, _REMEDY)
@@ -89,8 +89,8 @@ def check_rollout(buffer: RolloutBuffer) -> None:
 def check_losses(losses: dict[str, th.Tensor], iteration: int) -> None:
     """
     :param losses: losses of a minibatch
-    :param iteration: for the message
-    :raises DivergenceError: if one is NaN or infinite
+    :param iteration: number of the iteration, for the message
+    :raises DivergenceError: if a loss is NaN or infinite
     """
     if bool(th.isfinite(th.stack(list(losses.values()))).all()):  # the only synchronization with the device per minibatch
         return
@@ -105,7 +105,7 @@ def check_losses(losses: dict[str, th.Tensor], iteration: int) -> None:
 def check_parameters(policy: FlowMatchingPolicy, iteration: int) -> None:
     """
     :param policy: policy after an update
-    :param iteration: for the message
+    :param iteration: number of the iteration, for the message
     :raises DivergenceError: if a parameter is NaN or infinite
     """
     culprit = non_finite_parameter(policy)

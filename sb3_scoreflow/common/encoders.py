@@ -1,4 +1,4 @@
-"""Features extractors for camera images, alone or beside a robot's state."""
+"""Features extractors for camera images, alone or together with a robot's state."""
 
 import inspect
 import math
@@ -141,7 +141,7 @@ class PatchTransformer(nn.Module):
 class ViTExtractor(BaseFeaturesExtractor):
     """
     Vision transformer of the papers' camera policies as a features extractor, for an image or for a Dict space with any number
-    of cameras beside vectors.
+    of cameras and vectors.
 
     Every camera has its own :class:`PatchTransformer`; the other parts of a Dict are flattened, and all features are
     concatenated in the order of the space's keys. Use it with ``policy_kwargs=dict(features_extractor_class=ViTExtractor)``.

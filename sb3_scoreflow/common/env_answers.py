@@ -22,7 +22,7 @@ class CheckedEnv:
     An environment whose return values of ``step`` and ``reset`` are checked. All other attributes are the environment's.
 
     :param env: environment
-    :param index: index of it in the vectorized environment, for messages
+    :param index: its index in the vectorized environment, for messages
     :param space: space of observations
     :param exact: whether an observation must have exactly the space's shape; if not, leading axes of length 1 may be missing
         or additional, because observations are written into an array
@@ -40,7 +40,7 @@ class CheckedEnv:
         exact: bool,
         raised: Callable[[Exception, int, str], Exception] = raised_error,
     ) -> None:
-        # Not its own __setattr__; and functions, because they are called in every step, and attributes would be looked up
+        # object.__setattr__, because this class forwards its own; functions, because every step would look up attributes
         object.__setattr__(self, "_env", env)
         object.__setattr__(self, "step", _checked_step(env, index, space, exact, raised))
         object.__setattr__(self, "reset", _checked_reset(env, index, space, exact, raised))
@@ -75,7 +75,7 @@ def _checked_step(env: gym.Env, index: int, space: spaces.Space, exact: bool, ra
                 and observation.dtype is dtype
             ):
                 return answer
-        except (AttributeError, TypeError, ValueError):  # as step_fault says
+        except (AttributeError, TypeError, ValueError):  # step_fault describes the fault
             pass
         fault = step_fault(answer, space, exact)
         if fault is not None:
@@ -125,17 +125,17 @@ def step_fault(answer: Any, space: spaces.Space, exact: bool = False) -> str | N
         remedy = (
             ", not the (observation, reward, done, info) of Gym before 0.26; done is `terminated or truncated`" if old else ""
         )
-        return f"returned {_describe(answer)}: Gymnasium wants {_STEP}{remedy}"
+        return f"returned {_describe(answer)}: Gymnasium expects {_STEP}{remedy}"
     observation, reward, terminated, truncated, info = answer
     number = _array(reward)
     if number is None or number.shape != () or number.dtype.kind not in "biuf":
-        return f"returned the reward {_describe(reward)}: Gymnasium wants one number, such as float(reward)"
+        return f"returned the reward {_describe(reward)}: Gymnasium expects one number, such as float(reward)"
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         value = _array(flag)
         if value is None or value.shape != () or value.dtype.kind not in "biuf" or value not in (0, 1):
-            return f"returned {name}={_describe(flag)}: Gymnasium wants True or False, such as bool({name})"
+            return f"returned {name}={_describe(flag)}: Gymnasium expects True or False, such as bool({name})"
     if not isinstance(info, MutableMapping):
-        return f"returned the info {_describe(info)}: Gymnasium wants a dict, {{}} if there is nothing to say"
+        return f"returned the info {_describe(info)}: Gymnasium expects a dict, {{}} if there is nothing to say"
     return observation_fault(observation, space, exact)
 
 
@@ -147,10 +147,10 @@ def reset_fault(answer: Any, space: spaces.Space, exact: bool = False) -> str | 
     :return: description of the fault and of the expected value; None if there is no fault
     """
     if not isinstance(answer, (tuple, list)) or len(answer) != 2:
-        return f"returned {_describe(answer)}: Gymnasium wants {_RESET}, with {{}} as info if there is nothing to say"
+        return f"returned {_describe(answer)}: Gymnasium expects {_RESET}, with {{}} as info if there is nothing to say"
     observation, info = answer
     if info is not None and not isinstance(info, MutableMapping):  # Stable-Baselines3 does not look at it
-        return f"returned the info {_describe(info)}: Gymnasium wants {_RESET}, with a dict as info"
+        return f"returned the info {_describe(info)}: Gymnasium expects {_RESET}, with a dict as info"
     return observation_fault(observation, space, exact)
 
 
@@ -163,10 +163,10 @@ def observation_fault(observation: Any, space: spaces.Space, exact: bool = False
     """
     if isinstance(space, spaces.Dict):
         if not isinstance(observation, dict):
-            return f"returned the observation {_describe(observation)}: its space wants a dict with {list(space.spaces)}"
+            return f"returned the observation {_describe(observation)}: its space expects a dict with {list(space.spaces)}"
         missing = [key for key in space.spaces if key not in observation]
         if missing:
-            return f"returned an observation with the keys {list(observation)}: its space wants {missing} too"
+            return f"returned an observation with the keys {list(observation)}: its space also expects {missing}"
         parts = [(f"observation[{key!r}]", observation[key], part) for key, part in space.spaces.items()]
     else:
         parts = [("observation", observation, space)]
@@ -181,16 +181,16 @@ def observation_fault(observation: Any, space: spaces.Space, exact: bool = False
 def _array_fault(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, exact: bool) -> str | None:
     array = _array(value)
     if array is None or array.dtype.kind not in "biuf":
-        return f"returned the {name} {_describe(value)}: its space wants numbers of shape {shape} and dtype {dtype}"
+        return f"returned the {name} {_describe(value)}: its space expects numbers of shape {shape} and dtype {dtype}"
     if array.shape != shape and (exact or _without_leading(array.shape) != _without_leading(shape)):
-        return f"returned an {name} of shape {array.shape}: its space wants {shape}"
+        return f"returned an {name} of shape {array.shape}: its space expects {shape}"
     if dtype.kind != "f" and array.dtype != dtype:
         with np.errstate(invalid="ignore"):
             lost = array.astype(dtype) != array
         if lost.any():
             return (
-                f"returned an {name} of dtype {array.dtype}, with {array[lost][0]}, which {dtype} cannot hold: its space wants"
-                f" {dtype}. Convert it, or give the space the other dtype and bounds"
+                f"returned an {name} of dtype {array.dtype}, with {array[lost][0]}, which {dtype} cannot hold: its space "
+                f"expects {dtype}. Convert it, or give the space the other dtype and bounds"
             )
     return None
 
@@ -201,7 +201,7 @@ def check_finite(observations: Any, rewards: Any, dones: Any = (), infos: Any = 
     :param rewards: rewards of all environments, shape ``(n_envs,)``
     :param dones: which episodes have ended, shape ``(n_envs,)``
     :param infos: infos of the environments, those that ended with their "terminal_observation"
-    :raises EnvDivergedError: if one is NaN or infinite
+    :raises EnvDivergedError: if a number is NaN or infinite
     """
     if not _is_finite(rewards):
         raise _diverged("reward", rewards)
@@ -213,8 +213,9 @@ def check_finite(observations: Any, rewards: Any, dones: Any = (), infos: Any = 
 
 def _check_observation(name: str, observation: Any, index: int | None = None) -> None:
     """
-    :param name: for the message
-    :param observation: observation of all environments, or of the one with the index
+    :param name: name of the observation, for the message
+    :param observation: observations of all environments, or the observation of one environment
+    :param index: index of this environment; None: all environments
     """
     if isinstance(observation, dict):
         for key, part in observation.items():
@@ -244,7 +245,7 @@ def _diverged(name: str, values: Any, index: int | None = None) -> EnvDivergedEr
 
 
 def _refused(index: int, call: str, fault: str) -> EnvFailedError:
-    remedy = "Correct the environment; gymnasium.utils.env_checker.check_env(env) finds the like."
+    remedy = "Correct the environment; gymnasium.utils.env_checker.check_env(env) finds such errors."
     return EnvFailedError(f"Environment {index} {fault} ({call}). {remedy}", index)
 
 

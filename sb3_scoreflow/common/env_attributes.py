@@ -22,7 +22,7 @@ def ask(question: Callable[[], Value]) -> Value | None:
 
 def agreed(env: VecEnv, name: str) -> Any:
     """
-    :param env: vectorized
+    :param env: vectorized environment
     :param name: name of an attribute
     :return: the attribute's value, None if there is none
     :raises ValueError: if environments have different values
@@ -40,8 +40,9 @@ def agreed(env: VecEnv, name: str) -> Any:
 
 def chunk_settings(env: VecEnv) -> dict[str, float] | None:
     """
-    :param env: vectorized, of environments that agree
-    :return: number of executed actions per chunk, and discount inside a chunk; None if it does not execute chunks
+    :param env: vectorized environment, whose environments agree
+    :return: number of executed actions per chunk, and discount inside a chunk; None if the environment does not execute
+        chunks
     """
     names = [name for name in ("n_executed", "discount") if ask(partial(env.has_attr, name))]
     settings = {name: (ask(partial(env.get_attr, name, 0)) or [None])[0] for name in names}

@@ -24,9 +24,9 @@ class EnvFailedError(RuntimeError):
 
     def __init__(self, message: str, index: int, exitcode: int | None = None) -> None:
         super().__init__(message, index, exitcode)
-        #: Of the environment, from 0
+        #: Index of the environment, from 0
         self.index = index
-        #: Of the environment's process, None if it did not end; ``-n`` if signal ``n`` ended it
+        #: Exit code of the environment's process; None if it did not end; ``-n`` if signal ``n`` ended it
         self.exitcode = exitcode
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class EnvFailedError(RuntimeError):
 
     @property
     def signal(self) -> str | None:
-        """Name of the signal that ended the environment's process, such as "SIGKILL"; None if none did."""
+        """Name of the signal that ended the environment's process, such as "SIGKILL"; None if no signal did."""
         return None if self.exitcode is None or self.exitcode >= 0 else _signal_name(-self.exitcode)
 
 
@@ -114,7 +114,7 @@ def hanging_error(indices: list[int], call: str, timeout: float) -> EnvFailedErr
 def name_envs(indices: list[int]) -> str:
     """
     :param indices: indices of environments, at least one
-    :return: such as "Environment 3" or "Environments 1, 2"
+    :return: text that names them, such as "Environment 3" or "Environments 1, 2"
     """
     return f"Environment{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
 
@@ -129,7 +129,7 @@ def _combined(cls: type[Exception]) -> type[EnvFailedError]:
 
 
 def _plain(cls: type[EnvFailedError]) -> type[EnvFailedError]:
-    """:return: the class to pickle: no module contains the combined classes"""
+    """:return: the class to pickle, because no module contains the combined classes"""
     return EnvDivergedError if issubclass(cls, EnvDivergedError) else EnvFailedError
 
 

@@ -153,7 +153,7 @@ class Workers:
         self.connections, self.processes = list(venv.remotes), list(venv.processes)
         #: Time limit for an answer in seconds; None: no limit
         self.step_timeout: float | None = None
-        #: The error after which they cannot be used any more
+        #: The error after which the processes can no longer be used; None if there was no such error
         self.failure: EnvFailedError | None = None
         n = len(self.connections)
         #: The unanswered call of each process
@@ -163,8 +163,8 @@ class Workers:
         self.n_stale = [0] * n
         self._ready = [_ready(c.fileno(), p.sentinel) for c, p in zip(self.connections, self.processes, strict=True)]
         for index, (pipe, process) in enumerate(zip(self.connections, self.processes, strict=True)):
-            # Where there are file descriptors, a process may end in the middle of a message. Without a reference to the pipe,
-            # which is closed when nothing refers to it any more.
+            # On systems with file descriptors, a process may end in the middle of a message. The function does not refer to
+            # the pipe, which would otherwise stay open.
             pipe._recv = partial(_receive_bytes, self._ready[index], process, pipe.fileno())
         venv.remotes = tuple(Remote(self, index) for index in range(n))
 
@@ -347,7 +347,7 @@ class Remote:
 
 def _ready(pipe: int, sentinel: int) -> Ready:
     """
-    :param pipe: descriptor, or on Windows handle
+    :param pipe: descriptor of a pipe (on Windows, its handle)
     :param sentinel: sentinel of a process
     :return: function that waits for at most the given number of seconds and returns those of the two that are ready
     """

@@ -45,7 +45,7 @@ _REASONS = {
 }
 #: Error numbers that only writing can cause
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Temporary folders of this process, and of those that it was forked from -> the process that removes them
+#: Temporary folders of this process, and of processes that it was forked from -> the process that removes them
 _active: dict[Path, int] = {}
 
 
@@ -141,7 +141,7 @@ def fsync(path: str | Path) -> None:
     """
     Wait until the content of a file or folder is on the disk.
 
-    :param path: path of either
+    :param path: path of the file or folder
     :raises OSError: if the disk fails, except for file systems that cannot do this for folders (on Windows, some networks)
     """
     is_folder = os.path.isdir(path)
@@ -215,7 +215,7 @@ def remove_leftovers(parent: Path) -> None:
         try:
             with lock:
                 _remove(folder)
-        except Timeout:  # somebody is at it
+        except Timeout:  # another process is writing it
             pass
         except OSError:  # the file system has no locks, another process removes it, or another user owns it
             if _is_stale(folder):
@@ -263,7 +263,7 @@ def _remove(folder: Path) -> None:
 def _removed_on_sigterm() -> Iterator[None]:
     """
     SIGTERM ends Python at once, without executing ``finally`` blocks. This context manager therefore handles it while files
-    are written: in the main thread, because other threads cannot have handlers, and only if the user has no handler (a user's
+    are written: in the main thread, because other threads cannot set handlers, and only if the user has no handler (a user's
     handler that raises an exception leaves nothing behind). The process still ends as it would without the handler.
     """
     is_main = threading.current_thread() is threading.main_thread()

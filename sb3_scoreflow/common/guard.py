@@ -1,4 +1,4 @@
-"""``guard_env``: failures of environments raise an error in time, which names the environment."""
+"""``guard_env`` makes a failure of an environment raise, in time, an error that names the environment."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,7 +77,11 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
 
 
 def guard_evaluations(callback: BaseCallback) -> None:
-    """:param callback: callback whose evaluation environments, and those of its child callbacks, are guarded"""
+    """
+    Guard the evaluation environments of a callback and of its child callbacks.
+
+    :param callback: the callback
+    """
     if isinstance(callback, EvalCallback):
         guard_env(callback.eval_env)
     inner = [value for name, value in vars(callback).items() if isinstance(value, BaseCallback) and name != "parent"]
@@ -144,7 +148,7 @@ class _GuardedDummy(_Guarded):
             self.envs = envs
 
     def _check_envs(self) -> list[gym.Env]:
-        """:return: the environments, after replacing them by environments with checks"""
+        """:return: the environments, after replacing them with environments with checks"""
         guard, envs = self._guard, self.envs
         if guard.envs != envs:  # the user may have replaced one
             guard.envs = list(envs)

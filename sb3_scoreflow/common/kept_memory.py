@@ -32,8 +32,8 @@ def kept_memory() -> Iterator[None]:
     Make glibc keep freed memory of this process, and return it to the system at the end of the block (ours).
 
     By default, glibc maps new memory for each block of more than 32 MB, such as a layer's output for a minibatch of thousands
-    of chains, and the system has to clear its pages one by one. The setting affects the whole process; calls may be nested,
-    and made in several threads. It does nothing without glibc, or if ``os.environ`` has one of glibc's variables
+    of chains, and the system has to clear its pages one by one. The setting affects the whole process; calls may be nested
+    and may come from several threads. It does nothing without glibc, or if ``os.environ`` has one of glibc's variables
     (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_MAX_``, or the tunables with these names).
     """
     if platform.libc_ver()[0] != "glibc" or _is_left_to_the_user():

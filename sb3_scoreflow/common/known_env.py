@@ -30,8 +30,8 @@ class KnownEnvironment(SavedAlgorithm):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
-        Set the environment, as in Stable-Baselines3. A warning says if the new environment executes another part of each chunk
-        than the previous one, or if only one of them has a VecNormalize.
+        Set the environment, as in Stable-Baselines3. Warn if the new environment executes chunks in another way than the
+        previous one, or if only one of them has a VecNormalize.
 
         :param env: environment
         :param force_reset: whether to reset the environment before training continues
@@ -41,7 +41,7 @@ class KnownEnvironment(SavedAlgorithm):
         self._check_normalization()
 
     def _check_normalization(self) -> None:
-        """Warn if observations have other units than those in training, and remember their units."""
+        """Warn if observations have other units than in training, and remember whether they are normalized."""
         if self.env is None:
             return
         normalizer = self.get_vec_normalize_env()

@@ -103,7 +103,7 @@ class _Product(th.autograd.Function):
         of_x = linear(gradient, weight.T) if wanted[0] else None
         of_weight = None
         if wanted[1]:
-            # oneDNN copies its first factor if that is transposed: the narrower one
+            # oneDNN copies its first factor if it is transposed, so the narrower factor comes first
             narrow = gradients.shape[1] <= rows.shape[1]
             of_weight = linear(gradients.T, rows.T) if narrow else linear(rows.T, gradients.T).T
         return of_x, of_weight, gradients.sum(0) if wanted[2] else None
@@ -163,7 +163,7 @@ def batched_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tenso
 def mlp(widths: Sequence[int], activation_fn: type[nn.Module]) -> nn.Sequential:
     """
     :param widths: widths of input, hidden layers and output
-    :param activation_fn: after every layer but the last
+    :param activation_fn: activation function after every layer but the last
     :return: the network, its modules numbered as those of Stable-Baselines3's ``create_mlp``
     """
     layers: list[nn.Module] = []

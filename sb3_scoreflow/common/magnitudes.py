@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sb3_scoreflow.common.utils import DivergenceError, warn
 
-#: From here on, a number's square is infinite in float32, the type of statistics and networks.
+#: Numbers of at least this size have an infinite square in float32, the type of statistics and networks.
 LIMIT = float(np.sqrt(np.finfo(np.float32).max))
-#: Least number of samples of statistics that serve as a reference.
+#: Smallest number of samples with which statistics serve as a reference.
 ESTABLISHED = 100
 #: Distance from the mean beyond which a single number is an outlier: this many times the largest of standard deviation, mean
 #: and 1. Sparse signals are also far from the mean, so without established statistics the threshold is larger.
@@ -25,14 +25,14 @@ def entry(index: tuple[int, ...], n_leading: int, n_steps: int | None = None) ->
 
     :param index: index of the entry
     :param n_leading: axes before those of a single observation or reward: 2 for a rollout, else 1
-    :param n_steps: number of steps of a rollout with one axis, in which environments come one after the other; None of
-        demonstrations
-    :return: such as "component 3 at step 5 of env 1"
+    :param n_steps: number of steps of a rollout with one axis, in which environments come one after the other; None
+        for demonstrations
+    :return: name of the entry, such as "component 3 at step 5 of environment 1"
     """
     leading, own = index[:n_leading], index[n_leading:]
     if n_steps is not None and n_leading == 1:
         leading = leading[0] % n_steps, leading[0] // n_steps
-    where = f"step {leading[0]} of env {leading[1]}" if len(leading) == 2 else f"transition {leading[0]}"
+    where = f"step {leading[0]} of environment {leading[1]}" if len(leading) == 2 else f"transition {leading[0]}"
     return f"component {own[0] if len(own) == 1 else own} at {where}" if own else where
 
 
@@ -41,8 +41,8 @@ def check_magnitudes(name: str, values: Any, n_leading: int, remedy: str) -> Non
     :param name: name of the values, for the message
     :param values: finite numbers
     :param n_leading: see :func:`entry`
-    :param remedy: for the message
-    :raises DivergenceError: if one is so large that its square overflows float32
+    :param remedy: remedy, for the message
+    :raises DivergenceError: if a number is so large that its square overflows float32
     """
     array = np.asarray(values)
     if array.dtype.kind != "f" or array.size == 0 or max(array.max(), -array.min()) < LIMIT:

@@ -56,7 +56,7 @@ class MovedArgument:
 
 def moved_arguments(cls: type) -> dict[str, MovedArgument]:
     """
-    :param cls: an algorithm
+    :param cls: class of an algorithm
     :return: its moved arguments by their names
     """
     return {name: value for each in cls.__mro__ for name, value in vars(each).items() if isinstance(value, MovedArgument)}
@@ -66,9 +66,9 @@ def take_moved(model: Any, arguments: Mapping[str, Any]) -> None:
     """
     Store moved arguments as a file of 0.1.0 does, for :func:`adopt_moved`.
 
-    :param model: under construction
+    :param model: model under construction
     :param arguments: arguments that its constructor does not name
-    :raises TypeError: if one was never an argument, as Python does
+    :raises TypeError: if a name was never an argument, as in Python
     """
     moved = moved_arguments(type(model))
     for name, value in arguments.items():

@@ -37,7 +37,7 @@ def resolve_net_arch(net_arch: Any, parts: Sequence[str] = ("pi", "vf")) -> dict
 
 
 def _without_shared_layers(net_arch: list[Any]) -> Mapping[str, Any]:
-    """As Stable-Baselines3: the mapping of ``[dict(pi=..., vf=...)]``; layers before it would be shared, which is refused."""
+    """The mapping in ``[dict(pi=..., vf=...)]``, as in Stable-Baselines3; layers before it, which are shared, are refused."""
     *shared, parts = net_arch
     if shared or not isinstance(parts, Mapping):
         before = [width for width in net_arch if not isinstance(width, Mapping)]

@@ -155,7 +155,7 @@ class ObservationNormalizer(nn.Module):
     Standardizes the non-image Box parts of an observation with statistics kept in the state dict.
 
     Images, Discrete and MultiBinary observations pass through unchanged. Constant dimensions (see :func:`varies`) are only
-    centered. Before statistics are fitted, it is the identity. With ``expects_statistics``, it is independent of units instead
+    centered. Before statistics are fitted, it only clips. With ``expects_statistics``, it is independent of units instead
     (ours): dimensions with finite bounds are standardized by the uniform distribution between them, and others are replaced by
     their sign.
 
@@ -184,7 +184,7 @@ class ObservationNormalizer(nn.Module):
             self.register_buffer(f"signed_{index}", th.zeros(space.shape, dtype=th.bool), persistent=False)
         self._spaces = [parts[key] for key in self.keys]
         self._any_signed = [False] * len(self.keys)
-        self._warned = False  # of an outlier
+        self._warned = False  # about an outlier
         self.register_buffer("count", th.zeros((), dtype=th.float64))
         self._derive()
 
@@ -250,7 +250,7 @@ class ObservationNormalizer(nn.Module):
 
     def demonstrated(self, key: str) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param key: key of a part, "" if there are none
+        :param key: key of a part; "" if the observation has no parts
         :return: the mean that was fitted, and which components varied (see :func:`varies`), both of the part's shape
         """
         index = self.keys.index(key)

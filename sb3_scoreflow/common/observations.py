@@ -60,7 +60,7 @@ def _transposed(key: str, space: spaces.Space) -> str:
 
 def batch_size(obs: PyTorchObs) -> int:
     """
-    :param obs: shape ``(batch, ...)`` per part
+    :param obs: observations, shape ``(batch, ...)`` per part
     :return: ``batch``
     :raises ValueError: if parts have different batch sizes: blocks of rows would combine parts of different observations
     """
@@ -75,7 +75,7 @@ def batch_size(obs: PyTorchObs) -> int:
 
 def blocks(obs: PyTorchObs, size: int) -> Iterator[PyTorchObs]:
     """
-    :param obs: shape ``(batch, ...)`` per part
+    :param obs: observations, shape ``(batch, ...)`` per part
     :param size: rows per block
     :return: blocks of exactly this many rows, the last one filled up with copies of its last row
     """

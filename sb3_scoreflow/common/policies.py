@@ -57,7 +57,7 @@ class FlowMatchingPolicy(AveragedActor, SavedPolicy):
     :param prior_std: standard deviation of the Gaussian distribution that the flow of an untrained policy generates, in
         normalized action units, positive
     :param observation_normalization: "fixed": only :func:`~sb3_scoreflow.pretrain_bc` fits the statistics; "running": every
-        rollout updates them as well; "auto": "running" until pretraining has fitted them, then "fixed"; "none": observations
+        rollout also updates them; "auto": "running" until pretraining has fitted them, then "fixed"; "none": observations
         are not normalized
     :param use_sde: part of Stable-Baselines3's interface; must be False
     :param features_extractor_class: class of the features extractor; None: chosen by the observation space (see

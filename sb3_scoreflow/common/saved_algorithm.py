@@ -75,7 +75,7 @@ class SavedAlgorithm(ArgumentResolution):
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
         """
         Set the parameters, as in Stable-Baselines3. Arguments that were left at None get the values for a clone if the weights
-        are those of a clone, else the values for training from scratch.
+        come from a clone, and otherwise the values for training from scratch.
 
         :param load_path_or_dict: file, or parameters from ``get_parameters``
         :param exact_match: whether all parameters must be present
@@ -140,7 +140,7 @@ def _is_foreign(path: Any, writer: str, own: type[SavedAlgorithm]) -> bool:
 
 
 def _subclasses(cls: type[SavedAlgorithm]) -> list[type[SavedAlgorithm]]:
-    """:return: a class and all that are derived from it"""
+    """:return: a class and all classes that are derived from it"""
     return [cls, *(each for derived in cls.__subclasses__() for each in _subclasses(derived))]
 
 

@@ -35,7 +35,7 @@ def saved_data(path: Any) -> dict[str, Any]:
 def written_by(path: Any) -> str | None:
     """
     :param path: path of a saved model, or a file object
-    :return: name of the algorithm that wrote it; None if that cannot be told
+    :return: name of the algorithm that wrote it; None if it cannot be determined
     """
     data = saved_data(path)
     if isinstance(data.get("algorithm"), str):
@@ -55,7 +55,7 @@ def written_by(path: Any) -> str | None:
 
 def cloning_of(source: Any) -> dict[str, Any] | None:
     """
-    :param source: a model, a policy, or the path of a saved one
+    :param source: a model, a policy, or the path of a saved model or policy
     :return: facts about the cloning in a model or its file; None without such facts, as in policies
     """
     facts = saved_data(source).get("cloning") if is_path(source) else getattr(source, "cloning", None)

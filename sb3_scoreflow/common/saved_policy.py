@@ -30,7 +30,7 @@ class SavedPolicy(BasePolicy):
         :raises OSError: if it cannot be written, for example because the disk is full
         """
         if is_path(path):
-            # With a path instead of a file object, PyTorch would not report errors of the disk
+            # With a path instead of a file object, PyTorch would not report disk errors
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 self.save(file)
             return

@@ -132,7 +132,8 @@ def parse_schedule(value: Any) -> Any:
     Parse a value from rl_zoo3's YAML files or command lines.
 
     :param value: a number, a schedule or a string
-    :return: the number of a numeric string; for "lin_" and a number, the schedule from that number to 0; all else as it is
+    :return: the number of a numeric string; for "lin_" and a number, the schedule from that number to 0; any other value
+        unchanged
     """
     if not isinstance(value, str):
         return value

@@ -30,7 +30,7 @@ _DERIVED = frozenset({"lr_schedule"})
 _PASSING = frozenset({"_last_obs", "_last_episode_starts", "_last_original_obs", "ep_info_buffer", "ep_success_buffer"})
 _SPACES = ("observation_space", "action_space")
 
-#: Size from which on a member of an archive is checked, and the largest compression ratio that it may have. Files of
+#: Size above which the compression ratio of a member of an archive is checked, and the largest valid ratio. Files of
 #: Stable-Baselines3 and PyTorch are not compressed at all.
 _LARGE, _MAX_EXPANSION = 2**26, 100
 
@@ -92,7 +92,7 @@ def read_untrusted(path: Any) -> Contents:
         data = json.loads(archive.read("data"))
         plain = data.pop(PLAIN, {}) if isinstance(data, dict) else None
         if not isinstance(plain, dict):
-            raise ValueError("its entry 'data' is no JSON object with descriptions")
+            raise ValueError("its entry 'data' is not a JSON object with descriptions")
     return Contents(origin, data, plain, states)
 
 
@@ -154,7 +154,7 @@ def untrusted_clone(path: Path, device: th.device | str) -> tuple[dict[str, Any]
 def load_weights(file: IO[bytes], name: str, device: th.device | str = "cpu") -> Any:
     """
     :param file: file written by PyTorch 1.6 or later
-    :param name: name of it, for messages
+    :param name: its name, for messages
     :param device: device of the tensors
     :return: result of ``torch.load(..., weights_only=True)``
     :raises ValueError: if the file contains more than weights and plain values
@@ -172,7 +172,7 @@ def load_weights(file: IO[bytes], name: str, device: th.device | str = "cpu") ->
         return th.load(file, map_location=device, weights_only=True)
     except Exception as error:  # a forged file may cause any error
         reason = str(error).partition("WeightsUnpickler error:")[2].strip() or f"{type(error).__name__}: {error}"
-        raise ValueError(f"'{name}' holds something else than weights ({reason.splitlines()[0]:.300})") from error
+        raise ValueError(f"'{name}' contains something other than weights ({reason.splitlines()[0]:.300})") from error
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def described(model: Any, exclude: Any, include: Any) -> Iterator[None]:
     While a model is saved, an additional attribute describes the attributes that Stable-Baselines3 pickles.
 
     :param model: an algorithm
-    :param exclude: names that are not saved, beside the usual ones
+    :param exclude: names that are not saved, besides the usual ones
     :param include: names that are saved, although they usually are not
     """
     vars(model)[PLAIN] = _describe_attributes(model, exclude, include)
@@ -204,7 +204,7 @@ def _refusing(origin: str) -> Iterator[None]:
 
 
 def _check_archive(archive: zipfile.ZipFile, name: str) -> None:
-    """:raises ValueError: if a member would fill the memory, or two have one name"""
+    """:raises ValueError: if a member would fill the memory, or if two members have the same name"""
     members = archive.infolist()
     for member in members:
         if member.file_size > max(_LARGE, _MAX_EXPANSION * member.compress_size):
@@ -213,7 +213,7 @@ def _check_archive(archive: zipfile.ZipFile, name: str) -> None:
                 "release writes"
             )
     if len({member.filename for member in members}) < len(members):
-        raise ValueError(f"{name} has two entries of one name")
+        raise ValueError(f"{name} has two entries with the same name")
 
 
 def _states(archive: zipfile.ZipFile) -> dict[str, bytes]:
@@ -228,7 +228,7 @@ def _states(archive: zipfile.ZipFile) -> dict[str, bytes]:
             if loaded:  # Stable-Baselines3 would set attributes of that name
                 raise ValueError(f"'{name}' has {sorted(map(str, loaded))}, which no algorithm of this package has")
         elif name.removesuffix(".pth") not in STATES:
-            raise ValueError(f"'{name}' is none of the states that a model has, {list(STATES)}")
+            raise ValueError(f"'{name}' is not one of the states of a model, {list(STATES)}")
         states[name] = content
     return states
 
@@ -290,12 +290,12 @@ def _without_given(name: str, description: Any, given: Mapping[str, Any]) -> Any
 
 
 def _excluded(cls: Any) -> set[str]:
-    """:return: names of attributes that a file has only if the user wanted it"""
+    """:return: names of attributes that a file has only if the user includes them"""
     return set(object.__new__(cls)._excluded_save_params())
 
 
 def _is_json(value: Any) -> bool:
-    """In the form that Stable-Baselines3 requests."""
+    """Whether Stable-Baselines3 writes a value as JSON; it pickles other values."""
     try:
         json.dumps(value)
     except TypeError:

@@ -42,7 +42,7 @@ class UpdateLog:
         return {name: np.concatenate(columns) for name, columns in parts.items()}
 
     def summary(self) -> dict[str, float]:
-        """:return: name -> mean over the minibatches; of names that end in ``_min`` or ``_max``, the minimum or maximum"""
+        """:return: name -> mean over the minibatches; for names that end in ``_min`` or ``_max``, the minimum or maximum"""
         extremes = {"min": np.min, "max": np.max}
         return {
             name: float(extremes.get(name.rsplit("_", 1)[-1], np.mean)(numbers)) for name, numbers in self.numbers().items()

@@ -25,8 +25,8 @@ class ArgumentError(ValueError, AssertionError):
 
 def name_parameter_groups(optimizer: th.optim.Optimizer, parts: Mapping[str, Sequence[th.nn.Parameter]]) -> None:
     """
-    Split the groups of an optimizer that the user made, as ``SGD(policy.parameters())``, into the policy's, in their order, so
-    that each part gets its own learning rate and a file can be loaded. Options and moments stay.
+    Split the groups of an optimizer that the user made, like ``SGD(policy.parameters())``, into the policy's, in their order,
+    so that each part gets its own learning rate and a file can be loaded. Options and moments stay.
 
     :param optimizer: optimizer; groups that have a "name" stay unchanged
     :param parts: name -> parameters; a trained parameter that is in no part belongs to the first
@@ -53,7 +53,7 @@ class DivergenceError(FloatingPointError, ValueError):
     """
     Rewards, observations, losses or parameters have become NaN or infinite.
 
-    It is also a ValueError, which rl_zoo3 and users of Optuna catch to end a trial instead of a study.
+    It is also a ValueError, which rl_zoo3 and users of Optuna catch to end one trial instead of the whole study.
     """
 
 
@@ -82,14 +82,14 @@ def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
 def check_whole_numbers(arguments: Mapping[str, Any]) -> None:
     """
     :param arguments: name -> value of arguments that are counts; None is accepted
-    :raises ArgumentError: if one is not an integer
+    :raises ArgumentError: if a value is not an integer
     """
     for name, value in arguments.items():
         if value is not None and not isinstance(value, Integral):
             raise ArgumentError(f"{name} must be a whole number, got {value!r}: pass an int.")
 
 
-#: Where an absolute path begins, of any system; neither "a/b" nor the host of a URL does
+#: Start of an absolute path on any system; neither "a/b" nor the host of a URL matches
 _PATH = re.compile(r"(?<![\w/.])(?:(?:[A-Za-z]:)?(?:/(?=[\w.])|\\)|~\w*[/\\])")
 
 
@@ -119,8 +119,8 @@ def sync_normalization(env: VecEnv, eval_env: VecEnv) -> None:
         sync_envs_normalization(env, eval_env)
     except (AttributeError, AssertionError) as error:
         raise ArgumentError(
-            "eval_env is not wrapped like the training environment, which has a VecNormalize: wrap it in "
-            "VecNormalize(training=False) as well."
+            "eval_env is not wrapped like the training environment, which has a VecNormalize: also wrap it "
+            "in VecNormalize(training=False)."
         ) from error
 
 

@@ -1,6 +1,6 @@
 """
-Values of the arguments of :class:`FPO` that are left at None. They depend on whether the policy was pretrained (see the same
-file of :mod:`sb3_scoreflow.scoreflow_ppo`).
+Values of the arguments of :class:`FPO` that are left at None. They depend on whether the policy was pretrained (see
+``sb3_scoreflow/scoreflow_ppo/defaults.py``).
 """
 
 from typing import Any

@@ -34,15 +34,16 @@ class FPO(FlowPPO):
         :class:`~sb3_scoreflow.ActionChunking`
     :param learning_rate: learning rate of the velocity field, a float or schedule; 0 freezes it
     :param n_steps: steps per environment and iteration (chunks, with ActionChunking); None: about 2048 over all environments,
-        in whole minibatches. Policies trained from scratch take 256 per dimension of an action, or 128 per environment, if
-        that is less than 2048, but at least 16 per environment
+        in whole minibatches. Policies trained from scratch take 256 per dimension of an action or 128 per environment,
+        whichever is more, but at most 2048, and always at least 16 per environment
     :param batch_size: minibatch size in actions; None: 256, or from scratch 64 per dimension of an action if that is less,
         adjusted if it does not suit the number of environments
     :param n_epochs: passes over the rollout per iteration
     :param gamma: discount per step (per chunk, with ActionChunking)
     :param gae_lambda: trade-off between bias and variance in generalized advantage estimation (GAE)
     :param clip_range: clip range of the ratio, a float or schedule
-    :param clip_range_vf: clip range of the value function in units of the return's standard deviation; None: no clipping
+    :param clip_range_vf: clip range of the value function in units of the critic's output (with ``normalize_reward``, the
+        return's standard deviation); None: no clipping
     :param normalize_advantage: whether to normalize advantages per minibatch
     :param vf_coef: coefficient of the value loss
     :param max_grad_norm: largest gradient norm of each parameter group; groups are clipped separately
@@ -54,7 +55,7 @@ class FPO(FlowPPO):
     :param stats_window_size: number of episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of TensorBoard logs; None: no TensorBoard log
     :param critic_learning_rate: learning rate of the critic, a float or schedule
-    :param denoising_steps: Euler steps ``K`` per action; with few steps, actions spread less than those of the exact flow
+    :param denoising_steps: Euler steps ``K`` per action; with few steps, actions vary less than actions of the exact flow
         (docs/fpo.md)
     :param n_mc_samples: number ``N`` of pairs of a time and noise that score an action
     :param ratio: "per_sample" (FPO++): one ratio per pair; "mean" (FPO): one ratio per action, from the mean of its pairs'

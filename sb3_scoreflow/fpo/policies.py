@@ -161,7 +161,7 @@ class FPOPolicy(ActorCriticFlowPolicy):
         :param actions: flattened records
         :return: values ``(batch, 1)``, negative mean losses of the records' pairs ``(batch,)``, and None as the entropy, which
             is Stable-Baselines3's convention for an entropy without closed form
-        :raises ValueError: if the argument has no records but actions, which have no pairs
+        :raises ValueError: if the argument contains actions instead of records: actions have no pairs
         """
         width = record_width(self.n_mc_samples, self.action_dim)
         if actions[0].numel() != width:

@@ -18,7 +18,7 @@ class Record(NamedTuple):
     action: th.Tensor  #: executed action, in [-1, 1], same shape
 
     def flatten(self) -> th.Tensor:
-        """:return: shape ``(batch, record_width(N, action_dim))``, the action last"""
+        """:return: flattened records, shape ``(batch, record_width(N, action_dim))``; the action is the last part"""
         return th.cat([part.flatten(1) for part in self], dim=1)
 
 

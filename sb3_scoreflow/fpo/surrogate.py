@@ -17,7 +17,8 @@ def log_ratios(old_losses: th.Tensor, losses: th.Tensor, ratio: Ratio, loss_clip
     """
     Logarithm of the ratio that replaces PPO's: the decrease of the flow-matching loss.
 
-    There is one per pair, ``l_i_old - l_i`` (FPO++, arXiv 2602.02481), or one per action, their mean (FPO, arXiv 2507.21053).
+    There is one per pair, ``l_i_old - l_i`` (FPO++, arXiv 2602.02481), or one per action: the mean over its pairs (FPO, arXiv
+    2507.21053).
 
     :param old_losses: losses of the pairs under the policy that acted, shape ``(batch, N)``
     :param losses: losses of the same pairs under the current policy, same shape

@@ -42,7 +42,8 @@ class FlowPPO(FlowAlgorithm):
     :param batch_size: minibatch size; None: chosen to suit the number of environments
     :param n_epochs: passes over the rollout per iteration
     :param clip_range: PPO's clip range of the ratio
-    :param clip_range_vf: clip range of the value function in units of the return's standard deviation; None: no clipping
+    :param clip_range_vf: clip range of the value function in units of the critic's output (with ``normalize_reward``, the
+        return's standard deviation); None: no clipping
     :param normalize_advantage: whether to normalize advantages per minibatch
     :param target_kl: an iteration's update ends when the approximate KL divergence exceeds 1.5 times this value; None: no
         limit
@@ -52,6 +53,8 @@ class FlowPPO(FlowAlgorithm):
     :param normalize_reward: whether the critic's outputs are in units of the running standard deviation of the discounted
         return
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
+    :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
+        actions come from; 0: they come from the current weights; None: the subclass's default
     :param kwargs: further arguments of :class:`~sb3_scoreflow.common.algorithm.FlowAlgorithm`
     """
 
@@ -99,11 +102,11 @@ class FlowPPO(FlowAlgorithm):
     # ------------------------------------------------------------------ methods of subclasses
 
     def _record_width(self) -> int:
-        """How many numbers the buffer stores per action; the last ``action_dim`` numbers are the action itself."""
+        """Number of values that the buffer stores per action; the last ``action_dim`` values are the action itself."""
         raise NotImplementedError
 
     def _losses(self, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog) -> dict[str, th.Tensor]:
-        """Terms of a minibatch's loss, including those of :meth:`_shared_losses`; an implementation records "approx_kl"."""
+        """Terms of a minibatch's loss, including :meth:`_shared_losses`; every implementation must record "approx_kl"."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ set-up
@@ -160,7 +163,7 @@ class FlowPPO(FlowAlgorithm):
 
     def _make_reference(self) -> FlowMatchingPolicy:
         """
-        The pretrained actor that ``bc_coef`` pulls the policy towards. It consists of the actor's part of the policy; the
+        The pretrained actor toward which ``bc_coef`` pulls the policy. It consists of the actor's part of the policy; the
         first ``learn`` sets its weights.
         """
         policy = self.policy
@@ -181,7 +184,7 @@ class FlowPPO(FlowAlgorithm):
         return reference
 
     def _keep_reference(self) -> None:
-        """Copy the current weights into the reference policy, unless it has weights of this policy already."""
+        """Copy the current weights into the reference policy, unless it already has weights of this policy."""
         if self.bc_coef == 0:
             return
         if not hasattr(self, "reference"):  # bc_coef was set after construction
@@ -210,7 +213,7 @@ class FlowPPO(FlowAlgorithm):
         batch_size: int,
         rng: np.random.Generator,
     ) -> Callable[[], dict[str, float]] | None:
-        """The hook of :class:`~sb3_scoreflow.bc.FitsCritic`; prepares fitting the critic to the demonstrations' returns."""
+        """Hook of :class:`~sb3_scoreflow.bc.FitsCritic` that prepares fitting the critic to the demonstrations' returns."""
         count = default_batches if n_batches is None else n_batches
         if count == 0:
             return None
@@ -228,7 +231,7 @@ class FlowPPO(FlowAlgorithm):
     ) -> dict[str, float]:
         """
         Fit the critic to the demonstrations' discounted returns, as :func:`~sb3_scoreflow.pretrain_bc` does after cloning.
-        Models that got their clone from :meth:`load_clone` need this call.
+        A model that received its clone from :meth:`load_clone` needs this call.
 
         :param demonstrations: unnormalized demonstrations, which should be those of the clone
         :param n_batches: gradient steps
@@ -279,7 +282,7 @@ class FlowPPO(FlowAlgorithm):
     def train(self) -> None:
         """Update policy and critic from the rollout buffer."""
         self._check_rollout()
-        self._resolve_defaults()  # a callback may have cloned during the rollout
+        self._resolve_defaults()  # a callback may have cloned demonstrations during the rollout
         self._keep_reference()
         self._count_transitions(self.rollout_buffer.rewards.size)
         self.policy.set_training_mode(True)
@@ -331,7 +334,7 @@ class FlowPPO(FlowAlgorithm):
         :param noise: initial noise ``x_0`` of the minibatch's actions, shape ``(batch, action_dim)``
         :param batch: the minibatch
         :param log: collects the logged values
-        :return: the value loss and, if ``bc_coef`` is positive, the loss towards the pretrained policy
+        :return: the value loss and, if ``bc_coef`` is positive, the loss that pulls the policy toward the pretrained one
         """
         losses = {"value_loss": self.vf_coef * self._value_loss(values, batch, log)}
         if self.bc_coef > 0:

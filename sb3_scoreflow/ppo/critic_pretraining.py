@@ -40,7 +40,7 @@ class CriticPretraining:
 
     :param policy: policy with the critic
     :param demonstrations: unnormalized demonstrations
-    :param execution: how the environment executes and pays actions
+    :param execution: how the environment executes and rewards actions
     :param gamma: discount per decision
     :param n_batches: gradient steps
     :param batch_size: transitions per gradient step
@@ -72,7 +72,7 @@ class CriticPretraining:
             )
 
     def _missing(self) -> str | None:
-        """:return: why the returns are unknown, None if they are known"""
+        """:return: reason why the returns are unknown; None if they are known"""
         demonstrations, execution = self.demonstrations, self.execution
         if not demonstrations.rewards.any():
             return "the demonstrations' rewards are all 0"
@@ -90,15 +90,17 @@ class CriticPretraining:
         repeats = demonstrations.metadata.get("remove_task_when_completed") is False
         if execution.remove_task_when_completed and repeats:
             return (
-                "the environment pays for a completed task once, the demonstrations pay in every step. Make the environment "
-                "with remove_task_when_completed=False, or replace the rewards (completed_tasks lists the complete tasks)"
+                "the environment rewards a completed task once, the demonstrations reward it in every step. Make the "
+                "environment with remove_task_when_completed=False, or replace the rewards (completed_tasks lists the "
+                "complete tasks)"
             )
         if execution.max_return is not None:
             most = float(demonstrations.episode_returns.max())
             if most > execution.max_return * (1 + 1e-6):
                 return (
-                    f"a demonstrated episode's rewards sum up to {most:g}, but the environment's to at most "
-                    f"{execution.max_return:g}: the rewards differ. Replace the demonstrations' rewards by the environment's"
+                    f"a demonstrated episode's rewards sum to {most:g}, but the environment's sum to at most "
+                    f"{execution.max_return:g}: the rewards differ. Replace the demonstrations' rewards with those of the "
+                    "environment"
                 )
         if len(chunk_returns(demonstrations, execution, self.gamma).known) == 0:
             return (
@@ -164,9 +166,9 @@ class CriticPretraining:
 def as_paid(demonstrations: Demonstrations, execution: Execution) -> Demonstrations:
     """
     :param demonstrations: unnormalized demonstrations
-    :param execution: how the environment executes and pays actions
-    :return: the transitions that the environment would have paid for: if success ends its episodes and the rewards mark
-        successes, those up to the first success, else all
+    :param execution: how the environment executes and rewards actions
+    :return: the transitions that can occur in the environment: if success ends its episodes and the rewards mark successes,
+        each episode up to its first success; otherwise all
     """
     if not execution.terminate_on_success or demonstrations.metadata.get("terminate_on_success") is True:
         return demonstrations
@@ -178,13 +180,13 @@ def as_paid(demonstrations: Demonstrations, execution: Execution) -> Demonstrati
 
 def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: float) -> ChunkReturns:
     """
-    Return from every transition on if actions are executed in chunks of ``n``: ``G_i = w_i + gamma G_{i+n}`` within the
+    Return from each transition onward if actions are executed in chunks of ``n``: ``G_i = w_i + gamma G_{i+n}`` within the
     episode. ``w_i`` is the reward of the decision (see :meth:`~sb3_scoreflow.bc.execution.Execution.chunk_rewards`),
     normalized by ``VecNormalize`` if there is one. If a truncation ends the episode, its last decision is dropped, and the
     value function continues the return from the observation of that decision.
 
     :param demonstrations: ``N`` transitions
-    :param execution: how the environment executes and pays actions
+    :param execution: how the environment executes and rewards actions
     :param gamma: discount per decision
     :return: returns, discounts, indices of truncations, and bounds
     """
@@ -222,11 +224,11 @@ def chunk_returns(demonstrations: Demonstrations, execution: Execution, gamma: f
 
 def continuation(rewards: np.ndarray, execution: Execution, gamma: float) -> float:
     """
-    Return after a truncation if rewards continue as before (ours): the mean reward over the discount's horizon ``1 / (1 -
-    gamma)`` before the truncation, or over the episode if that is shorter, paid for the length of that horizon.
+    Return after a truncation if rewards continue as before (ours): the mean reward over the last ``1 / (1 - gamma)`` decisions
+    (the discount's horizon), or over the whole episode if it is shorter, received for the length of that horizon.
 
     :param rewards: rewards of the episode, shape ``(T,)``
-    :param execution: how the environment executes and pays actions
+    :param execution: how the environment executes and rewards actions
     :param gamma: discount per decision; at 1, the horizon is the episode
     :return: the discounted return after the truncation
     """

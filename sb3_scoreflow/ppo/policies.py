@@ -19,8 +19,8 @@ class ActorCriticFlowPolicy(FlowMatchingPolicy):
     The parameters are those of :class:`~sb3_scoreflow.FlowMatchingPolicy` and
 
     :param critic_activation_fn: activation function of the critic
-    :param share_features_extractor: whether the critic sees the actor's features (without gradient) instead of its own
-        extractor's
+    :param share_features_extractor: whether the critic uses the actor's features (without gradient) instead of features from
+        its own extractor
     """
 
     #: Parameter group -> names of its modules; names that a policy lacks are skipped

@@ -62,7 +62,7 @@ class ReturnStatistics:
         self.returns = np.where(dones, 0.0, self.returns)
 
     def _absurd(self, rewards: np.ndarray) -> np.ndarray | None:
-        """:return: mask of the environments whose return is absurdly far from previous ones; None if there are none"""
+        """:return: mask of the environments whose return is absurdly far from previous ones; None if no return is"""
         mean, std = abs(float(self.statistics.mean)), float(self.statistics.var) ** 0.5
         if self.statistics.count < ESTABLISHED or std == 0:  # sparse rewards: the first one sets the unit
             return None
@@ -71,7 +71,7 @@ class ReturnStatistics:
             return None
         if not self._warned:
             self._warned, env = True, int(absurd.argmax())
-            warn_of_outlier(f"The reward of env {env}", float(rewards[env]))
+            warn_of_outlier(f"The reward of environment {env}", float(rewards[env]))
         return absurd
 
     @property

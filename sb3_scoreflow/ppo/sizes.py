@@ -5,8 +5,8 @@ import math
 #: Transitions per iteration, over all environments, if ``n_steps`` is None, and transitions per minibatch if ``batch_size`` is
 #: None (chunks, with ActionChunking): the sizes for a pretrained policy, and the upper limits from scratch
 SIZES = (2048, 256)
-#: Steps per environment from scratch: never less than the first number, and the second number as long as the rollout stays
-#: below that of ``SIZES``. GAE looks about 20 steps ahead, so the last advantages of a rollout depend on an untrained critic
+#: Steps per environment from scratch: at least the first number, and at least the second while the rollout is not larger than
+#: in ``SIZES``. GAE looks about 20 steps ahead, so the last advantages of a rollout depend on an untrained critic
 _LEAST_STEPS, _ENOUGH_STEPS = 16, 128
 
 
@@ -27,12 +27,12 @@ def default_sizes(
     n_envs: int, n_steps: int | None = None, batch_size: int | None = None, about: tuple[int, int] = SIZES
 ) -> dict[str, int]:
     """
-    Choose sizes close to the given ones, with a rollout that is a multiple of the minibatch.
+    Choose sizes close to ``about``, if possible with a rollout that is a multiple of the minibatch. Given sizes are kept.
 
     :param n_envs: number of environments
     :param n_steps: steps per environment; None: chosen here
-    :param batch_size: minibatch size; None: chosen here. The choice is the minibatch size in ``about`` if a rollout of at most
-        twice the size in ``about`` is a multiple of it
+    :param batch_size: minibatch size; None: chosen here. The choice is the minibatch size in ``about`` if ``n_steps`` is
+        given, or if a rollout of at most twice the size in ``about`` is a multiple of it
     :param about: intended sizes of rollout and minibatch
     :return: ``n_steps`` and ``batch_size``, by name
     """

@@ -1,4 +1,4 @@
-"""Choosing the noise of :class:`ScoReFlowPPO` by how much of a clone's return it costs."""
+"""Chooses the noise of :class:`ScoReFlowPPO` by the share of a clone's return that it costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sb3_scoreflow.common.schedules import HalfLifeSchedule
 from sb3_scoreflow.common.utils import ArgumentError, sync_normalization, warn
 from sb3_scoreflow.scoreflow_ppo.scoreflow_ppo import ScoReFlowPPO
 
-#: Standard deviation of a denoising step that counts as none
+#: Standard deviation of a denoising step that counts as no noise
 _NO_NOISE = 1e-6
 
 
@@ -24,12 +24,12 @@ class NoiseCalibration:
     """Result of :func:`calibrate_noise`."""
 
     scale: float  #: factor of the noise and of the velocity's learning rate
-    returns: dict[float, float]  #: mean return by scale; 0 is the stochastic policy without noise
+    returns: dict[float, float]  #: mean return by scale; scale 0 is the stochastic policy without noise
     random_return: float  #: mean return of uniformly random actions
 
 
 class _RandomActions:
-    """Draws uniformly from an action space, instead of a model's ``predict``."""
+    """Stands in for a model; ``predict`` draws actions uniformly from the action space."""
 
     def __init__(self, space: gym.spaces.Box, n_envs: int, seed: int) -> None:
         self.space, self.n_envs, self.rng = space, n_envs, np.random.default_rng(seed)
@@ -51,19 +51,20 @@ def calibrate_noise(
     Give a clone the largest exploration noise with which it keeps most of its return (ours).
 
     Call it between :func:`~sb3_scoreflow.pretrain_bc` and ``learn``. The noise that suits demonstrations of a noisy agent
-    destroys the clone of a precise one. With each scale, ``min_std`` and ``max_std`` are multiplied by it, and the stochastic
-    policy runs ``n_episodes`` episodes. The first scale is chosen whose return, as a share of the return without noise above
-    that of random actions, is at least ``keep`` less one standard error. ``model.min_std``, ``model.max_std`` and
-    ``model.learning_rate`` are then multiplied by the scale: the gradient of the ratio grows as the noise shrinks. The global
-    random number generators stay unchanged.
+    destroys the clone of a precise one. For each scale, the function multiplies ``min_std`` and ``max_std`` by it, and runs
+    the stochastic policy for ``n_episodes`` episodes. Returns are measured above the return of random actions. The function
+    chooses the first scale whose return plus one standard error is at least ``keep`` times the return without noise, or the
+    last scale if there is no such scale. It then multiplies ``model.min_std``, ``model.max_std`` and ``model.learning_rate``
+    by the scale, because the gradient of the ratio grows as the noise shrinks. If the clone is not better than random actions,
+    a warning says so, and the model stays unchanged. The global random number generators stay unchanged.
 
     :param model: model with a cloned policy
-    :param eval_env: environment for evaluation, not that of training, with the same wrappers; its episodes are reset
+    :param eval_env: evaluation environment, separate from the training environment, with the same wrappers; it is reset
     :param keep: share of the return to keep, in (0, 1]
     :param scales: factors to try, positive and in descending order
-    :param n_episodes: episodes per scale, at least 2; more of them for success rates
+    :param n_episodes: episodes per scale, at least 2; success rates need more of them
     :param seed: seed of the episodes, which are the same for each scale
-    :return: chosen scale, and the returns
+    :return: the chosen scale and the returns
     :raises ValueError: if the model is not a ``ScoReFlowPPO`` with a cloned policy, if an argument is invalid, or if
         ``max_std`` or ``learning_rate`` is a schedule that cannot be scaled
     """

@@ -34,7 +34,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     ),
 }
 
-#: From scratch: the final value of each argument, and its half-life in transitions per action dimension: 200 rollouts
+#: From scratch: the final value of each argument, and its half-life in transitions per action dimension: about 200 rollouts
 _SCRATCH_FINAL = dict(learning_rate=1e-4, noise_learning_rate=1e-4, clip_range=0.02)
 _SCRATCH_HALF_LIFE = 50_000
 
@@ -62,7 +62,7 @@ def above(schedule: Any, least: float) -> Any:
     """
     :param schedule: a default: a number or a :class:`~sb3_scoreflow.HalfLifeSchedule`
     :param least: the user's lower bound
-    :return: the default, raised to the bound wherever it is below it
+    :return: the default, with values below the bound raised to the bound
     """
     if isinstance(schedule, HalfLifeSchedule):
         return HalfLifeSchedule(max(schedule.initial_value, least), max(schedule.final_value, least), schedule.half_life)

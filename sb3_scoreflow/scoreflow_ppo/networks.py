@@ -14,7 +14,7 @@ SCORE_COEFFICIENT_BIAS = -2.0
 
 class NoiseNet(nn.Module):
     """
-    Standard deviation of a denoising step, per action dimension, bounded in ``[min_std, max_std]``.
+    Standard deviation of a denoising step, per action dimension, within ``[min_std, max_std]``.
 
     ``tanh`` of an MLP interpolates ``log std^2`` linearly between the bounds. The MLP's inputs are the time embedding and the
     features, but not ``x`` (arXiv 2505.22094, Section 4; arXiv 2604.10962, Section 4). The last layer starts at zero (ours),

@@ -34,8 +34,8 @@ Noise = Literal["learned", "constant", "score_matched"]
 
 class ChainEvaluation(NamedTuple):
     """
-    Result of one pass over stored chains. In ``batch`` chains with noise in all steps, all ``K`` transitions are scored, and
-    the leading dimensions are ``(batch, K)``. With single noisy steps, ``n`` is the number of scored transitions of all
+    Result of one pass over stored chains. If all steps of the chains are noisy, all ``K`` transitions are scored, and the
+    leading dimensions are ``(batch, K)``. With single noisy steps, ``n`` is the number of scored transitions of all
     chains.
     """
 
@@ -244,7 +244,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     def _single_steps(self, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """
         :param noise: draws from ``N(0, I)``, shape ``(batch, action_dim)``
-        :return: ``x_0`` of exploring chains, and the stochastic step of each (see :meth:`_sample_chain`)
+        :return: ``x_0`` of the chains, and the stochastic step of each chain (see :meth:`_sample_chain`)
         """
         if self.single_step_fraction == 0:
             return noise, None
@@ -297,7 +297,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             width shows, the index of the stochastic step precedes the chain
         :return: chains ``(batch, K + 1, action_dim)``, and the index of each chain's stochastic step ``(batch,)``, -1 if all
             its steps are stochastic; None: all steps of all chains are stochastic
-        :raises ValueError: if the argument has no records but actions, whose likelihood has no closed form
+        :raises ValueError: if the argument contains actions instead of records: their likelihood has no closed form
         """
         width = (self.denoising_steps + 1) * self.action_dim
         shape, records = tuple(records.shape), records.flatten(1)
@@ -349,7 +349,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         condition: th.Tensor,
         features: th.Tensor,
     ) -> tuple[th.Tensor, th.Tensor]:
-        """Means and standard deviations of transitions from ``x``; the others are broadcast to its leading dimensions."""
+        """Means and standard deviations of transitions from ``x``; other arguments are broadcast to its leading dimensions."""
         coefficient = None if alpha is None else alpha.unsqueeze(-1)
         velocity = self.velocity_field(x, time, condition)
         mean = transition_mean(x, velocity, t.unsqueeze(-1), coefficient, self.denoising_steps, self.score_clip)
@@ -362,7 +362,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         :param obs: unnormalized observations, shape ``(batch, ...)`` per part
         :param actions: records of chains from :meth:`forward`
         :return: values ``(batch, 1)``, normalized log-probabilities ``(batch,)``, normalized entropies ``(batch,)``
-        :raises ValueError: if the argument has no records but actions, whose likelihood has no closed form
+        :raises ValueError: if the argument contains actions instead of records: their likelihood has no closed form
         """
         evaluation = self.evaluate_chain(obs, *self.split_record(actions))
         return evaluation.values.unsqueeze(-1), evaluation.log_prob, evaluation.entropy

@@ -29,7 +29,7 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
     ScoReFlowPolicy,
 )
 
-#: Clip ranges from here on suit PPO's ratio, but not a geometric mean.
+#: Clip ranges of at least this value suit PPO's ratio, but not a geometric mean.
 _LARGE_CLIP_RANGE = 0.1
 
 
@@ -46,8 +46,8 @@ class ScoReFlowPPO(FlowPPO):
         :class:`~sb3_scoreflow.ActionChunking`
     :param learning_rate: learning rate of the velocity field, a float or schedule; 0 freezes it
     :param n_steps: steps per environment and iteration (chunks, with ActionChunking); None: about 2048 over all environments,
-        in whole minibatches. Policies trained from scratch take 256 per dimension of an action, or 128 per environment, if
-        that is less than 2048, but at least 16 per environment
+        in whole minibatches. Policies trained from scratch take 256 per dimension of an action or 128 per environment,
+        whichever is more, but at most 2048, and always at least 16 per environment
     :param batch_size: minibatch size in chains; None: 256, or from scratch 64 per dimension of an action if that is less,
         adjusted if it does not suit the number of environments
     :param n_epochs: passes over the rollout per iteration
@@ -55,8 +55,10 @@ class ScoReFlowPPO(FlowPPO):
     :param gae_lambda: trade-off between bias and variance in generalized advantage estimation (GAE)
     :param clip_range: PPO's clip range of the ratio, a float or schedule. The ratio is a geometric mean over the chain's ``(K
         + 1) action_dim`` numbers, or over the ``action_dim`` numbers of its single noisy step, so the clip range is far
-        smaller than PPO's usual 0.2. None: 0.02 for a pretrained policy, ``0.2 / sqrt((K + 1) action_dim)`` from scratch
-    :param clip_range_vf: clip range of the value function in units of the return's standard deviation; None: no clipping
+        smaller than PPO's usual 0.2. None: 0.02 for a pretrained policy; from scratch, it starts at ``0.2 /
+        sqrt((K + 1) action_dim)`` and decays to 0.02 if that is lower
+    :param clip_range_vf: clip range of the value function in units of the critic's output (with ``normalize_reward``, the
+        return's standard deviation); None: no clipping
     :param normalize_advantage: whether to normalize advantages per minibatch
     :param ent_coef: coefficient of the chain's entropy (normalized once by ``(K + 1) action_dim``)
     :param vf_coef: coefficient of the value loss
@@ -94,7 +96,7 @@ class ScoReFlowPPO(FlowPPO):
     :param seed: seed of the random number generators; None: not seeded
     :param device: device of the networks
     :param _init_setup_model: whether to build the networks at construction
-    :param moved: ``score_scale`` and ``score_clip``, which are now entries of ``policy_kwargs`` (deprecated)
+    :param moved: ``score_scale`` and ``score_clip``, which are now entries of ``policy_kwargs`` (deprecated here)
     :raises ValueError: if an argument is invalid; the message names the argument, its value and a remedy
     """
 

@@ -40,32 +40,35 @@ def step(env: VecEnv, n_steps: int = STEP) -> Any:
     [
         (
             (OBS, 1.0, False, {}),
-            r"returned a tuple of 4 \(ndarray, float, bool, dict\): Gymnasium wants .*truncated, info",
+            r"returned a tuple of 4 \(ndarray, float, bool, dict\): Gymnasium expects .*truncated, info",
         ),
-        ((OBS, {}), r"returned a tuple of 2 \(ndarray, dict\): Gymnasium wants \(observation, reward, terminated"),
-        (None, "returned None: Gymnasium wants"),
-        (np.zeros(5), r"returned an array of shape \(5,\) and dtype float64: Gymnasium wants"),
+        ((OBS, {}), r"returned a tuple of 2 \(ndarray, dict\): Gymnasium expects \(observation, reward, terminated"),
+        (None, "returned None: Gymnasium expects"),
+        (np.zeros(5), r"returned an array of shape \(5,\) and dtype float64: Gymnasium expects"),
         (
             (OBS, np.ones(1), False, False, {}),
-            r"returned the reward an array of shape \(1,\) .* wants one number, such as",
+            r"returned the reward an array of shape \(1,\) .* expects one number, such as",
         ),
         ((OBS, np.ones(2), False, False, {}), r"returned the reward an array of shape \(2,\)"),
         ((OBS, None, False, False, {}), "returned the reward None"),
         ((OBS, "1.0", False, False, {}), "returned the reward '1.0'"),
         ((OBS, 1j, False, False, {}), "returned the reward a complex"),
-        ((OBS, 1.0, None, False, {}), r"returned terminated=None: Gymnasium wants True or False, such as bool\(terminated\)"),
+        (
+            (OBS, 1.0, None, False, {}),
+            r"returned terminated=None: Gymnasium expects True or False, such as bool\(terminated\)",
+        ),
         ((OBS, 1.0, False, "no", {}), "returned truncated='no'"),
         ((OBS, 1.0, 0.5, False, {}), "returned terminated=0.5"),
         ((OBS, 1.0, np.array([True]), False, {}), r"returned terminated=an array of shape \(1,\)"),
-        ((OBS, 1.0, False, False, None), "returned the info None: Gymnasium wants a dict, {} if there is nothing to say"),
+        ((OBS, 1.0, False, False, None), "returned the info None: Gymnasium expects a dict, {} if there is nothing to say"),
         ((OBS, 1.0, False, False, [("a", 1)]), r"returned the info a list of 1 \(tuple\)"),
         (
             (None, 1.0, False, False, {}),
-            r"returned the observation None: its space wants numbers of shape \(3,\)",
+            r"returned the observation None: its space expects numbers of shape \(3,\)",
         ),
-        ((OBS[:1], 1.0, False, False, {}), r"returned an observation of shape \(1,\): its space wants \(3,\)"),
-        ((OBS[:, None], 1.0, False, False, {}), r"returned an observation of shape \(3, 1\): its space wants \(3,\)"),
-        (({"a": OBS}, 1.0, False, False, {}), "returned the observation a dict: its space wants numbers"),
+        ((OBS[:1], 1.0, False, False, {}), r"returned an observation of shape \(1,\): its space expects \(3,\)"),
+        ((OBS[:, None], 1.0, False, False, {}), r"returned an observation of shape \(3, 1\): its space expects \(3,\)"),
+        (({"a": OBS}, 1.0, False, False, {}), "returned the observation a dict: its space expects numbers"),
         (([[1.0], [1.0, 2.0]], 1.0, False, False, {}), r"returned the observation a list of 2 \(list, list\)"),
     ],
 )
@@ -87,9 +90,9 @@ def test_a_wrong_answer_of_step(cls: Any, answer: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (OBS, r"returned an array of shape \(3,\) and dtype float32: Gymnasium wants \(observation, info\)"),
+        (OBS, r"returned an array of shape \(3,\) and dtype float32: Gymnasium expects \(observation, info\)"),
         (OBS[:2], r"returned an array of shape \(2,\)"),
-        ((OBS, 0.0), "returned the info 0.0: Gymnasium wants"),
+        ((OBS, 0.0), "returned the info 0.0: Gymnasium expects"),
         ((OBS, 1.0, {}), "returned a tuple of 3"),
         ({"a": 1, "b": 2}, "returned a dict"),
         ((OBS[:1], {}), r"returned an observation of shape \(1,\)"),
@@ -109,8 +112,8 @@ def test_a_wrong_answer_of_reset(cls: Any, answer: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("observation", "message"),
     [
-        ({"vector": OBS}, r"keys \['vector'\]: its space wants \['image'\] too"),
-        (OBS, r"its space wants a dict with \['image', 'vector'\]"),
+        ({"vector": OBS}, r"keys \['vector'\]: its space also expects \['image'\]"),
+        (OBS, r"its space expects a dict with \['image', 'vector'\]"),
         (
             {"image": np.zeros((2, 2), np.uint8), "vector": OBS},
             r"an observation\['image'\] of shape \(2, 2\): its",

@@ -45,7 +45,9 @@ def test_an_absurd_observation_hardly_moves_the_statistics(value: float, when: i
     batches = rollouts(4)
     truth = np.concatenate([batch.reshape(-1, 3) for batch in batches]).astype(np.float64)
     batches[when][17, 1, component] = value
-    with pytest.warns(UserWarning, match=re.escape(f"component {component} at step 17 of env 1 is {value:.4g}, far from")):
+    with pytest.warns(
+        UserWarning, match=re.escape(f"component {component} at step 17 of environment 1 is {value:.4g}, far from")
+    ):
         mean, std = statistics(fed(batches))
     np.testing.assert_allclose(std, truth.std(0), rtol=0.15)
     assert (np.abs(mean - truth.mean(0)) < 0.05 * truth.std(0)).all()
@@ -96,7 +98,9 @@ def test_a_number_whose_square_overflows_is_refused() -> None:
     check_magnitudes("pressures", values * 1.8e19, 2, "")
     check_magnitudes("pixels", np.full(3, 255, np.uint8), 1, "")
     values[1, 1, 2] = -2e19
-    with pytest.raises(DivergenceError, match=r"^pressures are .*: component 2 at step 1 of env 1 is -2e\+19 \(1 such"):
+    with pytest.raises(
+        DivergenceError, match=r"^pressures are .*: component 2 at step 1 of environment 1 is -2e\+19 \(1 such"
+    ):
         check_magnitudes("pressures", values, 2, "")
 
 
@@ -104,7 +108,7 @@ def test_an_absurd_reward_hardly_moves_the_unit_of_returns() -> None:
     rng = np.random.default_rng(0)
     rewards, dones = 1 + rng.standard_normal((3000, 2)), rng.random((3000, 2)) < 0.01
     clean, spoiled = ReturnStatistics(0.99), ReturnStatistics(0.99)
-    with pytest.warns(UserWarning, match=r"The reward of env 1 is 1e\+15, far from all others") as caught:
+    with pytest.warns(UserWarning, match=r"The reward of environment 1 is 1e\+15, far from all others") as caught:
         for step, (reward, done) in enumerate(zip(rewards, dones, strict=True)):
             clean.update(reward, done)
             spoiled.update(np.where([False, step % 1000 == 500], 1e15, reward), done)

@@ -38,7 +38,9 @@ def test_observation(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch, kind
     policy = "MultiInputPolicy" if key else "FlowPolicy"
     model = algorithm.make(policy, env, policy_kwargs=dict(observation_normalization="running"))
     name = r"observations\['a'\]" if key else "observations"
-    with pytest.raises(DivergenceError, match=rf"environment's {name} are .*: component 2 at step 5 of env 1 is 1e\+25"):
+    with pytest.raises(
+        DivergenceError, match=rf"environment's {name} are .*: component 2 at step 5 of environment 1 is 1e\+25"
+    ):
         model.learn(3 * algorithm.iteration(2))
     assert all(th.isfinite(tensor).all() for tensor in model.policy.state_dict().values())
     assert model.n_iterations == 1
@@ -48,7 +50,7 @@ def test_observation(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch, kind
 
 def test_reward(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
     model = algorithm.make("FlowPolicy", faulty_env(monkeypatch, "flat", 20, "rewards", 1e30))
-    with pytest.raises(DivergenceError, match=r"environment's rewards are too large .*: step 4 of env 1 is 1e\+30"):
+    with pytest.raises(DivergenceError, match=r"environment's rewards are too large .*: step 4 of environment 1 is 1e\+30"):
         model.learn(3 * algorithm.iteration(2))
     if hasattr(model, "return_statistics"):
         assert model.return_statistics.scale < 10
@@ -60,7 +62,9 @@ def test_reward(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_outlier_is_bounded(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch, key: str, value: float) -> None:
     env = faulty_env(monkeypatch, "flat", 5 * 16 + 3, key, value)
     model = algorithm.make("FlowPolicy", env, policy_kwargs=dict(observation_normalization="running"))
-    with pytest.warns(UserWarning, match=r"env 1 is 1e\+15, far from all others: running statistics count it as 10 standard"):
+    with pytest.warns(
+        UserWarning, match=r"environment 1 is 1e\+15, far from all others: running statistics count it as 10 standard"
+    ):
         model.learn(6 * algorithm.iteration(2))
     clean = algorithm.make("FlowPolicy", make_toy(n_envs=2), policy_kwargs=dict(observation_normalization="running"))
     clean.learn(5 * algorithm.iteration(2))

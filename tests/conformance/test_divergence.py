@@ -53,7 +53,8 @@ def test_nan_reward(algorithm: Algorithm, tmp_path: Path) -> None:
     env = Foreign(make_toy(n_envs=2, fault="reward", faulty_from=21))
     model = algorithm.make("FlowPolicy", env)
     message = (
-        r"The environment returned NaN or infinite rewards \(24 entries, the first at step 4 of env 0\): fix the environment"
+        r"The environment returned NaN or infinite rewards \(24 entries, the first at step 4 of environment 0\): "
+        "fix the environment"
     )
     with pytest.raises(DivergenceError, match=message):
         model.learn(4 * algorithm.iteration(2), callback=Autosave(tmp_path / "last.zip"))
@@ -97,7 +98,9 @@ def test_infinite_observation_is_named(algorithm: Algorithm, monkeypatch: pytest
 
     monkeypatch.setattr(env, "step_wait", faulty)
     model = algorithm.make("FlowPolicy", env)
-    with pytest.raises(DivergenceError, match=r"NaN or infinite observations \(1 entries, the first at step 5 of env 1\)"):
+    with pytest.raises(
+        DivergenceError, match=r"NaN or infinite observations \(1 entries, the first at step 5 of environment 1\)"
+    ):
         model.learn(algorithm.iteration(2))
 
 

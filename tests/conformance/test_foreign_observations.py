@@ -49,7 +49,7 @@ def demonstrations(parts: bool) -> Demonstrations:
 def test_other_units_are_told_once(algorithm: Algorithm, unit: float, parts: bool) -> None:
     model = algorithm.make("FlowPolicy", Angles(unit, parts))
     pretrain_bc(model, demonstrations(parts), n_batches=2, seed=0)
-    with pytest.warns(UserWarning, match=r"are not like the demonstrated ones.*same units"):
+    with pytest.warns(UserWarning, match=r"do not resemble the demonstrated ones.*same units"):
         model.learn(algorithm.iteration())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -132,5 +132,5 @@ def test_other_constants_are_told(
     told: str,
 ) -> None:
     model = cloned(algorithm, center, spread, Constants(other_center, other_spread))
-    with pytest.warns(UserWarning, match=f"are not like the demonstrated ones.*{told}.*same units"):
+    with pytest.warns(UserWarning, match=f"do not resemble the demonstrated ones.*{told}.*same units"):
         model.learn(algorithm.iteration())

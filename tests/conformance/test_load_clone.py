@@ -128,7 +128,7 @@ def test_other_architectures_are_refused_by_name(algorithm: Algorithm, kwargs: A
 
 def test_what_is_no_clone_is_refused(tmp_path: Path) -> None:
     model = ALGORITHMS[0].make("FlowPolicy", "Pendulum-v1")
-    with pytest.raises(ValueError, match="by pretrain_bc"):
+    with pytest.raises(ValueError, match="with pretrain_bc"):
         model.load_clone(ALGORITHMS[0].make("FlowPolicy", "Pendulum-v1"))
     with pytest.raises(ValueError, match="observation_space"):
         model.load_clone(_on("MountainCarContinuous-v0"))

@@ -201,7 +201,7 @@ def test_a_payload_in_a_state(algorithm: Algorithm, entry: str, tmp_path: Path) 
     )
     with pytest.raises(
         ValueError,
-        match=rf"model\.zip is not loaded with trusted=False: '{re.escape(entry)}' holds something else than weights",
+        match=rf"model\.zip is not loaded with trusted=False: '{re.escape(entry)}' contains something other than weights",
     ):
         algorithm.cls.load(tmp_path / "model.zip", trusted=False)
     with pytest.raises(Exception, match="Weights only load failed"):
@@ -217,7 +217,7 @@ def test_a_payload_in_a_policy(algorithm: Algorithm, tmp_path: Path) -> None:
     saved_policy = th.load(path, weights_only=True)
     assert set(saved_policy) == {"state_dict", "arguments"}
     th.save({**saved_policy, "note": Payload(marker)}, path)
-    with pytest.raises(ValueError, match=r"policy\.pth is not loaded .*: 'policy\.pth' holds something else .*tests\.payload"):
+    with pytest.raises(ValueError, match=r"policy\.pth is not .*: 'policy\.pth' contains something other .*tests\.payload"):
         cls.load(path, trusted=False)
     model = algorithm.make("FlowPolicy", make_toy())
     with pytest.raises(ValueError, match=r"policy\.pth is not loaded with trusted=False"):
@@ -388,7 +388,7 @@ def test_made_up_descriptions(algorithm: Algorithm) -> None:
             algorithm.cls.load(changed, trusted=False)
     wrong: Any
     for wrong in ([], {"_plain": []}):
-        with pytest.raises(ValueError, match="no JSON object with descriptions"):
+        with pytest.raises(ValueError, match="not a JSON object with descriptions"):
             algorithm.cls.load(rewritten(file, {"data": json.dumps(wrong).encode()}), trusted=False)
 
 
@@ -408,8 +408,11 @@ def test_damaged_files(algorithm: Algorithm, tmp_path: Path) -> None:
         ({"data": b"[" * 100_000}, "recursion"),
         ({"policy.pth": legacy.getvalue()}, r"'policy\.pth' is not a file of PyTorch \(1\.6 or later\)"),
         ({"policy.pth": script.getvalue()}, r"'policy\.pth' is a TorchScript program"),
-        ({"policy.features_extractor.pth": variables.getvalue()}, r"'policy\.features_extractor\.pth' is none of the states"),
-        ({"../../escape.pth": variables.getvalue()}, r"'\.\./\.\./escape\.pth' is none of the states"),
+        (
+            {"policy.features_extractor.pth": variables.getvalue()},
+            r"'policy\.features_extractor\.pth' is not one of the states",
+        ),
+        ({"../../escape.pth": variables.getvalue()}, r"'\.\./\.\./escape\.pth' is not one of the states"),
         ({"pytorch_variables.pth": variables.getvalue()}, r"'pytorch_variables\.pth' has \['policy\.normalizer'\]"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -417,7 +420,7 @@ def test_damaged_files(algorithm: Algorithm, tmp_path: Path) -> None:
     twice = saved(algorithm.make("FlowPolicy", make_toy()))
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(twice, "a") as archive:
         archive.writestr("data", "{}")
-    with pytest.raises(ValueError, match="two entries of one name"):
+    with pytest.raises(ValueError, match="two entries with the same name"):
         algorithm.cls.load(twice, trusted=False)
 
 
