@@ -124,8 +124,8 @@ class Array:
             if layout == h5py.h5d.VIRTUAL or settings.get_external_count():
                 kind = "virtual" if layout == h5py.h5d.VIRTUAL else "external"
                 raise UnusableFileError(
-                    f"`{name}` takes its data from elsewhere (it is {kind}); such data are not read. If you trust it, put "
-                    "the data in its place with h5py: "
+                    f"`{name}` takes its data from elsewhere (it is {kind}), which is not read. If you trust it, put the data "
+                    "in its place with h5py: "
                     f"`data = file[{name!r}][()]; del file[{name!r}]; file[{name!r}] = data`."
                 )
             shape: tuple[int, ...] | None = dataset.shape
