@@ -50,12 +50,12 @@ class FlowEvalCallback(EvalCallback):
     highest lower confidence bound of the mean return, so that it does not depend on a few lucky episodes. The callback does
     not change the random numbers of training, provided that ``eval_env`` is a separate environment.
 
-    A model that was trained, saved and loaded again is not a clone any more: pass the clone as ``clone``. A callback can be
+    A model that was trained, saved and loaded again is no longer a clone: pass the clone as ``clone``. A callback can be
     used for several calls of ``learn`` and keeps its best model.
 
     :param eval_env: evaluation environment, with the wrappers of the training environment
     :param callback_on_new_best: callback that is called when there is a new best model
-    :param callback_after_eval: callback that is called after each evaluation except that of the clone, such as
+    :param callback_after_eval: callback that is called after each evaluation except the evaluation of the clone, such as
         :class:`StopBelowClone`
     :param n_eval_episodes: episodes per evaluation, at least 2 unless ``n_standard_errors`` is 0
     :param eval_freq: number of ``step`` calls of the vectorized environment between evaluations; with ActionChunking, each
@@ -63,7 +63,7 @@ class FlowEvalCallback(EvalCallback):
     :param log_path: folder of ``evaluations.npz``; None: not written
     :param best_model_save_path: folder of ``best_model.zip`` and, with a ``VecNormalize``, ``vecnormalize.pkl``; None: not
         written
-    :param stochastic: whether to evaluate stochastic actions (``predict(deterministic=False)``) as well
+    :param stochastic: whether to also evaluate stochastic actions (``predict(deterministic=False)``)
     :param n_standard_errors: distance of the lower confidence bound from the mean return, in standard errors, at least 0
     :param score_name: name of the environment for :func:`~sb3_scoreflow.normalized_score`; None: the environment's id, and no
         score is logged if D4RL has none for it
@@ -257,7 +257,7 @@ class StopBelowClone(BaseCallback):
     callback_after_eval=StopBelowClone(), restore_best=True)``, the model then gets its best weights back.
 
     :param tolerance: tolerated decrease as a share of the clone's mean return ``r``, at least 0: training stops below ``r -
-        tolerance |r|``, which is less than ``r`` for negative returns as well
+        tolerance |r|``, which is also less than ``r`` for negative returns
     :param patience: number of consecutive evaluations below this threshold after which training stops, at least 1
     :param verbose: 0: no output
     :raises ArgumentError: if an argument is invalid

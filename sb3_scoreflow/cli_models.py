@@ -27,7 +27,7 @@ from sb3_scoreflow.resuming import learn_resumable
 from sb3_scoreflow.scoreflow_ppo import ScoReFlowPPO, calibrate_noise
 from sb3_scoreflow.videos import record_video
 
-#: Suffix of an exported file -> the function that writes it
+#: Suffix of an exported file -> function that writes it
 _EXPORTERS = {".onnx": export_onnx, ".pt2": export_program}
 
 
@@ -155,7 +155,7 @@ def _with_statistics(args: argparse.Namespace) -> FlowAlgorithm:
 
 
 def _check_statistics(model: FlowAlgorithm, args: argparse.Namespace) -> None:
-    """:raises ValueError: if the model was trained with VecNormalize and no statistics are given, or the other way round"""
+    """:raises ValueError: if the model was trained with VecNormalize and no statistics are given, or vice versa"""
     had, has = getattr(model, "sees_normalized", None), args.vec_normalize is not None
     if had and not has:
         raise ValueError(

@@ -265,8 +265,8 @@ def _prepared(
     model: Any, path: AnyPath, suffix: str, inference_steps: int | None, x0_input: bool, n_executed: int | None
 ) -> Iterator[tuple[_Exported, dict[str, Any], Path]]:
     """
-    :return: context manager with the module to export, its description, and a temporary path; without an error, the file there
-        is moved to its final path
+    :return: context manager with the module to export, its description, and a temporary path; if there is no error, the
+        temporary file is moved to its final path
     """
     algorithm = model if isinstance(model, FlowAlgorithm) else None
     policy = model.policy if isinstance(model, FlowAlgorithm) else model

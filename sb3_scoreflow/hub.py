@@ -60,7 +60,7 @@ def write_hub_folder(
     :param model: model to publish
     :param folder: folder to create, or an empty folder
     :param eval_env: evaluation environment, wrapped as in training, but not the training environment itself; a
-        ``VecNormalize`` gets the training environment's statistics and stops updating them
+        ``VecNormalize`` gets the training environment's statistics, and no longer updates them
     :param env_id: name of the environment; None: its Gymnasium id
     :param env_kwargs: keyword arguments of the environment
     :param n_eval_episodes: number of evaluation episodes with deterministic actions, and with stochastic actions
@@ -182,7 +182,7 @@ def load_from_hub(
     if filename is None and len(found) > 1:
         raise ArgumentError(f"{repo_id} has several models, {found}: pass one of them as filename.")
     if not found or filename not in (None, *found):
-        raise FileNotFoundError(f"{repo_id} has no model {filename or '*.zip'}, but {found or 'none at all'}: check repo_id.")
+        raise FileNotFoundError(f"{repo_id} has no model {filename or '*.zip'}; it has {found or 'no models'}: check repo_id.")
     path = folder / (filename or found[0])
     writer = written_by(path)
     classes = {cls.__name__: cls for cls in ALGORITHMS.values()}
@@ -267,7 +267,7 @@ def _evaluate(model: FlowAlgorithm, env: VecEnv, n_episodes: int, seed: int) -> 
 
 
 def _write_settings(folder: Path, config: dict[str, Any], arguments: dict[str, Any], run: Path | None) -> None:
-    """Write the settings that the RL Zoo's loader needs: those of a zoo run, or equivalent ones."""
+    """Write the settings that the RL Zoo's loader needs: the settings of a zoo run, or equivalent settings."""
     import yaml
 
     written = dict(config=config, args=arguments, env_kwargs=arguments["env_kwargs"])

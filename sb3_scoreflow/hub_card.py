@@ -159,7 +159,7 @@ Loading unpickles parts of `{name}.zip` (with cloudpickle), which executes code 
 
 
 def _commands(algorithm: str, name: str, env_id: str, repo_id: str | None, run: Path | None) -> str:
-    """:return: shell commands that show the model in action and, if the zoo trained it, train it again"""
+    """:return: shell commands that show the model in action and, if the zoo trained it, repeat the training"""
     user, _, repo = (repo_id or f"USER/{name}").rpartition("/")
     zoo, task = "python -m sb3_scoreflow.zoo", f"--algo {algorithm} --env {env_id} -f logs"
     named = "" if repo == name else f" -name {repo}"

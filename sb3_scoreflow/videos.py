@@ -68,7 +68,8 @@ def record_video(
     :param deterministic: whether to use deterministic actions
     :param fps: frames per second of the environment; None: the value in its metadata, or 30
     :param width: width of the video in pixels; None: the rendered width
-    :param every: only every so many frames are written, at the same speed; None: all frames, or in a GIF at most 50 per second
+    :param every: only one of ``every`` frames is written, at the same speed; None: all frames, or in a GIF at most 50 per
+        second
     :return: path, number of frames and returns
     :raises ValueError: if the environment does not render, or does not fit the model
     :raises ImportError: without the extra ``video``
@@ -94,8 +95,8 @@ def record_comparison(
     every: int | None = None,
 ) -> dict[str, Recording]:
     """
-    Record policies side by side, each in a separate environment with the same seed; those that end first show their last
-    frame.
+    Record policies side by side, each in a separate environment with the same seed. A recording that ends first shows its last
+    frame until the others end.
 
     :param models: label -> model or policy, from left to right
     :param env: id of an environment, or a function that creates one
@@ -106,7 +107,8 @@ def record_comparison(
     :param deterministic: whether to use deterministic actions
     :param fps: frames per second of the environment; None: the value in its metadata, or 30
     :param width: width of the whole video in pixels; None: the rendered width
-    :param every: only every so many frames are written, at the same speed; None: all frames, or in a GIF at most 50 per second
+    :param every: only one of ``every`` frames is written, at the same speed; None: all frames, or in a GIF at most 50 per
+        second
     :return: label -> its recording; all refer to the same file
     :raises ValueError: for the reasons of :func:`record_video`, or if there are no models
     :raises ImportError: without the extra ``video``
@@ -329,7 +331,7 @@ def _side_by_side(streams: Mapping[str, Iterator[np.ndarray]]) -> Iterator[np.nd
 
 
 def _labelled(frame: np.ndarray, label: str) -> np.ndarray:
-    """The frame below a strip with a label."""
+    """:return: the frame below a strip with a label"""
     from PIL import ImageDraw, ImageFont
 
     strip = _import_pillow().new("RGB", (frame.shape[1], _LABEL_SIZE + 8), "black")

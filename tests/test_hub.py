@@ -238,7 +238,7 @@ def test_models_that_are_not_there(folder: Path, tmp_path: Path, monkeypatch: py
     repo.mkdir()
     arguments: dict[str, Any] = dict(trust=True, revision="abc", device="cpu")
     copy_of(repo, monkeypatch, tmp_path / "1")
-    with pytest.raises(FileNotFoundError, match=r"no model \*\.zip, but none at all"):
+    with pytest.raises(FileNotFoundError, match=r"no model \*\.zip; it has no models"):
         load_from_hub("somebody/policy", **arguments)
     PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, device="cpu").save(repo / "ppo-Pendulum-v1")
     copy_of(repo, monkeypatch, tmp_path / "2")

@@ -11,7 +11,7 @@ from sb3_scoreflow.demonstrations.minari_env import make_evaluation_env
 from sb3_scoreflow.demonstrations.minari_writer import write_minari
 from sb3_scoreflow.demonstrations.sources import load_demonstrations, register_source
 
-# The container knows no files, but saves itself for its users
+# The container does not import the modules that read and write files, but its methods save and load it
 Demonstrations._files = hdf5
 
 __all__ = [

@@ -164,14 +164,14 @@ def clean_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str | int | 
         store
     """
     if metadata is not None and not isinstance(metadata, Mapping):
-        raise ValueError(f"`metadata` is {metadata!r:.99}; it must be a dict, such as {{'env': 'Hopper-v5'}}. Leave it out.")
+        raise ValueError(f"`metadata` is {metadata!r:.99}. Pass a dict, such as {{'env': 'Hopper-v5'}}, or leave it out.")
     clean = {}
     for key, value in (metadata or {}).items():
         value = value.item() if isinstance(value, np.generic) else value
         if not isinstance(key, str) or not isinstance(value, (str, int, float, bool)):
             raise ValueError(
                 f"`metadata[{key!r}]` is {value!r}; keys must be str, values str, int, float or bool."
-                " Other types do not fit into a file: convert them."
+                " Files cannot store other types: convert them."
             )
         clean[key] = value
     return clean

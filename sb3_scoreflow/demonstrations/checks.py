@@ -40,7 +40,7 @@ def check_arrays(
     observations: Any, actions: Any, rewards: Any, terminations: Any, truncations: Any, metadata: Mapping[str, Any] | None
 ) -> Checked:
     """
-    Check arrays. Arguments, errors and warnings are those of
+    Check arrays. Arguments, errors and warnings are the same as for
     :class:`~sb3_scoreflow.demonstrations.container.Demonstrations`.
 
     :return: The checked arrays without the transitions after the last end
@@ -71,7 +71,7 @@ def check_arrays(
     stops = np.flatnonzero(flags["terminations"] | flags["truncations"]) + 1
     if len(stops) == 0:
         raise ValueError(
-            f"None of the {n_transitions} transitions ends an episode, so no whole episode is left. "
+            f"None of the {n_transitions} transitions ends an episode, so no complete episode is left. "
             "Set `truncations` to True on the last transition to keep them as one episode."
         )
     lengths, kept = np.diff(stops, prepend=0), int(stops[-1])

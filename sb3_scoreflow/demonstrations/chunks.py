@@ -53,7 +53,7 @@ class ActionChunks:
         if indices.ndim != 1 or indices.dtype.kind not in "iu":
             raise IndexError(
                 f"Chunks are indexed by a vector of integers, got shape {indices.shape}, dtype {indices.dtype}. "
-                "Pass for instance rng.integers(len(chunks), size=batch_size)."
+                "Pass rng.integers(len(chunks), size=batch_size), for example."
             )
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"Chunk indices must lie in [0, {len(self)}), got values in [{indices.min()}, {indices.max()}].")

@@ -33,29 +33,32 @@ def collect_demonstrations(
 ) -> Demonstrations:
     """
     Run a policy for a number of episodes and record unnormalized observations, executed (clipped) actions and unnormalized
-    rewards. A policy of chunks, as trained with :class:`~sb3_scoreflow.ActionChunking`, runs in the env without that wrapper:
-    its chunks are executed open loop, and each of their actions is recorded with its own observation and reward.
+    rewards. A policy that predicts action chunks (trained with :class:`~sb3_scoreflow.ActionChunking`) runs in the environment
+    without that wrapper: its chunks are executed open loop, and each of their actions is recorded with its own observation and
+    reward.
 
-    With several envs, each gets its share of the episodes in advance (as in SB3's ``evaluate_policy``), so that short episodes
-    are not preferred. Episodes are ordered by their start. With ``VecNormalize``, the policy gets normalized observations, the
-    original ones are recorded, and the running statistics are not updated.
+    With several environments, each gets its share of the episodes in advance (as in SB3's ``evaluate_policy``), so that short
+    episodes are not overrepresented. Episodes are ordered by their start. With ``VecNormalize``, the policy gets normalized
+    observations, the original ones are recorded, and the running statistics are not updated.
 
     :param model: SB3 model or policy (any object with ``predict``), or a function that returns an action, or ``(action,
-        state)`` (the state is ignored), for an observation. A function gets a single observation if ``env`` is a gym env or an
-        id, and a batch of observations if it is a ``VecEnv``
-    :param env: Gym env, id of one, or ``VecEnv``, without ``ActionChunking``. An env created from an id is closed at the end
-    :param n_episodes: Number of whole episodes to record
+        state)`` (the state is ignored), for an observation. A function gets a single observation if ``env`` is a Gymnasium
+        environment or an id, and a batch of observations if it is a ``VecEnv``
+    :param env: Gymnasium environment, its id, or a ``VecEnv``, without ``ActionChunking``. An environment created from an id
+        is closed at the end
+    :param n_episodes: Number of complete episodes to record
     :param deterministic: Whether to use deterministic actions (passed to ``predict``)
-    :param seed: Seed of the env and of the global generators of Python, NumPy and PyTorch, from which SB3 policies sample;
-        None: not seeded
+    :param seed: Seed of the environment and of the global generators of Python, NumPy and PyTorch, from which SB3 policies
+        sample; None: not seeded
     :param progress_bar: Whether to show a progress bar (needs tqdm)
     :param max_transitions: Upper limit of the number of transitions: when it is reached, no further episode starts, and
         episodes that exceed it are dropped; None: no limit
-    :param n_executed: Number of actions to execute per chunk; None: as in the model's training env, or the whole
+    :param n_executed: Number of actions to execute per chunk; None: as in the model's training environment, or the whole
         chunk
-    :return: The demonstrations; ``metadata`` contains the env's id, the class of the policy, ``deterministic`` and ``seed``
-    :raises ValueError: if the env executes chunks, an argument is out of range, an action has the wrong shape or is not
-        finite, or the first episode exceeds ``max_transitions``
+    :return: The demonstrations; ``metadata`` contains the environment's id, the class of the policy, ``deterministic`` and
+        ``seed``
+    :raises ValueError: if the environment executes chunks, an argument is out of range, an action has the wrong shape or is
+        not finite, or the first episode exceeds ``max_transitions``
     :raises ImportError: if a progress bar is asked for and tqdm is not installed
     """
     for name, value in (("n_episodes", n_episodes), ("max_transitions", max_transitions)):
@@ -70,7 +73,7 @@ def collect_demonstrations(
             check_chunk_arguments(horizon, given, 1.0)
             predict = _Chunks(predict, horizon, given, vec_env)
         elif n_executed is not None:
-            raise ValueError(f"`n_executed`={n_executed} is for policies of chunks, but `model` is none. Leave it out.")
+            raise ValueError(f"`n_executed`={n_executed} is for policies that predict chunks; `model` does not. Leave it out.")
         if seed is not None:
             set_random_seed(seed)
             vec_env.seed(seed)
@@ -96,7 +99,7 @@ class _Episode:
     """
     An episode that is being recorded.
 
-    :param number: Number of episodes that started before
+    :param number: Number of episodes that started earlier
     """
 
     def __init__(self, number: int) -> None:
@@ -120,7 +123,7 @@ def _record(
 ) -> Iterator[_Episode]:
     """
     :param predict: ``(observations, state, episode_starts) -> (actions, state)``
-    :param env: Env in which to record
+    :param env: Environment in which to record
     :param normalizer: The ``VecNormalize`` in ``env``
     :param n_episodes: Number of episodes
     :param max_transitions: No episode starts after this many transitions, and a longer one is aborted; None: no limit
@@ -194,9 +197,9 @@ def _assemble(episodes: list[_Episode], max_transitions: int | None, metadata: d
 def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> VecEnv:
     """
     :param env: The value passed by the user
-    :param stack: Closes the env if it was created here
-    :return: The vectorized env
-    :raises ValueError: if the env executes chunks
+    :param stack: Closes the environment if it was created here
+    :return: The vectorized environment
+    :raises ValueError: if the environment executes chunks
     """
     if isinstance(env, VecEnv):
         vec_env = env
@@ -208,7 +211,7 @@ def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> Vec
     if any(vec_env.env_is_wrapped(ActionChunking)):
         raise ValueError(
             "`env` is wrapped in ActionChunking, but demonstrations contain single actions: training extracts chunks from "
-            "them. Collect in the env without ActionChunking, which also executes the chunks of a policy."
+            "them. Pass the environment without ActionChunking: the chunks of a policy are executed in it."
         )
     return vec_env
 
@@ -237,19 +240,22 @@ def _as_predict(model: Any, deterministic: bool, batched: bool) -> Predict:
 
 
 def _horizon(model: Any, space: spaces.Space) -> int | None:
-    """:return: Actions per chunk of a policy that was trained with ActionChunking around an env with this action space"""
+    """
+    :return: Actions per chunk of a policy that was trained with ActionChunking around an environment with this action space
+    """
     shape = getattr(getattr(model, "action_space", None), "shape", None)
     return int(shape[0]) if shape and isinstance(space, spaces.Box) and shape[1:] == space.shape else None
 
 
 class _Chunks:
     """
-    Executes chunks open loop, one action per call. An env whose chunk is over, or whose episode starts, gets a new chunk.
+    Executes chunks open loop, one action per call. An environment whose chunk is over, or whose episode starts, gets a new
+    chunk.
 
     :param predict: ``(observations, state, episode_starts) -> (chunks, state)``
     :param horizon: Actions per chunk
     :param n_executed: How many of them to execute
-    :param env: Env without chunks
+    :param env: Environment without chunks
     """
 
     def __init__(self, predict: Predict, horizon: int, n_executed: int, env: VecEnv) -> None:
@@ -270,7 +276,7 @@ class _Chunks:
 
 
 def _row(observations: LoadedObservations, index: int) -> LoadedObservations:
-    """:return: A copy of one observation of a batch; the env may reuse the batch's memory"""
+    """:return: A copy of one observation of a batch; the environment may reuse the batch's memory"""
     return map_observations(lambda array: np.array(array[index]), observations)
 
 
@@ -283,8 +289,8 @@ def _stack(rows: list[Any]) -> LoadedObservations:
 
 def _raw_observations(normalizer: VecNormalize | None, observations: LoadedObservations) -> LoadedObservations:
     """
-    :param normalizer: The env's ``VecNormalize``
-    :param observations: As returned by the env
+    :param normalizer: The environment's ``VecNormalize``
+    :param observations: As returned by the environment
     :return: The observations before normalization
     :raises ValueError: if wrappers around ``VecNormalize`` reshape observations, whose originals are then unknown
     """
@@ -303,7 +309,7 @@ def _raw_observations(normalizer: VecNormalize | None, observations: LoadedObser
 def _executed(actions: Any, env: VecEnv) -> np.ndarray:
     """
     :param actions: Predicted actions
-    :param env: Env with the action space
+    :param env: Environment with the action space
     :return: The executed actions: clipped to the bounds of a ``Box``, in its dtype
     :raises ValueError: if the shape is wrong or an action is not finite
     """
@@ -311,8 +317,8 @@ def _executed(actions: Any, env: VecEnv) -> np.ndarray:
     expected = (env.num_envs, *(space.shape or ()))
     if actions.shape != expected:
         raise ValueError(
-            f"The policy returned actions of shape {actions.shape}, the env takes {expected}. Was the policy trained with "
-            "ActionChunking or on another env?"
+            f"The policy returned actions of shape {actions.shape}, but the environment takes {expected}. Was the policy "
+            "trained with ActionChunking or in another environment?"
         )
     if not np.isfinite(actions).all():
         raise ValueError("The policy returned an action that is not finite.")
@@ -326,6 +332,6 @@ def _policy_name(model: Any) -> str:
 
 
 def _env_metadata(env: VecEnv) -> dict[str, str]:
-    """:return: The env's id if it is available; worker processes are not asked, because specs may not be picklable"""
+    """:return: The environment's id if it is available; worker processes are not asked, because specs may not be picklable"""
     spec = env.unwrapped.envs[0].spec if isinstance(env.unwrapped, DummyVecEnv) else None
     return {} if spec is None else {"env": spec.id}

@@ -48,12 +48,12 @@ class Demonstrations:
     observations and actions are converted to float32; integers and uint8 images keep their type. Arrays of the right type are
     not copied: do not change them afterwards. Images may stay in a file until they are used, see
     :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. A last episode without an end is dropped, with a warning. There is
-    also a warning if flags do not look like ends of episodes, but like masks, or like flags that stay on while a goal is
-    reached.
+    also a warning if flags do not look like ends of episodes, but like masks, or like flags that stay set while the agent is
+    at a goal.
 
     :param observations: ``(N, *observation_shape)``, or a dict of such arrays for ``Dict`` observation spaces, or a sequence
         of N dicts
-    :param actions: ``(N, *action_shape)``, the actions that the env executed
+    :param actions: ``(N, *action_shape)``, the actions that the environment executed
     :param rewards: ``(N,)`` or ``(N, 1)``; None: zeros
     :param terminations: ``(N,)`` or ``(N, 1)`` flags: the episode ended here by success or failure; None: all False
     :param truncations: ``(N,)`` or ``(N, 1)`` flags: the episode was truncated here, for example by a step limit; None: all
@@ -202,17 +202,17 @@ class Demonstrations:
         :raises ValueError: if the fraction is out of range or there is only one episode
         """
         if not 0.0 < validation_fraction < 1.0:
-            raise ValueError(f"`validation_fraction` must lie in (0, 1), got {validation_fraction}. Pass for instance 0.1.")
+            raise ValueError(f"`validation_fraction` must lie in (0, 1), got {validation_fraction}. Pass 0.1, for example.")
         if self.n_episodes < 2:
-            raise ValueError("A split needs at least 2 episodes, there is 1: one side would be empty. Collect more episodes.")
+            raise ValueError("A split needs at least 2 episodes, but there is only 1. Collect more episodes.")
         n_validation = int(np.clip(round(validation_fraction * self.n_episodes), 1, self.n_episodes - 1))
         order = np.random.default_rng(seed).permutation(self.n_episodes)
         return self._select(np.sort(order[n_validation:])), self._select(np.sort(order[:n_validation]))
 
     def end_at_success(self) -> "Demonstrations":
         """
-        End each episode at its first success, as in envs that terminate on success: the first positive reward becomes a
-        termination, and later transitions of the episode are left out.
+        End each episode at its first success, as in environments that terminate on success: the first positive reward becomes
+        a termination, and later transitions of the episode are left out.
 
         :return: Copies of the shortened episodes; their metadata contain ``terminate_on_success`` and ``n_transitions_cut``
         :raises ValueError: if the rewards do not mark successes: they must be 0 or one positive value
@@ -249,7 +249,7 @@ class Demonstrations:
         if n_taken == 0:
             raise ValueError(
                 f"`n_transitions`={n_transitions} is less than the first episode's {self._stops[0]} transitions, and only "
-                "whole episodes are taken. Raise the limit."
+                "complete episodes are taken. Raise the limit."
             )
         return self if n_taken == self.n_episodes else self._select(np.arange(n_taken))
 
@@ -347,7 +347,7 @@ class Demonstrations:
         Read an HDF5 file with D4RL's layout, as written by :meth:`save`.
 
         :param path: Path of the file; ``~`` is expanded
-        :param max_episode_steps: The env's step limit; only needed if the file has no ``timeouts``
+        :param max_episode_steps: The environment's step limit; only needed if the file has no ``timeouts``
         :param max_bytes: Limit of the memory for arrays, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
         :return: The demonstrations
         """

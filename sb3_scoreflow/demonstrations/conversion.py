@@ -25,7 +25,7 @@ def to_numbers(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"`{name}` is sparse, of type {type(values).__name__}; arrays must be dense. Pass it by .{method}().")
     if np.ma.is_masked(values):
         raise ValueError(
-            f"`{name}` has {np.ma.count_masked(values)} masked value(s), which have no value. Remove the episodes that "
+            f"`{name}` has {np.ma.count_masked(values)} masked value(s). Remove the episodes that "
             "they belong to, or fill them: .filled(...)."
         )
     array = as_array(name, values)
@@ -58,8 +58,8 @@ def rows_of_dicts(values: Any) -> dict[str, list[Any]] | None:
     odd = [number for number, row in enumerate(rows) if set(row) != set(rows[0])]
     if odd:
         raise ValueError(
-            f"`observations` is a list of dicts, of which number {odd[0]} has the keys {list(rows[odd[0]])} and number 0 "
-            f"{list(rows[0])}. All must have the same keys."
+            f"`observations` is a list of dicts with different keys: number {odd[0]} has {list(rows[odd[0]])}, and number "
+            f"0 has {list(rows[0])}. All must have the same keys."
         )
     return {key: [row[key] for row in rows] for key in rows[0]}
 
@@ -102,7 +102,7 @@ def _kind(values: Any, array: np.ndarray) -> str:
 
 
 def _remedy(array: np.ndarray) -> str:
-    """:return: How to convert the array to numbers"""
+    """:return: Instructions for converting the array to numbers"""
     if array.dtype.kind == "c":
         return "Convert it to numbers first: np.concatenate([x.real, x.imag], axis=-1)."
     if array.dtype.names is not None:

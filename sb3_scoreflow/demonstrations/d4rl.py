@@ -28,12 +28,12 @@ URL_VARIABLE = "D4RL_DATASET_URL"
 DIRECTORY_VARIABLE = "D4RL_DATASET_DIR"
 
 _ROUNDING = 1e-5
-"""Generous bound of the rounding error of float32 at a bound of an action."""
+"""Generous bound on the float32 rounding error at an action's bound."""
 
 
 class _Task(NamedTuple):
     environment: str | None
-    """The env of Gymnasium or Gymnasium-Robotics with the same actions; None if there is none."""
+    """The environment of Gymnasium or Gymnasium-Robotics with the same actions; None if neither has one."""
     max_episode_steps: int
     """D4RL's step limit."""
     min_return: float
@@ -43,11 +43,12 @@ class _Task(NamedTuple):
     ends: str | None = None
     """Flags that end episodes, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`."""
     reward_argument: str | None = None
-    """The env's argument that must be False so that its rewards are like those of the data."""
+    """Argument of the environment that must be False to reproduce the rewards of the data."""
 
 
 _LOCOMOTION = {
-    # Version 4: like D4RL's envs, it pays the reward for being healthy also in the step in which the robot falls; 5 does not
+    # Version 4, because it gives the reward for being healthy even in the step in which the robot falls, as D4RL's
+    # environments do; version 5 does not
     "hopper": _Task("Hopper-v4", 1000, -20.272305, 3234.3),
     "walker2d": _Task("Walker2d-v4", 1000, 1.629008, 4592.3),
     "halfcheetah": _Task("HalfCheetah-v4", 1000, -280.178953, 12135.0),
@@ -61,7 +62,8 @@ _ADROIT = {
     "relocate": _Task("AdroitHandRelocate-v1", 200, -6.425911, 4233.877797728884),
 }
 # `terminals` are set in every step near the goal, where the reward is 1, and the episode continues until `timeouts`; D4RL's
-# env ends at the goal. Gymnasium-Robotics' ant has motors with five times the torque, and its mazes have other coordinates
+# environment ends at the goal. Gymnasium-Robotics' ant has motors with five times the torque, and its mazes have other
+# coordinates
 _ANTMAZE = {
     name: _Task(None, steps, 0.0, 1.0, ends="timeouts", reward_argument="terminate_on_success")
     for name, steps in (("antmaze", 1000), ("antmaze-umaze", 700))
@@ -97,8 +99,8 @@ _ANTMAZE_FILES = {
 
 _NAMES = (
     "{hopper, walker2d, halfcheetah, ant}-{random, medium, expert, medium-expert, medium-replay, full-replay}-v2 "
-    "(-v1 as well; -v0 without full-replay), kitchen-{complete, partial, mixed}-v0, "
-    "{pen, hammer, door, relocate}-{human, cloned, expert}-v1 (-v0 as well), "
+    "(also -v1, and -v0 without full-replay), kitchen-{complete, partial, mixed}-v0, "
+    "{pen, hammer, door, relocate}-{human, cloned, expert}-v1 (also -v0), "
     "antmaze-{umaze, umaze-diverse, medium-play, medium-diverse, large-play, large-diverse}-v2, "
     "maze2d-{umaze, medium, large}-v1 and maze2d-{umaze, medium, large}-dense-v1"
 )
@@ -136,7 +138,7 @@ DATASETS: dict[str, str] = dict(_list_files())
 
 
 def _suggest(name: str) -> str | None:
-    """:return: The newest version of the data set with this name; None if there is none"""
+    """:return: The newest version of the data set with this name; None if the name is unknown"""
     return max((known for known in DATASETS if _unversioned(known) == _unversioned(name)), default=None)
 
 
@@ -158,10 +160,10 @@ def load_d4rl(
     they also end at the task's step limit. AntMaze's episodes end only at ``timeouts``: its ``terminals`` mark every step near
     the goal, and the episode continues (:meth:`Demonstrations.end_at_success` ends it there).
 
-    Actions are clipped to [-1, 1], as in all of these envs. Observations are those of the file; kitchen's are 9 robot
-    positions, 21 object positions and 30 goals. Rewards are also those of the file. If they differ from the rewards of an env
-    with default arguments, ``metadata`` contains the argument that makes them equal: ``remove_task_when_completed`` (kitchen)
-    or ``terminate_on_success`` (AntMaze), False.
+    Actions are clipped to [-1, 1], as in all of these environments. Observations and rewards are read from the file unchanged.
+    Kitchen's observations are 9 robot positions, 21 object positions and 30 goal positions. If the rewards differ from the
+    rewards of an environment with default arguments, ``metadata`` contains the argument that makes them equal:
+    ``remove_task_when_completed`` (kitchen) or ``terminate_on_success`` (AntMaze), False.
 
     :param spec: Name of the data set, see :data:`DATASETS`
     :param directory: Directory of the files; None: ``$D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``
@@ -170,13 +172,13 @@ def load_d4rl(
     :param max_episode_steps: Step limit for a file without ``timeouts``; None: the task's limit
     :param max_bytes: Limit of the memory for arrays, see :func:`~sb3_scoreflow.demonstrations.hdf5.read_hdf5`
     :param progress_bar: Whether to show a progress bar while downloading; without tqdm, one line of text
-    :return: The demonstrations; ``metadata`` contains the env that fits the actions
+    :return: The demonstrations; ``metadata`` contains the environment that fits the actions
     :raises ValueError: if the data set is unknown, or ``base_url`` does not start with ``http://`` or ``https://``
     :raises ConnectionError: if the file cannot be downloaded
     :raises OSError: if the directory cannot be written, or the file is empty, truncated or not HDF5
     """
     if spec not in DATASETS:
-        raise ValueError(f"There are no D4RL data named {spec!r}. {_nearest(spec)}Known names: {_NAMES}.")
+        raise ValueError(f"There is no D4RL data set named {spec!r}. {_nearest(spec)}Known names: {_NAMES}.")
     base_url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
     if not base_url.startswith(("http://", "https://")):
         raise ValueError(
@@ -245,7 +247,7 @@ def _nearest(spec: str) -> str:
 
 def _clip_actions(actions: np.ndarray, spec: str) -> None:
     """
-    Clip to [-1, 1], in place; warn if that is more than rounding.
+    Clip to [-1, 1], in place; warn if actions exceed the bounds by more than rounding errors.
 
     :param actions: ``(N, action_dim)``
     :param spec: Name of the data set, for the warning
@@ -255,7 +257,7 @@ def _clip_actions(actions: np.ndarray, spec: str) -> None:
         n_outside = np.count_nonzero((np.abs(actions) > 1.0 + _ROUNDING).any(axis=-1))
         warnings.warn(
             f"{n_outside} of {len(actions)} actions of 'd4rl:{spec}' are outside [-1, 1], by up to {excess:.3g}: clipped, as "
-            "the env does.",
+            "in the environment.",
             stacklevel=4,
         )
     if excess > 0:
@@ -270,10 +272,10 @@ def normalized_score(env_name: str, returns: float | Sequence[float] | np.ndarra
     """
     D4RL's normalized score, ``100 (return - random) / (expert - random)``: 0 for a random policy, 100 for D4RL's expert.
 
-    To compare with published scores, evaluate in version 4 of Gymnasium's envs: unlike D4RL's, version 5 does not reward the
-    step in which the robot falls (Hopper, Walker2d, Ant) and has slightly different models.
+    To compare with published scores, evaluate in version 4 of Gymnasium's environments: unlike D4RL's, version 5 does not
+    reward the step in which the robot falls (Hopper, Walker2d, Ant) and has slightly different models.
 
-    :param env_name: Task (``hopper``), data set (``hopper-medium-v2``) or env (``Hopper-v4``)
+    :param env_name: Task (``hopper``), data set (``hopper-medium-v2``) or environment (``Hopper-v4``)
     :param returns: Undiscounted return of an episode, or a sequence or array of returns of any shape
     :return: A float for one return, else an array of the same shape
     :raises ValueError: if there is no score for the name, or ``returns`` are not numbers
@@ -288,7 +290,7 @@ def normalized_score(env_name: str, returns: float | Sequence[float] | np.ndarra
 
 def _task_name(env_name: str) -> str:
     """
-    :param env_name: Name of a task, data set or env
+    :param env_name: Name of a task, data set or environment
     :return: Name of the task
     :raises ValueError: if it is unknown
     """
@@ -300,7 +302,7 @@ def _task_name(env_name: str) -> str:
         envs = sorted(task.environment for task in _TASKS.values() if task.environment is not None)
         raise ValueError(
             f"There is no normalized score for `env_name` {env_name!r}. Known tasks: {sorted(_TASKS)}; their data sets, "
-            f"such as 'hopper-medium-v2'; their envs: {envs}, in any version."
+            f"such as 'hopper-medium-v2'; their environments: {envs}, in any version."
         )
     return name
 
@@ -311,5 +313,5 @@ def _task_of(dataset: str) -> str:
 
 
 def _unversioned(name: str) -> str:
-    """:return: The name in small letters, without its version"""
+    """:return: The name in lowercase, without its version"""
     return re.sub(r"-v\d+$", "", name.lower())

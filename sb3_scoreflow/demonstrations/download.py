@@ -2,7 +2,7 @@
 Resumable, checked downloads with the standard library. A file appears at its path only when it is complete.
 
 During the download of ``NAME``, there are ``NAME.part`` (the received bytes), ``NAME.part.json`` (the file on the server that
-they belong to) and ``NAME.lock`` (makes other processes wait).
+they belong to) and ``NAME.lock`` (the lock for which other processes wait).
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class _BrokenTransferError(Exception):
 
 
 class _RefusedTransferError(Exception):
-    """The server's response is not acceptable; another attempt would give the same one."""
+    """The server's response is not acceptable; another attempt would get the same response."""
 
 
 @dataclass
@@ -69,7 +69,8 @@ class _Partial:
     def resumable(self, url: str) -> tuple[int, _Origin | None]:
         """
         :param url: URL of the file
-        :return: The number of received bytes and their origin; 0 and None if there is no part that this URL can continue
+        :return: The number of received bytes and their origin; 0 and None if there is no partial download of this URL to
+            resume
         """
         try:
             origin = _Origin(**json.loads(self._origin_path.read_text(encoding="utf-8")))
@@ -86,7 +87,7 @@ class _Partial:
 
         :param origin: Origin of the new download
         """
-        # In this order, so that received bytes are never beside the origin of another file
+        # In this order, so that received bytes are never stored beside the origin of another file
         self.discard()
         self.path.touch()
         self._origin_path.write_text(json.dumps(asdict(origin)), encoding="utf-8")
@@ -146,7 +147,7 @@ def download(
             kept = f"{n_bytes:,} bytes are kept in {partial.path}: the next call fetches the rest. " if origin else ""
             raise ConnectionError(f"{url} could not be downloaded to {path}: {_reason(error)}. {kept}{advice}") from error
         except OSError as error:
-            raise OSError(f"{url} was not stored at {path}, as {partial.path} cannot be written: {error}. {advice}") from error
+            raise OSError(f"{url} was not stored at {path}: {partial.path} cannot be written: {error}. {advice}") from error
         try:
             check(partial.path)
         except (OSError, ValueError) as error:
@@ -264,7 +265,7 @@ def _open(request: urllib.request.Request, partial: _Partial) -> Any:
 
 
 class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Redirections of the standard library, but without those to ftp and from encrypted to unencrypted connections."""
+    """Follows redirections as the standard library does, except redirections to ftp, and from https to http."""
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         target = urllib.parse.urljoin(req.full_url, headers.get("Location") or "")
@@ -272,7 +273,7 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
         if scheme not in ("http", "https") or (req.type == "https" and scheme == "http"):
             fp.close()
             raise _RefusedTransferError(
-                f"the server says that the file is at {target!r:.200}, which is not followed from {req.type}"
+                f"the server redirects from {req.type} to {target!r:.200}, and this redirection is not followed"
             )
         return super().http_error_302(req, fp, code, msg, headers)
 

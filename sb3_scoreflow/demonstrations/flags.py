@@ -9,16 +9,17 @@ from sb3_scoreflow.demonstrations.conversion import EPISODES_ADVICE
 # Fewer flags may be coincidence
 _MIN_PAIRS = 5
 _MIN_EPISODES = 3
-# If flags stay on for several steps, the episodes between them have at least this median length
+# If flags stay set for several steps, the episodes between them have at least this median length
 _LONG = 4
 
 
 def describe_odd_ends(terminations: np.ndarray, truncations: np.ndarray) -> str | None:
     """
-    Recognize flags that cannot be ends of episodes. Episodes of one step are plausible if all, or only some, have this length.
+    Recognize flags that cannot be ends of episodes. Episodes of one step are plausible if all episodes, or only a few, have
+    this length.
 
     :param terminations: ``(N,)`` bools
-    :param truncations: ``(N,)`` bools; at least one of both is set
+    :param truncations: ``(N,)`` bools; at least one flag in the two arrays is set
     :return: Description of the problem and remedy; None if there is no problem
     """
     ends = terminations | truncations
@@ -71,7 +72,7 @@ def describe_rest(n_rest: int, lengths: np.ndarray) -> str:
     text = f"Dropped {n_rest} transitions after the last episode end."
     if n_rest > lengths.max():
         text += (
-            f" The longest episode has {lengths.max()}: if flags are set at success only, episodes that fail have no end. "
+            f" The longest episode has {lengths.max()}: if flags are only set at success, failed episodes have no end. "
             "Set `truncations` on their last transitions."
         )
     return text
@@ -81,8 +82,8 @@ def describe_rows_of_episodes(
     observation_shapes: Iterable[tuple[int, ...]], action_shape: tuple[int, ...], lengths: np.ndarray
 ) -> str | None:
     """
-    :param observation_shapes: observation shapes of the observation arrays
-    :param action_shape: action shape of the actions, ``(N, ...)``
+    :param observation_shapes: Shapes of the observation arrays, ``(N, ...)``
+    :param action_shape: Shape of the actions, ``(N, ...)``
     :param lengths: ``(n_episodes,)``
     :return: Description of the problem if entries seem to be episodes instead of transitions; else None
     """
@@ -101,7 +102,7 @@ def describe_extra_observations(n_extra: int, flags: Mapping[str, np.ndarray]) -
     """
     :param n_extra: Number of observations minus number of actions
     :param flags: ``(N,)`` flags
-    :return: Advice for observations with one more per episode
+    :return: Advice for arrays with one additional observation per episode
     """
     text = " Leave out the observation that follows an episode's last action, if there is one"
     if n_extra == 1:
@@ -109,9 +110,8 @@ def describe_extra_observations(n_extra: int, flags: Mapping[str, np.ndarray]) -
     if n_extra != np.count_nonzero(flags["terminations"] | flags["truncations"]):
         return text + "."
     return (
-        text
-        + ", as it seems: np.delete(x, stops + np.arange(len(stops)), axis=0), where stops = np.flatnonzero(ends) + 1 and "
-        "ends are the flags."
+        " Each episode seems to have an additional observation after its last action. Leave it out: "
+        "np.delete(x, stops + np.arange(len(stops)), axis=0), where stops = np.flatnonzero(ends) + 1 and ends are the flags."
     )
 
 
@@ -122,7 +122,7 @@ def _come_in_runs(flags: np.ndarray) -> bool:
 
 
 def _describe_masks(where: str, counts: str) -> str:
-    return f"{where} are almost everywhere: {counts}. They look like masks, which are 0 at an end. Pass x == 0 instead."
+    return f"{where} are almost always set: {counts}. They look like masks, which are 0 at an end. Pass x == 0 instead."
 
 
 def _describe_complement(terminations: np.ndarray, truncations: np.ndarray) -> str | None:

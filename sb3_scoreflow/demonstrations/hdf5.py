@@ -42,14 +42,14 @@ def read_hdf5(
     max_bytes: int | None = None,
 ) -> Demonstrations:
     """
-    :param path: Path of the file; ``~`` is expanded. Other content than the five arrays above is ignored; ``observations`` may
+    :param path: Path of the file; ``~`` is expanded. Content other than the five arrays above is ignored; ``observations`` may
         be a group with one array per key of a ``Dict`` observation space
-    :param max_episode_steps: The env's step limit, which ends episodes if the file has no ``timeouts``, and is not used
-        otherwise; None: the file's attribute of this name, if there is one
+    :param max_episode_steps: The environment's step limit, which ends episodes if the file has no ``timeouts``, and is not
+        used otherwise; None: the file's attribute of this name, if there is one
     :param ends: ``"timeouts"`` if only these end episodes: ``terminals`` are then not read, because they mark steps at a goal,
         as in D4RL's AntMaze. None: both end episodes
     :param max_bytes: Largest memory for the arrays, in bytes; None: 64 times the size of the file, but at least 256 MiB. Data
-        that are compressed more strongly, or were never written, need more
+        that are compressed more strongly or were never written need more
     :return: The demonstrations; their metadata are those attributes of the file that are single numbers or strings
     :raises FileNotFoundError: if the file does not exist
     :raises OSError: if it cannot be read, because it is empty, truncated or not HDF5
@@ -71,7 +71,7 @@ def read_hdf5(
     version = metadata.pop(_VERSION_ATTRIBUTE, FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"The demonstration file {path} has format {version}, this version of sb3_scoreflow reads {FORMAT_VERSION}. "
+            f"The demonstration file {path} has format {version}, but this version of sb3_scoreflow reads {FORMAT_VERSION}. "
             "Upgrade sb3_scoreflow."
         )
     terminals = _as_vector(arrays["terminals"])
@@ -119,7 +119,7 @@ def write_hdf5(demonstrations: Demonstrations, path: AnyPath) -> None:
 
 def check_key(key: str) -> None:
     """
-    :param key: key of observations
+    :param key: Key of the observations
     :raises ValueError: if it cannot name an HDF5 dataset, because HDF5 would interpret it as a path or another name
     """
     if "/" in key or key in ("", ".") or not _is_storable(key):
@@ -203,7 +203,7 @@ def _check_keys(file: Group, path: Path) -> None:
 def _open(file: Group, key: str) -> HDF5Array | dict[str, HDF5Array]:
     """
     :param file: The open file
-    :param key: key of an array, or of a group of arrays
+    :param key: Key of an array, or of a group of arrays
     :return: The array, or the arrays in the group; nothing is read
     :raises UnusableFileError: if it is neither
     """
@@ -247,7 +247,7 @@ def _read(node: HDF5Array | dict[str, HDF5Array]) -> LoadedObservations:
 def _write(file: Any, name: str, array: Array, target: HDF5Target) -> None:
     """
     :param file: The open ``h5py.File``
-    :param name: name of the new dataset
+    :param name: Name of the new dataset
     :param array: Array to copy, one block of chunks at a time
     :param target: Target to which HDF5 writes the file
     :raises OSError: if writing fails
@@ -285,7 +285,7 @@ def _as_vector(values: LoadedObservations) -> np.ndarray:
 def _infer_timeouts(terminals: np.ndarray, max_episode_steps: Any, path: Path) -> np.ndarray:
     """
     :param terminals: ``(N,)`` flags
-    :param max_episode_steps: The env's step limit
+    :param max_episode_steps: The environment's step limit
     :param path: Path of the file, for the error message
     :return: ``(N,)`` flags, True where an episode reaches the limit
     :raises ValueError: if the limit is unknown
@@ -293,13 +293,13 @@ def _infer_timeouts(terminals: np.ndarray, max_episode_steps: Any, path: Path) -
     if max_episode_steps is None:
         raise ValueError(
             f"The demonstration file {path} has no `timeouts`, so episodes that did not terminate have no end. "
-            "Pass `max_episode_steps`, the step limit of the env that the data is from."
+            "Pass `max_episode_steps`, the step limit of the environment in which the data were recorded."
         )
     is_number = isinstance(max_episode_steps, (int, float, np.integer)) and not isinstance(max_episode_steps, bool)
     if not is_number or max_episode_steps < 1 or max_episode_steps % 1:
         raise ValueError(
             f"`max_episode_steps` must be at least 1, got {max_episode_steps!r}, for the demonstration file {path}. Pass an "
-            "integer, the step limit of the env that the data is from."
+            "integer, the step limit of the environment in which the data were recorded."
         )
     if terminals.ndim != 1:
         raise ValueError(f"The demonstration file {path} has `terminals` of shape {terminals.shape}; they must be a vector.")

@@ -1,8 +1,8 @@
 """
-The target of HDF5 files, which hides a full disk from HDF5.
+A file object that HDF5 writes to; it hides a full disk from HDF5.
 
 HDF5 cannot close a file that it cannot write: the descriptor stays open and its space in use, HDF5 prints dozens of lines, and
-some versions crash the process. Therefore the target does not report errors of the disk to HDF5.
+some versions crash the process. Therefore, this object does not report disk errors to HDF5.
 """
 
 import io
@@ -15,14 +15,14 @@ from typing import Any
 
 class HDF5Target(io.RawIOBase):
     """
-    A file for HDF5. After a failure of the disk, further data are kept in memory, so that HDF5 can close the file. Call
+    A file for HDF5. After a disk error, further data are kept in memory, so that HDF5 can close the file. Call
     :meth:`check` often while writing, so that these data stay small.
 
-    :param path: path of an existing or new file
+    :param path: Path of an existing or new file
     """
 
     def __init__(self, path: Path) -> None:
-        #: The error of the disk; None if there was no error
+        #: The disk error; None if there was no error
         self.error: OSError | None = None
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         self._kept: list[tuple[int, bytes]] = []
@@ -30,7 +30,7 @@ class HDF5Target(io.RawIOBase):
         self._position = 0
 
     def check(self) -> None:
-        """:raises OSError: if the disk has failed"""
+        """:raises OSError: if there was a disk error"""
         if self.error is not None:
             raise self.error
 
@@ -96,9 +96,9 @@ class HDF5Target(io.RawIOBase):
 @contextmanager
 def hdf5_target(path: Path) -> Iterator[HDF5Target]:
     """
-    :param path: path of a file, which is created if it does not exist
-    :return: context manager with the target, to which ``h5py.File`` writes, and which it closes, inside the block
-    :raises OSError: the error of the disk, if there was one
+    :param path: Path of a file, which is created if it does not exist
+    :return: Context manager with the target; inside the block, ``h5py.File`` writes to the target and closes it
+    :raises OSError: if there was a disk error
     """
     with HDF5Target(path) as target:
         try:

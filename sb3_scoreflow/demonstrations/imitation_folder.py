@@ -66,7 +66,7 @@ def read_imitation_folder(path: AnyPath, *, max_bytes: int | None = None) -> Dem
 
 
 def _trajectories(batch: Any) -> Iterator[dict[str, Any]]:
-    """:return: The trajectories in the rows of ``pyarrow.RecordBatch``"""
+    """:return: The trajectories in the rows of a ``pyarrow.RecordBatch``"""
     import pyarrow as pa
 
     names = [name for name in ("obs", "acts", "rews") if name in batch.schema.names]

@@ -29,14 +29,14 @@ class Layout(NamedTuple):
     optional: tuple[str, ...]
     make: Callable[..., Demonstrations]
     is_scaled: bool = False
-    """Whether there may be a file with scales beside it, and images in it."""
+    """Whether the data may be scaled, with the scales in another file, and may contain images."""
     excluded: tuple[str, ...] = ()
     """Names that do not occur in this layout."""
 
 
 def find_layout(names: Collection[str]) -> Layout | None:
     """
-    :param names: names of arrays
+    :param names: Names of arrays
     :return: The layout with these names; None if it is unknown
     """
     return next(
@@ -84,7 +84,7 @@ def _from_dppo(arrays: Mapping[str, Any], scales: Mapping[str, Any] | None) -> D
     """
     The pretraining data of DPPO and ReinFlow. ``terminals`` on the last transition of a trajectory is a termination.
 
-    :param arrays: arrays of the file
+    :param arrays: Arrays of the file
     :param scales: The arrays of its ``normalization.npz``; None: the data are not rescaled
     """
     lengths = np.asarray(arrays["traj_lengths"])
@@ -115,8 +115,8 @@ def warn_if_scaled(arrays: Mapping[str, Any]) -> None:
     if all(_is_scaled(np.asarray(arrays[name])) for name in ("states", "actions")):
         warn(
             "All `states` and `actions` lie in [-1, 1], so they seem to be scaled, as DPPO's data are, but no "
-            "normalization.npz was read. They are kept as they are: the env must be scaled alike. If there is such a file, "
-            "put it beside the data, which must be .npz too, or pass its path as `normalization`."
+            "normalization.npz was read. They stay unchanged: scale the environment in the same way. If there is such a "
+            "file, put it beside the data, in an .npz file, or pass its path as `normalization`."
         )
 
 
@@ -128,8 +128,8 @@ def _unscale(name: str, array: np.ndarray, low: Any, high: Any) -> np.ndarray:
     """
     :param name: Name of the array, for the error message
     :param array: ``(N, d)``, scaled to [-1, 1]
-    :param low: ``(d,)``, the original values of -1
-    :param high: ``(d,)``, the original values of 1
+    :param low: ``(d,)``, the original values that correspond to -1
+    :param high: ``(d,)``, the original values that correspond to 1
     :return: The original values, before DPPO's ``2 (x - low) / (high - low + 1e-6) - 1``
     :raises UnusableFileError: if the array does not have this scale
     """
@@ -155,7 +155,7 @@ def _cameras(images: np.ndarray) -> dict[str, np.ndarray]:
     """
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] % 3 or not images.shape[1]:
         raise UnusableFileError(
-            f"`images` has shape {images.shape} and type {images.dtype}; DPPO has (N, channels, height, width) and uint8, "
+            f"`images` has shape {images.shape} and type {images.dtype}; DPPO uses (N, channels, height, width) and uint8, "
             "with three channels per camera. Leave `images` out."
         )
     count = images.shape[1] // 3
@@ -164,7 +164,7 @@ def _cameras(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _column(flags: Any) -> Any:
-    """:return: Flags of shape (N,), also from shape (N, 1)"""
+    """:return: Flags of shape ``(N,)``, converted from ``(N, 1)`` if necessary"""
     array = None if flags is None else np.asarray(flags)
     return array[:, 0] if array is not None and array.ndim == 2 and array.shape[1] == 1 else array
 

@@ -32,7 +32,7 @@ class BlockCache:
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, (int, np.integer)) or max_bytes < 0:
             raise ValueError(
                 f"`cache_bytes` must be an integer of at least 0, got {max_bytes!r}: the size of the cache for decompressed "
-                "images. Pass for instance 2**30."
+                "images. Pass 2**30, for example."
             )
         try:
             from cachetools import LRUCache
@@ -101,7 +101,7 @@ class HDF5Images:
         """
         :param rows: ``(B,)`` integers in [0, len(self))
         :return: uint8 ``(B, *image_shape)``
-        :raises OSError: if the file is not the same any more, or damaged
+        :raises OSError: if the file has changed or is damaged
         """
         images = np.empty((len(rows), *self.image_shape), np.uint8)
         datasets = np.searchsorted(self._starts, rows, side="right") - 1
@@ -170,8 +170,8 @@ class LazyImages:
     """
     An array of images, ``(N, *image_shape)`` of type uint8, whose rows are read when they are indexed.
 
-    Indexing returns numpy arrays; :meth:`select` and :meth:`concatenate` return other lazy arrays without reading. In memory,
-    there are only a pair of integers per image and the cache of the file. ``np.asarray`` reads everything.
+    Indexing returns numpy arrays; :meth:`select` and :meth:`concatenate` return other lazy arrays without reading. Memory
+    contains only a pair of integers per image and the cache of the file. ``np.asarray`` reads everything.
 
     :param stores: Sources of the images: at least one, all with images of the same shape
     :param picked: ``(N, 2)``, the number of each image's source and its row there; None: all images
@@ -231,7 +231,7 @@ class LazyImages:
 
     def select(self, rows: slice | np.ndarray) -> "LazyImages":
         """
-        :param rows: slice, or vector of integers
+        :param rows: Slice or vector of integers
         :return: These rows, which are not read
         """
         return LazyImages(self._stores, self._picked[rows])
@@ -243,7 +243,7 @@ class LazyImages:
         :return: All images, which are not read
         """
         parts = [array if isinstance(array, LazyImages) else LazyImages([array]) for array in arrays]
-        # Several parts are often selections from the same store
+        # Parts are often selections from the same store
         stores = {id(store): store for part in parts for store in part._stores}
         numbers = {key: number for number, key in enumerate(stores)}
         picked = []

@@ -172,8 +172,8 @@ def _by_key(columns: Columns, argument: str) -> dict[str, str]:
     named = dict(pairs)
     if len(named) < len(pairs) or not all(isinstance(name, str) for pair in pairs for name in pair):
         raise UnusableFileError(
-            f"`{argument}`={columns!r:.200} must be names of columns that differ, also without `observation.` and `images.`, "
-            "or a mapping from keys to them."
+            f"`{argument}`={columns!r:.200} must be column names that differ even without `observation.` and `images.`, or a "
+            "mapping from keys to column names."
         )
     return named
 
@@ -189,7 +189,7 @@ def _check_image_size(size: Any) -> tuple[int, int] | None:
         return None
     is_pair = isinstance(size, Sequence) and len(size) == 2
     if not is_pair or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in size):
-        raise ValueError(f"`image_size` must be a height and a width in pixels, got {size!r:.99}. Pass for instance (96, 96).")
+        raise ValueError(f"`image_size` must be a height and a width in pixels, got {size!r:.99}. Pass (96, 96), for example.")
     return int(size[0]), int(size[1])
 
 
@@ -202,11 +202,11 @@ def _open_images(
 ) -> dict[str, LazyImages]:
     """
     :param folder: The data set
-    :param rows: rows of its episodes
+    :param rows: Rows of its episodes
     :param cameras: Cameras to open, by key
     :param cache: Cache for images
     :param image_size: Height and width of the resized images; None: not resized
-    :return: The images; one per camera has been read
+    :return: The images; one image per camera has been read
     :raises OSError: if this image cannot be read
     :raises UnusableFileError: if a camera does not have color images
     """
@@ -215,7 +215,7 @@ def _open_images(
         feature = folder.features[camera]
         info = feature.get("info") or feature.get("video_info") or {}
         if isinstance(info, dict) and (info.get("video.is_depth_map") or info.get("is_depth_map")):
-            raise UnusableFileError(f"the camera {camera!r} sees depths, not colors. Leave it out of `images`.")
+            raise UnusableFileError(f"the camera {camera!r} records depth, not color. Leave it out of `images`.")
         if feature["dtype"] == "image":
             stores[key] = EncodedImages(camera, rows.files, rows.file_numbers, rows.file_rows, cache, image_size)
             continue

@@ -99,7 +99,7 @@ class LeRobotFolder:
 
     def _file(self, entry: str, defaults: dict[int, str], values: dict[str, Any]) -> Path:
         """
-        :param entry: entry of ``info.json``: a template of paths
+        :param entry: Entry of ``info.json`` with a template of paths
         :param defaults: Default template by version
         :param values: Values for the template
         :return: The path
@@ -114,8 +114,8 @@ class LeRobotFolder:
         parts = PurePosixPath(filled).parts
         if "{" in filled or "\\" in filled or ".." in parts or ":" in filled or PurePosixPath(filled).is_absolute():
             raise UnusableFileError(
-                f"`{entry}` in its meta/info.json is {template!r:.200}, which does not give a file inside the folder. "
-                f"LeRobot has {defaults[self.version]!r}."
+                f"`{entry}` in its meta/info.json is {template!r:.200}, which does not name a file inside the folder. "
+                f"LeRobot's template is {defaults[self.version]!r}."
             )
         return self.path.joinpath(*parts)
 
@@ -144,7 +144,7 @@ class LeRobotFolder:
         if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(found):
             raise UnusableFileError(
                 f"`episodes`={list(chosen)!r:.200} must name at least one of its {len(found)} episodes, "
-                f"{min(found, default=0)} to {max(found, default=0)}, and none twice."
+                f"{min(found, default=0)} to {max(found, default=0)}, without duplicates."
             )
         return [found[index] for index in numbers]
 
@@ -154,7 +154,7 @@ class LeRobotFolder:
         numbers: list[Any] = [entry.get(name) if isinstance(entry, dict) else None for name in needed]
         if not all(isinstance(number, int) and number >= 0 for number in numbers) or not numbers[1]:
             raise UnusableFileError(
-                f"its meta describes an episode without some of {needed}, or with others than whole numbers: "
+                f"its meta describes an episode without some of {needed}, or with invalid numbers: "
                 f"{entry!r:.200}. Fetch it again."
             )
         index, length = numbers[:2]

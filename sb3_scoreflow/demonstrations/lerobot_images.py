@@ -18,7 +18,7 @@ from sb3_scoreflow.safe_hdf5.arrays import UnusableFileError
 
 _BATCH_ROWS = 32
 _MAX_PACKETS = 1000
-"""Number of frames of a video that are searched for the second key frame."""
+"""Number of frames in which the second key frame of a video is searched for."""
 _MAX_PIXELS = 2**26
 
 
@@ -193,7 +193,7 @@ class VideoFrames(DecodedImages):
         :param container: The open video
         :param stream: Its video stream
         :param number: Number of a frame
-        :return: The frames from the last key frame at or before it on, with their numbers
+        :return: The frames and their numbers, starting with the last key frame at or before this frame
         """
         start = stream.start_time or 0
         aim = number
@@ -270,7 +270,7 @@ class EncodedImages(DecodedImages):
         data: list[Any] = column.field("bytes").to_pylist() if "bytes" in names else [None]
         if None in data:
             raise UnusableFileError(
-                f"`{self.name}` has names of files or no entries instead of images: the recording is incomplete. Record or "
+                f"`{self.name}` has file names or empty entries instead of images: the recording is incomplete. Record or "
                 "fetch it again"
             )
         return data
@@ -280,7 +280,9 @@ class EncodedImages(DecodedImages):
         # Only these formats, because some of Pillow's formats start other programs
         image = import_pillow().open(io.BytesIO(data), formats=["PNG", "JPEG"])
         if image.mode[0] in "IF":
-            raise UnusableFileError(f"`{self.name}` does not contain colors but, for example, depths (mode {image.mode})")
+            raise UnusableFileError(
+                f"`{self.name}` does not contain color images but, for example, depth images (mode {image.mode})"
+            )
         self._check_size(image.height, image.width)
         return image
 

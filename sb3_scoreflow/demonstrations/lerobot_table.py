@@ -1,4 +1,4 @@
-"""The rows of the episodes of a LeRobot data set: numbers are read immediately, and only the positions of images."""
+"""The rows of the episodes of a LeRobot data set: numbers are read immediately, but images are only located."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,7 +107,7 @@ class EpisodeRows:
         :param rows: Positions of the episode's rows in the file
         :raises UnusableFileError: if the rows are not the episode's frames
         """
-        others = "Fetch or record it again, or leave the episode out by `episodes`."
+        others = "Fetch or record it again, or leave the episode out with `episodes`."
         if frames is not None and not np.array_equal(frames[rows], np.arange(episode.length)):
             missing = sorted(set(range(episode.length)) - set(frames[rows].tolist()))
             lack = f"lacks the frames {missing[:9]}" if missing else "has its frames out of order, or more than once"
@@ -117,7 +117,7 @@ class EpisodeRows:
             )
         if n_rows != episode.length:
             raise UnusableFileError(
-                f"episode {episode.index} has {n_rows} rows in {file}, its meta says {episode.length}. {others}"
+                f"episode {episode.index} has {n_rows} rows in {file}, but its meta says {episode.length}. {others}"
             )
 
     def _join(self, name: str, parts: list[np.ndarray]) -> np.ndarray:
@@ -126,7 +126,7 @@ class EpisodeRows:
             if part.shape[1:] != parts[0].shape[1:]:
                 raise UnusableFileError(
                     f"`{name}` has entries of shape {parts[0].shape[1:]} in episode {self.episodes[0].index} and of shape "
-                    f"{part.shape[1:]} in episode {episode.index}. Read one kind by `episodes`."
+                    f"{part.shape[1:]} in episode {episode.index}. Read only one kind, with `episodes`."
                 )
         return np.concatenate(parts)
 
@@ -164,13 +164,13 @@ class EpisodeRows:
             odd = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1) if array.dtype.kind == "f" else self.ends & False
             numbers: np.ndarray = np.cumsum(self.ends) - self.ends
             indices = [self.episodes[number].index for number in np.unique(numbers[odd])]
-            where = f" They are {indices[:20]}: leave them out by `episodes`." if indices else ""
+            where = f" They are {indices[:20]}: leave them out with `episodes`." if indices else ""
             raise UnusableFileError(f"{error}{where}") from error
 
 
 def to_numpy(name: str, column: Any) -> np.ndarray:
     """
-    :param name: name of a column
+    :param name: Name of a column
     :param column: ``pyarrow.ChunkedArray`` of numbers, or of (nested) lists of numbers with the same length
     :return: ``(N, ...)``
     :raises UnusableFileError: if it contains other values

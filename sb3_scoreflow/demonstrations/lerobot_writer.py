@@ -18,7 +18,7 @@ from sb3_scoreflow.demonstrations.lerobot_images import import_pillow
 _CHUNK_FILES = 1000
 _FILE_MEGABYTES = 100
 _STATISTIC_IMAGES = 100
-"""Number of images per episode for the statistics."""
+"""Largest number of images per episode for the statistics."""
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
@@ -48,14 +48,14 @@ def write_lerobot(
     :raises ImportError: if pyarrow is not installed, or pillow is not installed and there are images
     :raises FileExistsError: if the folder or a file with its name exists
     :raises OSError: if it cannot be written, for example because the disk is full
-    :raises ValueError: if ``fps`` or ``task`` do not fit, or LeRobot has no place for an array
+    :raises ValueError: if ``fps`` or ``task`` is invalid, or LeRobot has no place for an array
     """
     import_parquet()
     path = as_path(folder)
     if path.exists():
         raise FileExistsError(f"{path} exists already. Choose another folder, or remove it first.")
     if isinstance(fps, bool) or not isinstance(fps, (int, float, np.number)) or not fps >= 1 or fps % 1:
-        raise ValueError(f"`fps` must be an integer of at least 1, got {fps!r}: how many transitions there are per second.")
+        raise ValueError(f"`fps` must be an integer of at least 1, got {fps!r}. Pass the number of transitions per second.")
     tasks = [task] * demonstrations.n_episodes if isinstance(task, str) else list(task)
     if len(tasks) != demonstrations.n_episodes or not all(isinstance(text, str) for text in tasks):
         raise ValueError(
@@ -219,7 +219,7 @@ def _column(key: str, array: Array) -> str:
 def _check(name: str, array: Array) -> None:
     """:raises ValueError: if LeRobot has no place for the array, or other programs would read it differently"""
     if "/" in name:
-        raise ValueError(f"LeRobot has no column {name!r}, as '/' is for folders. Rename the observation key.")
+        raise ValueError(f"LeRobot cannot store a column {name!r}, because '/' separates folders. Rename the observation key.")
     if array.ndim == 1:
         raise ValueError(f"`{name}` would have single numbers, but LeRobot needs vectors. Pass them as x[:, None].")
     if array.ndim > 6 or 0 in array.shape[1:]:

@@ -41,14 +41,14 @@ def load_metaworld(
 ) -> Demonstrations:
     """
     The source ``metaworld:TASK``, such as ``metaworld:peg-insert-side-v3``: episodes of Meta-World's scripted expert for the
-    task, in the env of :func:`~sb3_scoreflow.envs.make_metaworld` with ``split="train"``. The result is stored in a file,
-    which later calls with the same arguments and the same versions of metaworld and mujoco read.
+    task, in the environment of :func:`~sb3_scoreflow.envs.make_metaworld` with ``split="train"``. The result is stored in a
+    file, which later calls with the same arguments and the same versions of metaworld and mujoco read.
 
-    Actions are those that the env executes: the expert's actions are clipped to [-1, 1]. Episodes end at success, and each
-    starts with new positions; the first episodes do not depend on ``n_episodes``.
+    Actions are those that the environment executes: the expert's actions are clipped to [-1, 1]. Episodes end at success, and
+    each starts with new positions; the first episodes do not depend on ``n_episodes``.
 
-    :param spec: Name of the task, or several names separated by commas, for an env with the same tasks in the same order;
-        their episodes alternate
+    :param spec: Name of the task, or several names separated by commas, for an environment with the same tasks in the same
+        order; their episodes alternate
     :param n_episodes: Number of episodes
     :param seed: Seed of the positions
     :param only_successes: Whether to replace episodes in which the expert fails by further episodes
@@ -59,7 +59,7 @@ def load_metaworld(
         ``n_rolled_out`` episodes (including replaced ones) and the versions
     :raises ImportError: if metaworld or h5py is not installed
     :raises OSError: if the directory cannot be written, or a file in it is damaged
-    :raises ValueError: if the task is unknown, ``n_episodes`` is smaller than 1, or the expert succeeds too seldom
+    :raises ValueError: if the task is unknown, ``n_episodes`` is smaller than 1, or the expert succeeds too rarely
     """
     if n_episodes < 1:
         raise ValueError(f"`n_episodes` must be at least 1, got {n_episodes}.")
@@ -98,7 +98,7 @@ def _roll_out(tasks: tuple[str, ...], n_episodes: int, facts: dict[str, Any]) ->
     :param n_episodes: Number of episodes
     :param facts: The other arguments, and further entries of the metadata
     :return: The demonstrations
-    :raises ValueError: if the expert succeeds too seldom
+    :raises ValueError: if the expert succeeds too rarely
     """
     from metaworld.policies import ENV_POLICY_MAP
 
@@ -121,8 +121,8 @@ def _roll_out(tasks: tuple[str, ...], n_episodes: int, facts: dict[str, Any]) ->
     if len(episodes) < n_episodes:
         raise ValueError(
             f"Meta-World's expert of {facts['task']} succeeded in {n_successes} of {n_rolled_out} episodes of at most "
-            f"{facts['max_episode_steps']} steps: too seldom for `n_episodes`={n_episodes} with only_successes=True. Ask for "
-            f"fewer episodes, pass only_successes=False, or raise `max_episode_steps` (Meta-World's own is 500)."
+            f"{facts['max_episode_steps']} steps: too rarely for `n_episodes`={n_episodes} with only_successes=True. Ask for "
+            f"fewer episodes, pass only_successes=False, or raise `max_episode_steps` (Meta-World's own limit is 500)."
         )
     metadata = {
         **facts,

@@ -29,7 +29,7 @@ from sb3_scoreflow.safe_hdf5.arrays import Array, UnusableFileError, check_size
 from sb3_scoreflow.safe_hdf5.groups import Group
 
 _EPISODES = "episodes"
-# The env's argument that determines whether a task is rewarded once or in every step after its completion
+# The environment's argument that determines whether a task is rewarded once or in every step after its completion
 _REWARD_ARGUMENT = "remove_task_when_completed"
 _FIELDS = ("actions", "rewards", "terminations", "truncations")
 # Entries of other programs' metadata that are copied if they exist
@@ -67,17 +67,17 @@ def load_minari(
     ``CombinedExtractor`` names modules by the keys, which must not contain a dot.
 
     Code that the dataset names is never imported or executed: if the dataset does not record its spaces, they are inferred
-    from the data and not from its env.
+    from the data and not from its environment.
 
     :param spec: Id of the dataset
     :param observation_keys: Entries of ``Dict`` observations to keep, nested ones by their joined keys: several keys for dict
         observations, or one str for plain arrays; None: all
     :param download: Whether to download a missing dataset
     :param ends: ``"episodes"`` if episodes only end with their last transition, because earlier flags mark something else;
-        None: flags end episodes as well
+        None: earlier flags also end episodes
     :param max_bytes: Largest memory for the arrays, in bytes; None: 64 times the size of the data file, but at least 256 MiB
-    :return: The demonstrations. Their metadata contain the ``source``, the id of the env and, if the dataset has them, the
-        name of the algorithm, a link to its code and the reference scores
+    :return: The demonstrations. Their metadata contain the ``source``, the id of the environment and, if the dataset has them,
+        the name of the algorithm, a link to its code and the reference scores
     :raises ImportError: if minari is not installed
     :raises FileNotFoundError: if the dataset is missing, and ``download`` is False or the download fails
     :raises OSError: if it cannot be read, because it is incomplete, damaged or from an unknown version of Minari
@@ -86,7 +86,7 @@ def load_minari(
         larger than ``max_bytes``
     """
     if ends not in (None, _EPISODES):
-        raise ValueError(f"`ends` must be {_EPISODES!r}, or None for flags inside the dataset's episodes too, got {ends!r}.")
+        raise ValueError(f"`ends` must be {_EPISODES!r}, or None to end episodes at earlier flags, got {ends!r}.")
     folder = open_folder(spec, download)
     with folder.open() as file:
         n_episodes = folder.metadata["total_episodes"]
@@ -144,7 +144,7 @@ def _action_space(folder: MinariFolder, file: Group) -> spaces.Space | None:
     """
     :param folder: The dataset
     :param file: The root of its open data file
-    :return: The recorded space; None if there is none
+    :return: The recorded space; None if no space is recorded
     :raises ValueError: if it is not a ``Box``, or this cannot be inferred from the data
     """
     space = folder.recorded_space("action_space")
@@ -188,8 +188,8 @@ def _check_episodes(episodes: list[_Episode]) -> list[_Episode]:
         for (_, leaf), (_, first) in zip(episode.named(), kept[0].named(), strict=True):
             if leaf.shape[1:] != first.shape[1:]:
                 raise UnusableFileError(
-                    f"`{leaf.name}` has entries of shape {leaf.shape[1:]}, `{first.name}` has {first.shape[1:]}. Choose other "
-                    "observations by `observation_keys`, or another dataset."
+                    f"`{leaf.name}` has entries of shape {leaf.shape[1:]}, but `{first.name}` has {first.shape[1:]}. Choose "
+                    "other observations with `observation_keys`, or another dataset."
                 )
     if not kept:
         raise UnusableFileError("it has no transitions. Choose another dataset.")
@@ -200,7 +200,8 @@ def _read(episodes: list[_Episode], flags: str | None) -> tuple[dict[str, np.nda
     """
     :param episodes: Episodes with at least one transition each
     :param flags: See ``ends`` of :func:`load_minari`
-    :return: Observations, without those after the last actions, and the other arrays of all episodes, one after the other
+    :return: Observations (without the observation after each episode's last action) and the other arrays of all episodes, one
+        after the other
     """
     observations = {
         key: np.concatenate([e.observations[key].read()[: len(e.fields["actions"])] for e in episodes])

@@ -1,8 +1,8 @@
 """
 The folders of Minari's datasets, read without Minari's storage classes.
 
-If a folder does not record its spaces, these classes would create the env that it names, and thereby execute any entry point.
-They would also open images in all of Pillow's formats, and read data that are not needed.
+If a folder does not record its spaces, these classes would create the environment that it names, and thereby execute any entry
+point. They would also open images in all of Pillow's formats, and read data that are not needed.
 """
 
 import contextlib
@@ -124,7 +124,7 @@ class MinariFolder:
     def recorded_env(self, key: str) -> dict[str, Any] | None:
         """
         :param key: ``env_spec`` or ``eval_env_spec``
-        :return: Gymnasium's description of an env, in which no name has been resolved; None if there is none
+        :return: Gymnasium's description of an environment, in which no name has been resolved; None if it is not recorded
         """
         if key not in self.metadata:
             return None
@@ -134,7 +134,7 @@ class MinariFolder:
     def recorded_space(self, key: str) -> spaces.Space | None:
         """
         :param key: ``observation_space`` or ``action_space``
-        :return: The space in the metadata; None if there is none
+        :return: The space in the metadata; None if it is not recorded
         """
         if key not in self.metadata:
             return None
@@ -217,8 +217,8 @@ def _shorten(value: Any) -> str:
 
 def parse_env(text: str) -> dict[str, Any]:
     """
-    :param text: Gymnasium's description of an env, JSON
-    :return: The entries from which an env is created, including those of its wrappers
+    :param text: Gymnasium's description of an environment, JSON
+    :return: The entries from which an environment is created, including those of its wrappers
     :raises ValueError: if an entry is missing or has the wrong type
     """
     recorded = json.loads(text)
@@ -297,6 +297,7 @@ def open_leaf(array: Group | Array, space: spaces.Space | None, is_jpeg: bool) -
         return JPEGImages(array, None if space is None else space.shape)
     if len(array) and isinstance(space, spaces.Box) and math.prod(array.shape[1:]) != math.prod(space.shape):
         raise UnusableFileError(
-            f"`{array.name}` has entries of shape {array.shape[1:]}, the recorded space has {space.shape}. Record it again."
+            f"`{array.name}` has entries of shape {array.shape[1:]}, but the recorded space has {space.shape}. Record it "
+            "again."
         )
     return array

@@ -24,7 +24,10 @@ def is_jpeg_space(space: spaces.Space | None) -> bool:
 
 
 def is_jpeg_array(array: Array) -> bool:
-    """:return: Whether an array with an unknown space contains JPEG files: all its rows start like them"""
+    """
+    :return: Whether an array with an unknown space contains JPEG files, which is assumed if all rows start with JPEG's
+        signature
+    """
     return array.holds_bytes and len(array) > 0 and all(data.startswith(_MAGIC) for data in array.read_bytes())
 
 
@@ -72,7 +75,7 @@ class JPEGImages:
             size = self._size(data)
             if size != self.shape[1:]:
                 raise UnusableFileError(
-                    f"`{self.name}` has an image of shape {size} at row {row}, others or the recorded space have "
+                    f"`{self.name}` has an image of shape {size} at row {row}, but others or the recorded space have "
                     f"{self.shape[1:]}. Record it again."
                 )
             with reading(self.name):

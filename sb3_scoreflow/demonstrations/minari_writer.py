@@ -34,22 +34,21 @@ def write_minari(
     Write a new Minari dataset, which ``load_demonstrations(f"minari:{dataset_id}")`` reads back exactly.
 
     Minari requires the observation after an episode's last action, which demonstrations do not contain; the last observation
-    is repeated in its place. Images are stored without compression; ``jpeg_encoding=True`` stores them smaller, but with
-    losses.
+    is repeated in its place. Images are stored without compression; ``jpeg_encoding=True`` stores them with lossy compression.
 
     The dataset appears in one step, when it is complete; if several processes write the same id, one succeeds. Until then, a
     hidden folder contains the data. The next call removes files that a killed process has left.
 
     :param demonstrations: Demonstrations to write, including their metadata
     :param dataset_id: Id of the dataset, such as ``lab/pick-and-place-v0``
-    :param env: Env in which they were recorded, its spec or its id, which provides the bounds of the spaces and is created by
-        :func:`make_evaluation_env`. None: the dataset does not record an env, and its spaces are unbounded
+    :param env: Environment in which they were recorded, its spec or its id, which provides the bounds of the spaces and is
+        created by :func:`make_evaluation_env`. None: the dataset does not record an environment, and its spaces are unbounded
     :param kwargs: Passed to ``minari.create_dataset_from_buffers``: ``author``, ``algorithm_name``, ``eval_env``, ...
     :raises ImportError: if minari is not installed
     :raises FileExistsError: if the dataset exists, or another process has written it in the meantime
     :raises OSError: if it cannot be written, for example because the disk is full
-    :raises ValueError: if the id is malformed, the demonstrations do not fit the env, the env cannot be recreated from its
-        spec, a key cannot name an HDF5 dataset, or another format than HDF5 is requested
+    :raises ValueError: if the id is malformed, the demonstrations do not fit the environment, the environment cannot be
+        recreated from its spec, a key cannot name an HDF5 dataset, or a format other than HDF5 is requested
     """
     minari = import_minari()
     path = local_path(dataset_id)
@@ -68,7 +67,7 @@ def write_minari(
         if env is not None:
             _check_env(env)
         observation_space, action_space = _dataset_spaces(demonstrations, env)
-        # Minari recommends facts about the author, which a private dataset does not need
+        # Minari recommends information about the author, which a private dataset does not need
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*(is set to None|env_spec is None)", category=UserWarning)
         try:
@@ -117,7 +116,9 @@ def _new_folder() -> Iterator[tuple[str, Path]]:
     :raises OSError: if the disk has no space for a dataset without episodes, which would break Minari's HDF5
     """
     root = _root()
-    with temporary_folder(root) as folder:  # same name as the dataset, so that other processes know whether it is in use
+    with temporary_folder(
+        root
+    ) as folder:  # same name as the dataset, so that other processes know whether the dataset is in use
         for left in root.glob("sb3_scoreflow-*-v0"):
             match = re.fullmatch(r"(sb3_scoreflow-[0-9a-f]{8}-[0-9a-f]{32})-v0", left.name)
             if match is not None and not (root / f".{match[1]}-tmp").exists():
@@ -148,25 +149,27 @@ def _fill(folder: Path, dataset_id: str, demonstrations: Demonstrations) -> None
 
 
 def _check_env(env: Any) -> None:
-    """:raises ValueError: if it is not an env, its actions are not continuous, or it cannot be recreated from a dataset"""
+    """
+    :raises ValueError: if it is not an environment, its actions are not continuous, or it cannot be recreated from a dataset
+    """
     if not isinstance(env, gym.Env):
-        raise ValueError(f"`env` must be a gym env, its spec or its id, got {env!r}. Instead of a VecEnv pass the id.")
+        raise ValueError(f"`env` must be a Gymnasium environment, its spec or its id, got {env!r}. For a VecEnv, pass the id.")
     if not isinstance(env.action_space, spaces.Box):
         raise ValueError(f"`env` has the action space {env.action_space}; demonstrations need a Box.")
     for wrapper in env.spec.additional_wrappers if env.spec is not None else ():
         if wrapper.kwargs is None:
             raise ValueError(
-                f"`env` is wrapped in {wrapper.name}, which does not record its arguments, so that the env cannot be created "
-                "from the dataset. Pass the env without it."
+                f"`env` is wrapped in {wrapper.name}, which does not record its arguments, so the environment cannot be "
+                "created from the dataset. Pass the environment without it."
             )
 
 
 def _dataset_spaces(demonstrations: Demonstrations, env: gym.Env | None) -> tuple[spaces.Space, spaces.Space]:
     """
     :param demonstrations: Demonstrations to write
-    :param env: Env in which they were recorded; None if it is unknown
-    :return: The dataset's observation and action space: those of the env, in the precision of the data
-    :raises ValueError: if the demonstrations do not fit the env, or a key cannot name an HDF5 dataset
+    :param env: Environment in which they were recorded; None if it is unknown
+    :return: The dataset's observation space and action space: the environment's spaces, in the precision of the data
+    :raises ValueError: if the demonstrations do not fit the environment, or a key cannot name an HDF5 dataset
     """
     observations, actions = demonstrations.observations, demonstrations.actions
     action_space = _space_like(actions, None if env is None else env.action_space, "actions")
@@ -180,7 +183,7 @@ def _dataset_spaces(demonstrations: Demonstrations, env: gym.Env | None) -> tupl
         if not isinstance(known, spaces.Dict) or known.spaces.keys() != observations.keys():
             raise ValueError(
                 f"The demonstrations have the observation keys {sorted(observations)}, but `env` has {known}. "
-                "Pass the env in which they were recorded, with its wrappers."
+                "Pass the environment in which they were recorded, with its wrappers."
             )
         leaves.update(known.spaces)
     observation_space = {key: _space_like(array, leaves[key], f"observations[{key!r}]") for key, array in observations.items()}
@@ -190,9 +193,10 @@ def _dataset_spaces(demonstrations: Demonstrations, env: gym.Env | None) -> tupl
 def _space_like(array: Array, space: spaces.Space | None, name: str) -> spaces.Space:
     """
     :param array: ``(N, ...)``
-    :param space: The env's space for one entry of it; None if there is no env
+    :param space: The environment's space for one entry of it; None if there is no environment
     :param name: Name of the array in error messages
-    :return: ``space`` in the precision of the array; without an env, a ``Box`` of everything that the array's type can hold
+    :return: ``space`` in the precision of the array; without an environment, a ``Box`` of all values that the array's type can
+        hold
     :raises ValueError: if the array has another shape
     """
     if space is None:
@@ -203,7 +207,7 @@ def _space_like(array: Array, space: spaces.Space | None, name: str) -> spaces.S
     if space.shape != array.shape[1:]:
         raise ValueError(
             f"`{name}` of the demonstrations have the shape {array.shape[1:]}, but `env` has the space {space}. "
-            "Pass the env in which they were recorded, with its wrappers but without ActionChunking."
+            "Pass the environment in which they were recorded, with its wrappers but without ActionChunking."
         )
     if isinstance(space, spaces.Box) and array.dtype.kind == "f":
         with np.errstate(over="ignore"):

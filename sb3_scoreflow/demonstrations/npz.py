@@ -38,7 +38,7 @@ def read_npz(
     :param path: Path of the file; ``~`` is expanded
     :param normalization: Path of DPPO's ``normalization.npz``, or False to keep the data unchanged; None: the file beside
         ``path``, if there is one
-    :param images: Whether to read DPPO's images: observations then are a dict with ``state`` and ``rgb`` (with n cameras,
+    :param images: Whether to read DPPO's images: observations are then a dict with ``state`` and ``rgb`` (with n cameras,
         ``rgb_0``, ...), ``(height, width, 3)``
     :param max_bytes: Largest memory for the arrays, in bytes; None: 64 times the size of the file, but at least 256 MiB
     :return: The demonstrations
@@ -54,13 +54,13 @@ def read_npz(
             layout = find_layout(names)
             if layout is None:
                 raise UnusableFileError(
-                    f"its arrays are in no known layout ({describe_layouts()}). It seems to be {describe_file(path)}"
+                    f"its arrays do not have a known layout ({describe_layouts()}). It seems to be {describe_file(path)}"
                 )
             if not layout.is_scaled and (images or normalization is not None):
-                raise UnusableFileError(f"`normalization` and `images` are for DPPO's layout, this is {layout.program}'s.")
+                raise UnusableFileError(f"`normalization` and `images` are for DPPO's layout, but this is {layout.program}'s.")
             optional = (*layout.optional, *(("images",) if images else ()))
             if images and "images" not in names:
-                raise UnusableFileError(f"`images` is True, but there are none in it, only {sorted(names)}.")
+                raise UnusableFileError(f"`images` is True, but it has no array `images`, only {sorted(names)}.")
             arrays = _read(archive, [*layout.needed, *(name for name in optional if name in names)], limit)
         if not layout.is_scaled:
             return layout.make(arrays)
@@ -76,7 +76,7 @@ def read_npz(
 
 def _read_scales(path: Path, normalization: AnyPath | bool | None) -> dict[str, np.ndarray] | None:
     """
-    :param path: path of the data
+    :param path: Path of the data
     :param normalization: See :func:`read_npz`
     :return: The arrays with the scales of the data; None if there are no scales
     :raises UnusableFileError: if the file with the scales lacks an array
@@ -99,7 +99,7 @@ def _read_scales(path: Path, normalization: AnyPath | bool | None) -> dict[str, 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """
-    :param path: path of an archive
+    :param path: Path of an archive
     :return: The archive, open inside a ``with`` block
     :raises OSError: if it is damaged or not an archive
     """
@@ -119,7 +119,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _read(archive: zipfile.ZipFile, names: Iterable[str], limit: int) -> dict[str, np.ndarray]:
     """
     :param archive: The open file
-    :param names: names of arrays in it
+    :param names: Names of arrays in it
     :param limit: Largest memory for the arrays, in bytes
     :return: The arrays. The header of an array, which determines the needed memory, is read first
     :raises UnusableFileError: if an array contains objects, or the arrays need too much memory
@@ -136,11 +136,11 @@ def _read(archive: zipfile.ZipFile, names: Iterable[str], limit: int) -> dict[st
                     f"`{name}` holds Python objects, which are pickled and therefore not read. Write it as numbers."
                 )
             if n_bytes != archive.getinfo(f"{name}{_SUFFIX}").file_size - file.tell():
-                raise OSError(f"`{name}` has another size than its header declares")
+                raise OSError(f"`{name}` has a different size than its header declares")
         needed += n_bytes
     if needed > limit:
         raise UnusableFileError(
-            f"reading its arrays takes {needed} bytes of memory, the limit is {limit}. If you trust the file and have the "
+            f"reading its arrays takes {needed} bytes of memory, but the limit is {limit}. If you trust the file and have the "
             f"memory, pass `max_bytes={needed}`."
         )
     arrays = {}

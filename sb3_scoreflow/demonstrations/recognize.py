@@ -127,11 +127,11 @@ def describe_hdf5(file: Any, path: Path) -> str:
 def describe_source(name: str) -> str | None:
     """
     :param name: Unregistered name before the colon
-    :return: How to get the data that it seems to refer to; None if it is not recognized
+    :return: Instructions for getting the data to which it seems to refer; None if it is not recognized
     """
     name = name.lower()
     if name in ("http", "https", "ftp", "s3", "gs", "hf"):
-        return "Addresses are not loaded from: fetch the file, and pass its path."
+        return "Demonstrations cannot be loaded from an address: fetch the file, and pass its path."
     if name in ("lerobot", "huggingface"):
         return (
             "Data sets of LeRobot: fetch the folder (hf download REPO --repo-type dataset --local-dir FOLDER), "
@@ -170,7 +170,7 @@ def _flat_code(arrays: Mapping[str, str], *lines: str, indent: str = "") -> str:
     if rewards is not None:
         arguments.append(arrays[rewards])
     if terminations is not None and truncations is None and rewards is None:
-        # As in OGBench: the ends of recordings
+        # As in OGBench, these flags mark the ends of recordings
         arguments.append(f"truncations={arrays[terminations]}")
         comment = "  # terminations= instead, if episodes end by success or failure"
     elif terminations is not None or truncations is not None:
@@ -217,11 +217,13 @@ def _groups(episode: Any, opened: Iterable[str]) -> str:
     """
     :param episode: One of the HDF5 groups, with actions
     :param opened: Code that opens the file
-    :return: How to read the groups
+    :return: Instructions for reading the groups
     """
     observations = _first(episode, _OBSERVATIONS)
     if observations is None:
-        return f". They have {sorted(episode)}, no observations: record them again (ManiSkill: replay_trajectory, obs_mode)."
+        return (
+            f". They have {sorted(episode)}, but no observations: record them again (ManiSkill: replay_trajectory, obs_mode)."
+        )
     if not hasattr(episode[observations], "keys"):
         return ":" + _code(*opened, _FROM_GROUPS)
     entries = {"obs": _leaves(episode[observations], "episode"), "acts": "episode['actions'][()]"}
@@ -235,7 +237,10 @@ def _groups(episode: Any, opened: Iterable[str]) -> str:
 
 
 def _minari_source(folder: Path) -> str | None:
-    """:return: How to load the Minari dataset in the folder; None if its name lacks a version and is therefore not an id"""
+    """
+    :return: Instructions for loading the Minari dataset in the folder; None if its name lacks a version and is therefore not
+        an id
+    """
     folder = folder.expanduser().absolute()
     if not re.search(r"-v\d+$", folder.name):
         return None
@@ -288,7 +293,7 @@ def _npy(path: Path) -> str:
     except (ValueError, EOFError):  # of objects, or damaged
         lines = "import numpy as np", f"data = np.load({str(path)!r}, allow_pickle=True).tolist()"
         return f"an array of Python objects, which is a pickle (or damaged). {UNPICKLING}" + _object_code(*lines)
-    return f"one array of NumPy, of shape {array.shape}. Load it by np.load, and those that belong to it. {_ARRAYS}"
+    return f"one array of NumPy, of shape {array.shape}. Load it and the arrays that belong to it with np.load. {_ARRAYS}"
 
 
 def _json(path: Path) -> str:
@@ -322,26 +327,27 @@ def _arrow(path: Path) -> str:
 
 
 def _matlab(path: Path) -> str:
-    return f"a file of MATLAB. Read it by scipy.io.loadmat({str(path)!r}), which makes rows of vectors (x.ravel()). {_ARRAYS}"
+    read = f"Read it with scipy.io.loadmat({str(path)!r}), which returns vectors as matrices (use x.ravel())."
+    return f"a file of MATLAB. {read} {_ARRAYS}"
 
 
 def _tfrecord(path: Path) -> str:
-    return f"a data set of TensorFlow (RLDS). Read it by the package tensorflow_datasets. {_EPISODES}"
+    return f"a data set of TensorFlow (RLDS). Read it with the package tensorflow_datasets. {_EPISODES}"
 
 
 def _rosbag(path: Path) -> str:
     return (
-        "a recording of ROS. Read it by the package rosbags or mcap, choose topics for observations and actions, and bring "
+        "a recording of ROS. Read it with the package rosbags or mcap, choose topics for observations and actions, and bring "
         f"them to one rate. {_EPISODES}"
     )
 
 
 def _video(path: Path) -> str:
-    return "a video. It has no actions: they are in another file of the same data set, whose path or folder to pass."
+    return "a video. It has no actions: they are in another file of the same data set. Pass the path of that file or folder."
 
 
 def _lfs(path: Path) -> str:
-    return "a pointer of Git LFS, in place of the file. Fetch that by `git lfs pull`."
+    return "a pointer of Git LFS, in place of the file. Fetch the file with `git lfs pull`."
 
 
 _SIGNATURES: tuple[tuple[bytes, Callable[[Path], str]], ...] = (

@@ -2,7 +2,7 @@
 The data sets of robomimic (Mandlekar et al., 2021, arXiv:2108.03298), read from its files without its package.
 
 A file has one group per demonstration, ``data/demo_3`` with ``actions``, ``rewards``, ``obs/KEY`` and more, the arguments of
-the env in ``data.attrs["env_args"]``, and lists of demonstrations in ``mask/NAME``.
+the environment in ``data.attrs["env_args"]``, and lists of demonstrations in ``mask/NAME``.
 """
 
 import json
@@ -45,11 +45,11 @@ def load_robomimic(
     The source ``robomimic:PATH``, such as ``robomimic:lift/ph/low_dim.hdf5``.
 
     Episodes are the demonstrations of the file, in the order of their numbers. An episode ends at its first success, as in the
-    env of :func:`~sb3_scoreflow.envs.make_robomimic`: the first positive reward is a termination, and later transitions are
-    left out. Demonstrations without a success end with a truncation. Rewards that are not 0 or one positive value (shaped
-    rewards) do not mark successes: then there is a warning, and nothing is left out. Files without rewards (MimicGen's) get
-    zeros. The file's ``dones`` are not used: depending on the program that wrote it, they mark every success, the last
-    transition, or both.
+    environment of :func:`~sb3_scoreflow.envs.make_robomimic`: the first positive reward is a termination, and later
+    transitions are left out. Demonstrations without a success end with a truncation. Rewards that are not 0 or one positive
+    value (shaped rewards) do not mark successes: then there is a warning, and nothing is left out. Files without rewards
+    (MimicGen's) get zeros. The file's ``dones`` are not used: depending on the program that wrote it, they mark every success,
+    the last transition, or both.
 
     Images stay in the file and are read from it when they are used, see
     :class:`~sb3_scoreflow.demonstrations.lazy.LazyImages`. All other data are read immediately.
@@ -59,13 +59,13 @@ def load_robomimic(
         gripper and the state of its fingers, and either all images (``*_image``) or, if there are no images, the state of the
         objects (``object``)
     :param mask: Name of a list of demonstrations in the file, such as ``train`` or ``valid``; None: all demonstrations
-    :param terminate_on_success: Whether the first success ends an episode; it must have the same value in the env. If not,
-        every demonstration is kept to its end, which is a truncation, because its env would continue
+    :param terminate_on_success: Whether the first success ends an episode; pass the same value to the environment. If False,
+        every demonstration is kept to its end, which is a truncation, because the environment would continue
     :param cache_bytes: Size of the cache for images that are compressed (or chunked) in the file, in bytes. Uncompressed
         images are read directly, without a cache
     :param max_bytes: Largest memory for all data except images, in bytes; None: 64 times the size of the file, but at least
         256 MiB
-    :return: The demonstrations; ``metadata`` contains the file's ``env_args`` as JSON text, the env's name,
+    :return: The demonstrations; ``metadata`` contains the file's ``env_args`` as JSON text, the environment's name,
         ``terminate_on_success``, and the number of transitions left out, ``n_transitions_cut``
     :raises ImportError: if h5py or cachetools is not installed
     :raises FileNotFoundError: if the file does not exist
@@ -114,8 +114,8 @@ def _end_at_success(demonstrations: Demonstrations, path: Path) -> Demonstration
     except ValueError as error:
         warnings.warn(
             f"The episodes of the robomimic file {path} are not cut at their first success, because it is unknown. {error} "
-            "If the env does not end at success either (make_robomimic(..., terminate_on_success=False)), pass "
-            "terminate_on_success=False here as well.",
+            "If the environment does not end at success either (make_robomimic(..., terminate_on_success=False)), also pass "
+            "terminate_on_success=False here.",
             stacklevel=4,
         )
         demonstrations.metadata["terminate_on_success"] = False
@@ -215,12 +215,12 @@ def _check_demos(file: Group, demos: list[str], keys: list[str]) -> None:
             if name.endswith(_IMAGE_SUFFIX) and not _is_image(array):
                 raise ValueError(
                     f"`{demo}/{name}` has shape {array.shape} and type {array.dtype}; images must have the shape (N, height, "
-                    "width, channels) and the type uint8, values from 0 to 255. Write them so."
+                    "width, channels) and the type uint8, values from 0 to 255. Convert them."
                 )
             entry = (array.shape[1:], "float" if array.dtype.kind == "f" else str(array.dtype))
             if entry != layout.setdefault(name, entry):
                 raise ValueError(
-                    f"`{demo}/{name}` has entries of shape and type {entry}, in `{demos[0]}` they are {layout[name]}. "
+                    f"`{demo}/{name}` has entries of shape and type {entry}, but in `{demos[0]}` they are {layout[name]}. "
                     "Use a file of one task and one size of images."
                 )
         lengths = {name: len(array) for name, array in arrays.items()}
@@ -228,7 +228,7 @@ def _check_demos(file: Group, demos: list[str], keys: list[str]) -> None:
         if len(set(lengths.values())) > 1 or lengths["actions"] == 0:
             raise ValueError(
                 f"`{demo}` has arrays of lengths {lengths}; they must be equal, and at least 1. It is damaged: leave it "
-                "out by a `mask`, or fetch or record the file again."
+                "out with a `mask`, or fetch or record the file again."
             )
 
 
@@ -282,7 +282,7 @@ def _read(
     """
     :param file: The root of the open file
     :param demos: The demonstrations' groups
-    :param name: name of an array in each of them
+    :param name: Name of an array in each group
     :param clean: Function that checks an array with a name
     :return: The arrays of all demonstrations, one after the other
     :raises ValueError: if there are NaN or infinities, or the shape is wrong
@@ -294,7 +294,7 @@ def _read(
 def _read_env(file: Group) -> dict[str, str]:
     """
     :param file: The root of the open file
-    :return: The env's arguments; empty if the file has none
+    :return: The environment's arguments; empty if the file does not contain them
     :raises ValueError: if they do not have robomimic's format
     """
     env_args = read_env_args(file)

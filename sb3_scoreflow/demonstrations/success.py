@@ -20,8 +20,8 @@ def first_successes(rewards: np.ndarray, starts: np.ndarray, stops: np.ndarray) 
     begin_with_one = (rewards[starts] > 0) & (stops - starts > 1)
     if 2 * np.count_nonzero(begin_with_one) > len(starts):
         raise ValueError(
-            f"In {np.count_nonzero(begin_with_one)} of {len(starts)} episodes the first transition has a positive reward "
-            "already: the rewards do not mark successes. Pass rewards that are 1 at successes and 0 elsewhere."
+            f"In {np.count_nonzero(begin_with_one)} of {len(starts)} episodes the first transition already has a positive "
+            "reward: the rewards do not mark successes. Pass rewards that are 1 at successes and 0 elsewhere."
         )
     successes = np.flatnonzero(rewards > 0)
     _, firsts = np.unique(np.searchsorted(stops, successes, side="right"), return_index=True)

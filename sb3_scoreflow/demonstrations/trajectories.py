@@ -48,7 +48,7 @@ def _check_trajectory(number: int, trajectory: Any, metadata: Mapping[str, Any] 
     if missing:
         raise ValueError(
             f"Trajectory {number}, of type {type(trajectory).__name__}, has no attribute {missing}. Trajectories have `obs`, "
-            "`acts`, `terminal` and perhaps `rews`; for arrays there is the constructor Demonstrations(...)."
+            "`acts`, `terminal` and perhaps `rews`; for flat arrays, call Demonstrations(...)."
         )
     actions = as_array(f"acts of trajectory {number}", trajectory.acts)
     # imitation's DictObs is not a Mapping, but has a method that returns its dict

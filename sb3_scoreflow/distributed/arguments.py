@@ -16,7 +16,7 @@ _OWN_OPTIONS = frozenset("num_cpus num_gpus max_restarts max_task_retries max_co
 
 
 class _Functions:
-    """Stands in for a vectorized environment and collects the functions that ``make_vec_env`` creates."""
+    """Replaces a vectorized environment, and collects the functions that ``make_vec_env`` creates."""
 
     def __init__(self, env_fns: list[Callable[[], gym.Env]]) -> None:
         self.env_fns = env_fns
@@ -27,7 +27,7 @@ class _Functions:
 
 def env_functions(env_fns: Any, n_envs: int | None) -> list[Callable[[], gym.Env]]:
     """
-    :param env_fns: functions, or an id or function for ``make_vec_env``
+    :param env_fns: functions that create environments, or an id or function for ``make_vec_env``
     :param n_envs: number of environments; None: the number of functions, or 1
     :return: one function per environment
     :raises ArgumentError: if there are no functions, or their number differs from ``n_envs``

@@ -14,7 +14,7 @@ from sb3_scoreflow.distributed.worker import EnvWorker, Failure
 PATIENCE = 60.0
 #: Time limit in seconds for closing the environments
 GRACE = 10.0
-#: Seconds before a worker is started again that was lost before it ran
+#: Seconds to wait before restarting a worker that was lost before it ran
 RETRY = 0.5
 
 

@@ -41,12 +41,12 @@ class RayVecEnv(VecEnv):
     :param n_envs: number of environments; None: the number of functions, or 1
     :param envs_per_worker: largest number of environments per worker; None: there are as many workers as processors
     :param num_cpus: number of processors that a worker needs, which may be 0 or a fraction; None: 1 in a cluster, and 0 in a
-        Ray that was started here, where all workers share this machine
+        Ray instance that was started here, where all workers share this machine
     :param num_gpus: number of GPUs that a worker needs, which may be a fraction
     :param worker_options: further options of Ray's actors, such as ``resources``, ``label_selector``,
         ``scheduling_strategy`` or ``runtime_env``
     :param address: address of a Ray cluster, such as "auto" on one of its nodes. None: the cluster that the process is
-        connected to, else the environment variable ``RAY_ADDRESS``, else a new small one on this machine ("local")
+        connected to, else the environment variable ``RAY_ADDRESS``, else a new small cluster on this machine ("local")
     :param step_timeout: time limit in seconds for an answer of a worker, after which it is lost; a step includes the resets
         that may follow it. None: no limit, but a warning after a minute
     :param start_timeout: time limit in seconds for placing the workers, and again for creating their environments
@@ -187,7 +187,7 @@ class RayVecEnv(VecEnv):
 
     def has_attr(self, attr_name: str) -> bool:
         """
-        :param attr_name: name
+        :param attr_name: name of an attribute
         :return: whether all environments, in their wrappers, have the attribute
         """
         return all(self._ask("has_attr", f"has_attr({attr_name!r})", attr_name))
@@ -195,8 +195,8 @@ class RayVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
         :param attr_name: name of an attribute, which must be picklable
-        :param indices: indices of environments, all if None
-        :return: the value in each
+        :param indices: indices of environments; None: all
+        :return: the value in each environment
         """
         return self._ask("get_attr", f"get_attr({attr_name!r})", attr_name, indices)
 
@@ -204,7 +204,7 @@ class RayVecEnv(VecEnv):
         """
         :param attr_name: name of an attribute of the outermost wrapper; it is set again when a lost worker is replaced
         :param value: new value, which must be picklable
-        :param indices: indices of environments, all if None
+        :param indices: indices of environments; None: all
         """
         self._ask("set_attr", f"set_attr({attr_name!r})", (attr_name, value), indices)
         for worker, index in self._located(indices):
@@ -215,9 +215,9 @@ class RayVecEnv(VecEnv):
     ) -> list[Any]:
         """
         :param method_name: name of a method of the environments
-        :param method_args: its arguments
-        :param indices: indices of environments, all if None
-        :param method_kwargs: its named arguments
+        :param method_args: its positional arguments
+        :param indices: indices of environments; None: all
+        :param method_kwargs: its keyword arguments
         :return: its return value in each environment
         """
         return self._ask("env_method", f"{method_name}()", (method_name, method_args, method_kwargs), indices)
@@ -225,7 +225,7 @@ class RayVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
         :param wrapper_class: class of a wrapper
-        :param indices: indices of environments, all if None
+        :param indices: indices of environments; None: all
         :return: whether each environment has this wrapper
         """
         return self._ask("is_wrapped", "env_is_wrapped()", wrapper_class, indices)
@@ -267,7 +267,7 @@ class RayVecEnv(VecEnv):
                 if space != expected:
                     raise ArgumentError(
                         f"Environment {index} has the {name} space {space}, environment 0 has {expected}: all functions of "
-                        "`env_fns` have to make environments with the same spaces."
+                        "`env_fns` must create environments with the same spaces."
                     )
         return found[0]
 
@@ -342,8 +342,8 @@ class RayVecEnv(VecEnv):
                 worker.indices[0],
             )
         warn(
-            f"Worker lost, number {self.n_restarts} of this RayVecEnv: that of {worker} ({place}), in {call}. Their episodes "
-            f"have ended, and new ones begin in another process. {why}"
+            f"Worker lost, number {self.n_restarts} of this RayVecEnv: the worker of {worker} ({place}), in {call}. Its "
+            f"episodes have ended, and new ones begin in another process. {why}"
         )
 
     def _send_reset(self, number: int, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> Any:

@@ -10,10 +10,10 @@ import cloudpickle
 
 from sb3_scoreflow.common.utils import ArgumentError, usable_cores
 
-#: Size in bytes of the object store of a Ray that is started here; memory is only allocated when it is used
+#: Size in bytes of the object store of a Ray instance that is started here; memory is only allocated when it is used
 OBJECT_STORE = 256 * 2**20
 
-#: Address of the Ray that was started here
+#: Address of the Ray instance that was started here
 _own: list[str] = []
 
 
@@ -40,7 +40,7 @@ def connect(address: str | None) -> bool:
 
     :param address: see :class:`~sb3_scoreflow.distributed.RayVecEnv`
     :return: whether the Ray instance was started here, on this machine
-    :raises ArgumentError: if Ray is connected to another cluster, or the address is one for Ray's client
+    :raises ArgumentError: if Ray is connected to another cluster, or the address is for Ray's client
     :raises ConnectionError: if there is no cluster at the address
     """
     ray = import_ray()
@@ -75,7 +75,7 @@ def connect(address: str | None) -> bool:
 
 
 def _check_address(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Check an address before Ray does, because Ray would try to connect for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")

@@ -26,7 +26,7 @@ def empty_observations(space: spaces.Space, n_envs: int) -> Arrays:
     """
     :param space: space of one environment's observations
     :param n_envs: number of environments
-    :return: arrays of the space's shapes and dtypes, as ``DummyVecEnv`` has them
+    :return: arrays with the space's shapes and dtypes, as in ``DummyVecEnv``
     """
     keys, shapes, dtypes = obs_space_info(space)
     return {key: np.zeros((n_envs, *shapes[key]), dtypes[key]) for key in keys}
@@ -96,7 +96,7 @@ class EnvWorker:
         :param functions: pickled functions that create the environments
         :param first: index of the first environment
         :param attributes: attributes to set in each environment
-        :return: observation space and action space of each, pickled
+        :return: observation space and action space of each environment, pickled
         """
         self.first = first
         try:
@@ -141,8 +141,8 @@ class EnvWorker:
 
     def reset(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> Any:
         """
-        :param seeds: seeds of each environment
-        :param options: options of each environment, empty for none
+        :param seeds: seed of each environment
+        :param options: options of each environment; empty dict: no options
         :return: :class:`Resets`
         """
         resets, i = Resets(self._empty(), []), 0

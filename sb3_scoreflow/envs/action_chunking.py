@@ -85,7 +85,8 @@ class ActionChunking(Resumable, RecordConstructorArgs):
         if chunk.shape != self.action_space.shape:
             raise ValueError(
                 f"The action has shape {chunk.shape}, but ActionChunking(horizon={self.horizon}) expects "
-                f"{self.action_space.shape}: a chunk of `horizon` actions. Pass a model that was built on the chunked env."
+                f"{self.action_space.shape}: a chunk of `horizon` actions. Pass a model that was constructed with the chunked "
+                "environment."
             )
         check_finite(chunk, "The action chunk")
         return chunk
@@ -119,7 +120,7 @@ def _check_not_chunked(env: gym.Env) -> None:
 
 
 def check_chunk_arguments(horizon: int, n_executed: int, discount: float) -> None:
-    """:raises ValueError: naming the argument that is out of its range"""
+    """:raises ValueError: if an argument is out of its range; the message names it"""
     for name, value in (("horizon", horizon), ("n_executed", n_executed)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError(f"`{name}` must be an integer, got {value!r}. Pass a number of actions such as 4.")

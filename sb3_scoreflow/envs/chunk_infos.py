@@ -11,7 +11,7 @@ _OWN = ("is_success", "n_env_steps", "episode", "TimeLimit.truncated", "terminal
 
 def check_sum_infos(sum_infos: str | Sequence[str]) -> tuple[str, ...]:
     """
-    :param sum_infos: names of entries, or one name
+    :param sum_infos: names of entries, or a single name
     :return: the names
     :raises ValueError: if one is not a name, or names an entry that cannot be summed
     """
@@ -19,7 +19,7 @@ def check_sum_infos(sum_infos: str | Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or name in _OWN:
             raise ValueError(
-                f"`sum_infos` must be names of entries of `info` that the env itself counts, such as 'cost', got {name!r}. "
+                f"`sum_infos` must be names of numeric entries of the environment's `info`, such as 'cost', got {name!r}. "
                 f"Leave it out; a chunk's info always has {', '.join(_OWN)}."
             )
     return names
@@ -79,5 +79,5 @@ def _total(total: Any, value: Any, name: str) -> Any:
         return total + (value + 0)
     except TypeError as error:
         raise ValueError(
-            f"`sum_infos` has {name!r}, but the env's info has {value!r} for it, which is not a number. Leave it out."
+            f"`sum_infos` has {name!r}, but the environment's info has {value!r} for it, which is not a number. Leave it out."
         ) from error

@@ -23,17 +23,17 @@ from sb3_scoreflow.envs.select_observations import select
 
 # EnvPool keeps seeds and step counts as 32-bit integers
 _MAX_INT = 2**31 - 1
-# Reasons why a setting of EnvPool cannot be passed
+# Settings of EnvPool that cannot be passed, and the reasons
 _REFUSED = {
     "num_envs": "is `n_envs` here",
-    "env_seed": "is `seed` here: each env gets its own seed from it",
-    "batch_size": "is always `n_envs`: Stable-Baselines3 steps all envs together",
-    "max_num_players": "does not apply: Stable-Baselines3 has one player per env",
+    "env_seed": "is `seed` here: each environment gets its own seed from it",
+    "batch_size": "is always `n_envs`: Stable-Baselines3 steps all environments together",
+    "max_num_players": "does not apply: Stable-Baselines3 has one player per environment",
     "gym_reset_return_info": "is always True",
     # Without a GL context, EnvPool would end the process
     **dict.fromkeys(
         ("render_mode", "render_env_id", "render_width", "render_height", "render_camera_id", "from_pixels"),
-        "is not supported. To render, evaluate the model on gymnasium's env of the same id",
+        "is not supported. To render, evaluate the model in Gymnasium's environment of the same id",
     ),
 }
 _BOOKKEEPING = ("env_id", "players")
@@ -55,15 +55,16 @@ class EnvPoolVecEnv(VecEnv):
     EnvPool reports a termination in the last step before the time limit as a truncation; this class reports a termination.
 
     :param task_id: EnvPool's id of the task, one player, continuous or discrete actions
-    :param n_envs: Number of envs, at least 1
-    :param seed: Seed of the first env, in ``[0, 2**31 - n_envs]``; None: drawn from NumPy's global generator
+    :param n_envs: Number of environments, at least 1
+    :param seed: Seed of the first environment, in ``[0, 2**31 - n_envs]``; None: drawn from NumPy's global generator
     :param horizon: Number of actions in a chunk, as in :class:`ActionChunking`: the action space becomes
         ``(horizon, *action_shape)``; None: single actions
     :param n_executed: Number of actions executed per chunk, in [1, horizon]; None: ``horizon``
-    :param discount: Discount per env step inside a chunk, in (0, 1]: the reward of a chunk is ``sum_i discount**i * r_i``
+    :param discount: Discount per environment step inside a chunk, in (0, 1]: the reward of a chunk is
+        ``sum_i discount**i * r_i``
     :param sum_infos: Entries of ``info`` that are summed over the steps of a chunk, as in :class:`ActionChunking`
     :param max_episode_steps: Environment steps after which an episode is truncated; None: the task's own limit
-    :param num_threads: Number of EnvPool's threads; None: EnvPool's default, the number of envs or of cores
+    :param num_threads: Number of EnvPool's threads; None: EnvPool's default, the number of environments or of cores
     :param observation_keys: Entries of ``Dict`` observations to keep, as in :class:`SelectObservations`; None: all
     :param pool_kwargs: Settings of EnvPool's task, such as ``reset_noise_scale``
     :raises ImportError: if EnvPool is not installed
@@ -126,10 +127,10 @@ class EnvPoolVecEnv(VecEnv):
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """
-        Seed all envs. The next ``reset`` builds a new pool with these seeds.
+        Seed all environments. The next ``reset`` builds a new pool with these seeds.
 
-        :param seed: Seed of the first env, in ``[0, 2**31 - n_envs]``; None: drawn from NumPy's global generator
-        :return: Seeds of the envs
+        :param seed: Seed of the first environment, in ``[0, 2**31 - n_envs]``; None: drawn from NumPy's global generator
+        :return: Seeds of the environments
         :raises ValueError: if the seed is out of range
         """
         limit = _MAX_INT - self.num_envs + 1
@@ -149,8 +150,8 @@ class EnvPoolVecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """
-        :return: Observations of all envs, each at the start of an episode
-        :raises RuntimeError: if the env is closed
+        :return: Observations of all environments, each at the start of an episode
+        :raises RuntimeError: if the environment is closed
         """
         self._check_open()
         if self._seeds[0] is not None:
@@ -166,7 +167,7 @@ class EnvPoolVecEnv(VecEnv):
     def step_async(self, actions: np.ndarray) -> None:
         """
         :param actions: ``(n_envs, *action_shape)``, or ``(n_envs, horizon, *action_shape)``
-        :raises RuntimeError: if the env is closed or was not reset
+        :raises RuntimeError: if the environment is closed or was not reset
         :raises ValueError: if the shape is wrong, or an action is not finite
         """
         self._check_open()
@@ -177,7 +178,7 @@ class EnvPoolVecEnv(VecEnv):
         if actions.shape != expected:
             raise ValueError(
                 f"The actions have shape {actions.shape}, but EnvPoolVecEnv(n_envs={self.num_envs}, horizon={self.horizon}) "
-                f"expects {expected}. Pass a model that was built on such an env."
+                f"expects {expected}. Pass a model that was constructed with this environment."
             )
         check_finite(actions, "The batch of actions")
         self._actions = actions
@@ -206,9 +207,9 @@ class EnvPoolVecEnv(VecEnv):
             truncated = (truncated | (self._lengths[running] >= self.max_episode_steps)) & ~terminated
             ended = terminated | truncated
             kept = {key: batch_info[key] for key in ("is_success", *self.sum_infos) if key in batch_info}
-            for env, step_info in zip(running, _rows(kept), strict=False):  # no rows without entries
+            for env, step_info in zip(running, _rows(kept), strict=False):  # without entries, there are no rows
                 inside[env].add(step_info)
-            # For the other envs, observation and info come from a later step
+            # For the other environments, observation and info come from a later step
             stopped = np.flatnonzero(ended) if i + 1 < n_steps else np.arange(len(running))
             if not len(stopped):
                 continue
@@ -231,9 +232,10 @@ class EnvPoolVecEnv(VecEnv):
         """
         Complete the infos of episodes that ended, and start the next ones.
 
-        :param ended: Indices of the envs
-        :param observations: Last observations of all envs; those of these envs are replaced by the first of the next episode
-        :param infos: Infos of all envs, which are changed
+        :param ended: Indices of the environments
+        :param observations: Last observations of all environments; where an episode ended, they are replaced by the first
+            observation of the next episode
+        :param infos: Infos of all environments, which are changed
         """
         seconds = round(time.time() - self._t_start, 6)
         for i in ended:
@@ -248,16 +250,16 @@ class EnvPoolVecEnv(VecEnv):
             self.reset_infos[i] = info
 
     def close(self) -> None:
-        """Stop EnvPool's threads; the env cannot be used again."""
+        """Stop EnvPool's threads; the environment cannot be used again."""
         self._discard_pool()
         self._closed = True
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        :param attr_name: ``render_mode`` (None), an attribute of this class, which is that of every env, or one of EnvPool's
-            settings of the task
-        :param indices: Indices of envs; None: all
-        :return: The value for each of these envs
+        :param attr_name: ``render_mode`` (None), an attribute of this class, which is the same for all environments, or one of
+            EnvPool's settings of the task
+        :param indices: Indices of environments; None: all
+        :return: The value for each of these environments
         :raises AttributeError: if there is no such attribute
         """
         config = self._envpool.make_spec(self.task_id, **self._pool_kwargs).config._asdict()
@@ -274,14 +276,15 @@ class EnvPoolVecEnv(VecEnv):
         values = {**config, "render_mode": None, **{name: getattr(self, name) for name in own if hasattr(self, name)}}
         if attr_name not in values:
             raise AttributeError(
-                f"EnvPool's envs are not Python objects and have no `{attr_name}`; they have {sorted(values)}."
+                f"EnvPool's environments are not Python objects and have no `{attr_name}`; they have {sorted(values)}."
             )
         return [values[attr_name] for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """:raises AttributeError: always; settings are arguments of this class"""
         raise AttributeError(
-            f"EnvPool's envs are not Python objects: `{attr_name}` cannot be set. Pass the task's settings to EnvPoolVecEnv."
+            f"EnvPool's environments are not Python objects: `{attr_name}` cannot be set. Pass the task's settings to "
+            "EnvPoolVecEnv."
         )
 
     def env_method(
@@ -289,25 +292,26 @@ class EnvPoolVecEnv(VecEnv):
     ) -> list[Any]:
         """:raises AttributeError: always; there are no methods to call"""
         raise AttributeError(
-            f"EnvPool's envs are not Python objects: `{method_name}` cannot be called. Use make_vec_env with gymnasium's env."
+            f"EnvPool's environments are not Python objects: `{method_name}` cannot be called. Use make_vec_env with "
+            "Gymnasium's environment."
         )
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
         :param wrapper_class: Class of a wrapper
-        :param indices: Indices of envs; None: all
-        :return: For each of these envs, whether it has the wrapper's function: True for ``Monitor`` and, with chunks, for
-            ``ActionChunking``
+        :param indices: Indices of environments; None: all
+        :return: For each of these environments, whether it has the wrapper's function: True for ``Monitor`` and, with chunks,
+            for ``ActionChunking``
         """
         wrapped = wrapper_class is Monitor or (wrapper_class is ActionChunking and self.horizon is not None)
         return [wrapped for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """:return: None for each env: nothing is rendered"""
+        """:return: None for each environment: nothing is rendered"""
         return [None] * self.num_envs
 
     def _check_open(self) -> None:
-        """:raises RuntimeError: if the env is closed"""
+        """:raises RuntimeError: if the environment is closed"""
         if self._closed:
             raise RuntimeError("EnvPoolVecEnv is closed. Make another one.")
 
@@ -323,15 +327,15 @@ class EnvPoolVecEnv(VecEnv):
         return picked if self._selection.is_dict else {None: picked}
 
     def _empty_observations(self) -> dict[Any, np.ndarray]:
-        """:return: Arrays for the observations of all envs, in the layout of :meth:`_named`"""
+        """:return: Arrays for the observations of all environments, in the layout of :meth:`_named`"""
         keys, shapes, dtypes = obs_space_info(self.observation_space)
         return {key: np.empty((self.num_envs, *shapes[key]), dtypes[key]) for key in keys}
 
 
 def _rows(infos: dict[str, Any]) -> list[dict[str, Any]]:
     """
-    :param infos: EnvPool's infos: arrays over envs, or nested dicts of them
-    :return: One dict per env, with Python's numbers for scalars and arrays for other entries
+    :param infos: EnvPool's infos: arrays over environments, or nested dicts of them
+    :return: One dict per environment, with Python's numbers for scalars and arrays for other entries
     """
     columns = {
         key: _rows(value) if isinstance(value, dict) else value.tolist() if value.ndim == 1 else list(value)
@@ -342,7 +346,7 @@ def _rows(infos: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_count(name: str, value: Any, optional: bool) -> None:
-    """:raises ValueError: if ``value`` is not a positive integer, and not None if that is allowed"""
+    """:raises ValueError: if ``value`` is not a positive integer or, if ``optional``, None"""
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= _MAX_INT:
@@ -377,7 +381,7 @@ def _action_space(space: Any, task_id: str) -> spaces.Box | spaces.Discrete:
     """
     :param space: EnvPool's action space
     :param task_id: For the error message
-    :return: The same space in single precision, as in gymnasium's envs
+    :return: The same space in single precision, as in Gymnasium's environments
     :raises ValueError: if it is neither a floating-point ``Box`` nor ``Discrete``
     """
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):

@@ -48,17 +48,18 @@ def make_kitchen(
                      wrapper_class=partial(ActionChunking, horizon=4), vec_env_cls=SubprocVecEnv)
 
     :param tasks: Name of one of :data:`KITCHEN_TASK_SETS`, or a sequence of tasks
-    :param observation: "minari" or "d4rl": data set whose layout the observations have, see :class:`FlatKitchen`
+    :param observation: "minari" or "d4rl": the data set that determines the layout of the observations, see
+        :class:`FlatKitchen`
     :param max_episode_steps: Steps after which an episode is truncated
     :param kwargs: Passed to ``gymnasium.make``: ``render_mode``, ``robot_noise_ratio``, ``object_noise_ratio``,
         ``terminate_on_tasks_completed``; with ``remove_task_when_completed=False``, the reward of every step is the number of
         complete tasks, as in the data
-    :return: The env
+    :return: The environment
     :raises ImportError: if gymnasium-robotics is not installed
     :raises RuntimeError: if gymnasium-robotics does not work with the installed version of mujoco
     :raises ValueError: if a task or ``observation`` is unknown
     """
-    _import_kitchen()  # registers the env
+    _import_kitchen()  # registers the environment
     kwargs = {
         "tasks_to_complete": list(_checked_tasks(tasks)),
         "max_episode_steps": max_episode_steps,
@@ -72,8 +73,8 @@ def make_kitchen(
         import mujoco
 
         raise RuntimeError(
-            f"gymnasium-robotics cannot make {_ENV_ID} with mujoco {mujoco.__version__}. Install one that it works with, "
-            'into a fresh environment if this one has mujoco 4: pip install "sb3-scoreflow[kitchen]"'
+            f"gymnasium-robotics cannot make {_ENV_ID} with mujoco {mujoco.__version__}. Install a version that works, "
+            'in a fresh virtual environment if this one has mujoco 4: pip install "sb3-scoreflow[kitchen]"'
         ) from error
     return FlatKitchen(env, observation)
 
@@ -89,7 +90,7 @@ class FlatKitchen(gym.Wrapper[np.ndarray, np.ndarray, dict[str, Any], np.ndarray
     :param env: FrankaKitchen-v1
     :param observation: "minari": 59 numbers, 9 positions and 9 velocities of the robot's joints, 21 positions and 20
         velocities of the objects; or "d4rl": 60 numbers, the 9 and the 21 positions, then the 30 goal positions, which are
-        zero except for the env's tasks
+        zero except for the environment's tasks
     :raises ImportError: if gymnasium-robotics is not installed
     :raises ValueError: if ``env`` is not FrankaKitchen-v1, or ``observation`` is unknown
     """
@@ -100,7 +101,7 @@ class FlatKitchen(gym.Wrapper[np.ndarray, np.ndarray, dict[str, Any], np.ndarray
         if observation not in get_args(KitchenView):
             raise ValueError(f"`observation` must be one of {list(get_args(KitchenView))}, got {observation!r}.")
         if not isinstance(env.unwrapped, _import_kitchen().KitchenEnv):
-            raise ValueError(f"FlatKitchen wraps {_ENV_ID}, got {env}. Make the env with make_kitchen().")
+            raise ValueError(f"FlatKitchen wraps {_ENV_ID}, got {env}. Create the environment with make_kitchen().")
         self.tasks: tuple[str, ...] = tuple(env.unwrapped.goal)
         self._goal = _goal_positions(self.tasks) if observation == "d4rl" else None
         size = 2 * _N_POSITIONS - (self._goal is None)
@@ -133,8 +134,8 @@ class FlatKitchen(gym.Wrapper[np.ndarray, np.ndarray, dict[str, Any], np.ndarray
 
     def _report(self, info: dict[str, Any]) -> dict[str, Any]:
         """:return: The info with additional entries"""
-        # Copies, because the env clears its list of completed tasks at the next reset, when VecEnvs still refer to the last
-        # info. Sorted, because the env's lists come from a set, whose order differs between processes
+        # Copies, because the environment clears its list of completed tasks at the next reset, when VecEnvs still refer to the
+        # last info. Sorted, because the environment's lists come from a set, whose order differs between processes
         lists = {key: [task for task in self.tasks if task in info[key]] for key in _TASK_LISTS}
         n_completed = len(lists["episode_task_completions"])
         return {**info, **lists, "n_tasks_completed": n_completed, "is_success": n_completed == len(self.tasks)}
@@ -142,7 +143,7 @@ class FlatKitchen(gym.Wrapper[np.ndarray, np.ndarray, dict[str, Any], np.ndarray
 
 def completed_tasks(observations: np.ndarray, tasks: str | Sequence[str] = "complete") -> np.ndarray:
     """
-    Determine which tasks are complete in which observation, by FrankaKitchen's rule.
+    Determine which tasks are complete in each observation, by FrankaKitchen's rule.
 
     The rewards in D4RL's and Minari's data do not show this, because they count a complete task in every step.
 
@@ -163,7 +164,7 @@ def completed_tasks(observations: np.ndarray, tasks: str | Sequence[str] = "comp
         )
     flags = []
     for task in tasks:
-        # The env's indices start at the robot's first position
+        # The environment's indices start at the robot's first position
         columns = kitchen.OBS_ELEMENT_INDICES[task] - _N_ROBOT + start
         distances = np.linalg.norm(observations[..., columns] - kitchen.OBS_ELEMENT_GOALS[task], axis=-1)
         flags.append(distances < kitchen.BONUS_THRESH)
@@ -194,13 +195,14 @@ def _checked_tasks(tasks: str | Sequence[str]) -> tuple[str, ...]:
     unknown = [task for task in chosen if task not in known]
     if unknown or not chosen:
         raise ValueError(
-            f"`tasks` has {unknown or 'nothing'} in it; the tasks are {known}, {list(KITCHEN_TASK_SETS)} name sets of them."
+            f"`tasks` has {unknown or 'nothing'} in it; the tasks are {known}, and {list(KITCHEN_TASK_SETS)} are sets of "
+            "tasks."
         )
     return chosen
 
 
 def _import_kitchen() -> ModuleType:
-    """:return: FrankaKitchen's module, with its tasks; importing it registers the env"""
+    """:return: FrankaKitchen's module, with its tasks; importing it registers the environment"""
     try:
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env
     except ImportError as error:

@@ -24,7 +24,7 @@ MetaWorldSplit = Literal["train", "test"]
 
 _SPLITS = get_args(MetaWorldSplit)
 _OBSERVATION_SIZE = 39
-# Cameras whose names start like this are mounted upside down
+# Cameras whose names start with this are mounted upside down
 _TURNED_CAMERAS = "corner"
 
 
@@ -47,7 +47,7 @@ def make_metaworld(
     :param task: Name of a task, such as ``"peg-insert-side-v3"``, or several names. With several tasks, each ``reset`` draws
         one, and observations end with a one-hot vector of the task, in the given order
     :param split: ``"train"`` or ``"test"``: positions of objects and goals come from separate random number generators, so
-        that positions of training never occur in evaluation, for any seeds
+        that training positions never occur in evaluation, for any seeds
     :param max_episode_steps: Steps after which an episode is truncated
     :param render_mode: ``"rgb_array"`` or None
     :param render_camera: Camera of ``render``: ``"corner"`` to ``"corner4"`` (the images are turned to stand upright),
@@ -72,7 +72,7 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
     with two additional entries: ``is_success``, whose mean SB3 logs as ``success_rate``, and the name of the ``task``.
 
     ``reset(seed=...)`` determines the positions of this episode and of the following ones. Meta-World's own reset does not
-    draw positions but uses those drawn here, like one of a benchmark's fixed positions.
+    draw positions: it uses the positions drawn here, as it uses the fixed positions of a benchmark.
     """
 
     terminate_on_success = True
@@ -135,7 +135,7 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         task = (options or {}).get("task")
         if task is not None:
             if task not in self.tasks:
-                raise ValueError(f"`options`: this env's tasks are {list(self.tasks)}, got {task!r}.")
+                raise ValueError(f"`options`: the tasks of this environment are {list(self.tasks)}, got {task!r}.")
             self._index = self.tasks.index(task)
         elif len(self.tasks) > 1:
             self._index = int(self._draws.integers(len(self.tasks)))
@@ -153,10 +153,10 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         :raises ValueError: if the action has another shape or a value that is not finite
         """
         if not self._is_reset:
-            raise ResetNeeded("This env's episode has not begun: call reset() before step().")
+            raise ResetNeeded("The episode of this environment has not begun: call reset() before step().")
         action = np.asarray(action, dtype=np.float32)
         if action.shape != self.action_space.shape:
-            raise ValueError(f"The action has shape {action.shape}, this env's have {self.action_space.shape}.")
+            raise ValueError(f"The action has shape {action.shape}, but must have {self.action_space.shape}.")
         check_finite(action, "The action")
         observation, _, _, _, info = self._env.step(np.clip(action, -1.0, 1.0))
         is_success = bool(info["success"])
@@ -180,14 +180,16 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         return dict(attributes=own, envs={task: env_state(env) for task, env in self._envs.items()})
 
     def set_checkpoint(self, state: dict[str, Any]) -> None:
-        """:param state: Result of :meth:`get_checkpoint` of an env with the same arguments"""
+        """:param state: Result of :meth:`get_checkpoint` of an environment with the same arguments"""
         set_attributes(self, state["attributes"])
         for task, inner in state["envs"].items():
             set_env_state(self._make(task), inner)
         self._env = self._make(self.task)
 
     def _make(self, task: str) -> Any:
-        """:return: Meta-World's env of a task, created when it is first needed, because each needs tens of megabytes"""
+        """
+        :return: Meta-World's environment of a task, created when it is first needed, because each needs tens of megabytes
+        """
         if task not in self._envs:
             env = import_metaworld().ALL_V3_ENVIRONMENTS[task](**self._kwargs)
             env.max_path_length = sys.maxsize  # TimeLimit applies the limit
@@ -200,12 +202,12 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         env._set_task_called = True
         env._freeze_rand_vec, env.seeded_rand_vec = False, True
         env.np_random = self._draws
-        env.reset_model()  # draws positions, and repeats this if objects are too close to each other
+        env.reset_model()  # draws positions, again if objects are too close to each other
         task = dict(env_cls=type(env), rand_vec=env._last_rand_vec, partially_observable=False)
         env.set_task(import_metaworld().Task(env_name=self.task, data=pickle.dumps(task)))
 
     def _view(self, observation: np.ndarray) -> np.ndarray:
-        """:return: The observation of this episode's task, a new array"""
+        """:return: The observation with this episode's task, a new array"""
         view = np.zeros(self._size, dtype=np.float32)
         view[:_OBSERVATION_SIZE] = observation
         if len(self.tasks) > 1:

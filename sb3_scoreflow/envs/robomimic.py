@@ -67,15 +67,15 @@ def make_robomimic(
         part of the rendering time
     :param render_mode: ``"rgb_array"`` or None
     :param render_camera: Camera of ``render``
-    :param kwargs: Arguments of robosuite's env that replace those in the file: ``controller_configs``,
+    :param kwargs: Arguments of robosuite's environment that replace the arguments in the file: ``controller_configs``,
         ``initialization_noise``, ``lite_physics``; with ``hard_reset=True``, each episode has a new model (in Lift, with
         another size of the cube), which makes ``reset`` much slower, in particular with images
-    :return: The env
+    :return: The environment
     :raises ImportError: if robosuite is not installed, or h5py is not installed and a file is passed
     :raises FileNotFoundError: if the file does not exist
     :raises RuntimeError: if images are needed and OpenGL is missing
-    :raises ValueError: if an argument is unknown or out of range, the file has no ``env_args`` or those of another simulator,
-        or actions would have another meaning
+    :raises ValueError: if an argument is unknown or out of range, the file has no ``env_args`` or they belong to another
+        simulator, or actions would have a different meaning
     """
     settings = read_settings(dataset_or_task, kwargs)
     return RobomimicEnv(
@@ -101,7 +101,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
     SB3 logs its mean as ``success_rate``.
 
     The initial state of an episode depends only on its seed: robosuite draws from NumPy's global generator, which each reset
-    seeds from the env's own generator and restores afterwards.
+    seeds from the environment's own generator and restores afterwards.
     """
 
     def __init__(
@@ -133,9 +133,12 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         self.reward_shaping = bool(reward_shaping)
         robosuite = import_robosuite()
         self.env_args = settings.env_args
-        """Description of the env in the format of robomimic's files, from which an equal env can be created."""
+        """
+        Description of the environment in the format of robomimic's files, from which an equal environment can be created.
+        """
         renders = bool(cameras) or render_mode is not None
-        # The model is drawn here with a fixed seed, so that all envs have the same model and a seed determines an episode
+        # The model is drawn here with a fixed seed, so that all environments have the same model and a seed determines an
+        # episode
         with _global_seed(0), quiet():
             try:
                 self.robosuite_env = robosuite.make(
@@ -211,7 +214,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         :raises ValueError: if the action has another shape or a value that is not finite
         """
         if not self._is_running:
-            raise ResetNeeded("This env's episode has ended or not begun: call reset() before step().")
+            raise ResetNeeded("The episode of this environment has ended or not begun: call reset() before step().")
         self._advance(self._checked_action(action))
         self._n_steps += 1
         is_solved = bool(self.robosuite_env._check_success())
@@ -264,7 +267,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         return dict(own={**numbers_of(self), "np_random": self.np_random}, robosuite=robosuite_state(self.robosuite_env))
 
     def set_checkpoint(self, state: dict[str, Any]) -> None:
-        """:param state: Result of :meth:`get_checkpoint` of an env with the same arguments"""
+        """:param state: Result of :meth:`get_checkpoint` of an environment with the same arguments"""
         # Starting with the same seed gives the same model; compiling it from XML again would round numbers
         self._reset_by(state["own"]["_episode_seed"])
         set_robosuite_state(self.robosuite_env, state["robosuite"])
@@ -312,7 +315,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
         """:return: The action, clipped to its bounds, float64"""
         action = np.asarray(action, dtype=np.float64)
         if action.shape != self.action_space.shape:
-            raise ValueError(f"The action has shape {action.shape}, this env's have {self.action_space.shape}.")
+            raise ValueError(f"The action has shape {action.shape}, but must have {self.action_space.shape}.")
         check_finite(action, "The action")
         assert isinstance(self.action_space, spaces.Box)
         return np.clip(action, self.action_space.low, self.action_space.high)
@@ -336,7 +339,7 @@ class RobomimicEnv(gym.Env[Any, np.ndarray]):
 
         sim = self.robosuite_env.sim
         context = sim._render_context_offscreen
-        # robosuite does not do this: its current context is that of the env created last
+        # robosuite does not do this, so the current context belongs to the environment created last
         context.gl_ctx.make_current()
         context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self.reflections
         # OpenGL counts rows from the bottom

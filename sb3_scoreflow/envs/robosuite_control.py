@@ -4,9 +4,9 @@ robosuite's operational space control with less overhead.
 robosuite computes torques 25 times per action. A large part of this time goes into repeated look-ups of constant values and
 repeated computations of the same Jacobians. This module computes bit-identical torques without these repetitions.
 
-The law is that of Khatib (1987), "A unified approach for motion and force control of robot manipulators: the operational space
-formulation", with decoupled position and orientation, as in robosuite 1.5's ``OperationalSpaceController``, whose functions
-compute the matrices.
+The control law is from Khatib (1987), "A unified approach for motion and force control of robot manipulators: the operational
+space formulation", with decoupled position and orientation, as in robosuite 1.5's ``OperationalSpaceController``, whose
+functions compute the matrices.
 """
 
 from typing import Any
@@ -76,7 +76,7 @@ class _Arm:
     """
     :param env: robosuite's environment
     :param robot: One of its robots
-    :param name: name of the arm, "right" or "left"
+    :param name: Name of the arm, "right" or "left"
     """
 
     def __init__(self, env: Any, robot: Any, name: str) -> None:

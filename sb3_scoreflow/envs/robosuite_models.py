@@ -12,7 +12,7 @@ from xml.parsers import expat
 
 #: Elements that load other files or programs
 _FORBIDDEN = frozenset({"include", "extension", "plugin"})
-#: No name of a robot, gripper or controller in robosuite ends like this
+#: No name of a robot, gripper or controller in robosuite ends with one of these
 _SUFFIXES = (".json", ".xml", ".yaml", ".yml", ".pkl", ".npz", ".hdf5")
 
 
@@ -21,7 +21,7 @@ def checked_model(env: Any, model_xml: str) -> str:
     :param env: robosuite's environment
     :param model_xml: the model of a demonstration, with paths of the machine that recorded it
     :return: the model with paths of this machine
-    :raises ValueError: if it is not valid XML, contains entities, or names files outside robosuite's assets, other models or
+    :raises ValueError: if it is not valid XML, contains entities, or names files outside robosuite's assets, other models, or
         plugins
     """
     import robosuite.models
@@ -42,7 +42,7 @@ def _check(model_xml: str, assets: Path | None) -> None:
     def refuse(what: str) -> None:
         raise ValueError(
             f"`model_xml` {what}. A model of a demonstration may only name files below robosuite's assets, so it is not "
-            "loaded: leave `model_xml` out, for the env's own model, or fetch the demonstrations again."
+            "loaded: leave `model_xml` out to use the environment's own model, or fetch the demonstrations again."
         )
 
     def on_doctype(name: str, *_: Any) -> None:

@@ -25,7 +25,7 @@ from sb3_scoreflow.envs.robosuite_models import check_names
 from sb3_scoreflow.safe_hdf5.groups import Group, open_root
 
 ROBOSUITE_TYPE = 1
-"""``env_args["type"]`` of robosuite's envs; in robomimic, 2 stands for Gym's envs, and further numbers for others."""
+"""``env_args["type"]`` of robosuite's environments; robomimic uses 2 for Gym, and further numbers for others."""
 
 _SHORT_NAMES = {
     "lift": "Lift",
@@ -35,7 +35,7 @@ _SHORT_NAMES = {
     "tool_hang": "ToolHang",
 }
 _HORIZONS = {"TwoArmTransport": 700, "ToolHang": 700}
-# As in robomimic's files: the names are those of robosuite 1.4, and actions refer to the world frame
+# As in robomimic's files: the names are from robosuite 1.4, and actions refer to the world frame
 _OSC_POSE = {
     "type": "OSC_POSE",
     "input_max": 1,
@@ -55,7 +55,7 @@ _OSC_POSE = {
     "ramp_ratio": 0.2,
 }
 _RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
-# Settings that robosuite's factories read, not the controllers
+# Settings that robosuite's factories read instead of the controllers
 _FACTORY_KEYS = {"type", "interpolation", "ramp_ratio", "gripper"}
 # Settings that do not describe the task; RobomimicEnv sets them
 _OWN_ARGUMENTS = {
@@ -63,7 +63,7 @@ _OWN_ARGUMENTS = {
     "use_camera_obs": False,
     "use_object_obs": True,
     "ignore_done": True,
-    "renderer": "mujoco",  # the other renderer is created with every env, for windows that are never opened
+    "renderer": "mujoco",  # the other renderer is created with every environment, for windows that are never opened
 }
 _SUPERSEDED = {
     *_OWN_ARGUMENTS,
@@ -82,7 +82,7 @@ _SUPERSEDED = {
 
 
 class Settings(NamedTuple):
-    """Settings of an env."""
+    """Settings of an environment."""
 
     env_name: str
     kwargs: dict[str, Any]
@@ -100,8 +100,8 @@ def read_settings(dataset_or_task: AnyPath | Mapping[str, Any], changes: Mapping
     :return: The settings. A warning lists settings that robosuite would ignore
     :raises ImportError: if robosuite is not installed, or h5py is not installed and a file is passed
     :raises FileNotFoundError: if the file does not exist
-    :raises ValueError: if the task or a change is unknown, the env does not belong to robosuite, actions would have another
-        meaning, or ``env_args`` name a file
+    :raises ValueError: if the task or a change is unknown, the environment does not belong to robosuite, actions would have a
+        different meaning, or ``env_args`` name a file
     """
     base = import_robosuite().environments.base
     known = sorted(base.REGISTERED_ENVS)
@@ -123,7 +123,7 @@ def read_settings(dataset_or_task: AnyPath | Mapping[str, Any], changes: Mapping
         f"env_kwargs[{key!r}]": value for key, value in env_kwargs.items() if key not in accepted and key not in _SUPERSEDED
     }
     if env_kwargs.get("reward_shaping"):
-        # Otherwise, the rewards of the data would differ from the env's
+        # This is reported, because the rewards of the data then differ from the environment's rewards
         ignored["env_kwargs['reward_shaping']"] = True
     kwargs = {key: copy.deepcopy(value) for key, value in env_kwargs.items() if key in accepted - _SUPERSEDED}
     kwargs["robots"] = _as_list(kwargs.get("robots", "Panda"))
@@ -132,10 +132,11 @@ def read_settings(dataset_or_task: AnyPath | Mapping[str, Any], changes: Mapping
     if ignored:
         listed = ", ".join(f"{key}={value!r}" for key, value in ignored.items())
         warnings.warn(
-            f"These settings from {origin} have no effect, as robosuite {import_robosuite().__version__} or make_robomimic() "
-            f"does not know them: {listed}. If one matters, pass it with its current name to make_robomimic()."
+            f"These settings from {origin} have no effect, because robosuite {import_robosuite().__version__} or "
+            f"make_robomimic() does not know them: {listed}. If one matters, pass it with its current name to "
+            "make_robomimic()."
         )
-    # With robosuite 1.5's default, every reset would load the model again, which is slow
+    # By default, every reset of robosuite 1.5 would load the model again, which is slow
     kwargs = {"hard_reset": False, **kwargs, **_OWN_ARGUMENTS}
     env_args = {
         "env_name": env_name,
@@ -165,7 +166,9 @@ def import_robosuite() -> ModuleType:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Restrict robosuite's logger to errors: envs log where they found controllers, and imports log optional packages."""
+    """
+    Restrict robosuite's logger to errors: environments log where they found controllers, and imports log optional packages.
+    """
     logger = logging.getLogger("robosuite_logs")  # the import sets its level, so a filter is needed
 
     def is_error(record: logging.LogRecord) -> bool:
@@ -204,7 +207,7 @@ def _env_args(source: AnyPath | Mapping[str, Any], known: Sequence[str]) -> tupl
         )
     if env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
         raise ValueError(
-            f"{origin} has type {env_args['type']}, which is not an env of robosuite (type {ROBOSUITE_TYPE}). For an env of "
+            f"{origin} has type {env_args['type']}, which is not robosuite (type {ROBOSUITE_TYPE}). For an environment of "
             "Gym, use gymnasium.make()."
         )
     return {"env_kwargs": {}, **env_args}, origin
@@ -238,8 +241,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise OSError(f"The file {path} cannot be read: {error}. It is truncated, damaged or not HDF5.") from error
     except ValueError as error:
         raise ValueError(
-            f"{path} does not say which env it was recorded in: {error} To make an env without it, name the task, as "
-            "make_robomimic('lift')."
+            f"{path} does not describe the environment in which it was recorded: {error} To create an environment without it, "
+            "name the task, as in make_robomimic('lift')."
         ) from error
     return env_args
 
@@ -247,7 +250,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 def read_env_args(file: Group) -> dict[str, Any] | None:
     """
     :param file: the root of an open robomimic file
-    :return: description of its env: the attribute ``env_args`` of ``data``; None if the attribute is missing
+    :return: description of its environment: the attribute ``env_args`` of ``data``; None if the attribute is missing
     :raises OSError: if the file is damaged
     :raises ValueError: if the attribute does not have robomimic's format
     """
@@ -261,7 +264,7 @@ def read_env_args(file: Group) -> dict[str, Any] | None:
         env_args = None
     if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str):
         raise ValueError(
-            f"the attribute `env_args` of `data` is {text!r:.999}; it must be a JSON object with `env_name`, a text. Repair "
+            f"the attribute `env_args` of `data` is {text!r:.999}; it must be a JSON object with `env_name`, a string. Repair "
             "or delete it."
         )
     return env_args
@@ -304,8 +307,8 @@ def _controllers(configs: Any, robots: Sequence[str], ignored: dict[str, Any]) -
     results = []
     for config, robot in zip(configs, robots, strict=True):
         if is_part_controller_config(config):
-            # Until 1.4, goals and steps referred to the world frame; the default of 1.5 is the frame of the robot's base,
-            # which in Transport is rotated by a right angle
+            # Until 1.4, goals and steps referred to the world frame; by default, they refer to the frame of the robot's base
+            # in 1.5, which is rotated by a right angle in Transport
             part = _part_controller({"input_ref_frame": "world", **config}, {"input_ref_frame"}, ignored)
             with quiet():
                 results.append(refactor_composite_controller_config(part, robot, _arms(robot)))
@@ -329,7 +332,7 @@ def _part_controller(config: Mapping[str, Any], implied: set[str], ignored: dict
     :param implied: Settings that the user has not passed, which are not reported
     :param ignored: Collects the settings that have no effect
     :return: The settings in robosuite 1.5's names
-    :raises ValueError: if actions are absolute, but robosuite 1.5 would take them for steps
+    :raises ValueError: if actions are absolute, but robosuite 1.5 would interpret them as steps
     """
     part = {_RENAMED.get(key, key): copy.deepcopy(value) for key, value in config.items()}
     read = _controller_arguments(str(part.get("type")))
@@ -342,7 +345,7 @@ def _part_controller(config: Mapping[str, Any], implied: set[str], ignored: dict
         elif not is_delta:
             raise ValueError(
                 f"`control_delta` is False, but the controller {part['type']} of robosuite 1.5 only supports steps: the "
-                "actions would have another meaning. Use demonstrations with OSC_POSE, or with control_delta true."
+                "actions would have a different meaning. Use demonstrations with OSC_POSE, or with control_delta true."
             )
     known = read | _FACTORY_KEYS
     for key, value in part.items():

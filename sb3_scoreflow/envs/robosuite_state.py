@@ -29,8 +29,8 @@ def robosuite_state(env: Any) -> dict[str, Any]:
 
 def set_robosuite_state(env: Any, state: dict[str, Any]) -> None:
     """
-    :param env: robosuite's environment, whose episode started like that of the state
-    :param state: state of :func:`robosuite_state`
+    :param env: robosuite's environment, whose episode started in the same way as the episode of the state
+    :param state: result of :func:`robosuite_state`
     """
     for target, arrays in zip((env.sim.model._model, env.sim.data._data), state["arrays"], strict=True):
         set_mujoco_arrays(target, arrays)
@@ -48,15 +48,15 @@ def numbers_of(owner: Any) -> dict[str, Any]:
 
 def set_numbers(owner: Any, numbers: dict[str, Any]) -> None:
     """
-    :param owner: object
-    :param numbers: numbers of :func:`numbers_of`
+    :param owner: object whose attributes are set
+    :param numbers: result of :func:`numbers_of`
     """
     for name, value in numbers.items():
         setattr(owner, name, value)
 
 
 def _objects(env: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """:return: for every robosuite object in an environment: its path, the object, and its numbers"""
+    """:return: path of every robosuite object in an environment, the object, and its numbers"""
     seen: set[int] = set()
     rest: list[tuple[str, Any]] = [("env", env)]
     while rest:

@@ -25,10 +25,11 @@ class SelectObservations(gym.ObservationWrapper, gym.utils.RecordConstructorArgs
     """
 
     def __init__(self, env: gym.Env, observation_keys: str | Sequence[str] | None = None) -> None:
-        # Recorded arguments become part of the env's spec, so that a dataset can recreate the env with this wrapper
+        # Recorded arguments become part of the environment's spec, so that a dataset can recreate the environment with this
+        # wrapper
         gym.utils.RecordConstructorArgs.__init__(self, observation_keys=observation_keys)
         gym.ObservationWrapper.__init__(self, env)
-        self._selection = select(env.observation_space, observation_keys, f"The env {env}")
+        self._selection = select(env.observation_space, observation_keys, f"The environment {env}")
         picked = self._selection.pick(env.observation_space)
         self.observation_space = spaces.Dict(picked) if isinstance(picked, dict) else picked
 
@@ -42,7 +43,7 @@ class Selection(NamedTuple):
     paths: dict[str, tuple[str, ...]]
     """Name of each leaf -> the keys that lead to it."""
     is_dict: bool
-    """Whether the result is a dict; otherwise, it is the only leaf."""
+    """Whether the result is a dict; otherwise, the result is the only leaf."""
 
     def pick(self, tree: Any) -> Any:
         """
@@ -112,7 +113,7 @@ def _named_paths(space: spaces.Dict, owner: str) -> dict[str, tuple[str, ...]]:
         name = "_".join(path)
         if name in paths:
             raise ValueError(
-                f"{owner} has the observations {paths[name]} and {path}, both would be named {name!r}. Rename one."
+                f"{owner} has the observations {paths[name]} and {path}, and both would be named {name!r}. Rename one."
             )
         paths[name] = path
     return paths

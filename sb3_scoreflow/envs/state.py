@@ -9,7 +9,7 @@ import numpy as np
 
 #: Modules with environments of Gymnasium whose attributes contain their whole state
 _PYTHON = ("gymnasium.envs.classic_control.",)
-#: Modules with environments that have MuJoCo's ``model`` and ``data``; those of Meta-World derive from them
+#: Modules with environments that have MuJoCo's ``model`` and ``data``; Meta-World's environments derive from them
 _MUJOCO = ("gymnasium.envs.mujoco.", "gymnasium_robotics.envs.")
 #: Attributes that never change or belong to the process, such as files and windows
 _CONSTANT = frozenset(
@@ -54,10 +54,10 @@ def has_checkpoints(cls: type) -> bool:
 
 def env_state(env: gym.Env) -> list[tuple[str, Any]]:
     """
-    Current state of an environment and its wrappers. A layer with the methods ``get_checkpoint()`` and
+    Save the current state of an environment and its wrappers. A layer with the methods ``get_checkpoint()`` and
     ``set_checkpoint(state)`` saves itself and everything that it wraps. For other wrappers, the attributes are saved.
-    Supported environments are those of Gymnasium's classic control, and those derived from the MuJoCo environments of
-    Gymnasium or Gymnasium-Robotics, such as Meta-World's.
+    Supported environments are Gymnasium's classic control environments, and environments derived from the MuJoCo environments
+    of Gymnasium or Gymnasium-Robotics, such as Meta-World's.
 
     :param env: environment
     :return: class name and state of every layer, outermost first; it can be pickled
@@ -76,16 +76,16 @@ def env_state(env: gym.Env) -> list[tuple[str, Any]]:
 
 def set_env_state(env: gym.Env, state: list[tuple[str, Any]]) -> None:
     """
-    :param env: environment, created like the one whose state was saved
-    :param state: state of :func:`env_state`
+    :param env: environment, created in the same way as the saved environment
+    :param state: result of :func:`env_state`
     :raises ValueError: if the environment has other wrappers
     """
     expected = [name for name, _ in state]
     for depth, (name, layer) in enumerate(state):
         if type(env).__name__ != name:
             raise ValueError(
-                f"The environment's layer {depth} is {type(env).__name__}, but that of the checkpoint is {name} (its layers "
-                f"are {expected}): make it with the same wrappers."
+                f"The environment's layer {depth} is {type(env).__name__}, but the checkpoint has {name} (its layers are "
+                f"{expected}): create it with the same wrappers."
             )
         if has_checkpoints(type(env)):
             env.set_checkpoint(layer)  # type: ignore[attr-defined]
@@ -97,7 +97,7 @@ def set_env_state(env: gym.Env, state: list[tuple[str, Any]]) -> None:
 
 def attributes_state(owner: Any, exclude: frozenset[str] = frozenset()) -> bytes:
     """
-    :param owner: object
+    :param owner: object whose attributes are saved
     :param exclude: names of attributes that do not belong to the state
     :return: its attributes, pickled together, so that references to the same object are preserved
     :raises NoStateError: if an attribute cannot be pickled
@@ -112,8 +112,8 @@ def attributes_state(owner: Any, exclude: frozenset[str] = frozenset()) -> bytes
 
 def set_attributes(owner: Any, state: bytes) -> None:
     """
-    :param owner: object
-    :param state: state of :func:`attributes_state`
+    :param owner: object whose attributes are set
+    :param state: result of :func:`attributes_state`
     """
     for name, value in pickle.loads(state).items():
         own = vars(owner).get(name)
@@ -182,7 +182,7 @@ def mujoco_arrays(struct: Any) -> dict[str, Any]:
 def set_mujoco_arrays(struct: Any, arrays: dict[str, Any]) -> None:
     """
     :param struct: MuJoCo's model or data
-    :param arrays: arrays of :func:`mujoco_arrays`, of an equal model
+    :param arrays: result of :func:`mujoco_arrays` for an equal model
     """
     for name, value in arrays.items():
         if isinstance(value, float):

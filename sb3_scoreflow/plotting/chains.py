@@ -77,7 +77,9 @@ def repeated(policy: FlowMatchingPolicy, obs: Any, n: int) -> Any:
     """
     tensors, vectorized = policy.obs_to_tensor(obs)
     if vectorized:
-        raise ArgumentError("obs must be one observation, got a batch of them: pass obs[0] (of a dict, that of each part).")
+        raise ArgumentError(
+            "obs must be one observation, got a batch: pass obs[0] (for a dict, the first entry of each part)."
+        )
     return take(tensors, th.zeros(n, dtype=th.long, device=policy.device))
 
 
@@ -140,7 +142,7 @@ def plot_action_density(
     if axes is None:
         axes = new_figure(figsize=(2.2 * len(chains), 2.6)).subplots(1, len(chains), sharex=True, sharey=True)
     if len(axes) != len(chains):
-        raise ArgumentError(f"axes must be {len(chains)}, one for each point of the chain, got {len(axes)}.")
+        raise ArgumentError(f"axes must have {len(chains)} entries, one for each point of the chain, got {len(axes)}.")
     edges = np.linspace(-limit, limit, bins + 1)
     for k, (points, ax) in enumerate(zip(chains, axes, strict=True)):
         ax.hist2d(points[:, first], points[:, second], bins=[edges, edges])

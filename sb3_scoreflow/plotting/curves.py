@@ -136,6 +136,6 @@ def _common(curves: Sequence[Curve], n_points: int) -> tuple[np.ndarray, np.ndar
         )
     start, end = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
     if start > end:
-        raise ArgumentError(f"runs do not overlap: one begins at {start:g}, one has ended at {end:g}.")
+        raise ArgumentError(f"runs do not overlap: one begins at {start:g}, and another ends at {end:g}.")
     grid = np.linspace(start, end, n_points)
     return grid, np.array([np.interp(grid, x, y) for x, y in known])

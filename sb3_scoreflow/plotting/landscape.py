@@ -34,7 +34,7 @@ def plot_q_landscape(
     :param dims: two dimensions of the flattened action
     :param ax: axes
     :param resolution: points per dimension
-    :param transport: settings of the field; None: those of the model, or the defaults for a policy
+    :param transport: settings of the field; None: the model's settings, or the defaults for a policy
     :param seed: seed of the particles
     :return: the axes
     :raises ArgumentError: if the policy has no critics of actions

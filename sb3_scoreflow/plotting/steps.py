@@ -1,4 +1,4 @@
-"""Plots of quantities by denoising step: the coefficient of the score, the noise, and gradients."""
+"""Plots of quantities per denoising step: the coefficient of the score, the noise, and gradients."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from sb3_scoreflow.plotting.chains import policy_of, repeated
 from sb3_scoreflow.plotting.curves import read_rows
 from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
 
-#: Quantity that is logged by step -> pattern of its keys, whose group is the step or its time
+#: Quantity that is logged per step -> pattern of its keys, whose group is the step or its time
 _KEYS = {
     "score_coefficient": r"train/score_coefficient_t([\d.]+)",
     "std": r"train/std_step(\d+)_mean",
@@ -86,7 +86,7 @@ def plot_noise(policy: Any, obs: Any, ax: Any = None) -> Any:
 
 def read_logged(path: AnyPath, quantity: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    Read a quantity by denoising step from ``progress.csv``.
+    Read a quantity per denoising step from ``progress.csv``.
 
     :param path: the file, or its folder
     :param quantity: "score_coefficient", "std" (ScoReFlowPPO) or "velocity_grad_norm" (RLDT)
@@ -102,7 +102,7 @@ def read_logged(path: AnyPath, quantity: str) -> tuple[np.ndarray, np.ndarray, n
     if not complete:
         writer = "RLDT" if quantity == "velocity_grad_norm" else "ScoReFlowPPO"
         raise ArgumentError(
-            f"{os.fsdecode(path)} has no columns like {_KEYS[quantity]}, which {writer} logs: pass a file of a run of it."
+            f"{os.fsdecode(path)} has no columns like {_KEYS[quantity]}, which {writer} logs: pass a file of one of its runs."
         )
     timesteps = np.array([row["time/total_timesteps"] for row in complete])
     return timesteps, np.array([float(found[key][1]) for key in keys]), np.array([[row[k] for k in keys] for row in complete])
@@ -110,7 +110,7 @@ def read_logged(path: AnyPath, quantity: str) -> tuple[np.ndarray, np.ndarray, n
 
 def plot_logged(path: AnyPath, quantity: str, ax: Any = None) -> Any:
     """
-    Draw a quantity by denoising step over training, one line for each step, from dark (the first) to bright.
+    Draw a quantity per denoising step over training, one line for each step, from dark (the first) to bright.
 
     :param path: path of ``progress.csv``, or its folder
     :param quantity: see :func:`read_logged`

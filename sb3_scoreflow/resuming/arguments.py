@@ -41,9 +41,9 @@ def check_same_arguments(now: dict[str, str], before: dict[str, str], folder: st
     ]
     if different:
         raise ArgumentError(
-            f"The run in folder={folder!r} was started with other arguments ({'; '.join(different)}): pass those, or another "
-            "folder for a new run. To continue with other arguments, load() the newest checkpoint's model.zip with them, and "
-            "pass that model and another folder."
+            f"The run in folder={folder!r} was started with other arguments ({'; '.join(different)}): pass the original "
+            "arguments, or another folder for a new run. To continue with other arguments, load() the newest checkpoint's "
+            "model.zip with them, and pass that model and another folder."
         )
 
 

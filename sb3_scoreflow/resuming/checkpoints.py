@@ -25,7 +25,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def num_timesteps(self) -> int:
-        """Number of timesteps that the model had been trained for."""
+        """Number of timesteps for which the model had been trained."""
         return int(self.path.name.removeprefix(_PREFIX))
 
     @property
@@ -65,8 +65,8 @@ class CheckpointFolder:
             self._lock.acquire()
         except Timeout as error:
             raise ArgumentError(
-                f"folder={str(self.path)!r} is used by another process, which trains there: wait for its end, or pass another "
-                "folder."
+                f"folder={str(self.path)!r} is used by another process, which trains there: wait until it ends, or pass "
+                "another folder."
             ) from error
         remove_leftovers(self.path)
         return self
@@ -80,7 +80,7 @@ class CheckpointFolder:
         return sorted(found, key=lambda checkpoint: checkpoint.num_timesteps)
 
     def newest(self) -> Checkpoint | None:
-        """:return: the checkpoint to continue from; None if there is none"""
+        """:return: the checkpoint to continue from; None if there are no checkpoints"""
         return max(self.all(), key=lambda checkpoint: checkpoint.num_timesteps, default=None)
 
     def write(self, model: Any, include: tuple[str, ...], state: dict[str, Any], facts: dict[str, Any]) -> Checkpoint:
@@ -95,7 +95,7 @@ class CheckpointFolder:
         :raises OSError: if it cannot be written, for example because the disk is full; earlier checkpoints are kept then
         """
         name = f"{_PREFIX}{model.num_timesteps:012d}"
-        # One with the same number of timesteps is the end of a run that is now prolonged
+        # A checkpoint with the same number of timesteps is the end of a run that is now prolonged
         with atomic_folder(self.path / name, replace=True) as unfinished:
             model.save(unfinished / MODEL, include=include)
             (unfinished / STATE).write_bytes(zlib.compress(pickle.dumps(state), 1))
@@ -104,7 +104,7 @@ class CheckpointFolder:
         return Checkpoint(self.path / name)
 
     def best(self) -> Checkpoint | None:
-        """:return: the checkpoint with the highest score, None if none has one"""
+        """:return: the checkpoint with the highest score; None if no checkpoint has a score"""
         scored = [(float(score), each) for each in self.all() if (score := each.facts()["score"]) is not None]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None
 

@@ -1,4 +1,4 @@
-"""The state of all global random generators."""
+"""The states of all global random number generators."""
 
 import random
 from typing import Any

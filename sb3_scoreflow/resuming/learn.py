@@ -30,17 +30,18 @@ def learn_resumable(
     progress_bar: bool = False,
 ) -> AnyFlowAlgorithm:
     """
-    ``model.learn(total_timesteps)`` with checkpoints. After an interruption, for example because the process was killed, call
-    it again with the same arguments: it loads the newest checkpoint in ``folder`` and trains for the remaining timesteps. If
-    the environments can save their state (see docs/resuming.md), the result is bit-identical to that of an uninterrupted run;
-    otherwise, the episodes in progress are lost and new ones begin. At most ``save_freq`` timesteps and one iteration are
-    repeated.
+    Call ``model.learn(total_timesteps)`` and save checkpoints. After an interruption, for example because the process was
+    killed, call it again with the same arguments: it loads the newest checkpoint in ``folder`` and trains for the remaining
+    timesteps. If the environments can save their state (see docs/resuming.md), the result is bit-identical to the result of an
+    uninterrupted run; otherwise, the episodes in progress are lost and new ones begin. At most ``save_freq`` timesteps and one
+    iteration are repeated.
 
     :param model: newly constructed model with its environment; it gets the state of the checkpoint
-    :param total_timesteps: timesteps of the whole run, including those that the model was trained for before. A larger number
-        in a later call prolongs the run; schedules over the progress of training then refer to the new number
+    :param total_timesteps: timesteps of the whole run, including the timesteps for which the model was trained before. A
+        larger number in a later call prolongs the run; schedules over the progress of training then refer to the new number
     :param folder: folder of the run's checkpoints; it is created if it does not exist
-    :param start: called with the model when the run starts, but not when it is resumed; for example, it clones demonstrations
+    :param start: function that is called with the model when the run starts, but not when it is resumed; for example, to clone
+        demonstrations
     :param callback: callbacks as in ``learn``, newly constructed in every call; checkpoints contain their states
     :param save_freq: smallest number of timesteps between two checkpoints; they are written between iterations
     :param keep: number of newest checkpoints to keep; the one with the best return (of the last evaluation of an

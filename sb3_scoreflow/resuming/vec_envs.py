@@ -30,7 +30,7 @@ class VecEnvState:
     wrappers: list[bytes]  #: attributes of the wrappers; without ``envs``, unpicklable attributes are left out
     base: bytes | None  #: attributes of the innermost vectorized environment; None without ``envs``
     envs: list[Any] | None  #: state of each environment; None if they cannot be saved
-    reason: str = ""  #: why the environments cannot be saved
+    reason: str = ""  #: reason why the environments cannot be saved
 
 
 def vec_env_state(env: VecEnv) -> VecEnvState:
@@ -91,8 +91,8 @@ def _env_states(base: VecEnv) -> list[Any]:
     unable = {cls.__name__ for cls in base.get_attr("__class__") if not has_checkpoints(cls)}
     if unable:
         raise NoStateError(
-            f"environments in separate processes are saved by their outermost wrapper, and {sorted(unable)} cannot: wrap "
-            "them in sb3_scoreflow.envs.Resumable"
+            f"environments in separate processes are saved by their outermost wrapper, and {sorted(unable)} cannot do "
+            "this: wrap them in sb3_scoreflow.envs.Resumable"
         )
     return base.env_method("get_checkpoint")
 

@@ -95,7 +95,7 @@ def check_size(arrays: Iterable[Sized], max_bytes: int | None, file_bytes: int) 
         largest = max(arrays, key=lambda array: max(array.memory, array.chunk_bytes))
         raise UnusableFileError(
             f"reading its arrays takes {needed} bytes of memory (the largest is `{largest.name}`, of shape {largest.shape} "
-            f"and type {largest.dtype}); the file has {file_bytes} bytes, the limit is {limit}. Unwritten or "
+            f"and type {largest.dtype}); the file has {file_bytes} bytes, and the limit is {limit}. Unwritten or "
             "strongly compressed data can have any size. If you trust the file and have the memory, pass "
             f"`max_bytes={needed}`."
         )
@@ -140,7 +140,7 @@ class Array:
             try:
                 self.dtype: np.dtype = dataset.dtype
             except TypeError as error:
-                raise UnusableFileError(f"`{name}` has a type that numpy does not have ({error}). Leave it out.") from error
+                raise UnusableFileError(f"`{name}` has a type that numpy does not support ({error}). Leave it out.") from error
         self._check_filters()
 
     @property
@@ -154,7 +154,7 @@ class Array:
 
     @property
     def memory(self) -> int:
-        """Memory in bytes after reading, and slightly more if rows are small."""
+        """Memory in bytes after reading; a slight overestimate if rows are small."""
         item = max(self.dtype.itemsize, 4) if self.dtype.kind == "f" else self.dtype.itemsize
         return max(math.prod(self.shape) * item, (self.shape[0] if self.shape else 1) * _ROW_BYTES)
 
@@ -202,7 +202,7 @@ class Array:
 
     @property
     def holds_bytes(self) -> bool:
-        """Whether its rows are bytes, of equal or different lengths."""
+        """Whether its rows are byte strings, of equal or different lengths."""
         import h5py
 
         is_fixed = self.ndim == 2 and self.dtype == np.uint8

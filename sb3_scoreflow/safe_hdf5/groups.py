@@ -91,7 +91,7 @@ class Group:
         """
         :param visit: Function that is called with the relative path and the object, for all groups and arrays in this group;
             parents come first
-        :raises UnusableFileError: if groups are nested too deeply, or there are too many
+        :raises UnusableFileError: if groups are nested too deeply, or there are too many groups and arrays
         """
         pending = self.items()[::-1]
         n_visited = 0
@@ -112,7 +112,7 @@ class Group:
         return self._path(name) in self._arrays or self._find(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """:return: The group or array with this name; ``default`` if there is none"""
+        """:return: The group or array with this name; ``default`` if the name does not exist"""
         return self[name] if name in self else default
 
     def __getitem__(self, name: str) -> Any:
@@ -139,7 +139,7 @@ class Group:
         return self._arrays[path]
 
     def _find(self, name: str) -> Any:
-        """:return: The low-level object with this name; None if there is none"""
+        """:return: The low-level object with this name; None if the name does not exist"""
         with reading(self._path(name)):
             # NUL ends names in C, so HDF5 would read another name
             return None if "\0" in name else self._descend(self._group.id, name.encode("utf-8", "backslashreplace"), self.name)
@@ -157,7 +157,7 @@ class Group:
         :param path: Path relative to this group, or an absolute path
         :param where: Path of ``node``
         :param n_soft_links: Number of soft links followed so far
-        :return: The low-level object; None if there is none
+        :return: The low-level object; None if the path does not exist
         """
         import h5py
 
@@ -199,7 +199,7 @@ class Attributes:
     def get(self, key: str, default: Any = None) -> Any:
         """
         :param key: Name of an attribute
-        :return: Its value; ``default`` if there is none
+        :return: Its value; ``default`` if it does not exist
         :raises UnusableFileError: if it is not a single number or string
         """
         with reading(f"{self._name}@{key}"):

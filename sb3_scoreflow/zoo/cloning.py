@@ -29,7 +29,7 @@ class Cloning:
 
     :param source: source for :func:`~sb3_scoreflow.load_demonstrations`, or a dict of ``source`` and its keyword arguments
     :param arguments: keyword arguments of :func:`~sb3_scoreflow.pretrain_bc`
-    :param calibrates_noise: whether :func:`~sb3_scoreflow.calibrate_noise` follows
+    :param calibrates_noise: whether :func:`~sb3_scoreflow.calibrate_noise` is called after cloning
     :raises SettingsError: if demonstrations cannot be loaded, or an argument does not exist
     """
 
@@ -50,8 +50,8 @@ class Cloning:
     @classmethod
     def taken_from(cls, hyperparams: dict[str, Any]) -> "Cloning | None":
         """
-        :param hyperparams: hyperparameters of a run; those of cloning, ``KEYS``, are removed
-        :return: the cloning that they describe; None without demonstrations
+        :param hyperparams: hyperparameters of a run; the hyperparameters of cloning, ``KEYS``, are removed
+        :return: the demonstrations and settings that they describe; None without demonstrations
         """
         demonstrated = "demonstrations" in hyperparams
         found = {name: hyperparams.pop(name, None) for name in KEYS}
@@ -80,7 +80,7 @@ class Cloning:
 
     def as_callback(self, make_eval_env: Callable[[], VecEnv]) -> dict[str, dict[str, Any]]:
         """
-        :param make_eval_env: makes an environment of evaluation
+        :param make_eval_env: function that creates an evaluation environment
         :return: the callback in the form of the zoo's ``callback`` key, so that every model of a search gets a separate
             callback
         """
@@ -95,7 +95,8 @@ class CloningCallback(BaseCallback):
 
     :param demonstrations: demonstrations to imitate
     :param arguments: keyword arguments of :func:`~sb3_scoreflow.pretrain_bc`
-    :param calibrated_in: makes an environment for :func:`~sb3_scoreflow.calibrate_noise`; None: the noise stays as it is
+    :param calibrated_in: function that creates an environment for :func:`~sb3_scoreflow.calibrate_noise`; None: the noise is
+        not calibrated
     """
 
     model: FlowAlgorithm

@@ -12,7 +12,7 @@ def missing(error: ImportError) -> ImportError:
     :param error: error raised when the zoo is imported
     :return: error to raise instead
     """
-    return ImportError(f'The zoo needs rl_zoo3, and what it imports ({error}): pip install "sb3-scoreflow[zoo]"')
+    return ImportError(f'The zoo needs rl_zoo3 and its dependencies ({error}): pip install "sb3-scoreflow[zoo]"')
 
 
 def register() -> None:

@@ -26,7 +26,7 @@ class ArgumentSampler:
     """
     Draws arguments of an algorithm.
 
-    Only arguments of the class are drawn, and defaults come from the class, so that the sampler suits all registered
+    Only arguments of the class are drawn, around the defaults of the class, so that the sampler suits all registered
     algorithms.
 
     :param algorithm: class of the algorithm

@@ -208,7 +208,9 @@ def test_chunked_envs_are_refused() -> None:
     single = ActionChunking(gym.make("Pendulum-v1"), horizon=4)
     vectorized = VecNormalize(DummyVecEnv([lambda: ActionChunking(CounterEnv(1), horizon=2)]))
     for env in (single, TimeLimit(single, 10), vectorized):
-        with pytest.raises(ValueError, match=r"`env` is wrapped in ActionChunking.*Collect in the env without ActionChunking"):
+        with pytest.raises(
+            ValueError, match=r"`env` is wrapped in ActionChunking.*Pass the environment without ActionChunking"
+        ):
             collect_demonstrations(constant([0]), env, n_episodes=1)
 
 
@@ -265,7 +267,7 @@ def test_a_model_of_chunks_acts_as_in_its_own_env(n_executed: int) -> None:
 def test_bad_numbers_of_executed_actions() -> None:
     with pytest.raises(ValueError, match=r"`n_executed` must lie in \[1, horizon=3\], got 4"):
         collect_demonstrations(ChunkModel(), CounterEnv(5), n_episodes=1, n_executed=4)
-    with pytest.raises(ValueError, match=r"`n_executed`=1 is for policies of chunks.*Leave it out"):
+    with pytest.raises(ValueError, match=r"`n_executed`=1 is for policies that predict chunks.*Leave it out"):
         collect_demonstrations(constant([0, 0]), CounterEnv(5), n_episodes=1, n_executed=1)
 
 

@@ -132,7 +132,7 @@ def test_dicts_by_transition() -> None:
         np.testing.assert_array_equal(d.observations["image"], images)
         assert d.observations["image"].dtype == np.uint8
     del rows[7]["q"]
-    with pytest.raises(ValueError, match=r"of which number 7 has the keys \['image'\] and number 0 \['q', 'image'\]"):
+    with pytest.raises(ValueError, match=r"number 7 has \['image'\], and number 0 has \['q', 'image'\]"):
         Demonstrations(rows, ACTS, REWS, ENDS)
 
 

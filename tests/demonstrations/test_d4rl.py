@@ -174,14 +174,14 @@ def test_every_name_loads(directory: Path, name: str) -> None:
     [
         (
             "hoper-medium-v2",
-            r"no D4RL data named 'hoper-medium-v2'\. Did you mean 'hopper-medium-v2' or .*\? Known names: {hopper",
+            r"no D4RL data set named 'hoper-medium-v2'\. Did you mean 'hopper-medium-v2' or .*\? Known names: {hopper",
         ),
         ("Hopper-Medium-v2", "Did you mean 'hopper-medium-v2'"),
         ("kitchen-complete-v1", "Did you mean 'kitchen-complete-v0'"),
         ("antmaze-umaze-v0", "Did you mean 'antmaze-umaze-v2'"),
-        ("zebra", r"no D4RL data named 'zebra'\. Known names: {hopper, walker2d, .*kitchen-{complete, .*{pen, hammer"),
+        ("zebra", r"no D4RL data set named 'zebra'\. Known names: {hopper, walker2d, .*kitchen-{complete, .*{pen, hammer"),
         ("", r"named ''\. Known names"),
-        ("../../etc/passwd", "no D4RL data named"),
+        ("../../etc/passwd", "no D4RL data set named"),
     ],
 )
 def test_unknown_names(spec: str, message: str) -> None:

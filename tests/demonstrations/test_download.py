@@ -293,7 +293,7 @@ def test_full_disk(server: FileServer, tmp_path: Path, monkeypatch: pytest.Monke
     original = builtins.open
     monkeypatch.setattr(builtins, "open", fail)
     with pytest.raises(
-        OSError, match=rf"was not stored at {tmp_path}/file\.bin, as .*\.part cannot be written: .*No space.*Do this\."
+        OSError, match=rf"was not stored at {tmp_path}/file\.bin: .*\.part cannot be written: .*No space.*Do this\."
     ):
         fetch(server, tmp_path / "file.bin")
 
@@ -372,7 +372,9 @@ def test_redirections_to_elsewhere(server: FileServer, tmp_path: Path, status: i
     secret.write_text("mine")
     address = {"ftp": "ftp://127.0.0.1/file", "file": secret.as_uri(), "data": "data:,x"}[scheme]
     server.redirections["/a/file.bin"] = status, address
-    with pytest.raises(ConnectionError, match=rf"says that the file is at '{address}', which is not followed from http\. Do"):
+    with pytest.raises(
+        ConnectionError, match=rf"redirects from http to '{address}', and this redirection is not followed\. Do"
+    ):
         fetch(server, tmp_path / "file.bin")
     assert os.listdir(tmp_path) == ["secret"]
     assert len(server.requests) == 1
@@ -389,7 +391,9 @@ def test_a_redirection_from_an_encrypted_connection() -> None:
     for address in ("http://example.org/file", "ftp://example.org/file"):
         headers = Message()
         headers["Location"] = address
-        with pytest.raises(module._RefusedTransferError, match=rf"'{address}', which is not followed from https"):
+        with pytest.raises(
+            module._RefusedTransferError, match=rf"from https to '{address}', and this redirection is not followed"
+        ):
             module._Redirections().http_error_302(request, io.BytesIO(), 302, "Found", headers)
 
 

@@ -44,7 +44,7 @@ def test_masks(lengths: tuple[int, ...]) -> None:
     for masks in (~ends, 1.0 - ends, 1 - ends.astype(int)):
         text = warned(masks)
         n = int(np.sum(lengths))
-        assert text.startswith(f"`terminations` (set on {n - len(lengths)} of {n} transitions) are almost everywhere")
+        assert text.startswith(f"`terminations` (set on {n - len(lengths)} of {n} transitions) are almost always set")
         assert warned(None, masks).startswith("`truncations`")
         # Beside true flags, too
         assert warned(ends, masks).startswith("`truncations`") and warned(masks, ends).startswith("`terminations`")
@@ -237,7 +237,8 @@ def test_observations_after_the_last_action() -> None:
     stops = np.flatnonzero(ends) + 1
     longer = np.insert(values, stops, -1.0)
     with pytest.raises(
-        ValueError, match=r"`observations` has length 173 but `actions` has length 166; .*as it seems"
+        ValueError,
+        match=r"`observations` has length 173 but `actions` has length 166; .*Each episode seems to have an additional",
     ) as error:
         Demonstrations(longer[:, None], values[:, None], None, ends)
     assert "np.delete(x, stops + np.arange(len(stops)), axis=0), where stops = np.flatnonzero(ends) + 1" in str(error.value)
@@ -252,7 +253,7 @@ def test_masks_in_a_file(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.hdf5", "w") as file:
         file["observations"], file["actions"] = np.zeros((120, 3)), np.zeros((120, 2))
         file["terminals"], file["timeouts"] = ~ends_of(LENGTHS), ends_of(LENGTHS)
-    with pytest.warns(UserWarning, match="`terminations` .* almost everywhere"):
+    with pytest.warns(UserWarning, match="`terminations` .* almost always set"):
         load_demonstrations(tmp_path / "x.hdf5")
     assert load_demonstrations(tmp_path / "x.hdf5", ends="timeouts").episode_lengths.tolist() == [40] * 3
 

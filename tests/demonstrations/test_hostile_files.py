@@ -99,7 +99,7 @@ def test_links_and_unwritten_rows_inside_the_file(reader: Reader, tmp_path: Path
         (hostile.circle, "is a link in a circle, or behind too many links. Delete it"),
         (hostile.bare_type, "is a bare type without data, not an array. Delete it"),
         (hostile.null, "is (a single value|a group or a scalar), not an array"),
-        (hostile.time_type, "has a type that numpy does not have .*Leave it out"),
+        (hostile.time_type, "has a type that numpy does not support .*Leave it out"),
         (hostile.typed(np.complex64), "has dtype complex64; demonstrations contain only numbers"),
         (hostile.typed("S3"), r"has dtype \|S3; demonstrations contain only numbers"),
         (hostile.typed([("a", np.float32)]), "has dtype .*; demonstrations contain only numbers"),

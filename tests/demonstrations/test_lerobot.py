@@ -146,7 +146,9 @@ def test_episodes(tmp_path: Path, write: Write) -> None:
     np.testing.assert_array_equal(load(tmp_path, episodes=range(1, 2)).actions, ACTION[5:8])
     assert load(tmp_path, n_episodes=1).n_episodes == 1
     for episodes in ([], [0, 0], [3], [-1]):
-        with pytest.raises(ValueError, match=r"`episodes`=.* must name at least one of its 3 episodes, 0 to 2, and none"):
+        with pytest.raises(
+            ValueError, match=r"`episodes`=.* must name at least one of its 3 episodes, 0 to 2, without duplicates"
+        ):
             load(tmp_path, episodes=episodes)
 
 

@@ -62,11 +62,11 @@ def test_missing_folders(tmp_path: Path) -> None:
         ({"observation": []}, "name nothing, but a policy needs observations"),
         (
             {"observation": ["observation.state", "state"]},
-            r"must be names of columns that differ, also without",
+            r"must be column names that differ even without",
         ),
-        ({"observation": {1: "action"}}, "must be names of columns"),
+        ({"observation": {1: "action"}}, "must be column names"),
         ({"images": {"state": "observation.images.wrist"}}, r"both make observations of \['state'\]\. Pass mappings"),
-        ({"image_size": 96}, r"`image_size` must be a height and a width in pixels, got 96\. Pass for instance \(96, 96\)"),
+        ({"image_size": 96}, r"`image_size` must be a height and a width in pixels, got 96\. Pass \(96, 96\), for example"),
         ({"image_size": (0, 96)}, "`image_size` must be"),
         ({"cache_bytes": -1}, "`cache_bytes` must be an integer of at least 0"),
         ({"max_bytes": 100}, r"its columns \[.*\] need more than 100 bytes of memory.* raise `max_bytes`"),
@@ -90,7 +90,7 @@ def test_nan(tmp_path: Path, write: Write, name: str) -> None:
     values = np.array(list(columns()[name]))
     values[6] = np.nan
     write(tmp_path, columns() | {name: list(values) if values.ndim > 1 else values})
-    with pytest.raises(ValueError, match=rf"`{name}` has \d value\(s\) that are NaN.* They are \[1\]: leave them out by"):
+    with pytest.raises(ValueError, match=rf"`{name}` has \d value\(s\) that are NaN.* They are \[1\]: leave them out with"):
         load(tmp_path)
     assert load(tmp_path, episodes=[0, 2]).n_episodes == 2
 
@@ -129,7 +129,9 @@ def test_lengths(tmp_path: Path) -> None:
     rows = episode_rows()
     rows[1]["length"] = 4
     write_v3(tmp_path, table, rows=rows)
-    with pytest.raises(ValueError, match=r"episode 1 has 3 rows in data/chunk-000/file-000\.parquet, its meta says 4\. Fetch"):
+    with pytest.raises(
+        ValueError, match=r"episode 1 has 3 rows in data/chunk-000/file-000\.parquet, but its meta says 4\. Fetch"
+    ):
         load(tmp_path)
     swapped = columns()
     swapped["frame_index"] = np.arange(N)[::-1]
@@ -170,12 +172,12 @@ def test_columns_that_differ(tmp_path: Path) -> None:
         ({"total_episodes": 7}, r"counts 7 episodes, but 3 are described\. Fetch `meta` again, or pass `episodes`"),
         (
             {"data_path": "../{episode_index:06d}.parquet"},
-            r"`data_path` .* is '\.\./.* not give a file inside the folder",
+            r"`data_path` .* is '\.\./.* not name a file inside the folder",
         ),
-        ({"data_path": "/etc/passwd"}, "`data_path` .* not give a file inside the folder"),
-        ({"data_path": "{episode_index.__class__}"}, "`data_path` .* not give a file inside the folder"),
-        ({"data_path": "{episode_index:099999999d}"}, "`data_path` .* not give a file inside the folder"),
-        ({"data_path": "data/{other}"}, "`data_path` .* not give a file inside the folder"),
+        ({"data_path": "/etc/passwd"}, "`data_path` .* not name a file inside the folder"),
+        ({"data_path": "{episode_index.__class__}"}, "`data_path` .* not name a file inside the folder"),
+        ({"data_path": "{episode_index:099999999d}"}, "`data_path` .* not name a file inside the folder"),
+        ({"data_path": "data/{other}"}, "`data_path` .* not name a file inside the folder"),
     ],
 )
 def test_odd_info(tmp_path: Path, write: Write, change: dict[str, Any], message: str) -> None:

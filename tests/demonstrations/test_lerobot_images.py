@@ -365,19 +365,19 @@ def test_images_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_depths(tmp_path: Path) -> None:
     write_v3(tmp_path, columns() | {WRIST: encoded(GRAY, mode="I;16")})
-    with pytest.raises(OSError, match=rf"`{WRIST}` does not contain colors but, for example, depths"):
+    with pytest.raises(OSError, match=rf"`{WRIST}` does not contain color images but, for example, depth images"):
         load(tmp_path, images="all")
     write_v3(tmp_path, columns(), {CAMERA: GRAY})
     info = tmp_path / "meta/info.json"
     info.write_text(info.read_text().replace('"dtype": "video",', '"dtype": "video", "info": {"video.is_depth_map": true},'))
-    with pytest.raises(ValueError, match=rf"the camera '{CAMERA}' sees depths, not colors\. Leave it out of `images`"):
+    with pytest.raises(ValueError, match=rf"the camera '{CAMERA}' records depth, not color\. Leave it out of `images`"):
         load(tmp_path, images="all")
 
 
 @pytest.mark.parametrize("column", [[{"bytes": None, "path": "x.png"}] * N, [{"path": "x.png"}] * N])
 def test_images_that_were_not_embedded(tmp_path: Path, column: Any) -> None:
     write_v3(tmp_path, columns() | {WRIST: column})
-    with pytest.raises(OSError, match="has names of files or no entries instead of images: the recording is incomplete"):
+    with pytest.raises(OSError, match="has file names or empty entries instead of images: the recording is incomplete"):
         load(tmp_path, images="all")
 
 

@@ -161,13 +161,15 @@ def test_evaluation_env_has_the_keys_of_the_demonstrations() -> None:
 
 def test_evaluation_env_that_cannot_be_made(root: Path) -> None:
     handmade([{}])
-    with pytest.raises(ValueError, match=r"the Minari dataset 'handmade-v0' does not record an env\. Create it yourself"):
+    with pytest.raises(
+        ValueError, match=r"the Minari dataset 'handmade-v0' does not record an environment\. Create it yourself"
+    ):
         make_evaluation_env("minari:handmade-v0")
     pendulum()
     spec = gym.spec("Pendulum-v1").to_json().replace("gymnasium.envs.classic_control.pendulum", "absent_package")
     edit_metadata(root, "pendulum/random-v0", env_spec=spec)
     with pytest.raises(
         ImportError,
-        match=r"env of the Minari dataset 'pendulum/random-v0' cannot be made \(.*absent_package.*Install the env",
+        match=r"environment of the Minari dataset 'pendulum/random-v0' cannot be created: .*absent_package.*Install it",
     ):
         make_evaluation_env("minari:pendulum/random-v0")

@@ -32,18 +32,18 @@ def test_trusted_datasets_run_what_they_name(root: Path, marker: Path) -> None:
     pendulum()
     edit_metadata(root, PENDULUM, env_spec=recorded(entry_point="os:mkdir", kwargs={"path": str(marker)}))
     with (
-        pytest.warns(UserWarning, match=r"as it is trusted, although its entry point is 'os:mkdir'.*'path': "),
+        pytest.warns(UserWarning, match=r"because it is trusted, although its entry point is 'os:mkdir'.*'path': "),
         pytest.raises(
-            ValueError, match=r"cannot be made \(TypeError: .*with the recorded values, .*'os:mkdir'.*Make it yourself"
+            ValueError, match=r"cannot be created \(TypeError: .*with the recorded values, .*'os:mkdir'.*Create it yourself"
         ),
     ):
         make_evaluation_env(PENDULUM, trusted=True)
     assert marker.is_dir()
     entry_point = "tests.demonstrations.minari_datasets:ReachEnv"
     edit_metadata(root, PENDULUM, env_spec=recorded(id="Unknown-v3", entry_point=entry_point, max_episode_steps=4))
-    with pytest.raises(ValueError, match="is not built: no env is registered as 'Unknown-v3'"):
+    with pytest.raises(ValueError, match="is not created: no environment is registered as 'Unknown-v3'"):
         make_evaluation_env(PENDULUM)
-    with pytest.warns(UserWarning, match="although no env is registered as 'Unknown-v3'"):
+    with pytest.warns(UserWarning, match="although no environment is registered as 'Unknown-v3'"):
         env = make_evaluation_env(PENDULUM, trusted=True)
     assert env.spec is not None and (env.spec.id, env.spec.max_episode_steps) == ("Unknown-v3", 4)
 
@@ -51,19 +51,21 @@ def test_trusted_datasets_run_what_they_name(root: Path, marker: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "doubt"),
     [
-        ({"id": "Unknown-v0"}, "no env is registered as 'Unknown-v0'"),
-        ({"id": "stranger:Pendulum-v1"}, "no env is registered as 'stranger:Pendulum-v1'"),
-        ({"entry_point": "stranger:Env"}, "its entry point is 'stranger:Env', that of the registered env is 'gymnasium"),
+        ({"id": "Unknown-v0"}, "no environment is registered as 'Unknown-v0'"),
+        ({"id": "stranger:Pendulum-v1"}, "no environment is registered as 'stranger:Pendulum-v1'"),
+        ({"entry_point": "stranger:Env"}, "its entry point is 'stranger:Env', but 'gymnasium"),
         ({"entry_point": None}, "its entry point is None"),
-        ({"kwargs": {"g": "a/b"}}, "its argument 'g' has a text in it that could be a path or code: 'a/b'"),
-        ({"kwargs": {"g": [{"x": "stranger.Env"}]}}, "its argument 'g' has a text in it"),
-        ({"kwargs": {"a:b": 1}}, "its argument 'a:b' has a text in it"),
+        ({"kwargs": {"g": "a/b"}}, "its argument 'g' contains text that could be a path or code: 'a/b'"),
+        ({"kwargs": {"g": [{"x": "stranger.Env"}]}}, "its argument 'g' contains text"),
+        ({"kwargs": {"a:b": 1}}, "its argument 'a:b' contains text"),
     ],
 )
 def test_envs_that_are_not_built(root: Path, marker: Path, module: str, changes: dict[str, Any], doubt: str) -> None:
     pendulum()
     edit_metadata(root, PENDULUM, env_spec=recorded(**changes))
-    with pytest.raises(ValueError, match=rf"The env of the Minari dataset '{PENDULUM}' is not built: {doubt}.*It would be {{"):
+    with pytest.raises(
+        ValueError, match=rf"The environment of the Minari dataset '{PENDULUM}' is not created: {doubt}.*It would be {{"
+    ):
         make_evaluation_env(PENDULUM)
     assert not marker.exists() and module not in sys.modules
 
@@ -77,8 +79,8 @@ WRAPPERS = [
     ("gymnasium.wrappers.absent:TimeLimit", {}, "does not belong to"),
     ("gymnasium.wrappers..os:mkdir", {}, "does not belong to"),
     ("gymnasium.wrappers.rendering:RecordVideo", {"video_folder": "x"}, "does not belong to .* or writes files"),
-    ("gymnasium.wrappers.common:TimeLimit", {"max_episode_steps": "/a"}, "has a text in its arguments"),
-    ("gymnasium.wrappers:TimeLimit", {"max_episode_steps": "/a"}, "has a text in its arguments"),
+    ("gymnasium.wrappers.common:TimeLimit", {"max_episode_steps": "/a"}, "has arguments with text"),
+    ("gymnasium.wrappers:TimeLimit", {"max_episode_steps": "/a"}, "has arguments with text"),
 ]
 
 
@@ -87,7 +89,7 @@ def test_wrappers_that_are_not_built(root: Path, marker: Path, module: str, entr
     pendulum()
     wrapper = {"name": "Wrapper", "entry_point": entry_point, "kwargs": kwargs}
     edit_metadata(root, PENDULUM, env_spec=recorded(additional_wrappers=[wrapper]))
-    with pytest.raises(ValueError, match=rf"is not built: its wrapper '{entry_point}' {doubt}"):
+    with pytest.raises(ValueError, match=rf"is not created: its wrapper '{entry_point}' {doubt}"):
         make_evaluation_env(PENDULUM)
     assert not marker.exists() and module not in sys.modules
 
@@ -101,14 +103,14 @@ def test_envs_that_are_built(root: Path, caplog: pytest.LogCaptureFixture) -> No
     edit_metadata(root, PENDULUM, env_spec=recorded(kwargs={"g": 5.0}, additional_wrappers=wrappers, max_episode_steps=9))
     with caplog.at_level("INFO", logger="sb3_scoreflow"):
         env = make_evaluation_env(PENDULUM)
-    assert f"Building the env of the Minari dataset '{PENDULUM}': {{'id': 'Pendulum-v1'" in caplog.text
+    assert f"Creating the environment of the Minari dataset '{PENDULUM}': {{'id': 'Pendulum-v1'" in caplog.text
     assert env.action_space.shape == (2, 1) and env.unwrapped.g == 5.0  # type: ignore[attr-defined]
     assert env.spec is not None and env.spec.entry_point == gym.spec("Pendulum-v1").entry_point
     # What the registered env is made with anyway may be anything
     gym.register("MinariStranger-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", kwargs={"render_mode": None})
     gym.registry["MinariStranger-v0"].kwargs["path"] = "a/b"
     edit_metadata(root, PENDULUM, env_spec=recorded(id="MinariStranger-v0", kwargs={"path": "a/b"}))
-    with pytest.raises(ValueError, match=r"cannot be made \(TypeError: .*'path'"):
+    with pytest.raises(ValueError, match=r"cannot be created \(TypeError: .*'path'"):
         make_evaluation_env(PENDULUM)
     del gym.registry["MinariStranger-v0"]
 
@@ -127,7 +129,7 @@ def test_package_that_registers_its_envs(root: Path, monkeypatch: pytest.MonkeyP
         registry[PENDULUM] = gym.spec("Pendulum-v1")
 
     monkeypatch.setattr("sb3_scoreflow.demonstrations.minari_env.importlib.import_module", register)
-    with pytest.raises(ValueError, match="no env is registered as 'FrankaKitchen-v1'"):
+    with pytest.raises(ValueError, match="no environment is registered as 'FrankaKitchen-v1'"):
         make_evaluation_env(PENDULUM)
     assert imported == ["gymnasium_robotics"]
 
@@ -142,12 +144,12 @@ def test_package_that_is_missing(root: Path) -> None:
     pendulum()
     edit_metadata(root, PENDULUM, env_spec=recorded(entry_point="absent_package.envs:Env"))
     for trusted in (False, True):
-        with pytest.raises(ImportError, match=r"cannot be made \(there is no package absent_package\)\. Install the env's"):
+        with pytest.raises(ImportError, match=r"cannot be created: there is no package absent_package\. Install it"):
             make_evaluation_env(PENDULUM, trusted=trusted)
     entry_point = f"{__name__}:NeedsMore"
     gym.register("MinariNeedsMore-v0", entry_point)
     edit_metadata(root, PENDULUM, env_spec=recorded(id="MinariNeedsMore-v0", entry_point=entry_point))
-    with pytest.raises(ImportError, match=r"cannot be made \(pip install more\)\. Install the env's package"):
+    with pytest.raises(ImportError, match=r"cannot be created \(pip install more\)\. Install its package"):
         make_evaluation_env(PENDULUM)
     del gym.registry["MinariNeedsMore-v0"]
 
@@ -170,7 +172,7 @@ def test_wrapper_without_arguments(root: Path) -> None:
     pendulum()
     wrapper = {"name": "TimeLimit", "entry_point": "gymnasium.wrappers.common:TimeLimit", "kwargs": None}
     edit_metadata(root, PENDULUM, env_spec=recorded(additional_wrappers=[wrapper]))
-    with pytest.raises(ValueError, match=r"cannot be made \(ValueError: .*cannot be recreated.*Make it yourself"):
+    with pytest.raises(ValueError, match=r"cannot be created \(ValueError: .*cannot be recreated.*Create it yourself"):
         make_evaluation_env(PENDULUM)
 
 

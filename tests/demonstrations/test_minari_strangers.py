@@ -44,7 +44,7 @@ def test_no_command_is_run(root: Path, marker: Path, without: dict[str, None], k
     edit_metadata(root, PENDULUM, **{"eval_env_spec": None, key: evil}, **without)
     assert_same_data(load(PENDULUM), expected)
     with pytest.raises(
-        ValueError, match=rf"is not built: its entry point is 'os:mkdir', .*{marker.name}.*pass `trusted=True`"
+        ValueError, match=rf"is not created: its entry point is 'os:mkdir', .*{marker.name}.*pass `trusted=True`"
     ):
         make_evaluation_env(PENDULUM)
     assert not marker.exists()
@@ -205,12 +205,12 @@ def replace_array(root: Path, name: str, **kwargs: Any) -> None:
         (
             "episode_1/observations",
             {"data": np.zeros((4, 2))},
-            r"`episode_1/observations` has entries of shape \(2,\), the",
+            r"`episode_1/observations` has entries of shape \(2,\), but the",
         ),
         (
             "episode_1/actions",
             {"data": np.zeros((3, 1, 1))},
-            r"`episode_1/actions` has entries of shape \(1, 1\), `episode_0",
+            r"`episode_1/actions` has entries of shape \(1, 1\), but `episode_0",
         ),
     ],
 )

@@ -161,7 +161,7 @@ def test_dppo_images(tmp_path: Path) -> None:
         (dppo(traj_lengths=[5, 3]), {}, r"`traj_lengths`, \[5, 3\], must be positive integers that sum up"),
         (dppo(traj_lengths=[16, 0]), {}, "`traj_lengths`"),
         (dppo(traj_lengths=[16.0]), {}, "`traj_lengths`"),
-        (dppo(), {"images": True}, "`images` is True, but there are none in it"),
+        (dppo(), {"images": True}, "`images` is True, but it has no array `images`"),
         (
             dppo(images=np.zeros((N, 4, 4, 3), np.uint8)),
             {"images": True},
@@ -171,11 +171,11 @@ def test_dppo_images(tmp_path: Path) -> None:
         (dppo(), {"normalization": True}, "`normalization` must be a path, False, or None"),
         (dppo(states=OBS), {}, r"`states` has values outside of \[-1, 1\], .* Pass `normalization=Fal"),
         (dppo(actions=scaled(OBS)), {}, r"`actions` has shape \(16, 3\), but its scales in normalization\.npz have \(2,\)"),
-        (dict(observations=OBS, actions=ACTS, timeouts=ENDS), {"images": True}, "are for DPPO's layout, this is D4RL's"),
+        (dict(observations=OBS, actions=ACTS, timeouts=ENDS), {"images": True}, "are for DPPO's layout, but this is D4RL's"),
         (
             dict(observations=OBS, actions=ACTS, terminals=ENDS),
             {"normalization": False},
-            "are for DPPO's layout, this is OGBe",
+            "are for DPPO's layout, but this is OGBe",
         ),
         (
             dict(observations=OBS, actions=ACTS[1:], timeouts=ENDS),
@@ -184,7 +184,7 @@ def test_dppo_images(tmp_path: Path) -> None:
         ),
         (dict(observations=OBS * np.nan, actions=ACTS, timeouts=ENDS), {}, "NaN"),
         (dict(observations=OBS, actions=ACTS, timeouts=ENDS), {"max_bytes": 99}, r"takes 336 bytes .* pass `max_bytes=336`"),
-        (dict(observations=OBS, actions=ACTS), {}, "its arrays are in no known layout"),
+        (dict(observations=OBS, actions=ACTS), {}, "its arrays do not have a known layout"),
         (
             dict(observations=np.array([Evil()] * N), actions=ACTS, timeouts=ENDS),
             {},
@@ -230,7 +230,7 @@ def test_sizes_that_are_not_there(tmp_path: Path) -> None:
     write(tmp_path / "x.npz", actions=ACTS, timeouts=ENDS)
     with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
         archive.writestr("observations.npy", npy("(1000000000000, 3)", b""))
-    with pytest.raises(OSError, match=r"x\.npz cannot be read: `observations` has another size than its header declares"):
+    with pytest.raises(OSError, match=r"x\.npz cannot be read: `observations` has a different size than its header declares"):
         load_demonstrations(tmp_path / "x.npz")
 
 
@@ -244,7 +244,7 @@ def test_what_is_compressed_well_needs_the_word_of_the_user(tmp_path: Path) -> N
             small = io.BytesIO()
             np.save(small, array)
             archive.writestr(f"{name}.npy", small.getvalue())
-    with pytest.raises(ValueError, match=r"reading its arrays takes 3355\d+ bytes of memory, the limit is 268435456"):
+    with pytest.raises(ValueError, match=r"reading its arrays takes 3355\d+ bytes of memory, but the limit is 268435456"):
         load_demonstrations(tmp_path / "x.npz")
 
 

@@ -70,7 +70,7 @@ def test_what_is_in_it(tmp_path: Path, kind: str) -> None:
 
 def test_dppo(tmp_path: Path) -> None:
     path = write(tmp_path / "train.pkl", dppo())
-    with pytest.warns(UserWarning, match=r"so they seem to be scaled.* put it beside the data, which must be \.npz too"):
+    with pytest.warns(UserWarning, match=r"so they seem to be scaled.* put it beside the data, in an \.npz file"):
         d = load_demonstrations(path, allow_pickle=True)
     np.testing.assert_array_equal(d.actions, dppo()["actions"])
     assert d.episode_lengths.tolist() == list(LENGTHS)

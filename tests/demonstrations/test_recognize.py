@@ -65,14 +65,19 @@ def test_npz(tmp_path: Path, arrays: dict[str, Any], rewards: bool, terminated: 
 )
 def test_npz_in_no_known_layout(tmp_path: Path, arrays: dict[str, Any]) -> None:
     message = message_of(npz(tmp_path / "x.npz", **arrays))
-    assert "its arrays are in no known layout (imitation: `obs`, `acts`, `indices`, `terminal`; DPPO: `states`, " in message
+    assert (
+        "its arrays do not have a known layout (imitation: `obs`, `acts`, `indices`, `terminal`; DPPO: `states`, " in message
+    )
     assert "It seems to be an archive of NumPy's arrays." in message
     check(follow(message))
 
 
 def test_npy(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", OBS)
-    assert "It seems to be one array of NumPy, of shape (40, 3). Load it by np.load" in message_of(tmp_path / "x.npy")
+    assert (
+        "It seems to be one array of NumPy, of shape (40, 3). Load it and the arrays that belong to it with np.load"
+        in message_of(tmp_path / "x.npy")
+    )
     np.save(tmp_path / "y.npy", np.array(episodes(last=False), dtype=object), allow_pickle=True)
     message = message_of(tmp_path / "y.npy")
     assert "an array of Python objects, which is a pickle (or damaged). Unpickling executes any code" in message
@@ -211,9 +216,9 @@ def test_zarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> N
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("features.json", "a data set of TensorFlow (RLDS). Read it by the package tensorflow_datasets"),
+        ("features.json", "a data set of TensorFlow (RLDS). Read it with the package tensorflow_datasets"),
         ("x-train.tfrecord-00000-of-00001", "a data set of TensorFlow (RLDS)"),
-        ("metadata.yaml", "a recording of ROS. Read it by the package rosbags or mcap"),
+        ("metadata.yaml", "a recording of ROS. Read it with the package rosbags or mcap"),
         ("x.mcap", "a recording of ROS"),
     ],
 )
@@ -283,10 +288,10 @@ def test_other_files(tmp_path: Path, name: str, content: bytes | Callable[[Path]
 def test_matlab(tmp_path: Path) -> None:
     path = tmp_path / "x.mat"
     scipy.io.savemat(path, dict(observations=OBS, actions=ACTS, terminals=ENDS))
-    assert (
-        f"a file of MATLAB. Read it by scipy.io.loadmat({str(path)!r}), which makes rows of vectors (x.ravel()). Pass"
-        in message_of(path)
+    read = (
+        f"a file of MATLAB. Read it with scipy.io.loadmat({str(path)!r}), which returns vectors as matrices (use x.ravel())."
     )
+    assert f"{read} Pass" in message_of(path)
     data = scipy.io.loadmat(str(path))
     check(Demonstrations(data["observations"], data["actions"], REWS, data["terminals"].ravel()))
 
@@ -340,7 +345,7 @@ def test_paths_are_no_names(source: str) -> None:
     ("source", "advice"),
     [
         ("huggingface:lerobot/pusht", "Data sets of LeRobot: fetch the folder"),
-        ("https://example.org/x.hdf5", "Addresses are not loaded from: fetch the file, and pass its path"),
+        ("https://example.org/x.hdf5", "Demonstrations cannot be loaded from an address: fetch the file, and pass its path"),
         ("mimicgen:stack_d0", "Its files have robomimic's layout: load_demonstrations('robomimic:PATH')"),
         ("D4RL:hopper-medium-v2", "Did you mean 'd4rl:hopper-medium-v2'?"),
         ("robomimc:x.hdf5", "Did you mean 'robomimic:x.hdf5'?"),

@@ -43,7 +43,9 @@ def test_groups_without_rewards_and_flags(tmp_path: Path) -> None:
 
 def test_maniskill_without_observations(tmp_path: Path) -> None:
     message = message_of(hdf5(tmp_path / "x.h5", traj_0__actions=ACTS, traj_0__env_states__x=OBS))
-    assert "They have ['actions', 'env_states'], no observations: record them again (ManiSkill: replay_trajectory" in message
+    assert (
+        "They have ['actions', 'env_states'], but no observations: record them again (ManiSkill: replay_trajectory" in message
+    )
 
 
 def test_aloha(tmp_path: Path) -> None:

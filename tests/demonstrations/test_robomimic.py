@@ -264,12 +264,12 @@ WITH_NAN[2, 1] = np.nan
         (
             put("data/demo_1/actions", np.zeros((4, 3))),
             {},
-            r"`data/demo_1/actions` has entries of .* \(\(3,\), 'float'\), in `data/demo_0`",
+            r"`data/demo_1/actions` has entries of .* \(\(3,\), 'float'\), but in `data/demo_0`",
         ),
         (
             put(f"data/demo_1/obs/{IMAGE}", np.zeros((4, 9, 8, 3), np.uint8)),
             {},
-            r"image` has entries of .* \(\(9, 8, 3\), 'uint8'\), in `data/demo_0` they are \(\(8, 8, 3\), 'uint8'\)",
+            r"image` has entries of .* \(\(9, 8, 3\), 'uint8'\), but in `data/demo_0` they are \(\(8, 8, 3\), 'uint8'\)",
         ),
         (
             put(f"data/demo_0/obs/{IMAGE}", np.zeros((4, 8, 8, 3))),
@@ -293,7 +293,7 @@ WITH_NAN[2, 1] = np.nan
         (
             set_attribute("data", "env_args", '{"env_name": 3}'),
             {},
-            r"`env_args` of `data` is .* `env_name`, a text\. Rep",
+            r"`env_args` of `data` is .* `env_name`, a string\. Rep",
         ),
         (set_attribute("data", "env_args", "[" * 10**5), {}, r"`env_args` of `data` is '\[{1,998}; it must be"),
         (set_attribute("data", "env_args", [1, 2]), {}, r"the attribute `env_args` of `data` is not a single"),

@@ -49,7 +49,7 @@ def test_success_in_any_unit(unit: float) -> None:
         ([[0, 0.5, 1]], r"The rewards, 0 to 1, are not all 0 or one positive value"),
         ([[-1, -1, 0]], r"The rewards, -1 to 0, are not"),
         ([[0, -1, 1]], r"The rewards, -1 to 1, are not"),
-        ([[1, 1, 1], [1, 1], [0, 1]], r"In 2 of 3 episodes the first transition has a positive reward"),
+        ([[1, 1, 1], [1, 1], [0, 1]], r"In 2 of 3 episodes the first transition already has a positive reward"),
     ],
 )
 def test_rewards_that_do_not_tell(rewards: list[list[float]], message: str) -> None:

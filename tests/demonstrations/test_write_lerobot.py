@@ -205,7 +205,7 @@ def test_failures_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         (None, {"task": ["push"]}, r"`task` must be a str, or one for each of the 2 episodes, got \['push'\]"),
         (None, {"task": [1, 2]}, "`task` must be a str"),
         (np.arange(N), {}, r"`observation\.state` would have single numbers, but LeRobot needs vectors\. .*\[:, None\]"),
-        ({"a/b": np.ones((N, 1))}, {}, r"no column 'observation\.a/b', as '/' is for folders\. Rename"),
+        ({"a/b": np.ones((N, 1))}, {}, r"cannot store a column 'observation\.a/b', because '/' separates folders\. Rename"),
         ({"a": np.ones((N, 0))}, {}, r"`observation\.a` would have entries of shape \(0,\)"),
         ({"a": np.ones((N, 1)), "observation.a": np.ones((N, 1))}, {}, "make columns of the same name"),
         (

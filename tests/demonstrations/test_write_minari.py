@@ -127,8 +127,12 @@ def test_failed_write_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("demonstrations", "env", "reason"),
     [
-        (small(), DummyVecEnv([lambda: gym.make("Pendulum-v1")]), "`env` must be a gym env, .* got .*DummyVecEnv"),
-        (small(), Monitor(gym.make("Pendulum-v1")), "`env` is wrapped in Monitor, .*Pass the env without it"),
+        (
+            small(),
+            DummyVecEnv([lambda: gym.make("Pendulum-v1")]),
+            "`env` must be a Gymnasium environment, .* got .*DummyVecEnv",
+        ),
+        (small(), Monitor(gym.make("Pendulum-v1")), "`env` is wrapped in Monitor, .*Pass the environment without it"),
         (small(), "CartPole-v1", r"`env` has the action space Discrete\(2\)"),
         (
             Demonstrations(np.zeros((2, 3)), np.zeros((2, 2)), None, [0, 1]),

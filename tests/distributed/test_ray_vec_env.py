@@ -288,7 +288,7 @@ def test_lost_in_a_step(env: RayVecEnv, faults: Path, fault: str) -> None:
         env.step_timeout = 3.0
     ask_for(faults, fault, 2)
     why = "did not answer step.. within step_timeout=3" if fault == "stop" else "[Aa]ctor"
-    with pytest.warns(UserWarning, match=f"number {n_restarts + 1} of this RayVecEnv: that of environment 2 .*{why}"):
+    with pytest.warns(UserWarning, match=f"number {n_restarts + 1} of this RayVecEnv: the worker of environment 2 .*{why}"):
         found: Any = env.step(ACTIONS)
     env.step_timeout = 300.0
     assert env.n_restarts == n_restarts + 1

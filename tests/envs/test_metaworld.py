@@ -201,7 +201,7 @@ def test_several_tasks() -> None:
     np.testing.assert_array_equal(make_metaworld(tasks).reset(seed=2)[0], env.reset(seed=2)[0])
     for name in names:
         assert env.reset(options={"task": name})[1]["task"] == name
-    with pytest.raises(ValueError, match=r"this env's tasks are \['reach-v3', .*\], got 'push-v3'"):
+    with pytest.raises(ValueError, match=r"the tasks of this environment are \['reach-v3', .*\], got 'push-v3'"):
         env.reset(options={"task": "push-v3"})
     env.close()
 
@@ -237,7 +237,7 @@ def test_actions(reach: gym.Env) -> None:
         reach.reset(seed=0)
         observations.append(reach.step(action)[0])
     np.testing.assert_array_equal(*observations)
-    with pytest.raises(ValueError, match=re.escape("shape (3,), this env's have (4,)")):
+    with pytest.raises(ValueError, match=re.escape("shape (3,), but must have (4,)")):
         reach.step(np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="not finite"):
         reach.step(STILL * np.nan)

@@ -198,10 +198,10 @@ def test_files(tmp_path: Path) -> None:
         (
             "without",
             None,
-            r"without.hdf5 does not say which env it was recorded in: its group `data` has no .*make_robomimic\('lift'\)",
+            r"without.hdf5 does not describe the environment .*: its group `data` has no .*make_robomimic\('lift'\)",
         ),
-        ("list", "[1]", r"list.hdf5 does not say which env"),
-        ("number", 3, r"number.hdf5 does not say which env"),
+        ("list", "[1]", r"list.hdf5 does not describe the environment"),
+        ("number", 3, r"number.hdf5 does not describe the environment"),
         (
             "deep",
             "[" * 10**5,
@@ -226,7 +226,7 @@ def test_files(tmp_path: Path) -> None:
         (
             "gym",
             '{"env_name": "Hopper-v2", "type": 2}',
-            r"has type 2, which is not an env of robosuite \(type 1\).*gymnasium.make",
+            r"has type 2, which is not robosuite \(type 1\).*gymnasium.make",
         ),
         ("new", json.dumps(env_args("Juggle")), r"new.hdf5 names the task 'Juggle', which robosuite does not have: \['Door'"),
     ]:

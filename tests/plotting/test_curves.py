@@ -140,7 +140,7 @@ def test_labels_and_given_axes() -> None:
         ([Curve(np.zeros(1), np.array([np.nan]))], "runs has 1 curves, and at least one has no values"),
         (
             [Curve(np.array([0.0, 1]), np.zeros(2)), Curve(np.array([2.0, 3]), np.zeros(2))],
-            "one begins at 2, one has ended at 1",
+            "one begins at 2, and another ends at 1",
         ),
     ],
 )

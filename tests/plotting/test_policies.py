@@ -119,7 +119,7 @@ def test_density() -> None:
     assert np.asarray(axes[-1].collections[0].get_array()).sum() == 300  # actions are in [-1, 1]
     given = Figure().subplots(1, model.denoising_steps + 1)
     assert plot_action_density(model, obs, n_chains=10, axes=given)[0] is given[0]
-    with pytest.raises(ValueError, match="axes must be 5, one for each point of the chain, got 2"):
+    with pytest.raises(ValueError, match="axes must have 5 entries, one for each point of the chain, got 2"):
         plot_action_density(model, obs, axes=given[:2])
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_drawn() -> None:
             ValueError, match=r"dims must be two different dimensions of the flattened action, in \[0, 2\), got"
         ):
             plot_trajectories(model, obs, dims=dims)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"obs must be one observation, got a batch of them: pass obs\[0\]"):
+    with pytest.raises(ValueError, match=r"obs must be one observation, got a batch: pass obs\[0\]"):
         sample_chains(model, obs[None])
     with pytest.raises(ValueError, match="policy must be a flow policy or a model with one, got PPO"):
         sample_chains(PPO("MlpPolicy", make_toy(), device="cpu"), obs)
@@ -196,7 +196,7 @@ def test_logged_by_step(tmp_path: Path) -> None:
             np.testing.assert_array_equal(line.get_xdata(), truth.x)
             np.testing.assert_array_equal(line.get_ydata(), truth.y)
     assert [line.get_label() for line in lines][:2] == ["step 0", "step 1"]
-    with pytest.raises(ValueError, match=r"has no columns like .*which RLDT logs: pass a file of a run of it"):
+    with pytest.raises(ValueError, match=r"has no columns like .*which RLDT logs: pass a file of one of its runs"):
         read_logged(tmp_path, "velocity_grad_norm")
     with pytest.raises(ValueError, match="quantity must be one of score_coefficient, std, velocity_grad_norm, got 'noise'"):
         read_logged(tmp_path, "noise")

@@ -68,7 +68,7 @@ def test_cutting(parts: Parts, data: st.DataObject) -> None:
     if taken:
         check(whole.take(n_episodes, n_transitions), taken)
     else:
-        with pytest.raises(ValueError, match="only whole episodes are taken"):
+        with pytest.raises(ValueError, match="only complete episodes are taken"):
             whole.take(n_episodes, n_transitions)
     if isinstance(whole.observations, dict):
         keys = data.draw(st.lists(st.sampled_from(list(whole.observations)), min_size=1, unique=True))
@@ -156,7 +156,7 @@ def test_ends_at_success(parts: Parts, data: st.DataObject) -> None:
         expected.append(episode)
     at_once = [len(e.actions) > 1 and e.rewards[0] > 0 for e in plain(whole, parts.lengths)]
     if 2 * sum(at_once) > len(at_once):
-        with pytest.raises(ValueError, match="the first transition has a positive reward already"):
+        with pytest.raises(ValueError, match="the first transition already has a positive reward"):
             whole.end_at_success()
         return
     ended = whole.end_at_success()

@@ -141,7 +141,7 @@ def test_attributes_that_do_not_pickle() -> None:
 
 def test_other_wrappers_are_refused() -> None:
     state = env_state(gym.make("Pendulum-v1"))  # in PatchedTimeLimit where a test has imported rl_zoo3
-    with pytest.raises(ValueError, match=r"layer 0 is Monitor, but that of the checkpoint is \w*TimeLimit"):
+    with pytest.raises(ValueError, match=r"layer 0 is Monitor, but the checkpoint has \w*TimeLimit"):
         set_env_state(Monitor(gym.make("Pendulum-v1")), state)
 
 

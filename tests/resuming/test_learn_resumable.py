@@ -181,7 +181,7 @@ def test_the_remedy_for_such_environments(algorithm: Algorithm, tmp_path: Path, 
 def test_processes_need_the_outermost_wrapper(tmp_path: Path) -> None:
     env = make_vec_env("Pendulum-v1", 1, vec_env_cls=SubprocVecEnv)
     model = ScoReFlowPPO("FlowPolicy", env, n_steps=16, batch_size=16, policy_kwargs=dict(net_arch=[8]))
-    with pytest.warns(UserWarning, match=r"\['Monitor'\] cannot: wrap them in sb3_scoreflow.envs.Resumable"):
+    with pytest.warns(UserWarning, match=r"\['Monitor'\] cannot do this: wrap them in sb3_scoreflow.envs.Resumable"):
         learn_resumable(model, 16, tmp_path)
     env.close()
 

@@ -46,7 +46,7 @@ def test_command_line_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize("absent", ["rl_zoo3", "rl_zoo3.enjoy"])
 def test_missing_zoo(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, absent, None)
-    with pytest.raises(ImportError, match=r"The zoo needs rl_zoo3, .*: pip install \"sb3-scoreflow\[zoo\]\""):
+    with pytest.raises(ImportError, match=r"The zoo needs rl_zoo3 and its .*: pip install \"sb3-scoreflow\[zoo\]\""):
         main(["enjoy", "--algo", "fpo"])
 
 
