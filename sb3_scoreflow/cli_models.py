@@ -47,7 +47,7 @@ def clone(args: argparse.Namespace) -> None:
         assert isinstance(model, ScoReFlowPPO)
         found = calibrate_noise(model, make_env(10), seed=args.seed)
         returns = ", ".join(f"{value:.2f} at {scale:g}" for scale, value in found.returns.items())
-        print(f"Noise of the default times {found.scale:g} (returns by scale: {returns})")
+        print(f"Exploration noise: {found.scale:g} times the default (returns by scale: {returns})")
     model.save(output)
     print(f"Cloned {demonstrations.n_episodes:,} episodes, {len(demonstrations):,} transitions: {output}")
 

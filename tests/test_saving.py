@@ -49,8 +49,8 @@ def pathlike_bytes(path: str) -> Pathlike:
 
 KINDS = (str, str.encode, Pathlike, pathlike_bytes, Path)
 #: They take longer: the plainest and the strangest kind alone
-DEAR = {"evaluations", "hub", "lerobot", "onnx", "program"}
-PATHS = [(name, kind) for name in WRITERS for kind in KINDS if name not in DEAR or kind in (str, pathlike_bytes)]
+EXPENSIVE = {"evaluations", "hub", "lerobot", "onnx", "program"}
+PATHS = [(name, kind) for name in WRITERS for kind in KINDS if name not in EXPENSIVE or kind in (str, pathlike_bytes)]
 
 
 @pytest.mark.parametrize(("writer", "kind"), PATHS, indirect=["writer"])

@@ -116,8 +116,8 @@ def _flat_and_chunked(env: gym.Env) -> gym.Env:
     return ActionChunking(FlattenObservation(env), horizon=HORIZON)
 
 
-#: Of Meta-World, as few demonstrations as leave room above the clone; hammer, assembly and stick-push are cloned perfectly
-#: from five. From noisy demonstrations, ``benchmarks.finetune``
+#: Meta-World's tasks have as few demonstrations as leave room above the clone; hammer, assembly and stick-push are not among
+#: them, because a clone of five succeeded in nearly all episodes. Noisy locomotion is in ``benchmarks.finetune``
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (

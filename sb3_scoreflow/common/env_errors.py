@@ -135,9 +135,8 @@ def _plain(cls: type[EnvFailedError]) -> type[EnvFailedError]:
 
 def _hint(error: Exception) -> str:
     """:return: remedy for an exception, if one is known"""
-    if isinstance(error, ValueError) and "values to unpack" in str(
-        error
-    ):  # raised by a wrapper, which hides the returned value
+    # Raised by a wrapper, which hides the returned value
+    if isinstance(error, ValueError) and "values to unpack" in str(error):
         return (
             ". If an environment returned this, note that Gymnasium requires five values from step(): observation, reward, "
             "terminated, truncated, info; and two from reset(): observation, info"

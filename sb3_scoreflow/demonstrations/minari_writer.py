@@ -116,9 +116,8 @@ def _new_folder() -> Iterator[tuple[str, Path]]:
     :raises OSError: if the disk has no space for a dataset without episodes, which would break Minari's HDF5
     """
     root = _root()
-    with temporary_folder(
-        root
-    ) as folder:  # same name as the dataset, so that other processes know whether the dataset is in use
+    # The folder has the dataset's name, so that other processes know whether the dataset is in use
+    with temporary_folder(root) as folder:
         for left in root.glob("sb3_scoreflow-*-v0"):
             match = re.fullmatch(r"(sb3_scoreflow-[0-9a-f]{8}-[0-9a-f]{32})-v0", left.name)
             if match is not None and not (root / f".{match[1]}-tmp").exists():
