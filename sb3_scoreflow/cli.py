@@ -26,7 +26,7 @@ from demonstrations to a policy that can be deployed:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports errors in one line, as all commands do."""
+    """Reports errors in one line, in the same form as the commands do."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
             "--env",
             required=True,
             metavar="ID",
-            help="id of a Gymnasium environment, such as Hopper-v5; if your own package registers it: package:Name-v0",
+            help="id of a Gymnasium environment, such as Hopper-v5, or package:Name-v0 if your own package registers it",
         )
 
     def add_horizon(to: argparse.ArgumentParser, default: int | None, text: str) -> None:
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     def add_vec_normalize(to: argparse.ArgumentParser) -> None:
-        text = "file of VecNormalize.save with the statistics of training, if the model was trained with VecNormalize"
+        text = "file written by VecNormalize.save after training, if the model was trained with VecNormalize"
         to.add_argument("--vec-normalize", metavar="FILE.pkl", help=f"{text}; it is unpickled, like the model")
 
     source = "builtin:hopper-medium, d4rl:hopper-medium-v2, minari:..., lerobot:..., robomimic:FILE, or the path of a file"
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", cli_models.train, "Fine-tune a saved model with the algorithm that saved it.")
     add_model(train)
     add_env(train)
-    add_horizon(train, None, "as the model does")
+    add_horizon(train, None, "as in the model")
     text = "number of decisions to learn from, over all environments; with a horizon above 1, each is a chunk of actions"
     train.add_argument("--timesteps", type=_at_least(1), required=True, metavar="N", help=text)
     train.add_argument("--output", required=True, metavar="OUT.zip", help="where to save the trained model")
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_model(evaluate)
     add_env(evaluate)
-    add_horizon(evaluate, None, "as the model does")
+    add_horizon(evaluate, None, "as in the model")
     evaluate.add_argument(
         "--episodes", type=_at_least(1), default=20, metavar="N", help="number of episodes of each kind (default: 20)"
     )
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = " Run the same command again to continue." if getattr(args, "checkpoints", None) else ""
         print(f"sb3-scoreflow: interrupted.{again}", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the interpreter would flush stdout again at its end and report an error
+    except BrokenPipeError:  # the interpreter would flush stdout again when it exits, and report an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE, which Windows does not have
     except (ValueError, ImportError, OSError, gym.error.Error) as error:

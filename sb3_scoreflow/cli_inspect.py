@@ -1,4 +1,4 @@
-"""``sb3-scoreflow inspect``: show the content of demonstrations."""
+"""The command ``sb3-scoreflow inspect``, which shows the content of demonstrations."""
 
 import argparse
 import warnings
@@ -9,7 +9,7 @@ from sb3_scoreflow.demonstrations import Demonstrations, load_demonstrations
 from sb3_scoreflow.demonstrations.arrays import named_observations
 from sb3_scoreflow.demonstrations.success import first_successes
 
-#: Largest number of table rows; further rows are only counted
+#: Largest number of table rows that are printed; further rows are only counted
 _MAX_ROWS = 20
 
 
@@ -19,7 +19,11 @@ def one_line(text: str) -> str:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """:param args: parsed arguments of the command: source"""
+    """
+    Print a description, tables of episodes and ranges, and warnings about suspicious values.
+
+    :param args: parsed arguments of the command: source
+    """
     with warnings.catch_warnings(record=True) as caught:
         demonstrations = load_demonstrations(args.source)
     print(demonstrations.describe())
@@ -33,7 +37,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def _episodes(demonstrations: Demonstrations) -> tuple[list[str], list[list[str]]]:
-    """:return: header and rows of a table, with successes if the rewards mark them"""
+    """:return: header and rows of a table of episodes, with successes if the rewards mark them"""
     head = ["number", "length", "return"]
     lengths, returns = demonstrations.episode_lengths, demonstrations.episode_returns
     rows = [[str(i), str(length), f"{total:.2f}"] for i, (length, total) in enumerate(zip(lengths, returns, strict=True))]

@@ -145,7 +145,7 @@ def _load(path: str, trusted: bool) -> FlowAlgorithm:
 
 
 def _with_statistics(args: argparse.Namespace) -> FlowAlgorithm:
-    """:return: the model; with statistics of a VecNormalize, in an environment with these statistics"""
+    """:return: the model; if --vec-normalize is given, in an environment with these statistics"""
     model = _load(args.model, not args.untrusted)
     args.horizon, args.seed = None, getattr(args, "seed", 0)
     if args.vec_normalize is None:
@@ -164,7 +164,7 @@ def _check_statistics(model: FlowAlgorithm, args: argparse.Namespace) -> None:
         )
     if has and args.untrusted:
         raise ValueError(
-            "--vec-normalize takes a pickle, which --untrusted forbids: leave out --untrusted if you trust the file's author."
+            "--vec-normalize reads a pickle, which --untrusted forbids: leave out --untrusted if you trust the file's author."
         )
     if has and had is False:
         raise ValueError(f"{args.model} was trained without VecNormalize: leave out --vec-normalize.")
@@ -204,7 +204,10 @@ def _env_of(model: FlowAlgorithm, args: argparse.Namespace, n_envs: int) -> VecE
             f"--vec-normalize: there is no file {path}. Pass a file written by VecNormalize.save."
         ) from error
     except Exception as error:  # unpickling another file raises many kinds of errors
-        raise ValueError(f"--vec-normalize: {path} has no statistics that fit {args.env}: {error}") from error
+        raise ValueError(
+            f"--vec-normalize: {path} has no statistics that fit {args.env}: {error}. Pass the file written by "
+            "VecNormalize.save in the training environment."
+        ) from error
 
 
 def _chunked(env: gym.Env, horizon: int, chunks: dict[str, Any]) -> gym.Env:
@@ -218,10 +221,10 @@ def _chunked(env: gym.Env, horizon: int, chunks: dict[str, Any]) -> gym.Env:
 
 
 def _output(path: str) -> Path:
-    """:return: path of the output; checked, and its folder created, before any work that an error would waste"""
+    """:return: path of the output; it is checked, and its folder created, before any work that an error would waste"""
     output = as_path(path)
     if output.suffix not in ("", ".zip") or output.is_dir():
-        raise ValueError(f"--output {path} must be the name of a file that ends with .zip.")
+        raise ValueError(f"--output {path} must be the path of a file that ends with .zip, such as model.zip.")
     output.parent.mkdir(parents=True, exist_ok=True)
     return output.with_suffix(".zip")
 

@@ -1,6 +1,6 @@
 """
-Modules that have moved since 0.1.0, importable under their old names, because saved models and users' imports refer to them.
-The release after 0.2.0 removes the old names.
+Import hook for modules that have moved since 0.1.0, because saved models and users' code refer to their old names. The release
+after 0.2.0 removes the old names.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""All algorithms of this package by name. Examples, benchmarks and tests iterate over them; a new algorithm adds one line."""
+"""The registry of algorithms. Examples, benchmarks and tests iterate over it; a new algorithm adds one line."""
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.fpo import FPO

@@ -235,7 +235,7 @@ def test_errors_are_one_line(chunked: Path, pendulum: Path, tmp_path: Path, caps
     assert "Unknown source 'buildin'" in error_of(capsys, "inspect", "buildin:hopper-medium")
     assert "Pendulumm" in error_of(capsys, "clone", pendulum, "--env", "Pendulumm-v1", *out)
     assert "no_such_package" in error_of(capsys, "evaluate", chunked, "--env", "no_such_package:Env-v0")
-    assert "must be the name of a file" in error_of(capsys, "clone", pendulum, "--env", "Pendulum-v1", "--output", tmp_path)
+    assert "must be the path of a file" in error_of(capsys, "clone", pendulum, "--env", "Pendulum-v1", "--output", tmp_path)
     assert "There is no file" in error_of(capsys, "evaluate", tmp_path / "none.zip", "--env", "Pendulum-v1")
     assert "is not a saved model" in error_of(capsys, "train", pendulum, "--env", "Pendulum-v1", "--timesteps", 1, *out)
     PPO("MlpPolicy", "Pendulum-v1").save(tmp_path / "ppo.zip")
@@ -404,7 +404,7 @@ def test_files_of_strangers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert marker.exists()  # so the option is what keeps it from running
     pickled = ("--vec-normalize", tmp_path / "harmful.pkl")
     said = error_of(capsys, "evaluate", tmp_path / "model.zip", *arguments, "--untrusted", *pickled)
-    assert "--vec-normalize takes a pickle" in said
+    assert "--vec-normalize reads a pickle" in said
 
 
 def test_output_that_nobody_reads(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""RLDT: reinforcement learning by density transport, for the same flow policies."""
+"""RLDT: reinforcement learning of flow policies by density transport (arXiv 2606.08602)."""
 
 from sb3_scoreflow.rldt.buffers import RolloutHistory
 from sb3_scoreflow.rldt.defaults import PRESETS

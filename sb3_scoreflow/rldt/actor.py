@@ -13,19 +13,19 @@ from sb3_scoreflow.common.networks import VelocityField
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 from sb3_scoreflow.rldt.transport import Transport, TransportField
 
-#: Least standard deviation per dimension that a flow is taken to have, so that an almost deterministic one can still move.
+#: Lower bound of the particles' standard deviation per dimension, so that an almost deterministic flow can still move.
 _LEAST_SPREAD = 0.02
 
 
 class Reference(NamedTuple):
-    """The actor as it was before the iteration."""
+    """Copies of the actor's networks from before the iteration."""
 
     features_extractor: nn.Module
     velocity_field: VelocityField
 
 
 class ActorEvaluation(NamedTuple):
-    """Losses (each a mean over states and particles, without its coefficient) and diagnostics."""
+    """Losses and diagnostics. Each loss is a mean over states and particles, without its coefficient."""
 
     alignment: th.Tensor
     consistency: th.Tensor
@@ -42,10 +42,10 @@ def q_gradients(policy: RLDTPolicy, condition: th.Tensor, actions: th.Tensor) ->
     Gradient of the ensemble's mean with respect to the action, without the components that point out of the bounds (ours: an
     action at its bound cannot move further).
 
-    :param policy: with the critics
-    :param condition: from ``policy.critic_condition``, shape ``(n_critics, batch, width)``
-    :param actions: in [-1, 1], shape ``(batch, P, action_dim)``
-    :return: in the critics' unit, shape ``(batch, P, action_dim)``
+    :param policy: policy with the critics
+    :param condition: output of ``policy.critic_condition``, shape ``(n_critics, batch, width)``
+    :param actions: actions in [-1, 1], shape ``(batch, P, action_dim)``
+    :return: gradients in the critics' unit, shape ``(batch, P, action_dim)``
     """
     with th.enable_grad():
         actions = actions.detach().requires_grad_()
@@ -63,14 +63,14 @@ def evaluate_actor(
     transport: Transport,
 ) -> ActorEvaluation:
     """
-    Draw particles from the flow, move them along the transport field and compare, without back-propagation through the chain.
+    Draw particles from the flow and compare the velocity with the transport field, without back-propagation through the chain.
 
-    For a random step ``k`` of each particle's chain, with ``t = k / K`` and ``K (1 - t) = K - k``: alignment ``-<v, phi> / (K
-    - k)``, consistency ``|a_hat - a|^2 / (K - k)^2``, and ``|v - v_ref|^2`` on fresh paths to the particles. ``phi`` is the
-    field at the predicted endpoint ``a_hat = x_t + (1 - t) v``, and ``a`` is the particle; both are clamped to [-1, 1] before
-    Q is evaluated.
+    The losses are evaluated at a random step ``k`` of each particle's chain, with ``t = k / K`` and ``K (1 - t) = K - k``. The
+    alignment loss is ``-<v, phi> / (K - k)``, the consistency loss is ``|a_hat - a|^2 / (K - k)^2``, and the Fisher loss is
+    ``|v - v_ref|^2`` on fresh paths to the particles. ``phi`` is the field at the predicted endpoint ``a_hat = x_t + (1 - t)
+    v``, and ``a`` is the particle; both are clamped to [-1, 1] before Q is evaluated.
 
-    :param policy: the actor and its critics
+    :param policy: policy with the actor and the critics
     :param reference: the actor before the iteration
     :param obs: raw observations, shape ``(batch, ...)`` per part
     :param n_particles: ``P``, particles per state
@@ -84,13 +84,13 @@ def evaluate_actor(
     with th.no_grad():
         chains, _ = policy.sample_chains(condition, th.randn(shape, device=device))
         particles = chains[-1].clamp(-1.0, 1.0)
-        # First the step of the particle's own chain, then that of the fresh path
+        # k[0] is the step of the particle's own chain, k[1] the step of the fresh path
         k = th.randint(steps, (2, batch, n_particles), device=device)
         t = (k / steps).unsqueeze(-1)
         x = chains.gather(0, k[0].unsqueeze(-1).expand(shape).unsqueeze(0)).squeeze(0)
         fresh = flow.interpolate(th.randn(shape, device=device), particles, t[1])
     grid = flow.time_grid(steps, device=device)
-    time = field.time_features(grid).at(k.transpose(0, 1))  # (batch, 2, P, ...): both in one call of the network
+    time = field.time_features(grid).at(k.transpose(0, 1))  # (batch, 2, P, ...): one call of the network evaluates both
     velocity, fresh_velocity = field(th.stack([x, fresh], dim=1), time, condition[:, None, None]).unbind(1)
     endpoint = flow.endpoint(x, velocity, t[0])
     remaining = (steps - k[0]).to(velocity.dtype)
@@ -114,12 +114,12 @@ def evaluate_actor(
 def relative_shift(evaluation: ActorEvaluation) -> th.Tensor:
     """
     Change of the flow since the reference, in units of the particles' spread (ours): the root mean squared difference of the
-    velocities, divided by the root of the particles' mean variance, which is taken to be at least ``0.02^2`` per dimension.
-    If both policies are Gaussian and the velocity changes equally at all times, half the square of the result is their KL
+    velocities, divided by the root of the particles' mean variance, which is bounded below by ``0.02^2`` per dimension. If
+    both policies are Gaussian and the velocity changes equally at all times, half the square of the result is their KL
     divergence per dimension.
 
-    :param evaluation: of the actor
-    :return: a scalar, at least 0; 0 for a single particle, whose spread is unknown
+    :param evaluation: evaluation of the actor
+    :return: a scalar, at least 0; 0 if there is only one particle, because its spread is unknown
     """
     dimensions, n_particles = evaluation.particles.shape[-1], evaluation.particles.shape[-2]
     if n_particles == 1:
@@ -131,10 +131,11 @@ def relative_shift(evaluation: ActorEvaluation) -> th.Tensor:
 @th.no_grad()
 def actor_diagnostics(evaluation: ActorEvaluation, denoising_steps: int) -> dict[str, th.Tensor]:
     """
-    :param evaluation: after the backward pass of its losses
+    :param evaluation: evaluation of the actor, after the backward pass of its losses
     :param denoising_steps: ``K``
-    :return: mean norms of the field's terms and of Q's gradient, spread of the particles, and the norm of the loss's gradient
-        with respect to the velocity, mean over the transitions of each denoising step
+    :return: name -> value: the losses, the mean norms of the field's terms and of Q's gradient, the shift of the actor, the
+        spread and the clamped fraction of the particles, and, for each denoising step, the mean norm of the loss's gradient
+        with respect to the velocity
     """
     particles = evaluation.particles
     numbers = {

@@ -15,23 +15,23 @@ from sb3_scoreflow.rldt.renormalization import Renormalization
 
 
 class TrajectoryBatch(NamedTuple):
-    """``m`` trajectories of ``n_steps`` transitions each; a trajectory is one environment's stretch of one rollout."""
+    """``m`` trajectories of ``n_steps`` transitions each; a trajectory is the part of a rollout from one environment."""
 
     observations: PyTorchObs  #: ``s_t``, shape ``(m * n_steps, ...)`` per part
     next_observations: PyTorchObs  #: ``s_{t+1}``; at a truncation, the last observation of the episode; same shape
     actions: th.Tensor  #: normalized actions, shape ``(m, n_steps, action_dim)``
     rewards: th.Tensor  #: shape ``(m, n_steps)``
     terminated: th.Tensor  #: whether the episode terminated, so that ``V(s_{t+1}) = 0``, shape ``(m, n_steps)``, bool
-    ended: th.Tensor  #: whether the episode terminated or was truncated with this step, same shape, bool
-    valid: th.Tensor  #: whether the transition counts (False after a success, if those are ignored), same shape, bool
+    ended: th.Tensor  #: whether the episode terminated or was truncated at this step, same shape, bool
+    valid: th.Tensor  #: whether the transition is used (False after a success, with ``balance_success``), same shape, bool
 
 
 class RolloutHistory(RolloutBuffer):
     """
     A ring of the last ``history_size`` rollouts, for flat, image and Dict observations.
 
-    The environment's rewards are stored unchanged, and terminations separately from truncations, so that targets at a
-    truncation bootstrap with the current critic instead of the critic during the rollout.
+    The environment's rewards are stored unchanged, and terminations are stored separately from truncations, so that targets at
+    a truncation bootstrap with the current critic instead of the critic during the rollout.
 
     Memory in bytes: ``history_size * n_envs * ((n_steps + 1) * observation bytes + n_steps * (4 * action_dim + 8))``, where
     the eight bytes are the reward (4) and four flags, plus one observation for every truncated episode. Observations keep the
@@ -41,14 +41,14 @@ class RolloutHistory(RolloutBuffer):
     :param observation_space: observation space
     :param action_space: action space
     :param device: device of the samples
-    :param gae_lambda: not used (Stable-Baselines3's interface)
-    :param gamma: not used (Stable-Baselines3's interface)
+    :param gae_lambda: not used (part of Stable-Baselines3's interface)
+    :param gamma: not used (part of Stable-Baselines3's interface)
     :param n_envs: number of environments
     :param history_size: number of stored rollouts, at least 1
-    :param new_fraction: smallest share of the trajectories drawn from the last rollout, in [0, 1]
-    :param balance_success: for sparse success rewards: whether half of the drawn trajectories have a success
+    :param new_fraction: smallest share of the sampled trajectories that comes from the last rollout, in [0, 1]
+    :param balance_success: option for sparse success rewards: if True, half of the sampled trajectories contain a success
         (``info["is_success"]``), transitions after a success are ignored, and a success ends the episode for the critic
-    :raises ValueError: if one of these is invalid; the message names the argument, its value and a remedy
+    :raises ValueError: if one of the last three is invalid; the message names the argument, its value and a remedy
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class RolloutHistory(RolloutBuffer):
         self._show_slot()
 
     def _show_slot(self) -> None:
-        """Make the attributes of Stable-Baselines3's buffer views of the current rollout."""
+        """Let the attributes of Stable-Baselines3's buffer be views of the current rollout."""
         views = {key: part[self._slot, :-1] for key, part in self._store.items()}
         self.observations = views if isinstance(self.observation_space, spaces.Dict) else views[""]  # type: ignore[assignment]
         self.actions, self.rewards = self._actions[self._slot], self._rewards[self._slot]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pickling would turn a view into a separate array, which takes space and is not a view any more.
+        # Pickling would turn each view into a separate array, which takes space and is no longer a view.
         return {name: value for name, value in vars(self).items() if name not in ("observations", "actions", "rewards")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -130,9 +130,10 @@ class RolloutHistory(RolloutBuffer):
         new_obs: np.ndarray | dict[str, np.ndarray],
     ) -> None:
         """
-        Record data that :meth:`add` does not get; called before it in every step (see :class:`RolloutHistoryCallback`).
+        Record data that :meth:`add` does not get. :class:`RolloutHistoryCallback` calls this method before ``add`` in every
+        step.
 
-        Adapters of other simulators may return dones as numbers or as a list, and leave out infos.
+        Adapters of other simulators may return dones as numbers or as a list, and may leave out infos.
 
         :param rewards: rewards without bootstrap, shape ``(n_envs,)``
         :param episode_starts: whether the step was the first of its episode, same shape
@@ -174,7 +175,7 @@ class RolloutHistory(RolloutBuffer):
         """
         :param obs: observations, shape ``(n_envs, ...)`` per part
         :param action: normalized actions, shape ``(n_envs, *action_shape)``
-        :param reward: not used: it holds Stable-Baselines3's bootstrap at timeouts
+        :param reward: not used, because it contains Stable-Baselines3's bootstrap at timeouts
         :param episode_start: not used
         :param value: not used
         :param log_prob: not used
@@ -182,8 +183,8 @@ class RolloutHistory(RolloutBuffer):
         """
         if self._recorded != self.pos:
             raise RuntimeError(
-                "RolloutHistory.add() was called before record(): the algorithm's own callback, which records transitions, "
-                "must see every step. If you call collect_rollouts() yourself, pass it a callback from model._init_callback()."
+                "RolloutHistory.add() was called before record(): the algorithm's own callback records transitions and must "
+                "see every step. If you call collect_rollouts() yourself, pass it a callback from model._init_callback()."
             )
         if not self.holds_raw:
             self._write(self.pos, obs)
@@ -208,7 +209,7 @@ class RolloutHistory(RolloutBuffer):
         self._complete[self._slot] = False
 
     def get(self, batch_size: int | None = None) -> NoReturn:
-        """:raises NotImplementedError: always; a history is drawn from with :meth:`sample`"""
+        """:raises NotImplementedError: always; use :meth:`sample` instead"""
         raise NotImplementedError("A RolloutHistory has no single pass over one rollout: draw trajectories with sample().")
 
     def misfits(self, other: "RolloutHistory") -> list[str]:
@@ -222,9 +223,9 @@ class RolloutHistory(RolloutBuffer):
 
     def adopt_settings(self, other: "RolloutHistory") -> None:
         """
-        Adopt the current settings of another history, to replace it.
+        Adopt the current settings of another history, in order to replace it.
 
-        :param other: a history that this one fits
+        :param other: the history that this one replaces
         """
         self.device, self.new_fraction, self.balance_success = other.device, other.new_fraction, other.balance_success
 
@@ -241,7 +242,7 @@ class RolloutHistory(RolloutBuffer):
         final = [part for rollout in self._final for parts in rollout.values() for part in parts.values()]
         return sum(array.nbytes for array in [*arrays, *final])
 
-    # ------------------------------------------------------------------ drawing
+    # ------------------------------------------------------------------ sampling
 
     def sample(  # type: ignore[override]
         self,
@@ -249,11 +250,12 @@ class RolloutHistory(RolloutBuffer):
         renormalization: Renormalization | None = None,
     ) -> TrajectoryBatch:
         """
-        Draw trajectories without replacement, with torch's global generator: ``new_fraction`` of them from the last rollout,
-        and with ``balance_success`` half of them with a success, as far as there are enough.
+        Draw trajectories without replacement, with torch's global generator. At least the share ``new_fraction`` comes from
+        the last rollout. With ``balance_success``, half of the trajectories contain a success. If the history does not have
+        enough of a kind, more of the other kind are drawn.
 
-        :param n_trajectories: number of trajectories; fewer if the history has fewer
-        :param renormalization: normalizes observations and rewards by the current statistics; None: not normalized
+        :param n_trajectories: number of trajectories; if the history has fewer, all of them are returned
+        :param renormalization: normalizes observations and rewards with the current statistics; None: no normalization
         :return: the trajectories
         :raises RuntimeError: if no rollout has been completed
         """
@@ -268,11 +270,11 @@ class RolloutHistory(RolloutBuffer):
         return self._gather(chosen[:, 0], chosen[:, 1], renormalization)
 
     def _trajectories(self, slots: np.ndarray) -> np.ndarray:
-        """All (slot, environment) pairs of some slots, shape ``(n, 2)``."""
+        """:return: all pairs (slot, environment) of these slots, shape ``(n, 2)``"""
         return np.stack(np.meshgrid(slots, np.arange(self.n_envs), indexing="ij"), axis=-1).reshape(-1, 2)
 
     def _draw(self, pool: np.ndarray, size: int) -> np.ndarray:
-        """Some of the pool's rows, each at most once."""
+        """:return: random rows of the pool, each at most once"""
         if not self.balance_success:
             return _choose(pool, size)
         success = self._success[pool[:, 0], :, pool[:, 1]].any(-1)
@@ -337,8 +339,8 @@ def _choose(rows: np.ndarray, size: int) -> np.ndarray:
 
 class RolloutHistoryCallback(BaseCallback):
     """
-    Passes data to a :class:`RolloutHistory` that Stable-Baselines3 does not pass to its buffer, before rewards are changed
-    and, with ``VecNormalize``, before normalization.
+    Passes to a :class:`RolloutHistory` the data that Stable-Baselines3 does not pass to its buffers: rewards before they are
+    changed, and, with ``VecNormalize``, observations and rewards before normalization.
     """
 
     def _renormalization(self) -> Renormalization | None:

@@ -1,5 +1,6 @@
 """
-The critics' update: regression on TD(lambda) targets; each member has its own trajectories (arXiv 2606.08602, Section 4).
+The critics' update: regression on TD(lambda) targets. Each member of the ensemble learns from its own trajectories (arXiv
+2606.08602, Section 4).
 """
 
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def critic_targets(
 @th.no_grad()
 def encode(policy: RLDTPolicy, batch: TrajectoryBatch, random_shift: int = 0) -> TrajectoryBatch:
     """
-    Replace observations by the critics' features, which are computed once for all critic steps if the encoder is frozen.
+    Replace observations with the critics' features. If the encoder is frozen, all critic steps share these features.
 
     :param policy: policy with the critics' features extractor
     :param batch: ``m`` trajectories
@@ -66,7 +67,7 @@ def critic_batches(
     batch: TrajectoryBatch, targets: th.Tensor, n_critics: int, n_batches: int, batch_size: int
 ) -> Iterator[CriticBatch]:
     """
-    Minibatches in which every member has its own, disjoint share of the trajectories.
+    Split the trajectories among the members, in disjoint shares, and draw minibatches from the shares.
 
     With fewer trajectories than members, every member gets all trajectories. A member passes over its share in random order,
     as often as the number of minibatches requires.
@@ -76,7 +77,7 @@ def critic_batches(
     :param n_critics: number of members
     :param n_batches: number of minibatches
     :param batch_size: rows per member and minibatch
-    :return: the minibatches; empty if a member's share has no valid transition
+    :return: iterator over the minibatches; it is empty if a member's share has no valid transition
     """
     m, n_steps = targets.shape
     order = th.randperm(m, device=targets.device)
@@ -103,7 +104,7 @@ def critic_loss(
     :param batch: minibatch with separate rows for every member
     :param encoded: whether the observations are already features (see :func:`encode`)
     :param random_shift: largest random shift of the images, in pixels, if they are not encoded
-    :return: the sum of the members' mean squared errors, and their predictions, shape ``(n_critics, batch)``
+    :return: the sum of the members' mean squared errors, and the members' predictions, shape ``(n_critics, batch)``
     """
     features = batch.observations
     if not encoded:

@@ -1,15 +1,15 @@
 """
 RLDT's settings: defaults of arguments left at None, and the published settings as plain dictionaries.
 
-The defaults are for one or two CPU cores: iterations are small, so the critic makes more steps per transition than in the
-paper, and the actor waits until the critic has seen enough transitions (docs/rldt.md has the measurements).
+The defaults suit one or two CPU cores: iterations are small, so the critic takes more steps per transition than in the paper,
+and the actor waits until the critic has seen enough transitions (docs/rldt.md has the measurements).
 """
 
 import math
 from typing import Any
 
-#: argument -> value, for a policy trained from scratch and for a pretrained one. From scratch the actor has far to go, so it
-#: takes many small steps; a clone has to be changed slowly.
+#: Argument -> value, for policies trained from scratch and for pretrained policies. From scratch, the actor has far to go, so
+#: it takes many small steps; a clone must change slowly.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "scratch": dict(
         learning_rate=3e-4,
@@ -37,11 +37,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     ),
 }
 
-#: Steps (chunks, with ActionChunking) per iteration over all environments, when ``n_steps`` is None.
+#: Steps (chunks, with ActionChunking) per iteration over all environments if ``n_steps`` is None.
 ITERATION_SIZE = 1000
 
-#: Published settings (arXiv 2606.08602), as in ``RLDT("FlowPolicy", env, **PRESETS["locomotion"])``: dense rewards from a
-#: pretrained policy (100 envs), sparse success rewards (64 envs), and dense rewards from scratch (100 envs).
+#: Published settings (arXiv 2606.08602), to be used as in ``RLDT("FlowPolicy", env, **PRESETS["locomotion"])``: dense rewards
+#: and a pretrained policy (100 environments), sparse success rewards (64 environments), and dense rewards from scratch (100
+#: environments).
 PRESETS: dict[str, dict[str, Any]] = {
     "locomotion": dict(
         n_steps=500,
@@ -90,6 +91,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         reward_scale="ema",
         consistency_coef=1.0,
         critic_warmup_transitions=100_000,
-        policy_kwargs=dict(prior_std=1.0),  # as the published networks, which before training pass their noise on unchanged
+        policy_kwargs=dict(prior_std=1.0),  # the published networks pass their noise on unchanged before training
     ),
 }

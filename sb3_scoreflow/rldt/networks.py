@@ -1,4 +1,4 @@
-"""RLDT's critics."""
+"""The Q networks of RLDT."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -48,16 +48,16 @@ class QEnsemble(nn.Module):
     def condition(self, features: th.Tensor) -> th.Tensor:
         """
         :param features: observation features, shape ``(batch, features_dim)``, or ``(E, batch, features_dim)`` if every member
-            has its own
+            has separate features
         :return: the observation's share of the first layer, shape ``(E, batch, width)``
         """
         return features @ self.features_weight + self.biases[0]
 
     def forward(self, condition: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
-        :param condition: from :meth:`condition`, shape ``(E, batch, width)``
+        :param condition: output of :meth:`condition`, shape ``(E, batch, width)``
         :param actions: ``n`` actions per observation, shape ``(batch, n, action_dim)``, or ``(E, batch, n, action_dim)`` if
-            every member has its own
+            every member has separate actions
         :return: ``Q``, shape ``(E, batch, n)``
         """
         *_, batch, n, action_dim = actions.shape

@@ -16,7 +16,7 @@ from sb3_scoreflow.common.networks import TimeFeatures
 from sb3_scoreflow.common.policies import FlowMatchingPolicy, ObservationNormalization
 from sb3_scoreflow.rldt.networks import QEnsemble
 
-#: Rows of a chain that go through the networks together where no gradient is kept: activations then stay in the CPU's cache.
+#: Rows that go through the networks at once when no gradient is recorded, so that activations stay in the CPU's cache.
 _BLOCK = 1024
 
 
@@ -24,18 +24,19 @@ class RLDTPolicy(FlowMatchingPolicy):
     """
     Flow policy with Q networks and their slowly moving targets (arXiv 2606.08602, Section 4).
 
-    The critics' input is the state's features and the normalized action, clamped to [-1, 1]: they never evaluate an action
-    outside the bounds. Their unit is ``reward_scale``; :meth:`predict_values` and :meth:`q_values` give reward units.
+    The critics' inputs are the state's features and the normalized action. The action is clamped to [-1, 1], so the critics
+    never evaluate an action outside the bounds. Their outputs are in units of ``reward_scale``; :meth:`predict_values` and
+    :meth:`q_values` convert them to reward units.
 
-    The parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` (``net_arch`` has ``pi`` and ``vf``, default three layers of
-    256 for the critics) and:
+    The policy has the parameters of :class:`~sb3_scoreflow.FlowMatchingPolicy` (``net_arch`` has the keys ``pi`` and ``vf``;
+    by default, the critics have three layers of 256 units) and these:
 
     :param n_critics: number of Q networks, at least 1
-    :param n_bootstrap_actions: actions per state over which a state's value (the minimum over the networks) is averaged, at
-        least 1
+    :param n_bootstrap_actions: number of actions, at least 1, over which a state's value (the minimum over the networks) is
+        averaged
     :param exploration_scale: factor of the exploration noise (see :meth:`forward`), at least 0
-    :param exploration_steps: number of last denoising steps from which the noise's scale is taken, at least 1; the very last
-        step gives no noise, so that 1 means no noise, and so does a chain of one denoising step
+    :param exploration_steps: number of final denoising steps that determine the noise's scale, at least 1. The very last step
+        adds no noise, so there is no noise if this is 1 or if the chain has only one denoising step
     :param critic_activation_fn: activation of the critics
     """
 
@@ -104,8 +105,8 @@ class RLDTPolicy(FlowMatchingPolicy):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """
-        :return: every trained parameter once: "velocity" (with the actor's features), "critic", "encoder" (the critics'
-            features)
+        :return: group -> parameters: "velocity" (including the actor's features extractor), "critic" and "encoder" (the
+            critics' features extractor); every trained parameter occurs once
         """
         return dict(
             velocity=[*self.features_extractor.parameters(), *self.velocity_field.parameters()],
@@ -115,7 +116,8 @@ class RLDTPolicy(FlowMatchingPolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        As in Stable-Baselines3: targets stay in evaluation mode, so that dropout and batch statistics do not affect them.
+        Set the mode of all networks except the targets. As in Stable-Baselines3, targets stay in evaluation mode, so that
+        dropout and batch statistics do not affect them.
 
         :param mode: whether training mode (dropout, batch normalization) is on
         """
@@ -139,7 +141,7 @@ class RLDTPolicy(FlowMatchingPolicy):
     def condition(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :return: input of the velocity field that depends on the observations, shape ``(batch, width)``
+        :return: the observations' share of the velocity field's first layer, shape ``(batch, width)``
         """
         return self.velocity_field.condition(self.extract_features(obs))
 
@@ -147,7 +149,7 @@ class RLDTPolicy(FlowMatchingPolicy):
         """
         Integrate the flow for ``n`` particles per observation and return every point of the chains.
 
-        :param condition: from :meth:`condition`, shape ``(batch, width)``
+        :param condition: output of :meth:`condition`, shape ``(batch, width)``
         :param noise: ``x_0``, shape ``(batch, n, action_dim)``
         :return: chains, shape ``(K + 1, batch, n, action_dim)`` (the last point not clamped), and velocities ``(K, batch, n,
             action_dim)``
@@ -167,7 +169,7 @@ class RLDTPolicy(FlowMatchingPolicy):
     def sample_actions(self, obs: PyTorchObs, n: int) -> th.Tensor:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param n: actions per observation
+        :param n: number of actions per observation
         :return: samples of the policy, clamped to [-1, 1], shape ``(batch, n, action_dim)``
         """
         condition = self.condition(obs)
@@ -178,18 +180,19 @@ class RLDTPolicy(FlowMatchingPolicy):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
         """
-        Draw actions for the rollout, in the form that Stable-Baselines3's ``collect_rollouts`` expects of an actor-critic.
+        Draw actions for the rollout, in the form that Stable-Baselines3's ``collect_rollouts`` expects of an actor-critic
+        policy.
 
         Gaussian noise is added to the ODE's action ``a``. Its standard deviation is ``exploration_scale |a - e| /
         sqrt(action_dim)``, where ``e`` is the endpoint predicted at one of the last ``exploration_steps`` denoising steps,
-        drawn independently for every observation: the noise is small where the flow is sure, and zero at the very last step,
-        which predicts ``a`` (arXiv 2606.08602, Section 4; the square root, which makes the noise independent of the action's
-        width, is ours).
+        which is drawn independently for every observation. The noise is small where the flow is certain, and zero at the very
+        last step, which predicts ``a`` (arXiv 2606.08602, Section 4; we add the square root, which makes the noise independent
+        of the action's width).
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param deterministic: whether to start from ``x_0 = 0`` and add no noise
-        :return: normalized actions in [-1, 1], shape ``(batch, *action_shape)``; zeros for value ``(batch, 1)`` and
-            log-probability ``(batch,)``, which a method without likelihoods does not use
+        :return: normalized actions in [-1, 1], shape ``(batch, *action_shape)``, and zeros in place of values ``(batch, 1)``
+            and log-probabilities ``(batch,)``, which RLDT does not use
         """
         if deterministic:
             features = self.extract_features(obs, self.acting("features_extractor"))
@@ -210,10 +213,10 @@ class RLDTPolicy(FlowMatchingPolicy):
             t = (k / self.denoising_steps).unsqueeze(-1)
             guess = flow.endpoint(chains[k, rows, 0], velocities[k, rows, 0], t)
             distance = (action - guess).norm(dim=-1, keepdim=True)
-            # At the very last step the two are equal but for rounding.
+            # At the very last step, the two are equal except for rounding.
             distance = distance * (k < self.denoising_steps - 1).unsqueeze(-1)
             action = action + self.exploration_scale * distance / self.action_dim**0.5 * th.randn_like(action)
-        # In the space's shape: a batch of one of width d would look like a single action of shape (1, d).
+        # Actions need the space's shape: a batch with one flat action of width d would look like one action of shape (1, d).
         return action.clamp(-1.0, 1.0).view(batch, *self.action_space.shape), zeros.unsqueeze(-1), zeros  # type: ignore[misc]
 
     # ------------------------------------------------------------------ critics
@@ -222,7 +225,7 @@ class RLDTPolicy(FlowMatchingPolicy):
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param target: whether to use the target networks
-        :return: input of the critics that depends on the observations, shape ``(n_critics, batch, width)``
+        :return: the observations' share of the critics' first layers, shape ``(n_critics, batch, width)``
         """
         if target:
             return self.target_critic.condition(self.extract_features(obs, self.target_critic_features_extractor))
@@ -231,7 +234,7 @@ class RLDTPolicy(FlowMatchingPolicy):
     def q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
         :param obs: raw observations, shape ``(batch, ...)`` per part
-        :param actions: normalized actions, shape ``(batch, action_dim)``; clamped to [-1, 1]
+        :param actions: normalized actions, shape ``(batch, action_dim)``; they are clamped to [-1, 1]
         :return: ``Q`` of every member in reward units, shape ``(n_critics, batch)``
         """
         q = self.critic(self.critic_condition(obs), actions.clamp(-1.0, 1.0).unsqueeze(1))
@@ -239,12 +242,12 @@ class RLDTPolicy(FlowMatchingPolicy):
 
     def bootstrap_values(self, obs: PyTorchObs, target: bool, random_shift: int = 0) -> th.Tensor:
         """
-        Value of a state: the mean over ``n_bootstrap_actions`` samples of the policy of the minimum over the ensemble.
+        Value of a state: the minimum over the ensemble, averaged over ``n_bootstrap_actions`` samples of the policy.
 
         :param obs: raw observations, shape ``(batch, ...)`` per part
         :param target: whether to use the target networks
-        :param random_shift: largest shift of the images for the critics, in pixels (the actor sees them unshifted)
-        :return: in units of ``reward_scale``, shape ``(batch,)``
+        :param random_shift: largest random shift of the images for the critics, in pixels (the actor sees the original images)
+        :return: values in units of ``reward_scale``, shape ``(batch,)``
         """
         actions = self.sample_actions(obs, self.n_bootstrap_actions)
         critic = self.target_critic if target else self.critic
@@ -263,9 +266,9 @@ class RLDTPolicy(FlowMatchingPolicy):
     @th.no_grad()
     def update_targets(self, tau: float) -> None:
         """
-        ``target <- (1 - tau) target + tau online``.
+        Move the targets towards the online critics: ``target <- (1 - tau) target + tau online``.
 
-        :param tau: in (0, 1]; 1 copies
+        :param tau: share of the online weights, in (0, 1]; 1 copies them
         """
         for online, target in (
             (self.critic, self.target_critic),
@@ -273,18 +276,18 @@ class RLDTPolicy(FlowMatchingPolicy):
         ):
             parameters: list[th.Tensor] = list(target.parameters())
             if parameters:
-                # Not SB3's polyak_update: it rounds, so that a target equal to a frozen critic would drift away from it.
+                # SB3's polyak_update rounds, so that a target equal to a frozen critic would drift away from it.
                 th._foreach_lerp_(parameters, list(online.parameters()), tau)
             _copy_buffers(online.buffers(), target.buffers())
 
     def share_actor_features(self) -> None:
-        """Start the critics' features extractor from the actor's, as after behavior cloning."""
+        """Copy the weights of the actor's features extractor to the critics', for example after behavior cloning."""
         self.critic_features_extractor.load_state_dict(self.features_extractor.state_dict())
         self.target_critic_features_extractor.load_state_dict(self.features_extractor.state_dict())
 
 
 def _copy_buffers(sources: Iterable[th.Tensor], targets: Iterable[th.Tensor]) -> None:
-    """Copy running statistics (batch norm), whose counts cannot be averaged."""
+    """Copy running statistics (batch normalization), because their counts cannot be averaged."""
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source)
 

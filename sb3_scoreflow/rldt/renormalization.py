@@ -1,4 +1,4 @@
-"""``VecNormalize`` with a history: transitions are stored unnormalized and normalized by the current statistics when drawn."""
+"""``VecNormalize`` for a history: transitions are stored unnormalized, and normalized with current statistics when sampled."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 class Renormalization:
     """
-    Normalization as in Stable-Baselines3's replay buffers. Parts that wrappers around ``VecNormalize`` reshape are stored as
-    the policy receives them.
+    Normalizes stored transitions as Stable-Baselines3's replay buffers do. Parts of the observation that wrappers around
+    ``VecNormalize`` reshape are stored as the policy receives them.
 
     :param normalizer: normalizer of the environment
     :param observation_space: observation space of the policy
@@ -37,7 +37,7 @@ class Renormalization:
 
     def raw_observation(self, seen: Any) -> Any:
         """
-        :param seen: one observation, such as the last of an episode
+        :param seen: one observation as the policy receives it, such as the last of an episode
         :return: the same observation before normalization; clipped values cannot be recovered
         """
         if not isinstance(seen, dict):
@@ -58,9 +58,9 @@ class Renormalization:
 
     def observations(self, key: str, raw: np.ndarray) -> np.ndarray:
         """
-        :param key: key of the part, "" where there are no parts
+        :param key: key of the part; "" if the observation is a single array
         :param raw: unnormalized observations, shape ``(..., *part_shape)``
-        :return: observations normalized by the current statistics, same shape
+        :return: observations normalized with the current statistics, same shape
         """
         if key not in self._statistics:
             return raw
@@ -69,6 +69,6 @@ class Renormalization:
     def rewards(self, raw: np.ndarray) -> np.ndarray:
         """
         :param raw: unnormalized rewards, any shape
-        :return: rewards normalized by the current statistics, same shape
+        :return: rewards normalized with the current statistics, same shape
         """
         return self.normalizer.normalize_reward(raw)

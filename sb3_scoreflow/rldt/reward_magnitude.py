@@ -1,4 +1,4 @@
-"""Mean magnitude of a rollout's rewards, which is RLDT's unit of rewards."""
+"""Mean magnitude of a rollout's rewards. RLDT's unit of rewards is a running mean of it."""
 
 import numpy as np
 import torch as th
@@ -8,18 +8,18 @@ from sb3_scoreflow.common.magnitudes import ABSURD, ESTABLISHED, bound_outliers
 
 def mean_magnitude(rewards: np.ndarray, magnitude: float) -> tuple[float | None, tuple[int, ...] | None]:
     """
-    Mean magnitude of the rewards that are not 0; with zeros, rare successes would result in a tiny unit.
+    Mean magnitude of the rewards that are not 0. If zeros counted, rare successes would result in a tiny unit.
 
     :param rewards: rewards of a rollout, shape ``(n_steps, n_envs)``
-    :param magnitude: running mean of previous rollouts; 0 if there are none
-    :return: mean of ``|r|`` over the rewards that are not 0, with absurdly large ones bounded, None if all are 0; and the
-        position of the first absurdly large reward, None if there is none
+    :param magnitude: running mean of previous rollouts; 0 before the first rollout
+    :return: mean of ``|r|`` over the rewards that are not 0, with absurdly large rewards bounded (None if all are 0), and the
+        position of the first absurdly large reward (None if there is no such reward)
     """
     paid = np.abs(rewards[rewards != 0])
     if len(paid) == 0:
         return None, None
     values, unit = th.as_tensor(paid, dtype=th.float64), th.tensor(magnitude, dtype=th.float64)
-    # A success may pay a thousand times as much as other steps: only rewards far beyond that count as absurd.
+    # A success may pay a thousand times as much as other steps, so only rewards far beyond that count as absurd.
     bounded, outliers = bound_outliers(values, unit, unit**2, ESTABLISHED if magnitude > 0 else 0, ABSURD)
     if outliers is None:
         return float(paid.mean(dtype=np.float64)), None  # the sum may exceed float32

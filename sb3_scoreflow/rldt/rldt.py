@@ -1,4 +1,4 @@
-"""RLDT: density transport with a Stein variational field (arXiv 2606.08602)."""
+"""The RLDT algorithm: density transport with a Stein variational field (arXiv 2606.08602)."""
 
 import math
 from collections import defaultdict
@@ -41,67 +41,68 @@ RATE_NAMES = dict(velocity="learning_rate", critic="critic_learning_rate", encod
 class RLDT(FlowAlgorithm):
     """
     Density transport without likelihoods: particles drawn from the flow are moved along a Stein variational field of ``Q``,
-    and the flow is trained to follow (arXiv 2606.08602).
+    and the flow is trained to follow them (arXiv 2606.08602).
 
-    Arguments shared with Stable-Baselines3's algorithms keep their names and meaning. Arguments left at None get the values of
-    ``sb3_scoreflow/rldt/defaults.py``, by whether the policy was pretrained; ``PRESETS`` there has the published settings.
+    Arguments shared with Stable-Baselines3's algorithms keep their names and meaning. Arguments left at None get the values in
+    ``sb3_scoreflow/rldt/defaults.py``, which depend on whether the policy was pretrained; ``PRESETS`` in the same file
+    contains the published settings.
 
-    :param policy: "FlowPolicy" (features extractor by observation space), "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a
-        class
-    :param env: environment with a Box action space of finite bounds (a chunked one: see
-        :class:`~sb3_scoreflow.ActionChunking`)
-    :param learning_rate: of the velocity field, a float or schedule; 0 freezes it
-    :param n_steps: steps per environment and iteration (of chunks, with ActionChunking); None: 1000 over all environments
+    :param policy: "FlowPolicy" (chooses the features extractor by the observation space), "MlpPolicy", "CnnPolicy",
+        "MultiInputPolicy", or a policy class
+    :param env: environment whose action space is a Box with finite bounds; to predict several actions at once, wrap it in
+        :class:`~sb3_scoreflow.ActionChunking`
+    :param learning_rate: learning rate of the velocity field, a float or schedule; 0 freezes it
+    :param n_steps: steps per environment and iteration (chunks, with ActionChunking); None: 1000 over all environments
     :param batch_size: minibatch size of every critic, in transitions
     :param gamma: discount per step (per chunk, with ActionChunking)
-    :param critic_learning_rate: of the Q networks, a float or schedule
-    :param encoder_learning_rate: of the critics' features extractor, a float or schedule; None: ``critic_learning_rate``; at 0
-        features are computed once per refresh instead of once per critic step
+    :param critic_learning_rate: learning rate of the Q networks, a float or schedule
+    :param encoder_learning_rate: learning rate of the critics' features extractor, a float or schedule; None:
+        ``critic_learning_rate``. If it is 0, features are computed once per refresh instead of once per critic step
     :param critic_steps: gradient steps of the critics per iteration
-    :param n_refreshes: number of times per iteration that trajectories, next actions and targets are drawn anew; critic and
-        actor steps are divided evenly among them
-    :param refresh_size: transitions drawn each time (in whole trajectories)
-    :param tau: share of the critics taken over by their targets after every critic step
-    :param td_lambda: ``lambda`` of the TD(lambda) targets, in [0, 1]; None: 0 from scratch; 0.95 for a clone, whose critics
-        have to learn the values of its long episodes before it changes (ours)
-    :param target_clip: bounds ``(low, high)`` of the targets, after division by the reward's scale; None for none
-    :param reward_scale: "ema" divides rewards by a running mean of ``|r|`` over the steps that are rewarded (ours: over all
-        steps, a rare success would get a tiny unit), a number by itself
-    :param random_shift: largest random shift of the images that the critics are trained with, in pixels; 0 for none
-    :param critic_warmup_transitions: transitions (calls of ``env.step`` per environment, so chunks with ActionChunking) until
-        which only the critics are trained
+    :param n_refreshes: number of times per iteration that trajectories, next actions and targets are drawn again; critic and
+        actor steps are divided evenly among these refreshes
+    :param refresh_size: number of transitions drawn in each refresh (rounded up to complete trajectories)
+    :param tau: share of the online critics' weights in the update of the targets after every critic step, in (0, 1]
+    :param td_lambda: ``lambda`` of the TD(lambda) targets, in [0, 1]; None: 0 from scratch, and 0.95 for a clone, because the
+        critics must learn the values of its long episodes before the clone changes (ours)
+    :param target_clip: bounds ``(low, high)`` of the targets, after division by the reward scale; None: no bounds
+    :param reward_scale: divisor of the rewards: a number, or "ema", a running mean of ``|r|`` over the steps whose reward is
+        not 0 (ours: over all steps, rare successes would result in a tiny divisor)
+    :param random_shift: largest random shift of the images on which the critics are trained, in pixels; 0: no shift
+    :param critic_warmup_transitions: number of transitions at the start during which only the critics are trained; with
+        ActionChunking, a transition is a chunk
     :param actor_steps: gradient steps of the actor per iteration
     :param actor_batch_size: states per actor step
     :param n_particles: particles per state
-    :param transport: settings of the field that moves them: a :class:`~sb3_scoreflow.rldt.Transport`, or a dict of its
-        entries (``kernel``, ``bandwidth``, ``temperature``, ``temperature_scaling``)
-    :param consistency_coef: weight of the distance between predicted and actual end of the chain
+    :param transport: settings of the field that moves the particles: a :class:`~sb3_scoreflow.rldt.Transport`, or a dict of
+        its entries (``kernel``, ``bandwidth``, ``temperature``, ``temperature_scaling``)
+    :param consistency_coef: weight of the distance between the predicted and the actual endpoint of the chain
     :param fisher_coef: weight of the distance to the velocity field before the iteration
     :param max_shift: largest change of the flow per iteration, as a share of the particles' spread
         (:func:`~sb3_scoreflow.rldt.actor.relative_shift`): an iteration that exceeds it lowers the actor's learning rate in
-        proportion, and one that stays below half of it raises the rate by half, up to ``learning_rate`` (ours). It has no
-        effect with a single actor step per iteration. None: 0.3 for a clone whose ``learning_rate`` is left at None too,
+        proportion, and an iteration that stays below half of it raises the rate by half, up to ``learning_rate`` (ours). It
+        has no effect with a single actor step per iteration. None: 0.3 for a clone whose ``learning_rate`` is also None,
         otherwise no limit (``math.inf``)
-    :param averaging_horizon: number of transitions over which the weights of deterministic actions are averaged, by an
-        exponential moving average; 0: deterministic actions use the current weights. None: 10,000 for a clone, 0 from scratch
-    :param learning_rate_warmup_steps: actor steps over which its learning rate rises linearly from 0
+    :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
+        actions come from; 0: they come from the current weights. None: 10,000 for a clone, 0 from scratch
+    :param learning_rate_warmup_steps: number of actor steps over which the actor's learning rate rises linearly from 0
     :param denoising_steps: Euler steps ``K`` per action
-    :param max_grad_norm: largest gradient norm, for each parameter group by itself
+    :param max_grad_norm: largest gradient norm of each parameter group; groups are clipped separately
     :param rollout_buffer_class: subclass of the package's ``RolloutHistory``
     :param rollout_buffer_kwargs: further keyword arguments of the buffer (``history_size``, ``new_fraction``,
-        ``balance_success``, see :class:`~sb3_scoreflow.rldt.RolloutHistory`); a saved model holds its rollouts only after
+        ``balance_success``, see :class:`~sb3_scoreflow.rldt.RolloutHistory`). A saved model contains its rollouts only after
         ``model.save(path, include=["rollout_buffer"])``
-    :param stats_window_size: episodes over which rollout statistics are averaged
-    :param tensorboard_log: folder of tensorboard logs
+    :param stats_window_size: number of episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder of TensorBoard logs; None: no TensorBoard log
     :param policy_kwargs: further keyword arguments of :class:`RLDTPolicy` (``net_arch``, ``activation_fn``, ``n_critics``,
         ``n_bootstrap_actions``, ``exploration_scale``, ``exploration_steps``, ...)
-    :param verbose: 0 nothing, 1 info, 2 debug
-    :param seed: seed of the pseudo-random generators
+    :param verbose: 0: no output, 1: info, 2: debug
+    :param seed: seed of the random number generators; None: not seeded
     :param device: device of the networks
     :param _init_setup_model: whether to build the networks at construction
-    :param moved: arguments of 0.1.0 that are entries of ``policy_kwargs``, ``rollout_buffer_kwargs`` or ``transport`` now
-        (deprecated)
-    :raises ValueError: if an argument is impossible; the message names it, its value and the remedy
+    :param moved: arguments of 0.1.0 that are now entries of ``policy_kwargs``, ``rollout_buffer_kwargs`` or ``transport``
+        (deprecated here)
+    :raises ValueError: if an argument is invalid; the message names the argument, its value and a remedy
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -182,7 +183,7 @@ class RLDT(FlowAlgorithm):
             learning_rate=learning_rate,
             n_steps=n_steps,
             gamma=gamma,
-            gae_lambda=1.0,  # this, ent_coef and vf_coef belong to policy gradients; not used
+            gae_lambda=1.0,  # gae_lambda, ent_coef and vf_coef belong to policy gradients and are not used
             ent_coef=0.0,
             vf_coef=0.0,
             max_grad_norm=max_grad_norm,
@@ -198,7 +199,7 @@ class RLDT(FlowAlgorithm):
         self.batch_size = batch_size
         self.critic_learning_rate = critic_learning_rate
         self.encoder_learning_rate = encoder_learning_rate
-        self.critic_steps = critic_steps  # type: ignore[assignment]  # None is resolved in _setup_model, as all that may be
+        self.critic_steps = critic_steps  # type: ignore[assignment]  # None is resolved in _setup_model
         self.n_refreshes = n_refreshes
         self.refresh_size = refresh_size
         self.tau = tau
@@ -210,7 +211,7 @@ class RLDT(FlowAlgorithm):
         self.actor_steps = actor_steps  # type: ignore[assignment]
         self.actor_batch_size = actor_batch_size  # type: ignore[assignment]
         self.n_particles = n_particles  # type: ignore[assignment]
-        # A copy: models that are made with the same object change their own.
+        # Copied, so that models created with the same object do not share it.
         self.transport: Transport = replace(transport) if isinstance(transport, Transport) else transport  # type: ignore[assignment]
         self.consistency_coef = consistency_coef
         self.fisher_coef = fisher_coef
@@ -233,7 +234,7 @@ class RLDT(FlowAlgorithm):
     # ------------------------------------------------------------------ set-up
 
     def _setup_model(self) -> None:
-        history = self.__dict__.pop("rollout_buffer", None)  # of a model saved with include=["rollout_buffer"]
+        history = self.__dict__.pop("rollout_buffer", None)  # present if the model was saved with include=["rollout_buffer"]
         super()._setup_model()
         if history is not None:
             self._restore_history(history)
@@ -241,7 +242,7 @@ class RLDT(FlowAlgorithm):
     def _warn_of_arguments(self) -> None:
         if self.transport.kernel == "rbf" and self.n_particles == 1:
             warn(
-                "n_particles=1 leaves the kernel no other particle to repel: use 4 or more particles, or "
+                "n_particles=1 leaves no other particle that the kernel could repel: use 4 or more particles, or "
                 "transport=dict(kernel='delta')."
             )
 
@@ -271,7 +272,7 @@ class RLDT(FlowAlgorithm):
         if different:
             warn(
                 f"The saved rollout history does not fit ({', '.join(different)} changed): the model starts with an empty "
-                "one.",
+                "history.",
             )
             return
         history.adopt_settings(self.rollout_buffer)
@@ -279,7 +280,8 @@ class RLDT(FlowAlgorithm):
 
     def on_pretrained(self) -> None:
         """
-        As in :class:`FlowAlgorithm`; the critics' warm-up begins.
+        As in :class:`FlowAlgorithm`; also resets the optimizer's moments, and the warm-up of the critics and of the actor's
+        learning rate.
         """
         super().on_pretrained()
         self.policy.optimizer.state = defaultdict(dict)
@@ -301,7 +303,8 @@ class RLDT(FlowAlgorithm):
         if planned > 0 and self.actor_steps > 0 and self.n_transitions + planned <= warmup:
             warn(
                 f"learn(total_timesteps={total_timesteps}) ends within the critics' warm-up: the actor will not change before "
-                f"critic_warmup_transitions={warmup} transitions ({self.n_transitions} so far). Train longer, or lower it.",
+                f"critic_warmup_transitions={warmup} transitions ({self.n_transitions} so far). Train longer, or lower "
+                "critic_warmup_transitions.",
             )
         return result
 
@@ -329,11 +332,11 @@ class RLDT(FlowAlgorithm):
         try:
             self._check_rollout()
         except DivergenceError:
-            self.rollout_buffer.discard_last()  # otherwise it would be drawn again if training continued
+            self.rollout_buffer.discard_last()  # otherwise it would be sampled again if training continued
             raise
         self.policy.set_training_mode(True)
         self._update_reward_scale()
-        self._resolve_defaults()  # a callback may have cloned while the rollout was made
+        self._resolve_defaults()  # a callback may have cloned the policy during the rollout
         self._count_transitions(self.rollout_buffer.rewards.size)
         self._begin_averaging()
         if self.max_shift == math.inf:
@@ -358,7 +361,7 @@ class RLDT(FlowAlgorithm):
         self._update_observation_statistics()
 
     def _share(self, total: int, refresh: int) -> int:
-        """Number of steps in one refresh; over all refreshes they sum to ``total``."""
+        """:return: number of steps in one refresh; the numbers of all refreshes sum to ``total``"""
         return (refresh + 1) * total // self.n_refreshes - refresh * total // self.n_refreshes
 
     def _update_reward_scale(self) -> None:
@@ -408,7 +411,7 @@ class RLDT(FlowAlgorithm):
             self._n_updates += 1
 
     def _train_actor(self, batch: TrajectoryBatch, reference: Reference, n_steps: int, log: UpdateLog) -> th.Tensor | None:
-        """:return: shift of the flow before the last step, in units of its spread; None without a step"""
+        """:return: shift of the flow before the last step, in units of its spread; None if no step was taken"""
         rows, shift = batch.valid.flatten().nonzero().squeeze(-1), None
         if len(rows) == 0:  # all drawn transitions come after a success
             return None
@@ -438,7 +441,7 @@ class RLDT(FlowAlgorithm):
             self.actor_rate_factor = min(1.5 * self.actor_rate_factor, 1.0)
 
     def _step(self, losses: dict[str, th.Tensor], groups: tuple[str, ...], log: UpdateLog) -> None:
-        """One optimizer step on some parameter groups, each group's gradient clipped by itself."""
+        """Take one optimizer step on some parameter groups, with each group's gradient clipped separately."""
         optimizer = self.policy.optimizer
         self._update_learning_rate(optimizer)
         optimizer.zero_grad()

@@ -16,12 +16,12 @@ def td_lambda_targets(
     ends after ``t``, the bracket is ``V(s_{t+1})`` (Sutton and Barto 2018, Eq. 12.18, but distinguishing truncation from
     termination).
 
-    The recurrence is linear, ``G_t = b_t + c_t G_{t+1}``, so it is solved by doubling, in ``log2(n_steps)`` batched steps.
+    The recurrence is linear, ``G_t = b_t + c_t G_{t+1}``, so doubling solves it in ``log2(n_steps)`` batched steps.
 
     :param rewards: rewards, shape ``(..., n_steps)``
     :param next_values: ``V(s_{t+1})``, same shape; at a truncation, the value of the episode's last observation
-    :param terminated: whether the episode terminated with the step, so that ``V(s_{t+1}) = 0``, same shape, bool
-    :param ended: whether it terminated or was truncated, same shape, bool; the last step always ends the trajectory
+    :param terminated: whether the episode terminated at the step, so that ``V(s_{t+1}) = 0``, same shape, bool
+    :param ended: whether the episode terminated or was truncated, same shape, bool; the last step always ends the trajectory
     :param gamma: discount per step, in [0, 1]
     :param td_lambda: ``lambda`` in [0, 1]; 0: one-step target, 1: return with a bootstrap only at its end
     :return: ``G``, same shape

@@ -1,6 +1,6 @@
 """
-The Stein variational field that carries a policy's density towards ``exp(Q / kappa)`` (arXiv 2606.08602, Section 4; SVGD:
-arXiv 1608.04471).
+The Stein variational field that moves a policy's density towards ``exp(Q / temperature)`` (arXiv 2606.08602, Section 4; Stein
+variational gradient descent, SVGD: arXiv 1608.04471).
 
 These are pure functions of tensors; only the particles passed to them are random.
 """
@@ -52,14 +52,14 @@ def transport_field(
     by the mean norm of its gradients, so that the balance does not depend on the unit of the rewards. With the "delta" kernel,
     only the particle at the query itself counts: ``phi = grad Q``, which is gradient ascent without repulsion.
 
-    Leading dimensions separate sets of particles, for example those of different states.
+    Leading dimensions separate sets of particles, for example the sets of different states.
 
     :param queries: points at which the field is evaluated, shape ``(..., n_queries, dim)``
     :param particles: samples of the policy, shape ``(..., n_particles, dim)``; with "delta", they must be the queries
     :param gradients: gradient of the value at each particle, same shape as the particles
     :param kernel: "rbf" or "delta"
     :param bandwidth: ``h``, positive; None: ``median_j |q - a_j|^2 / (2 log(P + 1))``, separately for every query (if ``P`` is
-        even, the lower of the two middle values)
+        even, the median is the lower of the two middle values)
     :param temperature: weight of the repulsion, at least 0
     :param temperature_scaling: "gradient" or "none"
     :return: both terms; no gradient flows back from them if the inputs carry none
@@ -98,14 +98,15 @@ def transport_field(
 @dataclass
 class Transport:
     """
-    Settings of :func:`transport_field` for :class:`RLDT`. They may be changed during training (``model.transport.temperature =
+    Settings of :func:`transport_field` for :class:`RLDT`. You may change them during training (``model.transport.temperature =
     1e-2``).
 
     :param kernel: "rbf" (Stein variational gradient descent) or "delta" (plain gradient of Q)
-    :param bandwidth: ``h`` of the kernel, positive; None: from the median distance of the particles
+    :param bandwidth: ``h`` of the kernel, positive; None: computed from the median distance of the particles
     :param temperature: weight of the repulsion, at least 0
     :param temperature_scaling: "gradient": the temperature is multiplied by the mean norm of Q's gradient; "none": it is not
-    :raises ValueError: if a setting is invalid; the message names it, its value and a remedy
+    :raises ValueError: if a setting is invalid; the message names the setting, its value and a remedy
+    :raises AttributeError: if an attribute that is not a setting is assigned
     """
 
     kernel: Kernel = "rbf"
@@ -115,14 +116,14 @@ class Transport:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _RULES:
-            raise AttributeError(f"A Transport has no {name!r}; it has {', '.join(_RULES)}.")
+            raise AttributeError(f"A Transport has no attribute {name!r}. Its attributes are {', '.join(_RULES)}.")
         super().__setattr__(name, check_argument(_RULES[name], name, value, _DEFAULTS.get(name)))
 
     def field(self, queries: th.Tensor, particles: th.Tensor, gradients: th.Tensor) -> TransportField:
         """
         :param queries: points at which the field is evaluated, see :func:`transport_field`
         :param particles: samples of the policy
-        :param gradients: gradients of the value at each particle
+        :param gradients: gradient of the value at each particle
         :return: both terms of the field
         """
         return transport_field(
@@ -141,7 +142,7 @@ _DEFAULTS = {field.name: field.default for field in fields(Transport)}
 
 @dataclass(frozen=True)
 class TransportRule(Rule):
-    """A :class:`Transport`, a dict of its entries, or None for the default."""
+    """Accepts a :class:`Transport`, a dict of its entries, or None for the default."""
 
     wanted = "a Transport, or a dict of its entries"
 
