@@ -1,6 +1,6 @@
 """
-Whether bfloat16 products (autocast on a CPU) would pay: time of updates and of sampling, the first PPO ratio, and what cloning
-learns with them. Needs a processor with avx512_bf16 or amx_bf16 to be of interest.
+Compare bfloat16 matrix products (autocast on a CPU) with float32: the time of updates and of sampling, the deviation of the
+first PPO ratio from 1, and the error of cloning. The speed is only meaningful on a processor with avx512_bf16 or amx_bf16.
 
     python -m benchmarks.bfloat16
 """
@@ -24,13 +24,13 @@ REPEATS, SEEDS, STEPS = 5, (0, 1, 2), 300
 
 
 def flags() -> list[str]:
-    """What the processor has of bfloat16, by Linux's description."""
+    """The processor's bfloat16 features, according to Linux."""
     words = set(Path("/proc/cpuinfo").read_text().split())
     return sorted(words & {"avx512_bf16", "amx_bf16"})
 
 
 def speed() -> dict[str, Any]:
-    """Updates in minibatches of 250 and 4000 chains and sampling 40 and 256 chains, bfloat16 and float32 in turns."""
+    """Time updates of 250 and 4000 chains and sampling of 40 and 256 chains, with bfloat16 and float32 in turns."""
     policy, result = make_policy(), {}
     for chains in (250, 4000):
         functions = {str(dtype): make_update(policy, chains, chains, dtype) for dtype in (None, th.bfloat16)}
@@ -59,8 +59,8 @@ def speed() -> dict[str, Any]:
 @th.no_grad()
 def first_ratio() -> dict[str, dict[str, float]]:
     """
-    The largest deviation of the first PPO ratio from 1 over 4000 chains, which float32 sampled; and how much of the usual clip
-    range, 0.02, that is.
+    Deviation of the first PPO ratio from 1 over 4000 chains that were sampled in float32: its maximum, its mean, and the share
+    of chains whose ratio is outside the usual clip range of 0.02.
     """
     policy, obs = make_policy(), th.randn(4000, OBS_DIM)
     records, _, old = policy(obs)
@@ -81,7 +81,7 @@ def learn(seed: int, enabled: bool) -> float:
     """
     Clone a known function of the observation by flow matching.
 
-    :return: root mean square error of the deterministic actions on new observations, which range over [-1, 1]
+    :return: root mean square error of the deterministic actions, in [-1, 1], on new observations
     """
     th.manual_seed(seed)
     policy = make_policy()

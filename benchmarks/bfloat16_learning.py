@@ -1,7 +1,6 @@
 """
-What ``ScoReFlowPPO`` learns if its updates compute in bfloat16 (autocast on a CPU) and its rollouts in float32, at its
-defaults from one clone per seed; and the processor time of the whole (docs/speed.md). Needs a processor with avx512_bf16 or
-amx_bf16.
+Measure the returns and the processor time of ``ScoReFlowPPO`` at its defaults, from one clone per seed, if updates compute in
+bfloat16 (autocast on a CPU) and rollouts in float32 (docs/speed.md). This needs a processor with avx512_bf16 or amx_bf16.
 
     python -m benchmarks.bfloat16_learning
 """
@@ -24,7 +23,7 @@ from sb3_scoreflow import ScoReFlowPPO
 
 
 class Bfloat16(ScoReFlowPPO):
-    """Updates in bfloat16 where autocast uses it, which is in matrix products."""
+    """Updates in bfloat16 where autocast uses it, that is, in matrix products."""
 
     def train(self) -> None:
         with th.autocast("cpu", th.bfloat16):

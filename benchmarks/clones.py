@@ -1,14 +1,15 @@
 """
-How good are clones at the defaults, at what these replaced, and beside a network that regresses the same actions?
+Measure how good clones are at the defaults, at earlier defaults, and compared with a network that regresses the same actions.
 
     python -m benchmarks.clones --task halfcheetah-precise  # --data FOLDER, as in benchmarks.tasks
     python -m benchmarks.clones --task hopper-medium
     python -m benchmarks.clones --task peg-insert-side-v3
     python -m benchmarks.clones --task soccer-v3
 
-Returns are of whole episodes, which begin alike for all clones: deterministic ones (``x_0 = 0``), and from random ``x_0``;
-those of Meta-World are success within 200 steps, at positions of evaluation, and every seed has demonstrations of its own.
-``error`` is the root mean square error of the deterministic action (in units of half its range) on what was cloned.
+The script evaluates complete episodes, with the same starts for all clones, once with deterministic actions (``x_0 = 0``) and
+once with random ``x_0``. In Meta-World, the return is success within 200 steps at evaluation positions, and every seed has
+separate demonstrations. ``error`` is the root mean square error of the deterministic action on the cloned actions, in units of
+half the action's range.
 """
 
 import argparse
@@ -32,7 +33,7 @@ Draw = tuple[th.Tensor, th.Tensor, th.Tensor]
 
 
 class UniformTimes(BehaviorCloning):
-    """``t ~ U[0, 1]`` without weights, as in the papers."""
+    """Cloning with ``t ~ U[0, 1]`` and without weights, as in the papers."""
 
     def _draw(self, actions: th.Tensor, generator: th.Generator) -> Draw:
         noise = th.randn(actions.shape, device=actions.device, generator=generator)
@@ -42,8 +43,8 @@ class UniformTimes(BehaviorCloning):
 
 class Regression(BehaviorCloning):
     """
-    With one denoising step, the velocity at ``x_0 = 0`` and ``t = 0`` is the action: flow matching there alone is the
-    regression of actions by the same network.
+    Regression of the actions with the same network. With one denoising step, the velocity at ``x_0 = 0`` and ``t = 0`` is the
+    action, so flow matching at this point only is regression.
     """
 
     def _draw(self, actions: th.Tensor, generator: th.Generator) -> Draw:
@@ -63,7 +64,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "default": Variant(),
     "uniform_times": Variant(UniformTimes),
-    "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all the defaults before
+    "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all earlier defaults
     "regression": Variant(Regression, denoising_steps=1),
 }
 
@@ -85,12 +86,15 @@ TASKS: dict[str, Task] = {
     )
 }
 N_EPISODES = {"return": 20, "success": 50}
-#: Actions whose error is measured
+#: Number of chunks of actions whose error is measured
 N_ACTIONS = 5000
 
 
 def action_error(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> float:
-    """Of deterministic actions on a sample of what was cloned, in units of half their range, where the episode goes on."""
+    """
+    Root mean square error of deterministic actions on a sample of the cloned chunks, in units of half the action's range;
+    actions after the end of an episode do not count.
+    """
     chunks = demonstrations.chunks(HORIZON)
     batch = chunks[np.random.default_rng(0).permutation(len(chunks))[:N_ACTIONS]]
     actions = policy.predict(batch.observations, deterministic=True)[0]
@@ -111,7 +115,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     facts = {"batches": history["batch"][-1], "epochs": history["bc/epochs"][-1], "cpu_seconds": time.process_time() - start}
     facts["error"] = action_error(policy, demonstrations)
     for name, deterministic in (("deterministic", True), ("random_x0", False)):
-        if name == "random_x0" and variant == "regression":  # it knows no other x_0
+        if name == "random_x0" and variant == "regression":  # it was only trained at x_0 = 0
             continue
         env.seed(1000 * seed + 700)
         th.manual_seed(seed)
@@ -143,9 +147,9 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "clones", seeds=(0, 1, 2), variants=VARIANTS)
     parser.add_argument("--task", default="hopper-medium", choices=list(TASKS))
-    parser.add_argument("--data", type=Path, default=study.RESULTS / "tasks" / "data", help="folder of the precise ones")
-    parser.add_argument("--episodes", type=int, help="of evaluation (default 20, in Meta-World 50)")
-    parser.add_argument("--n-batches", type=int, help="of all clones, for a trial")
+    parser.add_argument("--data", type=Path, default=study.RESULTS / "tasks" / "data", help="folder of precise demonstrations")
+    parser.add_argument("--episodes", type=int, help="evaluation episodes (default 20, in Meta-World 50)")
+    parser.add_argument("--n-batches", type=int, help="gradient steps of all clones, for a short trial")
     options = parser.parse_args(arguments)
     options.episodes = options.episodes or N_EPISODES[TASKS[options.task].measure]
     summarize(options, study.make_runs(options, run, VARIANTS))

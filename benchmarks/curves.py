@@ -1,4 +1,4 @@
-"""Learning curves: recorded run by run, and kept in one compressed table per study."""
+"""Learning curves. Each run records its curve, and each study keeps all curves in one compressed table."""
 
 import csv
 import gzip
@@ -27,7 +27,7 @@ Rows = list[dict[str, str]]
 
 
 class Run(NamedTuple):
-    """What a curve is of; the first columns of the table."""
+    """The run that a curve belongs to; its fields are the first columns of the table."""
 
     variant: str
     env: str
@@ -36,8 +36,8 @@ class Run(NamedTuple):
 
 class CurveRecorder(BaseCallback):
     """
-    One CSV row per evaluation, written at once: env steps, mean return of the episodes that ended since, deterministic return,
-    training time on the clock and on the processor (which other processes do not slow down).
+    Writes a CSV row after each evaluation: environment steps, mean return of the episodes that have ended since the previous
+    row, deterministic return, and training time on the clock and on the processor (which other processes do not slow down).
 
     :param path: CSV file
     :param eval_env: environment of the deterministic evaluation
@@ -66,7 +66,7 @@ class CurveRecorder(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        # Here rather than inside a rollout, so that what is evaluated is what the last update made.
+        # Evaluate between rollouts, so that the policy is the result of the last update.
         if self.env_steps >= self.next_evaluation:
             self.record()
             self.next_evaluation += self.eval_every
@@ -94,8 +94,8 @@ class CurveRecorder(BaseCallback):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a study's folder, which is made if it is missing: two commands of one study may run at the same time."""
-    import fcntl  # not on Windows, where only this does not work
+    """Lock a study's folder, because two commands of one study may run at the same time. A missing folder is created."""
+    import fcntl  # Windows does not have this module; nothing else in this file needs it
 
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -108,11 +108,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 class CurveTable:
     """
-    ``curves.csv.gz`` of a study: a row per evaluation; variant, environment and seed stand before the recorder's columns.
+    The file ``curves.csv.gz`` of a study, with one row per evaluation. The columns variant, environment and seed come before
+    the recorder's columns.
 
-    A run is recorded in ``runs/``, which git ignores; it enters the table as a whole.
+    A run is recorded in ``runs/``, which git ignores; the table only contains completed runs.
 
-    :param folder: of the study
+    :param folder: folder of the study
     """
 
     def __init__(self, folder: Path) -> None:
@@ -129,15 +130,15 @@ class CurveTable:
         callbacks: Sequence[BaseCallback] = (),
     ) -> Rows:
         """
-        Train, on whatever machine: the table stays as it is.
+        Train and record the curve. This may happen on any machine, so it does not change the table; see :meth:`add`.
 
-        :param run: what the curve is of
-        :param model: what learns
-        :param timesteps: calls of ``env.step``
+        :param run: variant, environment and seed of the curve
+        :param model: model to train
+        :param timesteps: time steps of ``model.learn`` (chunks, with ``ActionChunking``)
         :param eval_env: environment of the deterministic evaluation
         :param eval_every: environment steps (inside chunks) between evaluations
         :param n_eval_episodes: episodes per evaluation
-        :param callbacks: of ``learn``, after the recorder
+        :param callbacks: further callbacks for ``learn``, which are called after the recorder
         :return: the curve
         """
         path = self.runs / f"{run.env}_{run.variant}_seed{run.seed}.csv"
@@ -149,12 +150,12 @@ class CurveTable:
 
     def add(self, runs: Mapping[Run, Rows]) -> None:
         """
-        :param runs: rows of the recorder as they were written; they replace what the table has of these runs
+        :param runs: rows as written by the recorder; they replace the rows of the same runs in the table
         """
         with locked(self.path.parent):
             everything = {**self._rows(), **runs}
             temporary = self.path.with_suffix(".tmp")
-            # Neither a name nor a time in the header: the same curves are the same bytes
+            # The header contains neither a name nor a time, so that the same curves give the same bytes
             with temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as compressed:
                 with io.TextIOWrapper(compressed, "utf-8", newline="") as text:
                     writer = csv.DictWriter(text, (*Run._fields, *FIELDS), restval="", lineterminator="\n")
@@ -165,7 +166,7 @@ class CurveTable:
 
     def read(self) -> dict[Run, Curve]:
         """
-        :return: all curves; times that an old one does not have are NaN
+        :return: all curves; columns that an old curve does not have are NaN
         """
         return {run: as_curve(rows) for run, rows in self._rows().items()}
 
@@ -181,20 +182,20 @@ class CurveTable:
 
 def as_curve(rows: Sequence[Mapping[str, str]]) -> Curve:
     """
-    :param rows: as they were recorded
-    :return: its columns
+    :param rows: rows as written by the recorder
+    :return: column name -> values
     """
     return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in FIELDS}
 
 
 def complete(curves: Mapping[Run, Curve], env: str, variants: Iterable[str], seeds: Sequence[int]) -> dict[str, list[Curve]]:
     """
-    :param curves: of a table
+    :param curves: curves of a table
     :param env: environment
-    :param variants: those to look for
-    :param seeds: of the runs
-    :return: one curve per seed, of the variants that have any
-    :raises SystemExit: if one has some of the seeds only, with the runs that are missing
+    :param variants: variants to look for
+    :param seeds: seeds of the runs
+    :return: variant -> one curve per seed, without variants that have no run
+    :raises SystemExit: if a variant has only some of the seeds; the message names the missing runs
     """
     runs = {variant: [Run(variant, env, seed) for seed in seeds] for variant in variants}
     found = {variant: {run.seed for run in of if run in curves} for variant, of in runs.items()}
@@ -204,13 +205,13 @@ def complete(curves: Mapping[Run, Curve], env: str, variants: Iterable[str], see
 
 def check_seeds(found: Mapping[str, Iterable[int]], seeds: Sequence[int]) -> None:
     """
-    :param found: seeds of which there are runs, by variant
-    :param seeds: those that are to be averaged
-    :raises SystemExit: if one of them is missing
+    :param found: variant -> seeds of its runs
+    :param seeds: seeds to average over
+    :raises SystemExit: if a variant does not have all of them
     """
     missing = [f"{variant} seed {seed}" for variant, of in found.items() for seed in sorted({*seeds} - {*of})]
     if missing:
         sys.exit(
-            f"error: There is no summary, as runs are missing: {', '.join(missing)}. Make them, or name with --seeds those "
-            "that all variants have."
+            f"error: There is no summary, because runs are missing: {', '.join(missing)}. Make these runs, or pass to --seeds "
+            "only the seeds that all variants have."
         )

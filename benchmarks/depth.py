@@ -1,12 +1,12 @@
 """
-Which denoising steps the actor's gradient reaches: RLDT's loss, beside back-propagation of Q through the chain.
+Measure which denoising steps the actor's gradient reaches, with RLDT's loss and with back-propagation of Q through the chain.
 
     python -m benchmarks.depth
 
-RLDT fine-tunes the cloned Hopper policy with 4 denoising steps (the default) and with 8. At regular points of training, on the
-same states, particles and critics, the norm of the gradient with respect to the velocity field's parameters is taken for every
-denoising step by itself: of RLDT's alignment and consistency losses at that step's depth, and of ``-mean Q(a)`` through that
-step's use of the field in the chain.
+RLDT fine-tunes the cloned Hopper policy with 4 denoising steps (the default) and with 8. At regular points of training, the
+script computes the norm of the gradient with respect to the velocity field's parameters separately for every denoising step,
+on the same states, particles and critics: the gradient of RLDT's alignment and consistency losses at that step, and the
+gradient of ``-mean Q(a)`` through that step's evaluation of the field in the chain.
 """
 
 import argparse
@@ -39,9 +39,9 @@ def norm(gradients: tuple[th.Tensor, ...]) -> float:
 
 
 def rldt_norms(model: RLDT, obs: th.Tensor, noise: th.Tensor) -> list[float]:
-    """Norm of the gradient of alignment + consistency at every depth."""
+    """Norm of the gradient of the alignment and consistency losses at every denoising step."""
     policy, field, steps = model.policy, model.policy.velocity_field, model.denoising_steps
-    # The time embedding serves all steps at once in the chain: what is compared are the layers that both use step by step.
+    # In the chain, one time embedding serves all steps, so only the layers that both methods use step by step are compared.
     parameters = step_parameters(model)
     with th.no_grad():
         chains, _ = policy.sample_chains(policy.condition(obs), noise)
@@ -61,7 +61,7 @@ def rldt_norms(model: RLDT, obs: th.Tensor, noise: th.Tensor) -> list[float]:
 
 
 def chain_norms(model: RLDT, obs: th.Tensor, noise: th.Tensor) -> list[float]:
-    """Norm of the gradient of -mean Q through every step's own copy of the parameters."""
+    """Norm of the gradient of -mean Q with respect to a separate copy of the parameters for every step."""
     policy, field, steps = model.policy, model.policy.velocity_field, model.denoising_steps
     condition = policy.condition(obs).detach().unsqueeze(1)
     copies = [{name: p.detach().clone().requires_grad_() for name, p in step_parameters(model).items()} for _ in range(steps)]
@@ -80,6 +80,8 @@ def step_parameters(model: RLDT) -> dict[str, th.Tensor]:
 
 class DepthRecorder(BaseCallback):
     """
+    Measures the norms at the start of rollouts after the critics' warm-up.
+
     :param every: timesteps between measurements
     """
 
@@ -126,7 +128,7 @@ def spread(norms: list[float]) -> float:
 
 
 def spreads(by_seed: dict[int, list[dict[str, Any]]], method: str) -> dict[str, Any]:
-    """Largest over smallest norm at the worst point of a run, and at its median one."""
+    """Ratio of the largest to the smallest norm, at the worst point and at the median point of each run."""
     of_runs = [[spread(row[method]) for row in rows] for rows in by_seed.values()]
     return {
         "worst": mean_and_interval([max(of_run) for of_run in of_runs]),

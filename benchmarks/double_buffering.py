@@ -1,12 +1,12 @@
 """
-Would it pay to collect the next rollout while the policy is updated (double buffering, as in APPO)? Measures what it gains on
-the clock, with simulators on this machine and with workers that sleep as long as those of a cluster would simulate, and how
-``ScoReFlowPPO`` learns from rollouts that are one update old (docs/scaling.md).
+Measure how much time double buffering saves, that is, collecting the next rollout while the policy is updated (as in APPO),
+and how well ``ScoReFlowPPO`` learns from rollouts that are one update old (docs/scaling.md). The times are measured on the
+clock, with simulators on this machine and with workers that sleep as long as the workers of a cluster would simulate.
 
     python -m benchmarks.double_buffering --parts times
     python -m benchmarks.double_buffering --parts learning
 
-Both ways of collecting take turns. What is learned is measured without a second thread, which changes no number of it.
+Both ways of collecting take turns. Learning is measured in one thread, which gives the same numbers as two threads.
 """
 
 import argparse
@@ -37,16 +37,16 @@ from sb3_scoreflow import FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.distributed import RayVecEnv
 
 ENV = "Hopper-v5"
-#: Cores that simulate Lift; the environments whose waiting stands for them, and their workers
+#: Numbers of cores that simulate Lift; number of sleeping environments that stand for them, and of their workers
 CORES, N_SLEEPERS, N_WORKERS = (2, 8, 16, 32, 64), 64, 2
-#: Chunks after which the processor time of a simulator is taken
+#: Number of chunks over which the processor time of a simulator is measured
 N_CHUNKS = 40
-#: Minibatches of the clones; fewer than usual, as there is no need for good ones
+#: Minibatches of the clones; fewer than usual, because the clones need not be good
 CLONE_BATCHES = 2000
 
 
 class Timed(ScoReFlowPPO):
-    """Notes when its updates begin and end."""
+    """Records when updates begin and end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.began: list[float] = []
@@ -61,13 +61,14 @@ class Timed(ScoReFlowPPO):
 
 class DoubleBuffered(Timed):
     """
-    Collects the next rollout with a copy of the policy as it was before the update, in a thread beside the update.
+    Collects the next rollout in a thread during the update, with a copy of the policy from before the update.
 
-    A rollout is as old as one update when it is learned from: its log-probabilities and values are the copy's, so that PPO's
-    ratio corrects for the age. There are as many rollouts and updates as without: the last update has no rollout beside it.
+    A rollout is one update old when the model learns from it. Its log-probabilities and values are those of the copy, so
+    PPO's ratio corrects for the age. There are as many rollouts and updates as without double buffering, because no rollout is
+    collected during the last update.
     """
 
-    #: Whether there is a thread. Without one, the rollout is made before the update; the numbers are the same
+    #: Whether to use a thread. Without it, the rollout is collected before the update, with the same numbers
     threaded = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,7 +88,7 @@ class DoubleBuffered(Timed):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """The rollout that was made beside the last update; the first one is made now."""
+        """Take over the rollout that was collected during the last update; the first rollout is collected here."""
         self._callback = callback
         if self._collector is None:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -97,27 +98,27 @@ class DoubleBuffered(Timed):
         self._spare, self.rollout_buffer = self.rollout_buffer, collector.rollout_buffer
         for name in ("_last_obs", "_last_episode_starts", "num_timesteps", "num_env_steps", "return_statistics"):
             setattr(self, name, getattr(collector, name))
-        callback.on_rollout_start()  # in this thread: callbacks may evaluate the policy, which is the updated one
+        callback.on_rollout_start()  # in this thread, because callbacks may evaluate the policy, which is updated now
         callback.on_rollout_end()
         return going_on
 
     def train(self) -> None:
-        """Start the next rollout, unless this one was the last, and update."""
+        """Update the policy, and before that, start the next rollout unless this update is the last."""
         counted = self.num_timesteps
         if counted < self._total_timesteps:
             self._start_rollout()
         super().train()
         if self._rollout is not None:
             wait([self._rollout])
-            self.num_timesteps = counted  # `learn` ends when all steps that it knows of were learned from
+            self.num_timesteps = counted  # `learn` ends when the model has learned from all counted steps
 
     def _start_rollout(self) -> None:
         assert self.env is not None and self._callback is not None
         if self._spare is None:
             self._spare = copy.deepcopy(self.rollout_buffer)
-        collector = copy.copy(self)  # episodes, their statistics and the environments are the same
+        collector = copy.copy(self)  # shares the episodes, their statistics and the environments
         collector.policy, collector.rollout_buffer = copy.deepcopy(self.policy), self._spare
-        self.return_statistics = copy.deepcopy(self.return_statistics)  # those of the rollouts that were learned from
+        self.return_statistics = copy.deepcopy(self.return_statistics)  # of the rollouts that the model has learned from
         collect = partial(
             ScoReFlowPPO.collect_rollouts,
             collector,
@@ -136,11 +137,11 @@ class DoubleBuffered(Timed):
 
 class _Steps(BaseCallback):
     """
-    Tells callbacks of steps only, and the learner how many there were.
+    Passes steps, but not the start and end of rollouts, to the user's callback, and counts the steps in the learner.
 
     :param learner: the model that callbacks know
-    :param collector: the model that collects
-    :param callback: of the user
+    :param collector: the copy that collects the rollout
+    :param callback: the user's callback
     """
 
     def __init__(self, learner: DoubleBuffered, collector: DoubleBuffered, callback: BaseCallback) -> None:
@@ -162,7 +163,7 @@ WAYS: dict[str, type[Timed]] = {"sequential": Timed, "overlapped": DoubleBuffere
 
 
 def simulation_ms(make: Callable[[], gym.Env]) -> float:
-    """:return: milliseconds of processor time that an environment takes for a chunk, of random actions"""
+    """:return: milliseconds of processor time that an environment takes for a chunk of random actions"""
     env = make()
     rng = np.random.default_rng(0)
     env.reset(seed=0)
@@ -179,12 +180,13 @@ def simulation_ms(make: Callable[[], gym.Env]) -> float:
 
 def compare(env: VecEnv, n_steps: int, batch_size: int, n_iterations: int, repeats: int) -> dict[str, Any]:
     """
-    :param env: closed afterwards
-    :param n_steps: of each environment, in an iteration
-    :param batch_size: of a minibatch
-    :param n_iterations: of a turn
-    :param repeats: turns of each way
-    :return: seconds of an iteration either way, in each turn, and of its parts; how many times as fast the overlapped ones are
+    :param env: environment, which is closed afterwards
+    :param n_steps: steps per environment and iteration
+    :param batch_size: minibatch size
+    :param n_iterations: iterations per turn
+    :param repeats: turns of each way of collecting
+    :return: name -> value: seconds per iteration for both ways, in each turn; seconds of the rollout and of the update; and
+        ``gain``, the ratio of sequential to overlapped time
     """
     models = {
         name: way("FlowPolicy", env, n_steps=n_steps, batch_size=batch_size, device="cpu", seed=0)
@@ -197,7 +199,7 @@ def compare(env: VecEnv, n_steps: int, batch_size: int, n_iterations: int, repea
             model = models[name]
             model.began, model.ended = [], []
             model.learn(n_iterations * n_steps * env.num_envs, log_interval=None)
-            # The first rollout, and the last update, are beside nothing
+            # Nothing overlaps with the first rollout and the last update
             turns[name].append(float(np.mean(np.diff(model.began))))
             if name == "sequential":
                 updates.append(float(np.mean(np.subtract(model.ended, model.began))))
@@ -218,7 +220,7 @@ def compare(env: VecEnv, n_steps: int, batch_size: int, n_iterations: int, repea
 
 
 def sleepers(chunk_ms: float, cores: int, repeats: int) -> dict[str, Any]:
-    """:return: what ``compare`` finds where workers sleep as long as so many cores would simulate"""
+    """:return: result of ``compare`` with workers that sleep as long as this number of cores would simulate"""
     hopper = make_tasks()["hopper"][0]()
     seconds = chunk_ms * N_SLEEPERS / cores / 1e3
     make = partial(Idle, hopper.observation_space, hopper.action_space)
@@ -255,7 +257,7 @@ def _here(make: Callable[[], gym.Env], n_envs: int, *arguments: int) -> dict[str
 
 
 class Lagged(DoubleBuffered):
-    """Learns what ``DoubleBuffered`` does, in one thread."""
+    """Learns the same as ``DoubleBuffered``, in one thread."""
 
     threaded = False
 
@@ -268,7 +270,7 @@ VARIANTS = {
 
 @lru_cache(maxsize=1)
 def clone(seed: int) -> FlowMatchingPolicy:
-    """The clone that both ways of a seed start from."""
+    """The clone from which both ways start with this seed."""
     th.manual_seed(seed)
     env = make_env(ENV, 1, 1000 * seed)
     policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]

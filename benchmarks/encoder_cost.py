@@ -1,10 +1,10 @@
 """
-Cost of the camera encoders: processor time per 84 x 84 image with one thread, the encoders in turns.
+Measure the cost of the camera encoders: processor time per 84 x 84 image in one thread. The encoders take turns.
 
     python -m benchmarks.encoder_cost
 
-"forward" is acting and what needs no gradient; "training" is forward and backward. ``ViTExtractor`` with ``depth=0`` is its
-patch embedding and head alone.
+"forward" is a forward pass without gradients, as for acting; "training" is a forward and a backward pass. ``ViTExtractor``
+with ``depth=0`` consists only of its patch embedding and its head.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ BATCH = 64
 
 
 def encoders() -> dict[str, BaseFeaturesExtractor]:
-    """:return: what is compared, by name"""
+    """:return: name -> encoder"""
     return {"NatureCNN": NatureCNN(SPACE), "ViT": ViTExtractor(SPACE), "ViT, depth 0": ViTExtractor(SPACE, depth=0)}
 
 

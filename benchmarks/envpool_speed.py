@@ -1,9 +1,10 @@
 """
-Env steps per second of EnvPool beside SB3's DummyVecEnv, in turns, with one thread each and random actions.
+Compare the environment steps per second of EnvPool and of SB3's DummyVecEnv, with one thread each and random actions.
 
     python -m benchmarks.envpool_speed
 
-Per turn, each of them takes the same number of env steps. Only the envs are timed: no policy, no learning.
+The two take turns, with the same number of environment steps in each turn. Only the environments are timed: there is neither a
+policy nor learning.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ N_ENVS, HORIZONS = 8, (None, 4)
 
 
 def make(name: str, task_id: str, horizon: int | None) -> VecEnv:
-    """:return: The env, seeded"""
+    """:return: the seeded environment"""
     if name == "envpool":
         return EnvPoolVecEnv(task_id, N_ENVS, seed=0, horizon=horizon, num_threads=1)
     wrapper: Any = None if horizon is None else ActionChunking
@@ -36,9 +37,9 @@ def make(name: str, task_id: str, horizon: int | None) -> VecEnv:
 
 def env_steps_per_second(env: VecEnv, steps: int) -> Rates:
     """
-    :param env: Stepped with random actions, the same in every call
-    :param steps: Number of env steps, all envs together, at least; the last chunks are not cut
-    :return: Env steps per second
+    :param env: environment to step with random actions, which are the same in every call
+    :param steps: minimum number of environment steps, over all environments; the last chunks are not cut
+    :return: environment steps per second
     """
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (256, N_ENVS, *(env.action_space.shape or ()))).astype(np.float32)
@@ -57,7 +58,7 @@ def env_steps_per_second(env: VecEnv, steps: int) -> Rates:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "envpool_speed", repeats=5)
-    parser.add_argument("--steps", type=int, default=40_000, help="env steps per turn")
+    parser.add_argument("--steps", type=int, default=40_000, help="environment steps per turn")
     options = parser.parse_args(arguments)
     results: dict[str, Any] = {**provenance(), "repeats": options.repeats, "steps": options.steps, "n_envs": N_ENVS}
     results["versions"]["envpool"] = version("envpool")

@@ -1,12 +1,14 @@
 """
-Fine-tuning from one clone: RLDT, FPO and ScoReFlowPPO at their defaults, the last without score (ReinFlow) too, and a Gaussian
-PPO cloned from the same data; FPO also at what ``benchmarks.fpo_settings`` found best.
+Compare algorithms that fine-tune one clone: RLDT, FPO and ScoReFlowPPO at their defaults, variants of ScoReFlowPPO such as the
+one without score (ReinFlow), FPO at the best settings of ``benchmarks.fpo_settings``, and a Gaussian PPO cloned from the same
+data.
 
     python -m benchmarks.finetune --env Hopper-v5
     python -m benchmarks.finetune --env HalfCheetah-v5
 
-For every seed one behavior-cloned flow policy is the common start of the flow variants. All get the same env steps, by default
-those of 75,000 chunks of 4 actions. The summary has returns and env steps to thresholds, the latter as ratios, too.
+For every seed, all flow variants start from the same behavior-cloned flow policy. All variants train for the same number of
+chunks of 4 actions, by default 75,000. The summary contains returns, the environment steps to thresholds, and ratios of these
+steps.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from benchmarks.locomotion import CLONE_BATCHES, DEMONSTRATIONS, HORIZON, clone,
 from benchmarks.study import Variant
 from sb3_scoreflow import FPO, RLDT, CosineSchedule, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO
 
-#: The defaults, their iteration of 2048 chunks rounded to what 20 environments allow.
+#: The defaults, with an iteration of 2000 instead of 2048 chunks because of the 20 environments.
 ITERATION: dict[str, Any] = dict(n_steps=100, batch_size=250)
 GAUSSIAN: dict[str, Any] = dict(
     n_steps=100, batch_size=500, n_epochs=8, learning_rate=CosineSchedule(2e-4, 2e-5), clip_range=0.2
@@ -53,13 +55,13 @@ def start(
     seed: int,
 ) -> tuple[Any, VecEnv]:
     """
-    :param variant: what is to be fine-tuned
-    :param env: of training
-    :param eval_env: of evaluation
-    :param demonstrations: what has been cloned
-    :param flow_clone: gives the clone that the flow variants start from; the Gaussian policy clones for itself
-    :param seed: of model and clone
-    :return: the model at its start, and the environment of evaluation as it needs it
+    :param variant: variant to fine-tune
+    :param env: training environment
+    :param eval_env: evaluation environment
+    :param demonstrations: demonstrations to clone
+    :param flow_clone: function that returns the clone from which the flow variants start; the Gaussian policy is cloned here
+    :param seed: seed of the model and of the clone
+    :return: the model before fine-tuning, and the evaluation environment with the wrappers that the model needs
     """
     _, algorithm, settings = variant
     if algorithm is PPO:
@@ -69,7 +71,7 @@ def start(
     policy = flow_clone()
     model: Any = algorithm("FlowPolicy", env, seed=seed, device="cpu", **settings)
     model.load_clone(policy)
-    if model.capabilities.value_function:  # the part of pretrain_bc that is the algorithm's own
+    if model.capabilities.value_function:  # load_clone does not fit the critic, unlike pretrain_bc
         model.pretrain_critic(demonstrations, CLONE_BATCHES // 5, seed=seed)
     return model, eval_env
 
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 
 
 def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: float) -> dict[str, Any]:
-    """Env steps to a threshold, and how many times fewer than without score; each ratio is between runs of one clone."""
+    """Environment steps to a threshold, and their ratio to the steps without score; each ratio compares runs of one clone."""
     result = all_steps_to(runs, column, threshold)
     steps, others = result["per_seed"], all_steps_to(reference, column, threshold)["per_seed"]
     if None not in steps and None not in others:
@@ -107,7 +109,7 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
         "settings": {name: repr(variant.settings) for name, variant in VARIANTS.items()},
     }
     for column in RETURNS:
-        # Thresholds between the clones' level and the best final level of any variant, the same for all.
+        # All variants have the same thresholds, between the clones' return and the best final return of any variant.
         start = float(np.mean([np.nanmean(curve[column][:2]) for runs in curves.values() for curve in runs]))
         best = max(float(np.mean([final_return(curve, column) for curve in runs])) for runs in curves.values())
         variants = {}

@@ -1,10 +1,10 @@
 """
-A search over FPO's settings on Hopper and HalfCheetah, with a seed of its own: ScoReFlowPPO's was as large
-(``benchmarks.score``).
+Search FPO's settings on Hopper and HalfCheetah, with a separate seed. The search has twice as many settings as the search for
+each variant of ScoReFlowPPO (``benchmarks.score``).
 
     python -m benchmarks.fpo_settings
 
-What it chose is the default, which ``benchmarks.finetune`` compares with the other algorithms on other seeds.
+``benchmarks.finetune`` compares the defaults and the best settings of the search with the other algorithms, on other seeds.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ITERATION: dict[str, Any] = dict(n_steps=100, batch_size=250)
 
 
 def rate(first: float) -> HalfLifeSchedule:
-    """As the default, from another start."""
+    """The default schedule with another initial value."""
     return HalfLifeSchedule(first, first / 10, half_life=25_000)
 
 

@@ -1,14 +1,14 @@
 """
-From scratch, without demonstrations: ScoReFlowPPO at its defaults and without the score, RLDT at its defaults but for
-a wide prior, and Stable-Baselines3's PPO and SAC at theirs.
+Compare algorithms that learn from scratch, without demonstrations: ScoReFlowPPO at its defaults and without the score, RLDT at
+its defaults except for a wide prior, and Stable-Baselines3's PPO and SAC at their defaults.
 
     python -m benchmarks.from_scratch --env HalfCheetah-v5 --variants scoreflow no_score sb3_ppo
     python -m benchmarks.from_scratch --env HalfCheetah-v5 --variants rldt sb3_sac --timesteps 25000
     python -m benchmarks.from_scratch --env Pendulum-v1 --variants scoreflow no_score sb3_ppo
     python -m benchmarks.from_scratch --env Pendulum-v1 --variants rldt sb3_sac --timesteps 10000
 
-RLDT and SAC do many gradient steps per env step, so they get fewer env steps: the summary has every variant at the end of its
-runs and at the number of env steps that all of them have.
+RLDT and SAC take many gradient steps per environment step, so they get fewer environment steps. The summary contains the
+return of every variant at the end of its runs and at the number of environment steps that all variants reach.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sb3_scoreflow import RLDT, ScoReFlowPPO
 VARIANTS = {
     "scoreflow": Variant("ScoReFlowPPO", ScoReFlowPPO, dict(n_envs=8)),
     "no_score": Variant("ScoReFlowPPO, no score", ScoReFlowPPO, dict(n_envs=8, score_drift="none")),
-    # An untrained policy as wide as the action space: the critics learn nothing about actions that nobody tries.
+    # An untrained policy must be as wide as the action space: the critics learn nothing about actions that are never tried.
     "rldt": Variant("RLDT, wide prior", RLDT, dict(n_envs=8, policy_kwargs=dict(prior_std=1.0))),
     "sb3_ppo": Variant("PPO", PPO, dict(n_envs=1)),
     "sb3_sac": Variant("SAC", SAC, dict(n_envs=1)),
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 
 
 def return_at(curve: Curve, column: str, env_steps: float) -> float:
-    """Interpolated between evaluations."""
+    """Return at a number of environment steps, interpolated between evaluations."""
     known = ~np.isnan(curve[column])
     return float(np.interp(env_steps, curve["env_steps"][known], curve[column][known]))
 

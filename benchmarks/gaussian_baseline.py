@@ -1,5 +1,5 @@
 """
-The baseline of the fine-tuning benchmark: a Gaussian PPO policy (Stable-Baselines3's) cloned from the same demonstrations.
+The baseline of the fine-tuning benchmark: Stable-Baselines3's Gaussian PPO policy, cloned from the same demonstrations.
 """
 
 import math
@@ -14,7 +14,10 @@ from sb3_scoreflow import CosineSchedule, Demonstrations
 
 
 def normalized(env: VecEnv, demonstrations: Demonstrations, training: bool) -> VecNormalize:
-    """The env with observations standardized by the demonstrations' statistics (fixed) and, for training, scaled rewards."""
+    """
+    Wrap an environment to standardize observations with the demonstrations' statistics, which stay fixed, and to scale rewards
+    during training.
+    """
     assert isinstance(demonstrations.observations, np.ndarray)
     statistics = FixedStatistics(shape=demonstrations.observations.shape[1:])
     statistics.mean = demonstrations.observations.mean(0, dtype=np.float64)
@@ -25,7 +28,7 @@ def normalized(env: VecEnv, demonstrations: Demonstrations, training: bool) -> V
 
 
 class FixedStatistics(RunningMeanStd):
-    """Statistics that stay what they are: only rewards are normalized by running ones."""
+    """Statistics that do not change; only the reward's statistics keep running."""
 
     def update(self, arr: np.ndarray) -> None:
         pass
@@ -54,7 +57,7 @@ def clone(model: PPO, demonstrations: Demonstrations, horizon: int, n_batches: i
 
 
 def make(env: VecEnv, demonstrations: Demonstrations, std: float, seed: int, **arguments: object) -> PPO:
-    """Stable-Baselines3's PPO with networks as wide as the flow's, on an env normalized by the demonstrations."""
+    """Create Stable-Baselines3's PPO with networks as wide as the flow's, in an environment wrapped by :func:`normalized`."""
     return PPO(
         "MlpPolicy",
         normalized(env, demonstrations, training=True),

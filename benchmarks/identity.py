@@ -1,10 +1,10 @@
 """
-The easiest task there is, Stable-Baselines3's IdentityEnvBox (the action has to equal the observation; 100 is all that can be
-had): how many steps do algorithms at their defaults need? The hold-out tasks have a smaller target and other bounds.
+Measure how many steps algorithms at their defaults need on a very easy task, Stable-Baselines3's IdentityEnvBox: the action
+must equal the observation, and the largest return is 100. The hold-out tasks have a smaller target and other bounds.
 
     python -m benchmarks.identity
 
-``env_steps`` are what the algorithms did: whole rollouts.
+``env_steps`` is the number of steps that the algorithms took, which is a multiple of their rollouts.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TASKS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "sb3_ppo": (PPO, {}, list(TASKS)),
     "scoreflow": (ScoReFlowPPO, {}, list(TASKS)),
-    # the defaults before this benchmark
+    # earlier defaults
     "scoreflow_earlier": (ScoReFlowPPO, dict(n_steps=2048, batch_size=256, clip_range=0.02), ["box"]),
     "rldt": (RLDT, {}, ["box"]),
 }
@@ -40,13 +40,13 @@ STEPS = (1000, 2000, 3840, 8000)
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
-    """Train, and evaluate where the first whole rollout reaches each of ``--steps``."""
+    """Train, and evaluate after the first complete rollout that reaches each number in ``--steps``."""
     warnings.simplefilter("ignore")
     cls, arguments, _ = VARIANTS[variant]
     settings = TASKS[options.task]
     model = cls("MlpPolicy", IdentityEnvBox(**settings), seed=seed, device="cpu", **arguments)
     eval_env = IdentityEnvBox(**settings)
-    eval_env.action_space.seed(seed)  # it draws its observations
+    eval_env.action_space.seed(seed)  # the environment draws observations from this space
     curve = []
     for total in options.steps:
         if model.num_timesteps < total:

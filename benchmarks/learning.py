@@ -1,4 +1,4 @@
-"""The statistics of the learning benchmarks: of curves, over seeds, and over several tasks at once."""
+"""Statistics for the learning benchmarks: of single curves, over seeds, and over several tasks."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from benchmarks.curves import Curve
 
 
 def final_return(curve: Curve, column: str, n_last: int = 3) -> float:
-    """Mean of the last evaluations, which a single lucky evaluation does not decide."""
+    """Mean of the last evaluations, so that a single lucky evaluation does not decide."""
     return float(np.nanmean(curve[column][-n_last:]))
 
 
 def steps_to(curve: Curve, column: str, threshold: float) -> float:
-    """Env steps at which the curve first reaches a threshold, interpolated linearly; infinity if it never does."""
+    """Environment steps at which the curve first reaches a threshold, interpolated linearly; infinity if it never does."""
     x, y = curve["env_steps"], curve[column]
     x, y = x[~np.isnan(y)], y[~np.isnan(y)]
     above = np.flatnonzero(y >= threshold)
@@ -29,10 +29,11 @@ def steps_to(curve: Curve, column: str, threshold: float) -> float:
 
 def all_steps_to(curves: Sequence[Curve], column: str, threshold: float) -> dict[str, Any]:
     """
-    :param curves: one per seed
-    :param column: the return
-    :param threshold: of it
-    :return: env steps to the threshold, null where it is not reached; their median, if more than half of the seeds reach it
+    :param curves: one curve per seed
+    :param column: column of the return
+    :param threshold: return to reach
+    :return: ``threshold``; ``per_seed``: the environment steps to the threshold, None if a seed does not reach it; ``median``:
+        the median of these steps, None if too few seeds reach the threshold
     """
     steps = [steps_to(curve, column, threshold) for curve in curves]
     # JSON has no infinity
@@ -41,16 +42,16 @@ def all_steps_to(curves: Sequence[Curve], column: str, threshold: float) -> dict
 
 
 def lowest_over_clone(curve: Curve) -> float:
-    """The worst deterministic evaluation after the start, as a share of the one at the start."""
+    """The lowest deterministic return after the start, as a share of the return at the start."""
     returns = curve["return_deterministic"]
     return float(returns[1:].min() / returns[0])
 
 
 def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
     """
-    Mean over seeds with its 95% confidence interval (Student's t: for a handful of seeds a bootstrap is too narrow).
+    Mean over seeds with its 95% confidence interval (Student's t, because a bootstrap is too narrow for few seeds).
 
-    :param values: one per seed; a single one has no interval
+    :param values: one value per seed; a single value has no interval
     """
     array = np.asarray(values, dtype=float)
     result: dict[str, Any] = {"mean": float(array.mean())}
@@ -60,8 +61,8 @@ def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
     return {**result, "per_seed": array.tolist()}
 
 
-# ---------------------------------------------------------------- several tasks at once (arXiv 2108.13264)
-# rliable is imported where it is used: it takes seconds.
+# ---------------------------------------------------------------- several tasks (arXiv 2108.13264)
+# The functions import rliable themselves, because the import takes seconds.
 
 #: Scores, shape ``(n_seeds, n_tasks)``
 Scores = np.ndarray
@@ -70,11 +71,11 @@ _N_RESAMPLES = 2000
 
 def interquartile_means(scores: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
     """
-    Mean of the middle half of all runs of all tasks, with its 95% confidence interval by a bootstrap that draws seeds within
+    Mean of the middle half of all runs of all tasks, with its 95% confidence interval from a bootstrap that draws seeds within
     every task.
 
-    :param scores: of each algorithm
-    :return: "value" and "ci95" by algorithm
+    :param scores: algorithm -> scores
+    :return: algorithm -> "value" and "ci95"
     """
     from rliable import metrics
 
@@ -83,34 +84,36 @@ def interquartile_means(scores: Mapping[str, Scores]) -> dict[str, dict[str, Any
 
 def probabilities_of_improvement(scores: Mapping[str, Scores], pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     """
-    Probability that a run of the first beats a run of the second on the same task, ties counting half; mean over tasks.
+    Probability that a run of the first algorithm beats a run of the second on the same task, averaged over tasks. Ties count
+    half.
 
-    :param scores: of each algorithm
-    :param pairs: of algorithms
-    :return: "value" and "ci95", 95% by a bootstrap as above, by "first over second"
+    :param scores: algorithm -> scores
+    :param pairs: pairs of algorithms
+    :return: "first over second" -> "value" and "ci95", which comes from the same bootstrap as in :func:`interquartile_means`
     """
     both: dict[str, Any] = {f"{first} over {second}": (scores[first], scores[second]) for first, second in pairs}
-    # rliable's own computes p-values on the way, which takes a hundred times as long
+    # rliable's own function also computes p-values, which takes a hundred times as long
     return _with_intervals(both, lambda x, y: np.array([_wins(x[:, None] - y[None]).mean()]))
 
 
 def probabilities_of_gain(gains: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
     """
-    Probability that a run ends above where it began, no change counting half; mean over tasks.
+    Probability that a run ends with a higher score than at its start, averaged over tasks. Runs without a change count half.
 
-    :param gains: of each algorithm's runs, each over its own beginning
-    :return: "value" and "ci95", 95% by a bootstrap as above, by algorithm
+    :param gains: algorithm -> gains of its runs over their own start
+    :return: algorithm -> "value" and "ci95", which comes from the same bootstrap as in :func:`interquartile_means`
     """
     return _with_intervals(gains, lambda runs: np.array([_wins(runs).mean()]))
 
 
 def performance_profiles(scores: Mapping[str, Scores], thresholds: Sequence[float]) -> dict[str, dict[str, Any]]:
     """
-    Share of all runs of all tasks that are above each threshold.
+    Share of the runs of all tasks whose score is above each threshold.
 
-    :param scores: of each algorithm
-    :param thresholds: of them, several
-    :return: "value", one per threshold, and "ci95", all lower and all upper ends, 95% by a bootstrap as above, by algorithm
+    :param scores: algorithm -> scores
+    :param thresholds: several thresholds
+    :return: algorithm -> "value", one number per threshold, and "ci95", the list of lower bounds and the list of upper bounds,
+        which come from the same bootstrap as in :func:`interquartile_means`
     """
     return _with_intervals(scores, lambda runs: (runs[..., None] > np.asarray(thresholds)).mean((0, 1)))
 
@@ -122,7 +125,7 @@ def _wins(differences: np.ndarray) -> np.ndarray:
 def _with_intervals(scores: Mapping[str, Any], statistic: Callable[..., np.ndarray]) -> dict[str, dict[str, Any]]:
     from rliable import library
 
-    # rliable draws from NumPy's global generator, whatever `random_state` it is given
+    # rliable draws from NumPy's global generator, even if it gets a `random_state`
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:

@@ -1,14 +1,15 @@
 """
-Lift, from demonstrations that fail half of the time: cloning, then ScoReFlowPPO and RLDT, with success as the only reward.
+Clone demonstrations of Lift of which half fail, then fine-tune with ScoReFlowPPO and RLDT, with success as the only reward.
 
     python -m benchmarks.lift
     python -m benchmarks.lift --task can
     python -m benchmarks.lift --camera agentview --seeds 0 --timesteps 5000 --n-envs 4 --eval-every 8000 --n-eval-episodes 20
 
-``--task`` takes another task that there is a script for; its results have a folder of their own. Demonstrations are made by
-``benchmarks.make_robosuite_demonstrations`` where the file is missing. With a camera, the policy sees its image and the arm,
-not where the object is. For every seed the same clone is the start of all variants. The returns are success rates; what the
-policy sees is the environment in the table of curves. By default 30,000 chunks of 4 actions.
+``--task`` selects another task that has a script; its results go to a separate folder. The script creates missing
+demonstrations with ``benchmarks.make_robosuite_demonstrations``. With a camera, the policy observes the camera's image and the
+arm, but not the position of the object. For every seed, all variants start from the same clone. The returns are success rates.
+In the table of curves, the environment is the policy's observation (``state`` or the camera). By default, variants train for
+30,000 chunks of 4 actions.
 """
 
 import argparse
@@ -40,8 +41,8 @@ from sb3_scoreflow import (
 from sb3_scoreflow.envs import make_robomimic
 
 CHUNK = 4
-#: ``iteration`` among the settings is the number of chunks in it. Success is the only reward: as in the published settings for
-#: sparse rewards, the discount is close to 1, RLDT's targets are TD(lambda) with bounds, and rewards are not scaled.
+#: The entry ``iteration`` is the number of chunks per iteration. Success is the only reward, so, as in the published settings
+#: for sparse rewards, the discount is close to 1, RLDT's targets are TD(lambda) with bounds, and rewards are not scaled.
 SCOREFLOW: dict[str, Any] = dict(
     iteration=2000, gamma=0.999, batch_size=500, n_epochs=8, min_std=0.08, max_std=0.16, critic_warmup_iterations=2
 )
@@ -52,7 +53,7 @@ VARIANTS = {
     "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, SCOREFLOW),
     "rldt": Variant("RLDT", RLDT, DENSITY),
 }
-#: With a camera: smaller iterations, and RLDT's critics keep the clone's encoder, which is then asked once per refresh.
+#: Changes with a camera: iterations are smaller, and RLDT's critics keep the clone's encoder, which runs once per refresh.
 WITH_CAMERA: dict[str, dict[str, Any]] = dict(
     scoreflow_ppo=dict(iteration=1000, n_epochs=4, critic_warmup_iterations=1),
     rldt=dict(iteration=500, encoder_learning_rate=0.0, refresh_size=1024, critic_warmup_transitions=1000),
@@ -60,7 +61,7 @@ WITH_CAMERA: dict[str, dict[str, Any]] = dict(
 
 
 class PeakMemory(BaseCallback):
-    """Peak memory of this process, without its environments' processes, at the end of every rollout."""
+    """Records the peak memory of this process, without the environments' processes, at the end of every rollout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +75,10 @@ class PeakMemory(BaseCallback):
 
 
 def make_env(task: str, camera: str | None, n_envs: int, seed: int) -> VecEnv:
-    """:return: The task in chunks; rendering takes most of the time, so that with a camera environments have processes"""
+    """
+    :return: environments of the task that execute chunks; with a camera, each has a separate process, because rendering takes
+        most of the time
+    """
     cameras = [camera] if camera else []
     arguments = dict(dataset_or_task=task, cameras=cameras, horizon=SCRIPTS[task].horizon, reflections=False)
     env = make_vec_env(
@@ -85,11 +89,11 @@ def make_env(task: str, camera: str | None, n_envs: int, seed: int) -> VecEnv:
         wrapper_class=partial(ActionChunking, horizon=CHUNK),
         vec_env_cls=SubprocVecEnv if camera and n_envs > 1 else None,
     )
-    return VecTransposeImage(env) if camera else env  # for the policy that is made without an algorithm
+    return VecTransposeImage(env) if camera else env  # an algorithm would do this itself, but the clone is made without one
 
 
 def observed(options: argparse.Namespace) -> str:
-    """What the policy sees."""
+    """:return: what the policy observes: "state", or the name of the camera"""
     return options.camera or "state"
 
 
@@ -100,7 +104,7 @@ def settings(options: argparse.Namespace, variant: str) -> dict[str, Any]:
 
 def demonstrations_of(options: argparse.Namespace) -> Demonstrations:
     path = options.output / "data" / f"{options.task}_{observed(options)}_{options.episodes}.hdf5"
-    with locked(path.parent):  # another run may be about to write it too
+    with locked(path.parent):  # another run may be about to write it, too
         if not path.exists():
             camera = ["--camera", options.camera, "--no-reflections"] if options.camera else []
             episodes = ["--task", options.task, "--episodes", str(options.episodes)]
@@ -115,7 +119,7 @@ def clone(options: argparse.Namespace, env: VecEnv, demonstrations: Demonstratio
     return policy
 
 
-#: The variants of a seed that are run in one process share its clone
+#: Variants with the same seed share the clone if they run in one process
 _clones: dict[tuple[str, int], FlowMatchingPolicy] = {}
 
 
@@ -123,14 +127,14 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     demonstrations = demonstrations_of(options)
     env = make_env(options.task, options.camera, options.n_envs, 1000 * seed)
     eval_env = make_env(options.task, options.camera, 1, 1000 * seed + 500)
-    if (str(options), seed) not in _clones:  # before the model, which seeds what it draws
+    if (str(options), seed) not in _clones:  # before the model is created, which seeds the generators
         _clones.clear()
         _clones[str(options), seed] = clone(options, env, demonstrations, seed)
     arguments = dict(settings(options, variant))
     arguments["n_steps"] = arguments.pop("iteration") // options.n_envs
     model: Any = VARIANTS[variant].algorithm("FlowPolicy", env, seed=seed, device="cpu", **arguments)
     model.load_clone(_clones[str(options), seed])
-    if hasattr(model, "pretrain_critic"):  # the part of pretrain_bc that is the algorithm's own
+    if hasattr(model, "pretrain_critic"):  # load_clone does not fit the critic, unlike pretrain_bc
         model.pretrain_critic(demonstrations, options.clone_batches // 5, seed=seed)
     memory, key = PeakMemory(), Run(variant, observed(options), seed)
     table, evaluation = CurveTable(options.output), (eval_env, options.eval_every, options.n_eval_episodes)
@@ -148,7 +152,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 
 
 def summarize(options: argparse.Namespace, made: study.Made) -> None:
-    """What was not run just now keeps its origin and facts."""
+    """Update the summary; variants that were not run by this command keep their origin and facts."""
     folder, table = options.output, CurveTable(options.output).read()
     section = study.read_summary(folder).get(observed(options), {})
     for variant, curves in complete(table, observed(options), VARIANTS, options.seeds).items():
@@ -178,10 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", default="lift", choices=SCRIPTS, help="default lift")
     parser.add_argument("--camera", help="train from this camera's image instead of the object's state")
     parser.add_argument("--n-envs", type=int, default=20)
-    parser.add_argument("--episodes", type=int, default=200, help="demonstrations")
+    parser.add_argument("--episodes", type=int, default=200, help="number of demonstrations")
     parser.add_argument("--clone-batches", type=int, default=5000)
     parser.add_argument("--clone-batch-size", type=int, default=256)
-    parser.add_argument("--eval-every", type=int, default=16_000, help="env steps between evaluations")
+    parser.add_argument("--eval-every", type=int, default=16_000, help="environment steps between evaluations")
     parser.add_argument("--n-eval-episodes", type=int, default=50)
     options = parser.parse_args(arguments)
     options.output = options.output or study.RESULTS / options.task

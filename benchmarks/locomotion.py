@@ -1,4 +1,4 @@
-"""What the studies on Gymnasium's locomotion tasks share: demonstrations, environments with chunks of actions, clones."""
+"""Demonstrations, environments with chunks of actions, and clones for the studies on Gymnasium's locomotion tasks."""
 
 from functools import lru_cache, partial
 
@@ -20,7 +20,7 @@ CLONE_BATCHES = 10_000
 
 @lru_cache(maxsize=1)
 def demonstrations_of(env_id: str) -> Demonstrations:
-    """The demonstrations that the clones of a task are made from."""
+    """The demonstrations to clone for a task."""
     return load_demonstrations(DEMONSTRATIONS[env_id])
 
 
@@ -30,13 +30,13 @@ def make_env(env_id: str, n_envs: int, seed: int) -> VecEnv:
 
 
 def make_envs(env_id: str, seed: int, n_eval_envs: int = 1) -> tuple[VecEnv, VecEnv]:
-    """The environments of a run, and those of its evaluation."""
+    """The training environments and the evaluation environments of a run."""
     return make_env(env_id, N_ENVS, 1000 * seed), make_env(env_id, n_eval_envs, 1000 * seed + 500)
 
 
 @lru_cache(maxsize=1)
 def clone(env_id: str, seed: int) -> FlowMatchingPolicy:
-    """The clone that all flow variants of a seed start from."""
+    """The clone from which all flow variants start with this seed."""
     th.manual_seed(seed)
     env = make_env(env_id, 1, 1000 * seed)
     policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]

@@ -1,13 +1,13 @@
 """
-Make built-in demonstrations: train PPO to medium strength, then record it exploring.
+Make built-in demonstrations: train PPO to a medium return, then record the exploring policy.
 
     python -m benchmarks.make_demonstrations  # hopper-medium
     python -m benchmarks.make_demonstrations halfcheetah-medium
     python -m benchmarks.make_demonstrations walker2d-medium
 
-Training stops when the exploring policy's mean return over its last 100 episodes passes ``--target``. That mean lags behind
+Training stops when the exploring policy's mean return over its last 100 episodes exceeds ``--target``. This mean lags behind
 the improving policy: the default targets of 890 on Hopper, 1500 on Walker2d and 1000 on HalfCheetah give demonstrations with
-mean returns of about 1090, 1790 and 2040. Beside the data, a JSON file records how they were made.
+mean returns of about 1090, 1790 and 2040. The script also writes a JSON file that records how the data were made.
 """
 
 import argparse
@@ -32,7 +32,7 @@ N_ENVS = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one set of demonstrations is made; the command line overrides what has an option."""
+    """Settings for making a set of demonstrations; options of the command line override them."""
 
     env_id: str
     target: float
@@ -78,9 +78,9 @@ RECIPES = {
 
 class StopAtReturn(BaseCallback):
     """
-    Stop training when the mean return of the last 100 episodes passes a target.
+    Stops training when the mean return of the last 100 episodes reaches a target.
 
-    :param target: Undiscounted, unnormalized return
+    :param target: undiscounted, unnormalized return
     """
 
     def __init__(self, target: float) -> None:
@@ -102,12 +102,12 @@ def parse_arguments() -> argparse.Namespace:
     for option, kind, meaning in (
         ("target", float, "mean return at which training stops"),
         ("log_std_init", float, "initial log standard deviation"),
-        ("transitions", int, "to record at most, in whole episodes"),
-        ("max_steps", int, "give up training after these"),
+        ("transitions", int, "largest number of transitions to record, in complete episodes"),
+        ("max_steps", int, "number of steps after which training gives up"),
     ):
         defaults = ", ".join(f"{getattr(recipe, option):.10g} for {name}" for name, recipe in RECIPES.items())
         parser.add_argument("--" + option.replace("_", "-"), type=kind, help=f"{meaning} (default {defaults})")
-    parser.add_argument("--seed", type=int, default=0, help="of training; recording uses the next one (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of training; recording uses the next seed (default 0)")
     parser.add_argument("--output", type=Path, help="HDF5 file (default: NAME.hdf5 among the package's built-in data)")
     parser.add_argument("--record", type=Path, help="JSON file (default: benchmarks/results/ and the name of the output)")
     arguments = parser.parse_args()
@@ -123,7 +123,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     recipe = RECIPES[arguments.name]
-    source = provenance()  # of the code that runs, before its output changes the tree
+    source = provenance()  # before the output changes the working tree
     torch.set_num_threads(1)  # networks of this size are slower with more
     vec_env = make_vec_env(recipe.env_id, n_envs=N_ENVS, seed=arguments.seed)
     env = VecNormalize(vec_env, gamma=recipe.ppo_arguments["gamma"])
@@ -137,7 +137,7 @@ def main() -> None:
     if callback.mean_return < arguments.target:
         raise SystemExit(f"Training ended at a mean return of {callback.mean_return:.0f}, short of {arguments.target:.0f}.")
 
-    # Every episode has at least one transition, so the limit on transitions is the one that holds
+    # Every episode has at least one transition, so the limit on transitions is the effective limit
     demonstrations = collect_demonstrations(
         model, env, n_episodes=arguments.transitions, max_transitions=arguments.transitions, seed=arguments.seed + 1
     )

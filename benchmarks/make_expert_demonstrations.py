@@ -1,14 +1,15 @@
 """
-Write demonstrations of experts that are nearly free of noise, as others' data often are: train an expert, then record it.
+Train an expert and record demonstrations that are nearly free of noise, as the data of other projects often are.
 
     python -m benchmarks.make_expert_demonstrations --env Hopper-v5 --folder demonstrations
     python -m benchmarks.make_expert_demonstrations --env Walker2d-v5 --folder demonstrations
     python -m benchmarks.make_expert_demonstrations --env HalfCheetah-v5 --folder demonstrations
 
-HalfCheetah's expert is SAC. Hopper's and Walker2d's are PPO on normalized observations, whose steps take far less processor
-time. Two files are written for each task, of the deterministic policy ("precise") and of the same with Gaussian noise of a
-tenth of the action's bound ("noisy"), both HDF5 in D4RL's layout for ``load_demonstrations``, and a JSON file that says how
-they were made. The best of the evaluations is kept: a policy that collapses at the end makes no expert.
+HalfCheetah's expert is SAC. The experts of Hopper and Walker2d are PPO on normalized observations, whose steps take far less
+processor time. The script writes two HDF5 files in D4RL's layout for each task: one of the deterministic policy ("precise")
+and one of the same policy with Gaussian noise whose standard deviation is a tenth of the action's bound ("noisy"). Next to
+each file, a JSON file records how it was made. The expert is the policy of the best evaluation, because the last policy may
+have collapsed.
 """
 
 import argparse
@@ -39,41 +40,41 @@ class NoisyExpert:
     """
     A deterministic policy with Gaussian noise on its actions.
 
-    :param model: with ``predict``
-    :param std: of the noise
-    :param seed: of the noise
+    :param model: model with a method ``predict``
+    :param std: standard deviation of the noise
+    :param seed: seed of the noise
     """
 
     def __init__(self, model: Any, std: float, seed: int) -> None:
         self.model, self.std, self.rng = model, std, np.random.default_rng(seed)
 
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
-        """As the models of Stable-Baselines3."""
+        """Same interface as the models of Stable-Baselines3; ``deterministic`` is not used."""
         actions, state = self.model.predict(observation, state, episode_start, deterministic=True)
         return np.clip(actions + self.std * self.rng.standard_normal(actions.shape), -1.0, 1.0).astype(np.float32), state
 
 
 class NormalizedExpert:
     """
-    A model that was trained on normalized observations, for raw ones.
+    Lets a model that was trained on normalized observations act on raw observations.
 
-    :param model: sees normalized observations
-    :param statistics: normalize them
+    :param model: model that takes normalized observations
+    :param statistics: statistics that normalize them
     """
 
     def __init__(self, model: PPO, statistics: VecNormalize) -> None:
         self.model, self.statistics = model, statistics
 
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
-        """As the models of Stable-Baselines3."""
+        """Same interface as the models of Stable-Baselines3."""
         return self.model.predict(self.statistics.normalize_obs(observation), state, episode_start, deterministic)
 
 
 class SaveStatistics(BaseCallback):
     """
-    Save the statistics that the best model saw.
+    Saves the current statistics of ``VecNormalize`` together with each new best model.
 
-    :param path: of the file
+    :param path: path of the file
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,17 +90,17 @@ class SaveStatistics(BaseCallback):
 
 def train_sac(env_id: str, steps: int, seed: int, folder: Path) -> SAC:
     """
-    :param env_id: of the task
+    :param env_id: id of the environment
     :param steps: environment steps
-    :param seed: of everything
-    :param folder: for the best model and the evaluations
-    :return: the best policy of the evaluations, ten episodes every 20,000 steps
+    :param seed: seed of training; evaluations use ``seed + 1000``
+    :param folder: folder for the best model and the evaluations
+    :return: the policy of the best evaluation; an evaluation has ten episodes, every 20,000 steps
     """
     model = SAC(
         "MlpPolicy",
         make_vec_env(env_id, seed=seed),
         learning_starts=10_000,
-        train_freq=2,  # a gradient step for every second step: the same return takes less time
+        train_freq=2,  # a gradient step for every second step reaches the same return in less time
         policy_kwargs=dict(optimizer_kwargs=dict(fused=True)),
         seed=seed,
         device="cpu",
@@ -110,11 +111,11 @@ def train_sac(env_id: str, steps: int, seed: int, folder: Path) -> SAC:
 
 def train_ppo(env_id: str, steps: int, seed: int, folder: Path) -> NormalizedExpert:
     """
-    :param env_id: of the task
+    :param env_id: id of the environment
     :param steps: environment steps
-    :param seed: of everything
-    :param folder: for the best model, its statistics and the evaluations
-    :return: the best policy of the evaluations, ten episodes every 20,000 steps
+    :param seed: seed of training; evaluations use ``seed + 1000``
+    :param folder: folder for the best model, its statistics and the evaluations
+    :return: the policy of the best evaluation; an evaluation has ten episodes, every 20,000 steps
     """
     n_envs = 8
     model = PPO(
@@ -152,10 +153,10 @@ TRAIN: dict[str, Callable[[str, int, int, Path], Any]] = {"ppo": train_ppo, "sac
 def record(model: Any, env_id: str, std: float, n_episodes: int, seed: int) -> Demonstrations:
     """
     :param model: the expert
-    :param env_id: of the task
-    :param std: of the noise on its actions
-    :param n_episodes: episodes recorded
-    :param seed: of episodes and noise
+    :param env_id: id of the environment
+    :param std: standard deviation of the noise on the expert's actions
+    :param n_episodes: number of episodes to record
+    :param seed: seed of the episodes and of the noise
     :return: the demonstrations
     """
     env = gym.make(env_id)
@@ -168,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True, choices=list(ALGORITHMS))
     parser.add_argument("--folder", type=Path, default=Path("demonstrations"))
-    parser.add_argument("--steps", type=int, help="of the environment (default 2,000,000 for PPO, 300,000 for SAC)")
+    parser.add_argument("--steps", type=int, help="environment steps of training (default 2,000,000 for PPO, 300,000 for SAC)")
     parser.add_argument("--episodes", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

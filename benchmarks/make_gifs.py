@@ -1,12 +1,12 @@
 """
-GIFs of a clone and of what fine-tuning makes of it, side by side from the same start, for the README.
+Make the README's GIFs, which show a clone and the fine-tuned policy side by side from the same start.
 
     python -m benchmarks.make_gifs
     python -m benchmarks.make_gifs --tasks lift
 
-Without a screen, set ``MUJOCO_GL=egl``. Hopper is cloned and fine-tuned as in ``benchmarks.finetune``, Lift as in
-``benchmarks.lift`` (its demonstrations are made where they are missing), and shown from the first start at which the clone
-fails. A GIF that gets larger than 2 MB is made again with fewer frames.
+Without a screen, set ``MUJOCO_GL=egl``. Hopper is cloned and fine-tuned as in ``benchmarks.finetune``, and Lift as in
+``benchmarks.lift`` (missing demonstrations are created). The GIF of Lift shows the first start from which the clone fails. If
+a GIF is larger than 2 MB, it is made again with fewer frames.
 """
 
 import argparse
@@ -29,17 +29,17 @@ MAX_BYTES = 2_000_000
 
 
 class Pair(NamedTuple):
-    """A clone and what became of it."""
+    """A clone and the fine-tuned policy."""
 
     clone: Any
     tuned: Any
     make_env: Callable[[], gym.Env]
     fps: float
-    """Of the GIF at first"""
+    """Frames per second of the GIF in the first attempt"""
     n_steps: int
-    """Env steps to show at most"""
+    """Largest number of environment steps to show"""
     clone_fails: bool = False
-    """Whether the first start is shown at which the clone fails: it does not always"""
+    """Whether to skip starts from which the clone succeeds"""
 
 
 def hopper(options: argparse.Namespace) -> Pair:
@@ -78,10 +78,10 @@ PAIRS: dict[str, Callable[[argparse.Namespace], Pair]] = {"hopper": hopper, "lif
 
 def write(pair: Pair, path: Path, seed: int, max_bytes: int = MAX_BYTES) -> Recording:
     """
-    :param pair: of policies
-    :param path: of the GIF
-    :param seed: of the environments, which no evaluation has
-    :param max_bytes: with half the frames it is tried again until it is no larger
+    :param pair: the two policies
+    :param path: path of the GIF
+    :param seed: seed of the environments, which no evaluation uses
+    :param max_bytes: largest size of the GIF; if it is larger, it is made again with half of the frames
     :return: the recording of the fine-tuned policy
     """
     env = pair.make_env()

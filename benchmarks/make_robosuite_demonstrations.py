@@ -1,12 +1,12 @@
 """
-Make demonstrations of Lift, PickPlaceCan or NutAssemblySquare with a scripted policy, as a file of robomimic's layout.
+Make demonstrations of Lift, PickPlaceCan or NutAssemblySquare with a scripted policy, as an HDF5 file in robomimic's layout.
 
-    python -m benchmarks.make_robosuite_demonstrations --output lift.hdf5                       # 200 mediocre ones
+    python -m benchmarks.make_robosuite_demonstrations --output lift.hdf5                       # 200 mediocre demonstrations
     python -m benchmarks.make_robosuite_demonstrations --task can --output can.hdf5             # or square
     python -m benchmarks.make_robosuite_demonstrations --camera agentview --output image.hdf5   # with images
 
-How many of them succeed, ``python -m benchmarks.scripts`` measures. A tenth of the episodes, at the end, is the mask
-``valid``.
+``python -m benchmarks.scripts`` measures how many of them succeed. The last tenth of the episodes has the mask ``valid``, the
+others have the mask ``train``.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from sb3_scoreflow.envs import RobomimicEnv, make_robomimic
 
 def record(env: RobomimicEnv, script: Script, n_episodes: int, seed: int = 0) -> list[Episode]:
     """
-    :param env: Of the script's task, with ``"object"`` among its observations
-    :param script: Who acts
-    :param n_episodes: Number of episodes, failures included
-    :param seed: Of the env
-    :return: The episodes
+    :param env: environment of the script's task, with ``"object"`` among its observations
+    :param script: script that acts
+    :param n_episodes: number of episodes, including failures
+    :param seed: seed of the environment
+    :return: the recorded episodes
     """
     episodes = []
     for index in range(n_episodes):
@@ -58,11 +58,11 @@ def record(env: RobomimicEnv, script: Script, n_episodes: int, seed: int = 0) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="the file")
+    parser.add_argument("--output", type=Path, required=True, help="path of the file")
     parser.add_argument("--task", default="lift", choices=SCRIPTS, help="default lift")
     parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--skill", type=float, default=MEDIOCRE, help="of the script, from 0 to 1")
-    parser.add_argument("--horizon", type=int, help="steps after which an episode has failed (default the script's)")
+    parser.add_argument("--skill", type=float, default=MEDIOCRE, help="skill of the script, from 0 to 1")
+    parser.add_argument("--horizon", type=int, help="steps after which an episode has failed (default: as in the script)")
     parser.add_argument("--camera", nargs="*", default=[], help="cameras to record, such as agentview")
     parser.add_argument("--no-reflections", action="store_true", help="render twice as fast, see make_robomimic")
     parser.add_argument("--seed", type=int, default=0)
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     env = make_robomimic(
         options.task,
         cameras=options.camera,
-        # The script needs to know where the object is, even if the policy is to see it
+        # The script needs the position of the object, even if the policy will only see images of it
         observation_keys=[*keys, *(f"{camera}_image" for camera in options.camera)],
         horizon=script.horizon if options.horizon is None else options.horizon,
         reflections=not options.no_reflections,

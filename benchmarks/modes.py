@@ -1,12 +1,13 @@
 """
-Eight equally good actions: how many of them a policy keeps. RLDT with both kernels, ScoReFlowPPO and a Gaussian PPO.
+Measure how many of eight equally good actions a policy keeps: RLDT with both kernels, ScoReFlowPPO and a Gaussian PPO.
 
     python -m benchmarks.modes
 
-One-step episodes, a constant observation, a 2-d action; the reward is a bump of width 0.1 around each of eight peaks on a
-circle. The flow policies start from one clone per seed, of actions around all the peaks with a standard deviation of 0.2; the
-Gaussian starts from the mean and standard deviation of those. Of 4000 samples after training: the share within 0.15 of a
-peak, and how many peaks have at least a quarter of their even share.
+Episodes have one step, a constant observation and a two-dimensional action; the reward is a bump of width 0.1 around each of
+eight peaks on a circle. For each seed, the flow policies start from one clone of actions around all the peaks, with a standard
+deviation of 0.2; the Gaussian starts with the mean and standard deviation of these actions. The script draws 4000 samples
+after training and reports the share of samples within 0.15 of a peak, and the number of peaks that get at least a quarter of
+their equal share.
 """
 
 import argparse
@@ -51,7 +52,7 @@ VARIANTS = {
 
 
 class Peaks(gym.Env[np.ndarray, np.ndarray]):
-    """One step, one constant observation; see the module."""
+    """The task: one step and one constant observation; see the module's docstring."""
 
     observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -86,7 +87,7 @@ def measure(samples: np.ndarray) -> dict[str, float]:
 
 @lru_cache(maxsize=1)
 def clone(seed: int) -> tuple[FlowMatchingPolicy, np.ndarray]:
-    """What the variants of a seed start from, and samples of it."""
+    """The clone from which the variants start with this seed, and samples of it."""
     th.manual_seed(seed)
     start = FlowMatchingPolicy(Peaks.observation_space, Peaks.action_space, denoising_steps=K)
     pretrain_bc(start, imprecise_demonstrations(seed), n_batches=3000, seed=seed)

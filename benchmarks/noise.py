@@ -1,14 +1,15 @@
 """
-Fine-tuning with the noise that ``calibrate_noise`` chooses, from the clones of ``benchmarks.tasks`` and
+Measure fine-tuning with the noise that ``calibrate_noise`` chooses, from the clones of ``benchmarks.tasks`` and
 ``benchmarks.finetune``.
 
     python -m benchmarks.noise --task hopper-precise --data demonstrations
     python -m benchmarks.noise --task push-v3
     python -m benchmarks.noise --task Walker2d-v5  # from the embedded demonstrations
 
-Where the chosen scale is 1, nothing is trained: that run is the one at the defaults. Otherwise everything but noise and
-learning rate is as in ``benchmarks.tasks``, with whose results this one's are compared. Tasks with embedded demonstrations are
-not among those: for them, this script also trains with the default noise.
+If the chosen scale is 1, the run would equal the run at the defaults, so nothing is trained. Otherwise, everything except the
+noise and the learning rate is as in ``benchmarks.tasks``, and the results are compared with its results.
+``benchmarks.tasks`` does not contain the tasks with embedded demonstrations, so this script also trains them with the default
+noise.
 """
 
 import argparse
@@ -32,7 +33,7 @@ KINDS = ("deterministic", "exploring")
 
 
 def make(options: argparse.Namespace, seed: int) -> tuple[Any, Any, int]:
-    """:return: the model with its clone, the environment of evaluation, and calls of ``env.step`` to train"""
+    """:return: the model with the clone's weights, the evaluation environment, and the number of time steps to train"""
     name = options.task
     if name in DEMONSTRATIONS:
         demonstrations, (env, eval_env) = locomotion.demonstrations_of(name), make_envs(name, seed)
@@ -93,7 +94,7 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
 
 
 def _trained(runs: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
-    """:return: statistics over the seeds that were trained"""
+    """:return: statistics over the seeds that were trained; empty if no seed was trained"""
     trained = [seed for seed, of in runs.items() if "end" in of]
     if not trained:
         return {}
@@ -106,7 +107,7 @@ def _trained(runs: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, An
 
 
 def _plot(folder: Path) -> None:
-    """Returns with the calibrated noise and with the default one, which may be runs of ``benchmarks.tasks``."""
+    """Plot returns with the calibrated noise and with the default noise, whose runs may belong to ``benchmarks.tasks``."""
     table, of_tasks, rows = CurveTable(folder).read(), CurveTable(study.RESULTS / "tasks").read(), []
     default = {**{run._replace(variant="default"): of for run, of in of_tasks.items() if run[0] == "scoreflow_ppo"}, **table}
     for task, section in study.read_summary(folder).items():
@@ -122,8 +123,8 @@ def _plot(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "noise", seeds=(0, 1, 2), variants=VARIANTS)
-    parser.add_argument("--task", default="hopper-precise", choices=[*TASKS, *DEMONSTRATIONS], help="one")
-    parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder of demonstrations in files")
+    parser.add_argument("--task", default="hopper-precise", choices=[*TASKS, *DEMONSTRATIONS], help="task to run")
+    parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
     parser.set_defaults(variants=None)
     options = parser.parse_args(arguments)
     if options.variants is None:

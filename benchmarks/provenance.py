@@ -1,4 +1,4 @@
-"""Where a result comes from: command, commit, versions, hardware. Every result file of the benchmarks carries this."""
+"""Provenance of a result: command, commit, versions and hardware. Every result file of the benchmarks contains it."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """Hash of the commit, with "+" if the package differs from it."""
+    """Hash of the commit, with "+" if the package's files differ from the commit."""
     try:
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -36,7 +36,7 @@ def commit() -> str:
 
 
 def _module() -> str:
-    """What ``python -m`` was asked to run: of a package, its name."""
+    """The module or package that ``python -m`` runs."""
     script = Path(sys.argv[0])
     return f"benchmarks.{(script.parent if script.stem == '__main__' else script).stem}"
 
@@ -50,7 +50,7 @@ def provenance() -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """
-    :return: versions and hardware of this process, which need not be the one that was given the command
+    :return: versions and hardware of this process, which may run on another machine than the command
     """
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

@@ -1,9 +1,9 @@
 """
-The quickstart of the README: what it prints, and how long it takes.
+Run the README's quickstart and record what it prints and how long it takes.
 
     python -m benchmarks.quickstart
 
-Runs the block of code as it stands there, in an empty folder; the model that it saves is thrown away.
+The script runs the unchanged block of code in a temporary folder and deletes the model that it saves.
 """
 
 import io
@@ -22,20 +22,20 @@ from benchmarks.provenance import ROOT, provenance
 
 
 def block() -> str:
-    """:return: the code under the heading Quickstart"""
+    """:return: the first block of Python under the heading Quickstart"""
     section = (ROOT / "README.md").read_text().split("\n## Quickstart\n")[1]
     return section.split("```python\n")[1].split("```")[0]
 
 
 def output(section: dict[str, Any]) -> str:
-    """:return: what the README has to show below the code"""
+    """:return: the output that the README must show below the code"""
     return "\n".join(["```text", *section["output"], "```"])
 
 
 def run(code: str) -> dict[str, Any]:
     """
-    :param code: of the README
-    :return: the lines that it prints, seconds on the clock and on the processor
+    :param code: code to run
+    :return: the printed lines that contain a mean return, and the seconds on the clock and on the processor
     """
     printed, began, cpu_began = io.StringIO(), time.perf_counter(), time.process_time()
     here = Path.cwd()

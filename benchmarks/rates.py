@@ -1,4 +1,4 @@
-"""Steps per second of environments that take turns; environments alone, without policy and learning."""
+"""Steps per second of environments that take turns, without a policy and without learning."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-#: The process's own time, all threads together, depends little on what else the machine does.
+#: The process's own time, summed over its threads, depends little on other load of the machine.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 Rates = dict[str, float]
 
 
 def rates(take: Callable[[], int]) -> Rates:
     """
-    :param take: takes steps and returns how many
-    :return: steps per second of each clock
+    :param take: function that takes steps and returns their number
+    :return: clock -> steps per second
     """
     starts = {name: clock() for name, clock in CLOCKS.items()}
     taken = take()
@@ -24,9 +24,9 @@ def rates(take: Callable[[], int]) -> Rates:
 def compare(what: str, ways: Mapping[str, Callable[[], Rates]], repeats: int) -> dict[str, Any]:
     """
     :param what: label of the comparison
-    :param ways: what is compared, by name
+    :param ways: name -> function that measures the rates; exactly two
     :param repeats: turns of each
-    :return: all rates, their medians, and the ratios of the first one's medians to the second's
+    :return: all rates, their medians, and the ratios of the first function's medians to the second's
     """
     turns: dict[str, list[Rates]] = {name: [] for name in ways}
     for _ in range(repeats):

@@ -1,11 +1,12 @@
 """
-``RayVecEnv`` on one machine: steps per second beside Stable-Baselines3's environments, time per step by size of the message,
-workers on simulated nodes that sleep instead of simulating, bytes on the network, memory of a worker, and what the learner
-takes (docs/scaling.md).
+Measure ``RayVecEnv`` on one machine: steps per second compared with Stable-Baselines3's vectorized environments, time per step
+by size of the message, efficiency of workers on simulated nodes that sleep instead of simulating, bytes on the network, memory
+of a worker, and processor time of the learner (docs/scaling.md).
 
     MUJOCO_GL=egl python -m benchmarks.ray_scaling --repeats 3
 
-What is compared takes turns. On a machine that does other things as well, only ratios count. Ray is started anew, by itself.
+Compared measurements take turns. On a machine with other load, only ratios are meaningful. Each part starts a separate Ray
+instance.
 """
 
 import os
@@ -35,7 +36,7 @@ from sb3_scoreflow.envs import make_robomimic
 N_ENVS, WORKERS, HORIZON = 8, (1, 2, 4, 8), 4
 #: Bytes of an observation
 SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
-#: Simulated nodes, each with one worker; environments in each worker, and seconds that each of these sleeps in a step
+#: Numbers of simulated nodes, each with one worker; environments per worker; seconds that each environment sleeps in a step
 NODES, PER_NODE, SLEEP = (1, 2, 4, 8), (1, 32), 0.02
 #: Bytes of the object store of a simulated node
 STORE = 80 * 2**20
@@ -45,11 +46,11 @@ IMAGES = (84, 256)
 
 class Idle(gym.Env):
     """
-    Does nothing in a step, but sleep.
+    An environment that only sleeps in a step.
 
-    :param space: of observations
-    :param action_space: of actions
-    :param seconds: that a step sleeps
+    :param space: observation space
+    :param action_space: action space
+    :param seconds: duration of the sleep
     """
 
     def __init__(self, space: spaces.Space, action_space: spaces.Space, seconds: float = 0.0) -> None:
@@ -66,7 +67,7 @@ class Idle(gym.Env):
 
 
 def make_tasks() -> dict[str, tuple[Callable[[], gym.Env], int, int]]:
-    """:return: of each task the function that makes it, the number of environments, and of steps in a turn"""
+    """:return: task -> function that creates it, number of environments, number of steps per turn"""
     hopper = partial(_chunked, partial(gym.make, "Hopper-v5"))
     lift = partial(make_robomimic, "lift", terminate_on_success=False)
     images = partial(lift, cameras="agentview", reflections=False)
@@ -82,16 +83,16 @@ def _chunked(make: Callable[[], gym.Env]) -> gym.Env:
 
 
 def idle(n_bytes: int, seconds: float = 0.0) -> Callable[[], gym.Env]:
-    """:return: a function that makes an environment that does nothing, with observations of a size"""
+    """:return: function that creates an :class:`Idle` environment with observations of this size"""
     space = spaces.Box(0, 255, (n_bytes,), np.uint8)
     return partial(Idle, space, spaces.Box(-1, 1, (HORIZON, 3), np.float32), seconds)
 
 
 def seconds_per_step(env: VecEnv, n_steps: int) -> float:
     """
-    :param env: that has been reset; stepped with random actions, the same in every call
+    :param env: environment that has been reset; it is stepped with random actions, which are the same in every call
     :param n_steps: number of steps
-    :return: seconds on the clock
+    :return: seconds per step, on the clock
     """
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (16, env.num_envs, *(env.action_space.shape or ()))).astype(np.float32)
@@ -102,7 +103,7 @@ def seconds_per_step(env: VecEnv, n_steps: int) -> float:
 
 
 def take_turns(envs: dict[str, VecEnv], n_steps: int, repeats: int) -> dict[str, list[float]]:
-    """:return: seconds per step of each, in each turn"""
+    """:return: name -> seconds per step in each turn"""
     for env in envs.values():
         env.seed(0)
         env.reset()
@@ -115,13 +116,16 @@ def take_turns(envs: dict[str, VecEnv], n_steps: int, repeats: int) -> dict[str,
 
 
 def memory_mb(pid: int) -> float:
-    """:return: of a process, with its share of what it shares with others"""
+    """:return: memory of a process in MB; memory that several processes share is divided among them"""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def compare_on_task(make: Callable[[], gym.Env], n_envs: int, n_steps: int, repeats: int) -> dict[str, Any]:
-    """:return: environment steps per second of Stable-Baselines3's environments and of workers, and over DummyVecEnv's"""
+    """
+    :return: environment steps per second of Stable-Baselines3's environments and of Ray's workers, their ratios to
+        DummyVecEnv, and the memory of a worker
+    """
     functions = [make] * n_envs
     envs: dict[str, VecEnv] = {"dummy": DummyVecEnv(functions), "subproc": SubprocVecEnv(functions)}
     memory = {}
@@ -138,7 +142,7 @@ def compare_on_task(make: Callable[[], gym.Env], n_envs: int, n_steps: int, repe
 
 
 def compare_sizes(repeats: int) -> dict[str, Any]:
-    """:return: milliseconds per step of one environment that does nothing, by bytes of its observation"""
+    """:return: bytes of an observation -> milliseconds per step of one idle environment"""
     found = {}
     for n_bytes in SIZES:
         functions = [idle(n_bytes)]
@@ -152,7 +156,7 @@ def compare_sizes(repeats: int) -> dict[str, Any]:
 
 @contextmanager
 def simulated_cluster() -> Iterator[Any]:
-    """A cluster on this machine, to which nodes are added: at first only one without processors, where this program is."""
+    """A cluster on this machine to which nodes can be added. This program runs on its head node, which has no processors."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -167,7 +171,7 @@ def simulated_cluster() -> Iterator[Any]:
 
 
 def compare_with_ideal(repeats: int) -> dict[str, Any]:
-    """:return: of workers that sleep, one on each simulated node, the seconds per step, and the share that is sleep"""
+    """:return: milliseconds per step with one sleeping worker on each simulated node, and the share of sleep in this time"""
     found = []
     with simulated_cluster() as cluster:
         for n_nodes in NODES:
@@ -194,16 +198,16 @@ def compare_with_ideal(repeats: int) -> dict[str, Any]:
 
 
 def loopback_bytes() -> int:
-    """:return: that this machine has sent to itself since it was started"""
+    """:return: number of bytes that this machine has sent to itself since it was started"""
     lines = Path("/proc/net/dev").read_text().splitlines()
     return next(int(line.split()[9]) for line in lines if line.strip().startswith("lo:"))
 
 
 def count_bytes(repeats: int) -> dict[str, Any]:
     """
-    :param repeats: turns
-    :return: bytes on the network per step of an environment, there and back, between this process and a worker with 8
-        environments on another (simulated) node, less those of the same time without steps
+    :param repeats: number of turns
+    :return: bytes on the network per step of an environment, in both directions, between this process and a worker with 8
+        environments on another (simulated) node, minus the bytes sent in the same time without steps
     """
     images = {f"image_{size}": [idle(size * size * 3)] * N_ENVS for size in IMAGES}
     found = {}
@@ -229,12 +233,12 @@ def learner(
     repeats: int, space: spaces.Box | None = None, n_envs: int = 40, n_steps: int = 100, batch_size: int = 1000
 ) -> dict[str, Any]:
     """
-    :param repeats: turns
-    :param space: of observations, Hopper's if None
+    :param repeats: number of turns
+    :param space: observation space; None: as in Hopper
     :param n_envs: number of environments
-    :param n_steps: of each, in an iteration
-    :param batch_size: of a minibatch
-    :return: milliseconds that the learner takes for a chunk, sampling and updating, of its processor, at its defaults
+    :param n_steps: steps per environment and iteration
+    :param batch_size: minibatch size
+    :return: milliseconds of processor time that the learner takes per chunk for sampling and updating, at its defaults
     """
     hopper = _chunked(partial(gym.make, "Hopper-v5"))
     make = partial(Idle, space or hopper.observation_space, hopper.action_space)
@@ -257,7 +261,7 @@ def learner(
 
 
 def parts_of(repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
-    """:return: what is measured, by name"""
+    """:return: name of a part -> function that measures it"""
     image = spaces.Box(0, 255, (IMAGES[0], IMAGES[0], 3), np.uint8)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "learner": partial(learner, repeats),
@@ -270,7 +274,7 @@ def parts_of(repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
-    """:return: what a part finds"""
+    """:return: results of a part"""
     th.set_num_threads(1)
     return parts_of(repeats)[name]()
 
@@ -284,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     origin["versions"]["ray"] = version("ray")
     for name in options.parts:
         about = {"repeats": options.repeats, "load_of_others": [round(load, 1) for load in os.getloadavg()]}
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # each part has a Ray of its own
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # each part starts a separate Ray instance
             found = {**process.submit(measure, name, options.repeats).result(), "origin": {**origin, **about}}
         print(name, found, flush=True)
         study.update_summary(options.output, name, found)

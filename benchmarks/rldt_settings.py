@@ -1,10 +1,10 @@
 """
-Which of RLDT's settings matter on Hopper: one changed at a time, from the same clones as ``benchmarks.finetune``.
+Measure which of RLDT's settings matter on Hopper, by changing one at a time, from the same clones as ``benchmarks.finetune``.
 
     python -m benchmarks.rldt_settings
 
-The default's curves are those of ``benchmarks.finetune``, made with the defaults before ``td_lambda=0.95``. By default
-40,000 chunks of 4 actions.
+The curves of the default come from ``benchmarks.finetune``; they were made with the defaults before ``td_lambda=0.95``. By
+default, variants train for 40,000 chunks of 4 actions.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 
 
 def until(curve: Curve, env_steps: float) -> Curve:
-    """The evaluations up to a number of env steps."""
+    """The evaluations up to a number of environment steps."""
     return {name: values[curve["env_steps"] <= 1.02 * env_steps] for name, values in curve.items()}
 
 

@@ -1,13 +1,14 @@
 """
-What clones gain from three of RLDT's defaults: TD(lambda) targets, a bound on how far an iteration moves them, and averaged
-weights for deterministic actions.
+Measure how much clones gain from three of RLDT's defaults: TD(lambda) targets, a bound on the change of the policy in an
+iteration, and averaged weights for deterministic actions.
 
     python -m benchmarks.rldt_targets --task hopper-medium
     python -m benchmarks.rldt_targets --task halfcheetah-medium
     python -m benchmarks.rldt_targets --task hopper-precise --data FOLDER
 
-From noisy embedded demonstrations, or an expert's without noise, which ``benchmarks.make_expert_demonstrations`` writes to the
-folder. All variants of a seed start from one clone. By default 37,500 chunks of 4 actions, half of ``benchmarks.finetune``.
+The demonstrations are the embedded ones, which are noisy, or an expert's without noise, which
+``benchmarks.make_expert_demonstrations`` writes to the folder. All variants of a seed start from the same clone. By default,
+they train for 37,500 chunks of 4 actions, half as many as in ``benchmarks.finetune``.
 """
 
 import argparse
@@ -44,7 +45,7 @@ LABELS = {
 
 @lru_cache(maxsize=1)
 def demonstrations_of(task: str, data: Path | None) -> Demonstrations:
-    """The same for all seeds."""
+    """The demonstrations of a task, which are the same for all seeds."""
     if task.endswith("medium"):
         return load_demonstrations(DEMONSTRATIONS[TASKS[task]])
     if data is None:
@@ -54,7 +55,7 @@ def demonstrations_of(task: str, data: Path | None) -> Demonstrations:
 
 @lru_cache(maxsize=1)
 def clone(task: str, data: Path | None, seed: int) -> FlowMatchingPolicy:
-    """What all variants of a seed start from."""
+    """The clone from which all variants start with this seed."""
     th.manual_seed(seed)
     env, _ = make_envs(TASKS[task], seed)
     policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
@@ -99,7 +100,7 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "rldt_targets", seeds=(0, 1, 2), variants=VARIANTS, timesteps=37_500)
     parser.add_argument("--task", default="hopper-medium", choices=list(TASKS))
-    parser.add_argument("--data", type=Path, help="folder of the experts' demonstrations")
+    parser.add_argument("--data", type=Path, help="folder with the experts' demonstrations")
     options = parser.parse_args(arguments)
     summarize(options, study.make_runs(options, run, VARIANTS))
 

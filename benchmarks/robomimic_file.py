@@ -1,4 +1,4 @@
-"""Writing HDF5 files with robomimic's layout."""
+"""Functions that write HDF5 files in robomimic's layout."""
 
 import json
 import os
@@ -18,17 +18,17 @@ class Episode:
     """One demonstration of ``n`` steps."""
 
     observations: dict[str, np.ndarray]
-    """``(n + 1, ...)`` each; the last is what the last action led to."""
+    """Key -> observations, shape ``(n + 1, ...)``; the last observation follows the last action."""
     actions: np.ndarray
     """``(n, action_dim)``"""
     rewards: np.ndarray
     """``(n,)``"""
     dones: np.ndarray
-    """``(n,)``, whether the action solved the task."""
+    """``(n,)``, whether the task was solved after the action."""
     states: np.ndarray
-    """``(n, state_dim)``, those of the simulation that the actions were taken in."""
+    """``(n, state_dim)``, states of the simulation before each action."""
     model_file: str = ""
-    """The model of the simulation, XML."""
+    """XML of the simulation's model."""
 
 
 def write_robomimic(
@@ -39,11 +39,12 @@ def write_robomimic(
     next_observations: bool = True,
 ) -> None:
     """
-    :param path: Where to; missing folders are made, an existing file is replaced in one step
-    :param episodes: The demonstrations; they become ``data/demo_0`` and so on
-    :param env_args: What makes their env: ``env_name``, ``env_version``, ``type``, ``env_kwargs``
-    :param masks: Subsets of the episodes by name, such as ``{"train": range(180), "valid": range(180, 200)}``
-    :param next_observations: Whether to write ``next_obs``, which older files do not have
+    :param path: path of the file; missing folders are created, and an existing file is replaced atomically
+    :param episodes: the demonstrations; they become ``data/demo_0`` and so on
+    :param env_args: arguments from which robomimic creates the environment: ``env_name``, ``env_version``, ``type``,
+        ``env_kwargs``
+    :param masks: name -> indices of a subset of the episodes, such as ``{"train": range(180), "valid": range(180, 200)}``
+    :param next_observations: whether to write ``next_obs``, which newer files of robomimic contain
     """
     h5py = import_h5py()
     with atomic_path(Path(path).expanduser()) as temporary, h5py.File(temporary, "w") as file:
@@ -64,7 +65,7 @@ def _write_episode(group: Any, episode: Episode, next_observations: bool) -> Non
     group["dones"] = episode.dones
     group["states"] = episode.states
     for key, values in episode.observations.items():
-        # Images are most of a file
+        # Images take most of the space in a file
         compression = "gzip" if values.dtype == np.uint8 else None
         group.create_dataset(f"obs/{key}", data=values[:-1], compression=compression)
         if next_observations:

@@ -1,11 +1,11 @@
 """
-Memory and time of batches from a robomimic file with images, which stay in the file, beside the same images in memory.
+Measure memory and time of batches from a robomimic file whose images stay in the file, and from the same images in memory.
 
     python -m benchmarks.robomimic_memory
 
-The file has 250 demonstrations of 100 steps with two cameras of 84x84 pixels: 1.06 GB of images. A batch is 256 chunks of 4
-actions, drawn at random. Each case runs in a process of its own, whose peak memory is compared with that before loading; the
-file is in the system's cache, as it has just been written. Times are medians over ``--repeats`` batches.
+The file has 250 demonstrations of 100 steps with two cameras of 84x84 pixels: 1.06 GB of images. A batch has 256 chunks of 4
+actions, drawn at random. Each case runs in a separate process, whose peak memory is compared with the peak before loading. The
+file is in the system's cache, because it has just been written. Times are medians over ``--repeats`` batches.
 """
 
 import multiprocessing
@@ -28,13 +28,13 @@ from sb3_scoreflow.demonstrations.lazy import HDF5Images, LazyImages
 N_DEMOS, LENGTH, CAMERAS, SHAPE = 250, 100, ("agentview", "robot0_eye_in_hand"), (84, 84, 3)
 BATCH_SIZE, HORIZON = 256, 4
 MB = 10**6
-#: Name of a file's layout -> how its images are stored. "gzip" is what robomimic's scripts write when told to compress
+#: Name of a file's layout -> how its images are stored. robomimic's scripts write "gzip" if compression is on
 LAYOUTS: dict[str, dict[str, Any]] = {
     "uncompressed": {},
     "gzip": dict(compression="gzip"),
     "gzip, chunks of one image": dict(compression="gzip", chunks=(1, *SHAPE)),
 }
-#: Layout, cache in bytes (None: everything is loaded first)
+#: Layout, cache in bytes (None: all images are loaded first)
 CASES: list[tuple[str, int | None]] = [
     ("uncompressed", None),
     ("uncompressed", 256 * MB),
@@ -45,7 +45,10 @@ CASES: list[tuple[str, int | None]] = [
 
 
 def images(rng: np.random.Generator) -> np.ndarray:
-    """One demonstration of a camera: smooth, moving, with noise, so that it compresses about as renderings do."""
+    """
+    Images of one camera for a demonstration. They are smooth, move and contain noise, so that they compress about as well as
+    renderings.
+    """
     y, x, t = np.mgrid[0 : SHAPE[0], 0 : SHAPE[1], 0:LENGTH].astype(np.float32)
     a, b, c = rng.uniform(5, 20, 3).astype(np.float32)
     frames = np.moveaxis(110 + 50 * np.sin(x / a + t / c) + 50 * np.cos(y / b - t / c), -1, 0)
@@ -68,7 +71,7 @@ def write(path: Path, layout: str) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had, from Linux."""
+    """Peak memory of this process, according to Linux."""
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024
 
@@ -82,10 +85,11 @@ def in_memory(demonstrations: Demonstrations) -> Demonstrations:
 
 def measure(path: Path, cache_bytes: int | None, n_batches: int) -> dict[str, Any]:
     """
-    :param path: The file
-    :param cache_bytes: See ``CASES``
-    :param n_batches: How many batches are timed
-    :return: Growth of the peak memory since before loading, seconds of loading, milliseconds per batch (medians)
+    :param path: path of the file
+    :param cache_bytes: see ``CASES``
+    :param n_batches: number of batches to time
+    :return: growth of the peak memory since before loading, memory of the cache, seconds of loading, and median milliseconds
+        per batch
     """
     before, start = peak_bytes(), time.perf_counter()
     demonstrations = load_demonstrations(f"robomimic:{path}", cache_bytes=cache_bytes or 0)
@@ -93,7 +97,7 @@ def measure(path: Path, cache_bytes: int | None, n_batches: int) -> dict[str, An
         demonstrations = in_memory(demonstrations)
     seconds = time.perf_counter() - start
     chunks = demonstrations.chunks(HORIZON)
-    # Each image once, in order: what fits into the cache is then there
+    # Read each image once, in order, to fill the cache
     for begin in range(0, len(chunks), BATCH_SIZE):
         chunks[np.arange(begin, min(begin + BATCH_SIZE, len(chunks)))]
     order = np.random.default_rng(0).permutation(len(chunks))
@@ -113,7 +117,7 @@ def measure(path: Path, cache_bytes: int | None, n_batches: int) -> dict[str, An
 
 
 def cached_bytes(demonstrations: Demonstrations) -> int:
-    """:return: What is in the cache, which all cameras share"""
+    """:return: bytes in the cache, which all cameras share"""
     arrays = named_observations(demonstrations.observations).values()
     stores = [store for array in arrays if isinstance(array, LazyImages) for store in array._stores]
     return max((store.cache.blocks.currsize for store in stores if isinstance(store, HDF5Images)), default=0)

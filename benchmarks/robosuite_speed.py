@@ -1,9 +1,9 @@
 """
-Steps per second of ``make_robomimic`` beside robosuite's own ``step``, in turns, with random actions on one core.
+Compare the steps per second of ``make_robomimic`` and of robosuite's own ``step``, with random actions on one core.
 
     python -m benchmarks.robosuite_speed
 
-Both step the same simulation to the same states (the tests compare them); only environments are timed.
+The two take turns. Both step the same simulation to the same states (the tests compare them). Only the environments are timed.
 """
 
 import os
@@ -26,10 +26,10 @@ N_STEPS_WITH_IMAGE = 30
 
 def steps_per_second(step: Callable[[np.ndarray], Any], env: RobomimicEnv, n_steps: int) -> Rates:
     """
-    :param step: Takes an action
-    :param env: What it steps
-    :param n_steps: Number of steps, less than the horizon
-    :return: Steps per second
+    :param step: function that takes an action and steps the environment
+    :param env: the environment
+    :param n_steps: number of steps, less than the horizon
+    :return: steps per second
     """
     env.reset(seed=0)
     actions = np.random.default_rng(0).uniform(-0.3, 0.3, (n_steps, *(env.action_space.shape or ())))

@@ -1,4 +1,4 @@
-"""Many runs: one after the other in this process, or as Ray's tasks on any number of machines. Each has a result file."""
+"""Makes many runs, one after the other in this process, or as Ray tasks on any number of machines. Each has a result file."""
 
 import argparse
 import hashlib
@@ -16,8 +16,8 @@ from benchmarks.provenance import machine, provenance
 from sb3_scoreflow.common.files import atomic_path
 from sb3_scoreflow.distributed import session
 
-#: What a run's function returns, in which ``versions`` are those of further packages; its file has its settings and its
-#: ``origin``, too
+#: Result of a run's function. Its optional entry ``versions`` contains the versions of further packages. The result file also
+#: contains the settings and the ``origin``
 Result = dict[str, Any]
 
 
@@ -26,9 +26,9 @@ class Job:
     """
     One run.
 
-    :param name: of the run in messages, and of its result file
-    :param settings: all that the result depends on, except the commit, in terms of JSON
-    :param function: makes the run and returns its result, in terms of JSON; it seeds all that it draws
+    :param name: name of the run in messages and in the name of its result file
+    :param settings: everything that the result depends on except the commit, as JSON types
+    :param function: function that makes the run and returns its result as JSON types; it seeds everything that it draws
     """
 
     name: str
@@ -36,38 +36,41 @@ class Job:
     function: Callable[[], Result]
 
     def file(self, folder: Path) -> Path:
-        """:return: the result file, which is another one for other settings"""
+        """:return: path of the result file, which depends on the settings"""
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
         return folder / "runs" / f"{self.name.replace(' ', '_')}_{digest}.json"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """
-    :param parser: gets the options of :func:`make`
+    :param parser: parser to which the options of :func:`make` are added
     """
-    parser.add_argument("--workers", type=_from(1), default=1, help="runs at the same time, in Ray if it is not 1 (default 1)")
-    parser.add_argument("--address", help="Ray cluster that makes the runs; auto: the one that this machine belongs to")
-    parser.add_argument("--retries", type=_from(0), default=1, help="how often a run that fails is repeated (default 1)")
-    parser.add_argument("--again", action="store_true", help="make runs that have a result file, too")
+    parser.add_argument(
+        "--workers", type=_from(1), default=1, help="number of parallel runs; more than 1 needs Ray (default 1)"
+    )
+    parser.add_argument("--address", help="address of a Ray cluster; auto: the cluster of this machine")
+    parser.add_argument("--retries", type=_from(0), default=1, help="how often to repeat a run that fails (default 1)")
+    parser.add_argument("--again", action="store_true", help="also make the runs that have a result file")
 
 
 def make(jobs: Sequence[Job], options: argparse.Namespace, ended: Callable[[Job, Result], None]) -> list[Result]:
     """
-    Make the runs that have no result file. They start in this order, and their numbers do not depend on where they run: each
-    computes in one thread, and with Ray in a process of its own.
+    Make the runs that have no result file. They start in the given order. Their numbers do not depend on where they run: each
+    run computes in one thread, and with Ray in a separate process.
 
     :param jobs: all runs
-    :param options: those of :func:`add_options`, and ``output``, in whose folder ``runs`` the result files are
-    :param ended: called with every run that has ended, now or before
+    :param options: options of :func:`add_options`, and ``output``, a folder whose subfolder ``runs`` contains the result files
+    :param ended: function that is called with every run that has a result, from this command or an earlier one
     :return: results of all runs, in the order of the jobs
-    :raises SystemExit: if there is no such Ray; when all others have ended, if runs failed, with their names
+    :raises SystemExit: if Ray or the cluster is not available, or, after all other runs have ended, if runs failed; the
+        message names them
     """
-    origin = provenance()  # now: the working tree may be another one when the runs end
+    origin = provenance()  # at the start, because the working tree may have changed when the runs end
     files = {job: job.file(options.output) for job in jobs}
     results: dict[Job, Result] = {}
     for job, path in files.items():
         if path.exists() and not options.again:
-            print(f"resumed: {job.name} has a result, {path} (--again makes it anew)", flush=True)
+            print(f"resumed: {job.name} has a result, {path} (--again makes the run again)", flush=True)
             results[job] = _read(path)
             ended(job, results[job])
     failed: list[str] = []
@@ -75,7 +78,7 @@ def make(jobs: Sequence[Job], options: argparse.Namespace, ended: Callable[[Job,
         log = files[job].with_suffix(".error.txt")
         if isinstance(outcome, Exception):
             _write(log, "".join(traceback.format_exception(outcome)))
-            cause = getattr(outcome, "cause", None) or outcome  # Ray's error of a run that raised one
+            cause = getattr(outcome, "cause", None) or outcome  # Ray wraps the run's error
             failed.append(f"{job.name}: {traceback.format_exception_only(cause)[-1].splitlines()[0]} ({log})")
             print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
             continue
@@ -87,7 +90,7 @@ def make(jobs: Sequence[Job], options: argparse.Namespace, ended: Callable[[Job,
         listed = "\n  ".join(failed)
         sys.exit(
             f"error: {len(failed)} of {len(jobs)} runs failed (attempts: {options.retries + 1} each), so there is no summary. "
-            f"The same command makes these again, and no others.\n  {listed}"
+            f"Repeat the command to make only these runs again.\n  {listed}"
         )
     return [results[job] for job in jobs]
 
@@ -114,7 +117,7 @@ def _in_ray(jobs: Sequence[Job], workers: int, address: str | None, retries: int
         session.check_resources(ray, {"CPU": 1.0}, 1)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    # A process of its own: what a run leaves behind, be it memory or a crash, reaches no other one
+    # Each run gets a separate process, so that neither leaked memory nor a crash affects other runs
     task = ray.remote(num_cpus=1, max_calls=1, max_retries=retries, retry_exceptions=True)(_execute)
     left = list(jobs)
     running: dict[Any, Job] = {}

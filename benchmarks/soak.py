@@ -1,18 +1,19 @@
 """
-Does anything grow over long runs? Resident memory, open files and threads of one process, sampled along the way.
+Measure whether resident memory, open files or threads of a process grow over long runs, by sampling them during each run.
 
     python -m benchmarks.soak
 
-For each algorithm of the registry, on a trivial environment and each in a process of its own:
+For each algorithm in the registry, the script runs three parts on a trivial environment, each in a separate process:
 
-- ``learn``: one call of ``learn`` with tensorboard, evaluations and checkpoints, of ``--timesteps`` environment steps
-- ``calls``: 100 calls of ``learn`` with tensorboard, on one model
-- ``files``: 1000 times a model is saved and loaded
+- ``learn``: one call of ``learn`` with TensorBoard, evaluations and checkpoints, for ``--timesteps`` environment steps
+- ``calls``: 100 calls of ``learn`` with TensorBoard, on one model
+- ``files``: 1000 cycles of saving and loading a model
 
-A series is flat if files and threads come back, in its last quarter, to what they were at most in its first (a sample may
-meet a thread that is about to end), and the median memory of its last quarter exceeds that of its second one by less than 2%,
-not counting what Stable-Baselines3's ``Monitor`` around every environment keeps: return, length and time of every episode, for
-its ``get_episode_rewards``. It is for Linux.
+A series is flat if two conditions hold. First, at some point in its last quarter, the numbers of files and of threads are not
+above their maximum in the first quarter (a sample may include a thread that is about to end). Second, the median memory of the
+last quarter exceeds the median of the second quarter by less than 2%. The memory of Stable-Baselines3's ``Monitor`` does not
+count: around every environment, it keeps return, length and time of every episode for its ``get_episode_rewards``. The script
+needs Linux.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from benchmarks.provenance import provenance
 from sb3_scoreflow import ALGORITHMS
 from sb3_scoreflow.callbacks import FlowEvalCallback
 
-#: What is read of the process at a point of the run
+#: Columns of a sample of the process
 COLUMNS = ("at", "memory_mb", "files", "threads", "monitor_mb")
 MAX_GROWTH = 0.02
 N_ENVS, LENGTH, SAMPLES = 32, 50, 200
@@ -49,7 +50,7 @@ Series = list[list[float]]
 
 
 class Point(gym.Env):
-    """A point on a line that is to stay where it is, for 50 steps."""
+    """A point that is to be kept near the origin, for 50 steps."""
 
     observation_space = spaces.Box(-2, 2, (2,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
@@ -66,17 +67,17 @@ class Point(gym.Env):
 
 
 def held(at: float, env: VecEnv) -> list[float]:
-    """A row of a series, see ``COLUMNS``."""
+    """:return: a sample of this process, with the columns ``COLUMNS``"""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     kept = [list_ for name in ("episode_returns", "episode_lengths", "episode_times") for list_ in env.get_attr(name)]
-    # Python's allocator rounds up to 16 bytes; small whole numbers exist once
+    # Python's allocator rounds up to 16 bytes; small integers are shared
     size = sum(sys.getsizeof(each) + sum(32 for item in each if isinstance(item, float)) for each in kept) / 1e6
     return [at, round(memory, 2), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), round(size, 2)]
 
 
 class Watch(BaseCallback):
-    """Reads what the process holds, about ``SAMPLES`` times, and deletes what ``CheckpointCallback`` has written before."""
+    """Samples the process about ``SAMPLES`` times, and deletes all but the newest checkpoints of ``CheckpointCallback``."""
 
     def __init__(self, total: int, series: Series, checkpoints: Path) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ def make_env(n_envs: int = N_ENVS) -> VecEnv:
 
 
 def make_model(name: str, folder: Path, n_steps: int = 64) -> Any:
-    """A model with small networks and few gradient steps: what could pile up is what surrounds them."""
+    """A model with small networks and few gradient steps, because leaks are more likely in the code around them."""
     arguments: dict[str, Any] = dict(n_steps=n_steps, batch_size=min(n_steps * N_ENVS, 512), n_epochs=1)
     if ALGORITHMS[name].capabilities.replay:
         arguments = dict(n_steps=n_steps, batch_size=64, critic_steps=4, n_refreshes=2, refresh_size=512, actor_steps=2)
@@ -107,7 +108,7 @@ def make_model(name: str, folder: Path, n_steps: int = 64) -> Any:
 
 
 def learn(name: str, folder: Path, n: int) -> Series:
-    """One call of ``learn``, with what usually surrounds it."""
+    """One call of ``learn`` with the usual callbacks."""
     series: Series = []
     every = max(n // SAMPLES // N_ENVS, 30)
     callbacks: list[BaseCallback] = [
@@ -140,14 +141,14 @@ def files(name: str, folder: Path, n: int) -> Series:
     return series
 
 
-#: What is repeated -> how
+#: Part -> function that runs it
 PARTS: dict[str, Callable[[str, Path, int], Series]] = {"learn": learn, "calls": calls, "files": files}
 
 
 def judge(series: Series) -> dict[str, Any]:
     """
-    :param series: rows, see ``COLUMNS``, at least eight
-    :return: whether it is flat (see above), and by what
+    :param series: at least eight rows with the columns ``COLUMNS``
+    :return: whether the series is flat (see the module's docstring), and the numbers that decide it
     """
     rows = np.array(series)
     quarter = len(rows) // 4
@@ -166,14 +167,14 @@ def judge(series: Series) -> dict[str, Any]:
 
 
 def measure(part: str, name: str, n: int) -> Series:
-    """A part for an algorithm, in this process."""
+    """Run a part for an algorithm in this process."""
     th.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         return PARTS[part](name, Path(folder), n)
 
 
 def run(options: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """:return: part, algorithm and result, one after the other"""
+    """:return: iterator over part, algorithm and result"""
     amounts = {"learn": options.timesteps, "calls": options.calls, "files": options.cycles}
     for part, n in amounts.items():
         for name in ALGORITHMS:
@@ -196,8 +197,8 @@ def plot(parts: dict[str, dict[str, Any]], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "soak", timesteps=10_000_000)
-    parser.add_argument("--calls", type=int, default=CALLS, help=f"of learn (default {CALLS})")
-    parser.add_argument("--cycles", type=int, default=CYCLES, help=f"of saving and loading (default {CYCLES})")
+    parser.add_argument("--calls", type=int, default=CALLS, help=f"calls of learn (default {CALLS})")
+    parser.add_argument("--cycles", type=int, default=CYCLES, help=f"cycles of saving and loading (default {CYCLES})")
     options = parser.parse_args(arguments)
     summary: dict[str, Any] = {**provenance(), "repeats": 1, "columns": COLUMNS, "parts": {}}
     for part, name, result in run(options):

@@ -1,4 +1,4 @@
-"""What the studies share: their command line, variants, summary and figure."""
+"""Functions that the studies share: command line, runs, summary and figure."""
 
 import argparse
 import json
@@ -22,10 +22,10 @@ _WIDTH = 200
 
 
 class Variant(NamedTuple):
-    """One of the things that a study compares."""
+    """One of the variants that a study compares."""
 
     label: str
-    """In the figure"""
+    """Label in the figure"""
     algorithm: type[BaseAlgorithm]
     settings: dict[str, Any]
     """Arguments of the algorithm"""
@@ -41,54 +41,56 @@ def parser(
     repeats: int | None = None,
 ) -> argparse.ArgumentParser:
     """
-    The command line of a study: options for what has a default here, and where the results go.
+    Create the command line of a study. It has the option ``--output``, and an option for every argument that is not None.
 
     :param doc: docstring of the script
-    :param study: name of the folder of the results
+    :param study: name of the folder with the results
     :param seeds: default of ``--seeds``
-    :param variants: choices of ``--variants``, all of which are the default
+    :param variants: choices of ``--variants``; the default is all of them
     :param timesteps: default of ``--timesteps``
     :param repeats: default of ``--repeats``
     """
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    meaning = f"folder of the results (default benchmarks/results/{study})"
+    meaning = f"folder for the results (default benchmarks/results/{study})"
     result.add_argument("--output", type=Path, default=RESULTS / study, help=meaning)
     if seeds is not None:
-        meaning = f"default {' '.join(map(str, seeds))}"
+        meaning = f"seeds of the runs (default {' '.join(map(str, seeds))})"
         result.add_argument("--seeds", type=int, nargs="+", default=list(seeds), help=meaning)
     if variants is not None:
         names = list(variants)
-        result.add_argument("--variants", nargs="*", default=names, choices=names, help="runs to make; none: only summarize")
+        result.add_argument(
+            "--variants", nargs="*", default=names, choices=names, help="variants to run; no name: only summarize"
+        )
     if timesteps is not None:
-        result.add_argument("--timesteps", type=int, default=timesteps, help=f"calls of env.step (default {timesteps})")
+        result.add_argument("--timesteps", type=int, default=timesteps, help=f"time steps of training (default {timesteps})")
     if repeats is not None:
-        result.add_argument("--repeats", type=int, default=repeats, help=f"turns of each (default {repeats})")
+        result.add_argument("--repeats", type=int, default=repeats, help=f"repeats of each measurement (default {repeats})")
     if seeds is not None:
         runner.add_options(result)
     return result
 
 
 class Made(NamedTuple):
-    """What the runs of a command have left, besides their curves, which are in the table."""
+    """Results of a command's runs, except their curves, which are in the table."""
 
     origin: dict[str, Any]
     """Provenance of the command"""
     origins: dict[str, dict[str, Any]]
-    """Provenance of the runs of every variant: of the first one, and of those where it is another one as ``others``"""
+    """Variant -> provenance of its first run; different provenance of its other runs is in the entry ``others``"""
     facts: dict[tuple[str, int], dict[str, Any]]
-    """What the run of a variant and a seed returned, besides its curves"""
+    """Variant and seed -> result of the run, without its curves"""
 
 
-#: Makes the run of a variant and a seed. Its result may have ``curves``: rows of the recorder, by environment
+#: Function that makes the run of a variant and a seed. The result may have an entry ``curves``: environment -> recorded rows
 RunFunction = Callable[[argparse.Namespace, str, int], Result]
 
 
 def make_runs(options: argparse.Namespace, run: RunFunction, variants: Mapping[str, Any]) -> Made:
     """
-    :param options: of :func:`parser`, with ``seeds`` and ``variants``
-    :param run: makes one
-    :param variants: settings of each variant; one whose ``repr`` has changed is run again
-    :return: what has been made
+    :param options: options of :func:`parser`, with ``seeds`` and ``variants``
+    :param run: function that makes one run
+    :param variants: variant -> its settings; if their ``repr`` has changed, the variant is run again
+    :return: results of the runs
     :raises SystemExit: if runs failed
     """
     return make_all_runs([options], run, variants)[0]
@@ -96,13 +98,13 @@ def make_runs(options: argparse.Namespace, run: RunFunction, variants: Mapping[s
 
 def make_all_runs(tasks: Sequence[argparse.Namespace], run: RunFunction, variants: Mapping[str, Any]) -> list[Made]:
     """
-    As :func:`make_runs`, of several tasks at once.
+    Same as :func:`make_runs`, for several tasks.
 
-    :param tasks: the options of each, which have the same seeds
-    :return: what has been made, by task
+    :param tasks: options of each task; all have the same seeds
+    :return: results of each task
     """
     options, made = tasks[0], [Made(provenance(), {}, {}) for _ in tasks]
-    # Seeds outside, variants inside: variants that are compared run next to each other in time.
+    # Loop over seeds first, so that the compared variants of a seed run close together in time.
     keys = {
         _job(task, run, variants[variant], variant, seed): (i, variant, seed)
         for seed in options.seeds
@@ -124,7 +126,7 @@ def make_all_runs(tasks: Sequence[argparse.Namespace], run: RunFunction, variant
     return made
 
 
-#: Options that no run depends on
+#: Options that do not affect the result of a run
 _OF_THE_COMMAND = ("output", "seeds", "variants", "workers", "address", "retries", "again")
 
 
@@ -137,8 +139,8 @@ def _job(options: argparse.Namespace, run: RunFunction, settings: Any, variant: 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """
-    :param folder: of the study
-    :return: its ``summary.json``, empty if there is none
+    :param folder: folder of the study
+    :return: content of its ``summary.json``; empty if the file does not exist
     """
     path = folder / "summary.json"
     return json.loads(path.read_text()) if path.exists() else {}
@@ -146,15 +148,17 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """
-    :param folder: of the study
-    :param summary: what becomes its ``summary.json``, with short entries on one line, which is easier to read and to compare
+    Write ``summary.json``, with short entries on one line, which are easier to read and to compare.
+
+    :param folder: folder of the study
+    :param summary: content of the file
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(_json(summary) + "\n")
 
 
 def _json(value: Any, indent: int = 0) -> str:
-    """JSON whose entries stand on one line each: those that are short, such as an interval, and lists of numbers."""
+    """JSON in which short entries, such as an interval, and lists of numbers are on one line."""
     line, inner = json.dumps(value), " " * (indent + 1)
     if isinstance(value, Mapping) and indent + len(line) > _WIDTH:
         entries = [f"{json.dumps(str(key))}: {_json(entry, indent + 1)}" for key, entry in value.items()]
@@ -167,9 +171,11 @@ def _json(value: Any, indent: int = 0) -> str:
 
 def update_summary(folder: Path, section: str, entry: Mapping[str, Any]) -> None:
     """
-    :param folder: of the study
-    :param section: its environment, or what else divides the study; the others stay as they are
-    :param entry: what is known of it now
+    Replace one section of the summary and keep the others.
+
+    :param folder: folder of the study
+    :param section: name of the section, such as an environment
+    :param entry: new content of the section
     """
     with locked(folder):
         write_summary(folder, {**read_summary(folder), section: entry})
@@ -178,8 +184,8 @@ def update_summary(folder: Path, section: str, entry: Mapping[str, Any]) -> None
 def origins(before: Mapping[str, Any], made: Made) -> dict[str, Any]:
     """
     :param before: section of a summary
-    :param made: by this command
-    :return: origins by variant; what was not run just now keeps its own
+    :param made: results of this command
+    :return: variant -> origin; variants that this command did not run keep their origin
     """
     return {**before.get("origins", {}), **made.origins}
 
@@ -190,28 +196,28 @@ _AXES = {"env_steps": ("thousands of environment steps", 1000), "cpu_seconds": (
 
 
 class Panel(NamedTuple):
-    """One plot of a figure: a column of curves over another one."""
+    """One plot of a figure, which shows one column of curves against another."""
 
     title: str
     curves: Mapping[str, Sequence[Curve]]
-    """By label"""
+    """Label -> one curve per seed"""
     column: str
     x: str = "env_steps"
 
 
 def return_panels(title: str, curves: Mapping[str, Sequence[Curve]], x: str = "env_steps") -> list[Panel]:
-    """Both returns, side by side."""
+    """:return: two panels, for the exploring and for the deterministic return"""
     return [Panel(f"{title}, {column.removeprefix('return_')}", curves, column, x) for column in RETURNS]
 
 
 def plot(rows: Sequence[Sequence[Panel]], path: Path, dpi: int = 75, sharey: bool = True) -> None:
     """
-    Mean and range over seeds. What has "published" in its label is dashed.
+    Plot mean and range over seeds. Curves whose label contains "published" are dashed.
 
-    :param rows: of panels, as many in each
-    :param path: of the picture
+    :param rows: rows with the same number of panels
+    :param path: path of the image
     :param dpi: dots per inch
-    :param sharey: whether the panels of a row have one scale
+    :param sharey: whether the panels of a row have the same scale
     """
     figure = Figure(figsize=(5.2 * len(rows[0]), 3.9 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharey="row" if sharey else False)
@@ -220,7 +226,7 @@ def plot(rows: Sequence[Sequence[Panel]], path: Path, dpi: int = 75, sharey: boo
             label, unit = _AXES[panel.x]
             for name, runs in panel.curves.items():
                 drawn = [plotting.Curve(curve[panel.x], curve[panel.column]) for curve in runs]
-                if all(np.isfinite(curve.y).any() for curve in drawn):  # else a run so short that no episode ended
+                if all(np.isfinite(curve.y).any() for curve in drawn):  # not so if a run is too short for an episode to end
                     style = "--" if "published" in name else "-"
                     plotting.plot_curves(drawn, axes, unit=unit, label=name, linestyle=style)
             axes.set(title=panel.title, xlabel=label)

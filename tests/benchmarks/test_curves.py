@@ -85,5 +85,5 @@ def test_complete_variants_have_every_seed() -> None:
     curves = {run: curve for run in (Run("a", "env", 0), Run("a", "env", 1), Run("b", "env", 0), Run("b", "other", 1))}
     assert complete(curves, "env", ["a", "c"], [0, 1]) == {"a": [curve, curve]}
     assert list(complete(curves, "env", ["b", "a"], [0])) == ["b", "a"]
-    with pytest.raises(SystemExit, match="There is no summary, as runs are missing: b seed 1, b seed 2, a seed 2"):
+    with pytest.raises(SystemExit, match="There is no summary, because runs are missing: b seed 1, b seed 2, a seed 2"):
         complete(curves, "env", ["b", "a", "c"], [0, 1, 2])
