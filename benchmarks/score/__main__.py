@@ -1,4 +1,4 @@
-"""Run stages of the comparison; see the package's docstring."""
+"""The command line, which runs stages of the comparison; see the package's docstring."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ SEEDS = {
 
 
 def jobs(stage: str, env_ids: Sequence[str], seeds: Sequence[int], timesteps: int, folder: Path) -> list[Job]:
-    """Seed by seed, so that what an interruption leaves is whole seeds."""
+    """:return: the jobs of a stage, ordered by seed, so that an interrupted command has completed all runs of some seeds"""
     return [
         Job(env_id, arm, seed, settings, timesteps, folder)
         for seed in seeds
@@ -28,7 +28,7 @@ def jobs(stage: str, env_ids: Sequence[str], seeds: Sequence[int], timesteps: in
 
 
 def record(folder: Path, stage: str, entry: dict[str, Any], origin: dict[str, Any]) -> None:
-    """Write what a stage ran; where that has not changed, what was made before keeps its origin, and statistics stay."""
+    """Record a stage in the summary. If its settings have not changed, earlier origins and statistics stay."""
     before = study.read_summary(folder).get(stage, {})
     same = all(before.get(name) == value for name, value in entry.items())
     kept = before if same else {}
@@ -40,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.prog = "python -m benchmarks.score"
     parser.add_argument("stages", nargs="+", choices=[*SEEDS, "report"])
     parser.add_argument("--envs", nargs="+", default=list(DEMONSTRATIONS), choices=list(DEMONSTRATIONS))
-    parser.add_argument("--seeds", type=int, nargs="+", help="default 0 to 4, for the search 100")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds of the runs (default 0 to 4, for the search 100)")
     runner.add_options(parser)
     options = parser.parse_args(arguments)
     folder, env_ids = options.output, options.envs
-    origin = provenance()  # now: the working tree may be another one when the runs end
+    origin = provenance()  # at the start, because the working tree may have changed when the runs end
     for stage in options.stages:
         if stage == "report":
             report.report(folder, env_ids, options.seeds or SEEDS["best"])

@@ -1,4 +1,4 @@
-"""The settings that are compared: published, searched, each variant's own best, the defaults and what makes them up."""
+"""The compared settings (arms): published, searched, the best of each variant, the defaults and changes to them."""
 
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ _RATES: dict[str, dict[str, Any]] = {
 
 
 def published(env_id: str, variant: str) -> dict[str, Any]:
-    """The published settings; noise net and score coefficient learn at the velocity's rate, as in the official code."""
+    """The published settings; as in the official code, noise network and score coefficient have the velocity's rate."""
     rates = _RATES[env_id]
     return {**_PUBLISHED, **rates, "noise_learning_rate": rates["learning_rate"], "score_drift": variant}
 
 
-#: Ours: what the search and the ablation start from.
+#: Our settings, from which the search and the ablation start.
 _OURS: dict[str, Any] = dict(
     n_steps=50,
     batch_size=250,
@@ -54,22 +54,23 @@ _OURS: dict[str, Any] = dict(
 
 
 def _rates(velocity: float) -> dict[str, Any]:
-    """Noise net and score coefficient learn at five times the velocity's rate; both decay to a tenth."""
+    """The noise network and the score coefficient learn at five times the velocity's rate; all rates decay to a tenth."""
     return dict(
         learning_rate=CosineSchedule(velocity, velocity / 10),
         noise_learning_rate=CosineSchedule(5 * velocity, velocity / 2),
     )
 
 
-#: The search, the same for every variant: learning rates, and iterations of 1000 chunks and 8 epochs or of 2000 and 5.
+#: The search, which is the same for every variant: learning rates, and iterations of 1000 chunks with 8 epochs or of 2000
+#: chunks with 5 epochs.
 SEARCH: dict[str, dict[str, Any]] = {
     "lr1e-4_n50": _rates(1e-4),
     "lr2e-4_n50": _rates(2e-4),
     "lr4e-4_n50": _rates(4e-4),
     "lr2e-4_n100": dict(_rates(2e-4), n_steps=100, n_epochs=5),
 }
-#: The package's defaults of version 0.1 (iterations of 2048 chunks in minibatches of 256, rounded to what 20 environments
-#: allow), and what they changed, taken back one at a time.
+#: The defaults of version 0.1, with iterations of 2000 chunks instead of 2048 and minibatches of 250 instead of 256 because of
+#: the 20 environments. ABLATION takes back their changes to the published settings one at a time.
 _DEFAULT = {**_OURS, **SEARCH["lr2e-4_n100"], "score_drift": "learned"}
 ABLATION: dict[str, dict[str, Any]] = {
     "critic_from_scratch": dict(critic_batches=0),
@@ -77,13 +78,13 @@ ABLATION: dict[str, dict[str, Any]] = {
     "clip_0.01": dict(clip_range=0.01),
     "constant_rates_and_noise": dict(learning_rate=2e-4, noise_learning_rate=1e-3, max_std=0.24),
 }
-#: Changes that were not made, tried on top of the defaults.
+#: Changes to the defaults that were tried and not adopted.
 ALTERNATIVES: dict[str, dict[str, Any]] = {
     "velocity_4e-4": _rates(4e-4),
-    "velocity_4e-4_kl_guard": dict(_rates(4e-4), target_kl=3e-4),  # about what 2e-4 makes of it
+    "velocity_4e-4_kl_guard": dict(_rates(4e-4), target_kl=3e-4),  # about the divergence with a rate of 2e-4
     "clip_0.04": dict(clip_range=0.04),
 }
-#: Summaries: stage -> pairs of arms, of which the first is compared with the second
+#: Stage -> pairs of arms to compare, the first with the second
 COMPARISONS: dict[str, list[tuple[str, str]]] = {
     "published": [("published_learned", "published_none"), ("published_learned", "published_constant")],
     "best": [
@@ -102,12 +103,12 @@ _WITHOUT, _WITH = "without_", "with_"
 
 
 def search_name(variant: str, candidate: str) -> str:
-    """Name of an arm of the search."""
+    """:return: name of an arm of the search"""
     return f"search_{variant}_{candidate}"
 
 
 def names(stage: str) -> list[str]:
-    """Arms that a stage runs."""
+    """:return: names of the arms that a stage runs"""
     if stage == "search":
         return [search_name(variant, candidate) for candidate in SEARCH for variant in VARIANTS]
     if stage == "ablation":
@@ -120,10 +121,10 @@ def names(stage: str) -> list[str]:
 
 
 def settings(arm: str, env_id: str, folder: Path = RESULTS) -> dict[str, Any]:
-    """Settings of an arm; those of "best" are read from what the search chose, in the folder of the results."""
+    """:return: settings of an arm; the settings of "best" come from the search's summary in the folder of the results"""
     if arm == "default":
         return _DEFAULT
-    if arm == "package":  # whatever they are now, at the same iteration
+    if arm == "package":  # the current defaults, with the same iteration
         return {name: _DEFAULT[name] for name in ("n_steps", "batch_size", "n_epochs", "critic_batches")}
     if arm.startswith(_WITHOUT):
         return {**_DEFAULT, **ABLATION[arm.removeprefix(_WITHOUT)]}

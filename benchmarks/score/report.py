@@ -1,4 +1,4 @@
-"""Statistics of the curves: returns, steps to thresholds, interquartile means, probabilities of improvement; the figure."""
+"""Statistics of the curves (returns, steps to thresholds, interquartile means, probabilities of improvement) and a figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,36 +19,36 @@ from benchmarks.learning import (
 from benchmarks.score import arms
 
 FRACTIONS = (0.5, 0.75, 0.9)
-#: Gain over the clone, as a share of the best final return, below which normalized scores would be noise over noise
+#: Smallest gain over the clone, as a share of the best final return, for which normalized scores are meaningful
 _LEAST_GAIN = 0.05
-#: Stages that are drawn
+#: Stages in the figure
 FIGURE = ("best", "ablation")
 #: env -> arm -> one curve per seed
 Curves = dict[str, dict[str, list[Curve]]]
 
 
 def of_all_envs(table: Mapping[Run, Curve], env_ids: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> Curves:
-    """The arms that have a curve for every environment and seed."""
+    """:return: curves of the arms that have a curve for every environment and seed"""
     found = {env: complete(table, env, names, seeds) for env in env_ids}
     everywhere = [name for name in names if all(name in of_env for of_env in found.values())]
     return {env: {name: of_env[name] for name in everywhere} for env, of_env in found.items()}
 
 
 def mean_return(curve: Curve, column: str) -> float:
-    """Mean over the whole of training: what fast learning and a high end both raise."""
+    """Mean over the whole training, which both fast learning and a high final return raise."""
     return float(np.nanmean(curve[column][1:]))
 
 
 def start_and_best(of_task: Mapping[str, list[Curve]], column: str) -> tuple[float, float]:
-    """The clones' return and the best final return of any arm, for which 0 and 1 of a normalized score stand."""
+    """The clones' return and the best final return of any arm, which are 0 and 1 on the scale of normalized scores."""
     start = float(np.mean([curve[column][~np.isnan(curve[column])][0] for runs in of_task.values() for curve in runs]))
     return start, max(float(np.mean([final_return(curve, column) for curve in runs])) for runs in of_task.values())
 
 
 def summarize_task(of_task: Mapping[str, list[Curve]], column: str) -> dict[str, Any]:
     """
-    Of one environment: final and mean return of every arm, env steps to shares of the gain over the clone that the best arm
-    made (if any made one).
+    Summarize one environment: the final and the mean return of every arm, and the environment steps to shares of the best
+    arm's gain over the clone (if any arm improved on the clone).
     """
     start, best = start_and_best(of_task, column)
     fractions = FRACTIONS if best - start >= _LEAST_GAIN * best else ()
@@ -65,7 +65,9 @@ def summarize_task(of_task: Mapping[str, list[Curve]], column: str) -> dict[str,
 
 
 def normalized(curves: Curves, column: str, score: Any) -> dict[str, list[np.ndarray]]:
-    """Arm -> scores of every task that some arm improved on, 0 at the clone and 1 at the best final return of any arm."""
+    """
+    :return: arm -> scores on every task on which an arm improved; 0 is the clone's return, 1 the best final return of any arm
+    """
     result: dict[str, list[np.ndarray]] = {}
     for of_task in curves.values():
         start, best = start_and_best(of_task, column)
@@ -79,9 +81,9 @@ def normalized(curves: Curves, column: str, score: Any) -> dict[str, list[np.nda
 
 def summarize(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """
-    :param curves: of all environments
-    :param pairs: arms to compare, the first against the second
-    :return: per environment, and over all of them
+    :param curves: curves of all environments
+    :param pairs: pairs of arms to compare, the first with the second
+    :return: statistics of each environment and over all environments
     """
     summary: dict[str, Any] = {}
     for column in RETURNS:
@@ -105,8 +107,8 @@ def summarize(curves: Curves, pairs: Sequence[tuple[str, str]]) -> dict[str, Any
 
 def choose(folder: Path, env_ids: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """
-    Of every variant the searched settings with the highest score: both returns' mean over training, normalized per task and
-    averaged over tasks, returns and seeds.
+    Choose the settings with the highest score for every variant. The score is the mean over training of both returns,
+    normalized per task and averaged over tasks, returns and seeds.
     """
     curves = of_all_envs(CurveTable(folder).read(), env_ids, arms.names("search"), seeds)
     parts = [normalized(curves, column, mean_return) for column in RETURNS]
@@ -122,7 +124,7 @@ def choose(folder: Path, env_ids: Sequence[str], seeds: Sequence[int]) -> dict[s
 
 
 def report(folder: Path, env_ids: Sequence[str], seeds: Sequence[int]) -> None:
-    """Statistics of the stages that have been run, over those of the seeds that they were run with, and the figure."""
+    """Write the statistics of all stages that have been run, over the seeds that were run, and the figure."""
     table, rows = CurveTable(folder).read(), []
     for stage, pairs in arms.COMPARISONS.items():
         record = study.read_summary(folder).get(stage, {"origins": []})
@@ -142,13 +144,13 @@ def report(folder: Path, env_ids: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def figure_rows(curves: Curves) -> list[list[study.Panel]]:
-    """A row for each return, a column for each environment."""
+    """:return: panels, with a row for each return and a column for each environment"""
     labelled = {env: {arm.replace("_", " "): runs for arm, runs in of_env.items()} for env, of_env in curves.items()}
     return [list(row) for row in zip(*(study.return_panels(*item) for item in labelled.items()), strict=True)]
 
 
 def print_table(stage: str, summary: Mapping[str, Any]) -> None:
-    """The numbers of a summary that a reader looks for first."""
+    """Print the most important numbers of a summary."""
     for column in RETURNS:
         print(f"\n{stage}, {column}")
         for env, task in summary[column]["tasks"].items():

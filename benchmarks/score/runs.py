@@ -1,4 +1,4 @@
-"""One run of the comparison: a clone shared by all arms of a seed, fine-tuned with an arm's settings."""
+"""The runs of the comparison. A run fine-tunes a clone, which all arms of a seed share, with an arm's settings."""
 
 import argparse
 import os
@@ -20,12 +20,13 @@ class Job:
     """
     One run.
 
-    :param env_id: environment
+    :param env_id: id of the environment
     :param arm: name of the settings
-    :param seed: of clone, environments and learning
-    :param settings: arguments of ``ScoReFlowPPO``, and ``critic_batches`` to fit the critic to the demonstrations first
-    :param timesteps: chunks of four actions
-    :param folder: of the results
+    :param seed: seed of the clone, the environments and the algorithm
+    :param settings: arguments of ``ScoReFlowPPO``, and ``critic_batches``, the number of gradient steps that first fit the
+        critic to the demonstrations
+    :param timesteps: number of chunks of four actions
+    :param folder: folder of the results
     """
 
     env_id: str
@@ -41,19 +42,19 @@ class Job:
 
     def is_done(self, curves: Mapping[Run, Curve]) -> bool:
         """
-        :param curves: of the table
-        :return: whether they have this run, of this length at least
+        :param curves: curves of the table
+        :return: whether the table contains this run with at least this length
         """
         return self.run in curves and curves[self.run]["timesteps"][-1] >= self.timesteps
 
 
 def clone_file(job: Job) -> Path:
-    """The seed's clone: made once, then read by the processes of all arms."""
+    """:return: file of the seed's clone, which the first process creates and the processes of all arms read"""
     path = job.folder / "clones" / f"{job.env_id}_seed{job.seed}.pt"
     if not path.exists():
         policy = locomotion.clone(job.env_id, job.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")  # arms that start at the same time may both make it
+        temporary = path.with_suffix(f".{os.getpid()}")  # arms that start at the same time may both create it
         policy.save(str(temporary))
         temporary.replace(path)
     return path
@@ -76,10 +77,10 @@ def execute(job: Job) -> runner.Result:
 
 def execute_all(jobs: Iterable[Job], options: argparse.Namespace) -> None:
     """
-    Run what the table does not have.
+    Make the runs that the table does not contain.
 
     :param jobs: all runs of a stage
-    :param options: of :func:`benchmarks.runner.make`
+    :param options: options of :func:`benchmarks.runner.make`
     """
     table = CurveTable(options.output)
     curves = {} if options.again else table.read()

@@ -1,5 +1,5 @@
 """
-Success rates of the scripts by skill.
+Measure the success rates of the scripts by skill.
 
     python -m benchmarks.scripts
     python -m benchmarks.scripts --tasks can --skill 0 0.25 0.5 0.75 1 --episodes 100 --output /tmp/scripts
@@ -18,10 +18,12 @@ from benchmarks.scripts.success import success_rate
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "scripts")
-    parser.add_argument("--tasks", nargs="+", default=list(SCRIPTS), choices=SCRIPTS, help="default all")
-    parser.add_argument("--skill", type=float, nargs="+", default=[MEDIOCRE, 1.0], help=f"default {MEDIOCRE} and 1")
-    parser.add_argument("--episodes", type=int, default=30, help="for each task and skill (default 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the env and the script")
+    parser.add_argument("--tasks", nargs="+", default=list(SCRIPTS), choices=SCRIPTS, help="tasks to measure (default all)")
+    parser.add_argument(
+        "--skill", type=float, nargs="+", default=[MEDIOCRE, 1.0], help=f"skills from 0 to 1 (default {MEDIOCRE} and 1)"
+    )
+    parser.add_argument("--episodes", type=int, default=30, help="episodes for each task and skill (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the environment and of the script")
     options = parser.parse_args(arguments)
     origin = provenance()
     origin["versions"]["robosuite"] = version("robosuite")

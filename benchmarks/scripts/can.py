@@ -1,8 +1,8 @@
 """
-PickPlaceCan: grasp the can in one bin, carry it to its compartment of the other bin, and let it go.
+A script for PickPlaceCan: it grasps the can in one bin, carries it to its compartment of the other bin, and releases it.
 
-With less skill, the bin is taken to be higher than it is, and tilted, as in Lift: the farther the can is from the robot, the
-higher the gripper closes, until it slips off the can's upper edge.
+With less skill, the script assumes that the bin is higher than it is, and tilted, as in Lift: the farther the can is from the
+robot, the higher the gripper closes, until it slips off the can's upper edge.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ import numpy as np
 
 from benchmarks.scripts.script import CLOSE, GRASP_STEPS, NEAR, OPEN, Motion, Script, up
 
-# The can is 10 cm tall and 5 cm wide; the hand reaches no deeper than 1 cm above its middle
+# The can is 10 cm tall and 5 cm wide; the hand cannot reach lower than 1 cm above its middle
 _GRIP = up(0.015)
-# With half the skill, the bin seems to be 1.25 cm too high in its middle, and 1.5 mm higher or lower per centimeter in x
+# With half the skill, the assumed bin is 1.25 cm too high in its middle, and 1.5 mm higher or lower per centimeter in x
 _HEIGHT_ERROR, _TILT, _MIDDLE = 0.025, 0.3, 0.1
-# The walls end at a height of 90 cm; farther back in the compartment, or higher, is where the arm does not reach
+# The walls end at a height of 90 cm; the arm does not reach farther back in the compartment, or higher
 _COMPARTMENT = np.array([0.17, 0.37])
 _CARRY_HEIGHT, _RELEASE_HEIGHT = 1.02, 0.92
 _RELEASE_STEPS = 3
 
 
 class CanScript(Script):
-    """The can is to be in its compartment, and the hand away from it."""
+    """Places the can in its compartment and moves the hand away from it."""
 
     task = "can"
     horizon = 400

@@ -1,8 +1,8 @@
 """
-Lift: reach above the cube, descend, close the gripper and lift.
+A script for Lift: it moves the hand above the cube, descends, closes the gripper and lifts the cube.
 
-With less skill, the table is taken to be higher than it is, and tilted, so that the gripper closes above the cube or slips off
-its upper edge, depending on where the cube is.
+With less skill, the script assumes that the table is higher than it is, and tilted, so that the gripper closes above the cube
+or slips off its upper edge, depending on the cube's position.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ import numpy as np
 from benchmarks.scripts.script import CLOSE, GRASP_STEPS, Motion, Script, up
 
 # The cube's sides are 4 cm and the fingers open 8 cm wide
-# With half the skill, the table seems to be 2 cm too high in its middle, and 5 mm higher or lower per centimeter in x
+# With half the skill, the assumed table is 2 cm too high in its middle, and 5 mm higher or lower per centimeter in x
 _HEIGHT_ERROR, _TILT = 0.04, 1.0
 _LIFT = 0.2
 
 
 class LiftScript(Script):
-    """The cube is to be above the table."""
+    """Lifts the cube above the table."""
 
     task = "lift"
     horizon = 100

@@ -1,15 +1,15 @@
-"""How often a script succeeds."""
+"""The success rate of a script."""
 
 from benchmarks.scripts.script import Script
 
 
 def success_rate(script: Script, n_episodes: int, seed: int = 0, horizon: int | None = None) -> tuple[float, list[int]]:
     """
-    :param script: Who acts
-    :param n_episodes: Number of episodes
-    :param seed: Of the env
-    :param horizon: Steps in an episode, the script's if None
-    :return: Share of the episodes that succeed, and the lengths of these
+    :param script: script that acts
+    :param n_episodes: number of episodes
+    :param seed: seed of the environment
+    :param horizon: largest number of steps in an episode; None: the script's
+    :return: share of the episodes that succeed, and the lengths of these episodes
     """
     from sb3_scoreflow.envs import make_robomimic
 

@@ -1,22 +1,23 @@
 """
-Every algorithm at its defaults on tasks, experts and data that others made, from shared clones.
+Compare all algorithms at their defaults on tasks, experts and data from other projects, starting from shared clones.
 
     python -m benchmarks.tasks --task peg-insert-side-v3
     python -m benchmarks.tasks --task soccer-v3
     python -m benchmarks.tasks --task hopper-precise --data demonstrations
     python -m benchmarks.tasks --task lift
     python -m benchmarks.tasks --variants  # only summarize
-    python -m benchmarks.tasks --tables  # print those of the documentation
+    python -m benchmarks.tasks --tables  # print the tables of the documentation
 
-Meta-World: a few successes of the package's scripted expert; the return is success, within 200 steps, and positions of
-evaluation are never those of training. hopper-precise and the like: what ``benchmarks.make_expert_demonstrations`` has
-recorded of experts without noise, in the folder ``--data``; 300,000 env steps. lift, can, square: robosuite's, from the state;
-episodes of a mediocre script, written to ``--data`` where they are missing; success within 100 steps (lift) or 200.
+On Meta-World's tasks, the demonstrations are a few successes of its scripted expert. The return is success within 200 steps,
+and evaluation never uses the positions of training. For hopper-precise and similar tasks, the folder ``--data`` must contain
+episodes of experts without noise, recorded by ``benchmarks.make_expert_demonstrations``; training takes 300,000 environment
+steps. lift, can and square are robosuite's tasks, with state observations. Their demonstrations are episodes of a mediocre
+script, which the command writes to ``--data`` if they are missing; the return is success within 100 steps (lift) or 200.
 
-For every seed one clone, made as ``pretrain_bc`` does by default, is the start of all flow variants; the Gaussian PPO clones
-the same demonstrations. At the end, 50 episodes each of the deterministic and of the exploring policy; deterministic ones on
-the way every 20,000 env steps.
+For every seed, all flow variants start from one clone, made with the defaults of ``pretrain_bc``; the Gaussian PPO clones the
+same demonstrations. The script evaluates the deterministic policy every 20,000 environment steps during training. Before and
+after training, it evaluates 50 episodes each of the deterministic and of the exploring policy.
 
-The summary's section "aggregate" is over all tasks of which every variant has all three seeds: a score is a success, or a
-return as a share of the demonstrations' mean return.
+The section "aggregate" of the summary covers all tasks for which every variant has all three seeds. A score is a success rate,
+or a return as a share of the demonstrations' mean return.
 """

@@ -1,4 +1,4 @@
-"""Run a task; see the package's docstring."""
+"""The command line, which runs tasks; see the package's docstring."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from benchmarks.tasks.tables import tables
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(tasks.__doc__, "tasks", seeds=(0, 1, 2), variants=VARIANTS)
     parser.prog = "python -m benchmarks.tasks"
-    parser.add_argument("--task", nargs="+", default=["peg-insert-side-v3"], choices=list(TASKS), help="one, or several")
-    parser.add_argument("--timesteps", type=int, help="calls of env.step (default 75,000 for locomotion, else 30,000)")
-    parser.add_argument("--data", type=Path, help="folder of demonstrations in files (default data/ in that of the results)")
+    parser.add_argument("--task", nargs="+", default=["peg-insert-side-v3"], choices=list(TASKS), help="tasks to run")
+    parser.add_argument("--timesteps", type=int, help="time steps of training (default 75,000 for locomotion, else 30,000)")
     parser.add_argument(
-        "--tables", action="store_true", help="print the documentation's tables from the summary, do nothing else"
+        "--data", type=Path, help="folder with files of demonstrations (default data/ in the folder of results)"
     )
+    parser.add_argument("--tables", action="store_true", help="only print the documentation's tables from the summary")
     options = parser.parse_args(arguments)
     if options.tables:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in tables(study.read_summary(options.output)).items()))

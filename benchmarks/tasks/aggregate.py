@@ -1,4 +1,4 @@
-"""All tasks at once (arXiv 2108.13264), and the figure of it."""
+"""Statistics over all tasks (arXiv 2108.13264), and their figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ from benchmarks.learning import (
 )
 from benchmarks.tasks.runs import VARIANTS
 
-#: The section of the summary that is no task
+#: Name of the summary's section with statistics over all tasks
 AGGREGATE = "aggregate"
-#: What the others are compared with
+#: Variant with which the others are compared
 REFERENCE = "no_score"
 SEEDS = (0, 1, 2)
 KINDS = ("deterministic", "exploring")
@@ -28,18 +28,18 @@ _N_THRESHOLDS = 61
 
 def tasks_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param summary: of the study
-    :return: its sections of tasks
+    :param summary: summary of the study
+    :return: task -> its section
     """
     return {name: section for name, section in summary.items() if name != AGGREGATE}
 
 
 def complete_tasks(summary: Mapping[str, Any], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
     """
-    :param summary: of the study
-    :param variants: those that are compared
-    :param seeds: of the runs
-    :return: tasks of which every variant has a run of every seed
+    :param summary: summary of the study
+    :param variants: compared variants
+    :param seeds: seeds of the runs
+    :return: tasks for which every variant has a run with every seed
     """
     wanted = {(variant, str(seed)) for variant in variants for seed in seeds}
     runs = {task: {(v, s) for v, of in section["success"].items() for s in of} for task, section in tasks_of(summary).items()}
@@ -50,13 +50,13 @@ def scores_of(
     summary: Mapping[str, Any], tasks: Sequence[str], variant: str, seeds: Sequence[int], when: str, kind: str
 ) -> Scores:
     """
-    :param summary: of the study
-    :param tasks: complete ones
-    :param variant: what ran
-    :param seeds: of the runs
+    :param summary: summary of the study
+    :param tasks: names of complete tasks
+    :param variant: name of the variant
+    :param seeds: seeds of the runs
     :param when: ``"start"``, which is the clone, or ``"end"``
-    :param kind: of policy, ``"deterministic"`` or ``"exploring"``
-    :return: successes, and returns as shares of the demonstrations' mean return, shape ``(n_seeds, n_tasks)``
+    :param kind: kind of policy, ``"deterministic"`` or ``"exploring"``
+    :return: success rates, or returns as shares of the demonstrations' mean return, shape ``(n_seeds, n_tasks)``
     """
     columns = []
     for task in tasks:
@@ -70,10 +70,10 @@ def aggregate(
     summary: Mapping[str, Any], variants: Sequence[str] = tuple(VARIANTS), seeds: Sequence[int] = SEEDS
 ) -> dict[str, Any]:
     """
-    :param summary: of the study
-    :param variants: to compare, the reference among them
-    :param seeds: of the runs
-    :return: statistics over all complete tasks, empty if there is none
+    :param summary: summary of the study
+    :param variants: variants to compare, including the reference
+    :param seeds: seeds of the runs
+    :return: statistics over all complete tasks; empty if no task is complete
     """
     tasks = complete_tasks(summary, variants, seeds)
     if not tasks:
@@ -84,7 +84,7 @@ def aggregate(
             {variant: scores_of(summary, tasks, variant, seeds, when, kind) for variant in variants}
             for when in ("start", "end")
         )
-        # Of each run over its own clone: those of other seeds may have cloned other demonstrations
+        # Each run is compared with its own clone, because other seeds may have cloned other demonstrations
         gains = {variant: ends[variant] - starts[variant] for variant in variants}
         thresholds = np.linspace(0, max(1.0, *(float(scores.max()) for scores in ends.values())), _N_THRESHOLDS)
         result[kind] = {
@@ -100,7 +100,7 @@ def aggregate(
 
 
 def _count(gains: Scores) -> dict[str, int]:
-    """In how many tasks the mean gain lies above or below 0, and in how many of these its interval does, too."""
+    """Count the tasks whose mean gain is above or below 0, and the tasks among them whose whole interval is."""
     intervals = [mean_and_interval(of_task) for of_task in gains.T]
     ends = np.array([[interval["mean"], *interval["ci95"]] for interval in intervals])
     ends = ends.round(9)  # 0.02 and -0.02 may not cancel
@@ -114,10 +114,10 @@ def _count(gains: Scores) -> dict[str, int]:
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """
-    Interquartile means, hollow those of the clones, and performance profiles in the same colors.
+    Plot interquartile means (hollow: of the clones) and performance profiles in the same colors.
 
-    :param result: of :func:`aggregate`
-    :param path: of the picture
+    :param result: output of :func:`aggregate`
+    :param path: path of the image
     """
     figure = Figure(figsize=(12, 3.9 * len(KINDS)), layout="constrained")
     for kind, (means, profiles) in zip(KINDS, figure.subplots(len(KINDS), 2), strict=True):

@@ -1,4 +1,4 @@
-"""The tasks: their demonstrations, environments, and what is measured."""
+"""The tasks, with their demonstrations, environments and measures."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -25,33 +25,33 @@ class Task(ABC):
 
     name: str
     env_steps: ClassVar[int] = 120_000
-    """Of fine-tuning"""
+    """Environment steps of fine-tuning"""
     measure: ClassVar[str] = "success"
-    """What an episode's return is: ``"success"``, a share, or ``"return"``, which that of the demonstrations normalizes"""
+    """Meaning of the return: ``"success"``, or ``"return"``, which the demonstrations' mean return normalizes"""
     package: ClassVar[str | None] = None
-    """What simulates it, whose version is part of a result's origin"""
+    """Package of the simulator, whose version becomes part of a result's origin"""
 
     @abstractmethod
     def demonstrations(self, data: Path, seed: int) -> Demonstrations:
         """
-        :param data: folder of demonstrations that lie in files
-        :param seed: of the run
-        :return: what is cloned
+        :param data: folder with files of demonstrations
+        :param seed: seed of the run
+        :return: demonstrations to clone
         """
 
     @abstractmethod
     def make_env(self, split: str, n_envs: int, seed: int) -> VecEnv:
         """
         :param split: ``"train"`` or ``"test"``
-        :param n_envs: how many
-        :param seed: of the first; split and seed together make episodes of evaluation others than those of training
+        :param n_envs: number of environments
+        :param seed: seed of the first environment; split and seed together make evaluation episodes differ from training
         :return: environments that execute chunks of actions
         """
 
 
 @dataclass(frozen=True)
 class MetaWorld(Task):
-    """Every seed has demonstrations of its own, which all succeed."""
+    """A Meta-World task. Every seed has separate demonstrations, which all succeed."""
 
     n_demonstrations: int
     package = "metaworld"
@@ -69,7 +69,7 @@ class MetaWorld(Task):
 
 @dataclass(frozen=True)
 class Locomotion(Task):
-    """An expert's episodes, the same for all seeds."""
+    """A locomotion task. The demonstrations are an expert's episodes, which are the same for all seeds."""
 
     env_id: str
     env_steps = 300_000
@@ -79,7 +79,7 @@ class Locomotion(Task):
         path = data / f"{self.name}.hdf5"
         if not path.exists():
             command = f"python -m benchmarks.make_expert_demonstrations --env {self.env_id} --folder {data}"
-            raise FileNotFoundError(f"There is no {path}. Make it by `{command}`, or pass the folder that has it as --data.")
+            raise FileNotFoundError(f"There is no {path}. Make it with `{command}`, or pass its folder as --data.")
         return load_demonstrations(str(path))
 
     def make_env(self, split: str, n_envs: int, seed: int) -> VecEnv:
@@ -88,7 +88,10 @@ class Locomotion(Task):
 
 @dataclass(frozen=True)
 class Robosuite(Task):
-    """Episodes of a mediocre script, failures included, which are written once and are the same for all seeds."""
+    """
+    A robosuite task. The demonstrations are episodes of a mediocre script, including failures; they are written once and are
+    the same for all seeds.
+    """
 
     n_demonstrations: int
     max_steps: int
@@ -96,13 +99,13 @@ class Robosuite(Task):
 
     def demonstrations(self, data: Path, seed: int) -> Demonstrations:
         path = data / f"{self.name}_{self.n_demonstrations}_{self.max_steps}.hdf5"
-        with locked(data):  # another command may be about to write it too
+        with locked(data):  # another command may be about to write it, too
             if not path.exists():
                 numbers = ["--episodes", str(self.n_demonstrations), "--horizon", str(self.max_steps)]
                 make_robosuite_demonstrations.main(["--output", str(path), "--task", self.name, *numbers])
         recorded = load_demonstrations(f"robomimic:{path}")
         assert isinstance(recorded.observations, dict)
-        # One array, which the Gaussian PPO needs, as FlattenObservation makes it: spaces sort their keys
+        # The Gaussian PPO needs one array; keys are sorted as in FlattenObservation, because spaces sort their keys
         observations = np.concatenate([recorded.observations[key] for key in sorted(recorded.observations)], axis=1)
         flags = recorded.terminations, recorded.truncations
         return Demonstrations(observations, recorded.actions, recorded.rewards, *flags, metadata=recorded.metadata)
@@ -116,8 +119,9 @@ def _flat_and_chunked(env: gym.Env) -> gym.Env:
     return ActionChunking(FlattenObservation(env), horizon=HORIZON)
 
 
-#: Meta-World's tasks have as few demonstrations as leave room above the clone; hammer, assembly and stick-push are not among
-#: them, because a clone of five succeeded in nearly all episodes. Noisy locomotion is in ``benchmarks.finetune``
+#: Meta-World's tasks have so few demonstrations that fine-tuning can improve the clone. hammer, assembly and stick-push are
+#: left out, because a clone of five demonstrations succeeded in nearly all episodes. ``benchmarks.finetune`` covers locomotion
+#: with noisy demonstrations
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -140,5 +144,5 @@ TASKS: dict[str, Task] = {
 
 @lru_cache(maxsize=1)
 def demonstrations_of(task: Task, data: Path, seed: int) -> Demonstrations:
-    """The demonstrations of a run: see :meth:`Task.demonstrations`."""
+    """The demonstrations of a run; see :meth:`Task.demonstrations`."""
     return task.demonstrations(data, seed)

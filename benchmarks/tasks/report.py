@@ -1,4 +1,4 @@
-"""The summary and the figures, from the table of curves and what the runs have written."""
+"""The summary and the figures, from the table of curves and the results of the runs."""
 
 import argparse
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from benchmarks.tasks.runs import VARIANTS
 
 def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> None:
     """
-    :param options: of the command line
-    :param made: the runs of every task
+    :param options: options of the command line
+    :param made: task -> results of its runs
     """
     folder = options.output
     with locked(folder):
@@ -27,7 +27,7 @@ def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> No
                 continue
             for (variant, seed), facts in of_task.facts.items():
                 section.update(facts["task"])
-                # Under this name whatever the measure is
+                # The entry has this name for every measure
                 section.setdefault("success", {}).setdefault(variant, {})[str(seed)] = facts["success"]
             check_seeds({variant: map(int, runs) for variant, runs in section["success"].items()}, options.seeds)
             section["origins"] = study.origins(section, of_task)
@@ -55,10 +55,10 @@ def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> No
 
 def statistics(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve]) -> dict[str, Any]:
     """
-    :param task: name
-    :param success: what the runs of the task have written: ``success[variant][seed]["start" or "end"][kind]``
-    :param table: of curves
-    :return: statistics over seeds, by variant
+    :param task: name of the task
+    :param success: results of the runs: ``success[variant][seed]["start" or "end"][kind]``
+    :param table: table of curves
+    :return: name of the statistic -> variant -> its value over seeds, and the list of seeds
     """
     curves = {variant: [table[each] for each in sorted(table) if each[:2] == (variant, task)] for variant in VARIANTS}
     curves = {variant: of for variant, of in curves.items() if of}
@@ -71,14 +71,14 @@ def statistics(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve]
             }
             for variant, runs in success.items()
         },
-        # Over the clone of the same seed: clones differ, as every seed may have other demonstrations
+        # The gain over the clone of the same seed; clones differ, because seeds may have different demonstrations
         "gain": {
             variant: {
                 kind: mean_and_interval([run["end"][kind] - run["start"][kind] for run in runs.values()]) for kind in KINDS
             }
             for variant, runs in success.items()
         },
-        # Not over the clone's, which may be 0
+        # The return itself, because the clone's may be 0 and cannot be a divisor
         "lowest_deterministic": {v: [float(c["return_deterministic"][1:].min()) for c in of] for v, of in curves.items()},
         "cpu_seconds": {v: mean_and_interval([float(c["cpu_seconds"][-1]) for c in of]) for v, of in curves.items()},
     }

@@ -1,4 +1,4 @@
-"""What is compared, and how one run is made."""
+"""The compared variants, and the function that makes one run."""
 
 import argparse
 import gc
@@ -34,7 +34,7 @@ N_EVAL_ENVS, N_FINAL_EPISODES = 10, 50
 
 @lru_cache(maxsize=1)
 def clone(task: Task, data: Path, seed: int) -> FlowMatchingPolicy:
-    """The clone that all flow variants of a seed start from."""
+    """The clone from which all flow variants start with this seed."""
     th.manual_seed(seed)
     env = task.make_env("train", 1, 1000 * seed)
     policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def clone(task: Task, data: Path, seed: int) -> FlowMatchingPolicy:
 
 
 def mean_returns(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
-    """Of episodes that begin alike for every variant; RLDT explores here by ``x_0`` alone, without added noise."""
+    """Mean returns over episodes with the same starts for every variant. RLDT only draws ``x_0`` here and adds no noise."""
     result = {}
     for name, deterministic in (("deterministic", True), ("exploring", False)):
         eval_env.seed(1000 * seed + 700)
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     env.close()
     eval_env.close()
     del model, env, eval_env
-    gc.collect()  # models and environments refer to one another in circles, and a Meta-World run holds 370 MB
+    gc.collect()  # models and environments form reference cycles, and a Meta-World run takes 370 MB
     success = {"start": before, "end": after}
     versions = {task.package: version(task.package)} if task.package else {}
     return {"curves": {task.name: rows}, "task": task_facts, "success": success, "versions": versions}

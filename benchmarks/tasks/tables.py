@@ -30,8 +30,8 @@ _OF_ALL = (
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     """
-    :param summary: of the study
-    :return: the table of every task, and that of all tasks at once if there is one, by the name of its section
+    :param summary: summary of the study
+    :return: section -> table, for every task and, if the summary contains it, for the aggregate of all tasks
     """
     result = {task: task_table(section) for task, section in tasks_of(summary).items()}
     return {**({AGGREGATE: aggregate_table(summary[AGGREGATE])} if AGGREGATE in summary else {}), **result}
@@ -39,8 +39,8 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def aggregate_table(section: Mapping[str, Any]) -> str:
     """
-    :param section: of the summary
-    :return: a row for each variant, of its deterministic policy
+    :param section: the summary's aggregate section
+    :return: table with a row for the deterministic policy of each variant
     """
     of_kind = section["deterministic"]
     rows = []
@@ -63,8 +63,8 @@ def aggregate_table(section: Mapping[str, Any]) -> str:
 
 def task_table(section: Mapping[str, Any]) -> str:
     """
-    :param section: of the summary
-    :return: a row for each variant
+    :param section: a task's section of the summary
+    :return: table with a row for each variant
     """
     is_return = section.get("measure") == "return"
     places = 0 if is_return else 2
