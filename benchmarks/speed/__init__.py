@@ -1,10 +1,10 @@
 """
-Time and memory of every part, beside a plain sequential implementation of the same mathematics, Stable-Baselines3's PPO of the
-same width, and the floor (matrix products alone, environments alone).
+Measure time and memory of every part of the package, compared with a plain sequential implementation of the same mathematics,
+with Stable-Baselines3's PPO of the same width, and with lower bounds (only the matrix products, only the environments).
 
     python -m benchmarks.speed
 
-Names of parts behind it (``--help``) run those alone. One thread. What is compared is timed in turns in one process, in
-processor time, so that ratios hold on a busy machine. Every part writes ``benchmarks/results/speed/PART.json``, or to
-the folder behind ``--folder``; docs/speed.md explains them.
+To run only some parts, append their names (see ``--help``). Everything runs in one thread. Compared functions take turns in
+one process and are measured in processor time, so that ratios are also valid on a busy machine. Every part writes
+``benchmarks/results/speed/PART.json``, or ``PART.json`` in the folder ``--folder``; docs/speed.md explains the results.
 """

@@ -1,4 +1,4 @@
-"""Run parts of the suite; see the package's docstring."""
+"""The command line, which runs parts of the suite; see the package's docstring."""
 
 import argparse
 import importlib
@@ -11,7 +11,7 @@ import torch as th
 from benchmarks.provenance import ROOT, provenance
 from sb3_scoreflow.common.kept_memory import kept_memory
 
-#: Part -> repeats. "threads" is timed by the clock: the machine should do nothing else then.
+#: Part -> repeats. "threads" is timed on the clock, so the machine should do nothing else during this part.
 PARTS = {
     "sampling": 100,
     "update": 15,
@@ -28,14 +28,14 @@ FOLDER = ROOT / "benchmarks/results/speed"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all if none is given")
-    parser.add_argument("--repeats", type=int, help="rounds of every part instead of its own number")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"parts to run: {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--repeats", type=int, help="number of rounds, the same for every part (default: depends on the part)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the results are written")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for part in arguments.parts:
         if part not in PARTS:
-            parser.error(f"{part!r} is no part: choose of {', '.join(PARTS)}.")
+            parser.error(f"there is no part {part!r}: choose from {', '.join(PARTS)}.")
         th.set_num_threads(1)
         th.manual_seed(0)
         origin, start = provenance(), time.perf_counter()

@@ -1,4 +1,4 @@
-"""Gradient steps of behavior cloning."""
+"""Time of gradient steps of behavior cloning."""
 
 import copy
 from typing import Any
@@ -16,7 +16,7 @@ BATCH_SIZE, N_BATCHES = 256, 50
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Every turn is ``N_BATCHES`` gradient steps; numbers are per step."""
+    """Time gradient steps. Every turn has ``N_BATCHES`` gradient steps; the results are per step."""
     demonstrations = load_demonstrations("builtin:hopper-medium")
     policy = make_policy()
     plain = SequentialPolicy(policy)

@@ -1,7 +1,7 @@
 """
-How cost grows with denoising steps, batch, environments, widths and particles.
+Growth of the cost with the number of denoising steps, batch size, number of environments, widths and number of particles.
 
-A plot is put beside the JSON; it shows what the part "memory" measured last, too.
+The part also writes a plot next to its JSON file. The plot includes the last results of the part "memory".
 """
 
 import json
@@ -25,7 +25,7 @@ UPDATE_CHAINS = 500
 
 
 def sampling(batch: int = N_ENVS, denoising_steps: int = K, obs_dim: int = OBS_DIM, width: int = 12) -> Callable[[], Any]:
-    """One batch of chains, with values and log-probabilities."""
+    """:return: function that samples a batch of chains, with values and log-probabilities"""
     policy, obs = make_policy(denoising_steps, obs_dim, (width,)), th.randn(batch, obs_dim)
     return th.no_grad()(partial(policy, obs))
 
@@ -33,7 +33,7 @@ def sampling(batch: int = N_ENVS, denoising_steps: int = K, obs_dim: int = OBS_D
 def update(
     denoising_steps: int = K, obs_dim: int = OBS_DIM, width: int = 12, batch_size: int = UPDATE_CHAINS
 ) -> Callable[[], Any]:
-    """A forward and backward pass over a minibatch of chains."""
+    """:return: function that does a forward and a backward pass over a minibatch of chains"""
     policy = make_policy(denoising_steps, obs_dim, (width,))
     obs, chains = th.randn(batch_size, obs_dim), th.randn(batch_size, (denoising_steps + 1) * width)
 
@@ -46,13 +46,13 @@ def update(
 
 
 def iteration(n_envs: int) -> Callable[[], Any]:
-    """An iteration of 4000 chains, the rollout included, with more or fewer environments."""
+    """:return: function that runs an iteration of 4000 chains, including the rollout, with this number of environments"""
     model = make_model(ScoReFlowPPO, UPDATE_CHAINS, n_envs)
     return lambda: model.learn(N_CHAINS, reset_num_timesteps=False)
 
 
 def actor_step(n_particles: int) -> Callable[[], Any]:
-    """An iteration of RLDT that is one actor step (and one of the critics) on 32 states."""
+    """:return: function that runs an iteration of RLDT with 8 actor steps on 32 states and a single step of the critics"""
     model = RLDT(
         "MlpPolicy",
         make_vec_env(Task, n_envs=8, seed=0),
@@ -72,7 +72,7 @@ def actor_step(n_particles: int) -> Callable[[], Any]:
 
 
 def cases() -> dict[str, Functions]:
-    """Quantity -> its value -> what is timed there."""
+    """:return: quantity -> value of the quantity -> function to time"""
     steps, batches = (1, 2, 4, 8, 16, 32), (1, 4, 16, 64, 256, 1024)
     return {
         "sampling, K": {k: sampling(denoising_steps=k) for k in steps},
@@ -87,16 +87,16 @@ def cases() -> dict[str, Functions]:
 
 
 def exponent(sizes: list[int], milliseconds: list[float]) -> float:
-    """Slope between the last two points in logarithms: 1 is linear growth."""
+    """Slope between the last two points on logarithmic axes; 1 is linear growth."""
     (a, b), (x, y) = milliseconds[-2:], sizes[-2:]
     return round(float(np.log(b / a) / np.log(y / x)), 2)
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Milliseconds and the exponent of growth at the upper end of every range."""
+    """Measure milliseconds, and the exponent of growth at the upper end of every range."""
     curves = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # K = 1 is no setting to train with
+        warnings.simplefilter("ignore")  # the package warns of K = 1
         for name, functions in cases().items():
             times = medians(in_turns({str(size): function for size, function in functions.items()}, repeats, warmup=1))
             sizes, milliseconds = list(functions), list(times.values())
@@ -106,7 +106,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def plot(curves: dict[str, dict[str, Any]]) -> None:
-    """Every curve beside a straight line through its last point; and what the part "memory" measured last."""
+    """Plot every curve with a line of linear growth through its last point, and the last results of the part "memory"."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 9), layout="constrained")

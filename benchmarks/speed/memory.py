@@ -1,4 +1,4 @@
-"""Peak memory of training, every case in a process of its own."""
+"""Peak memory of training, with every case in a separate process."""
 
 import subprocess
 import sys
@@ -29,7 +29,8 @@ peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM
 print(int(peak) * 1024, arrays)
 """
 
-#: oneDNN keeps what it compiled for a shape: 400 minibatches of as many sizes as the argument says, the first the largest
+#: oneDNN caches compiled code for each shape. Case with 400 minibatches of as many different sizes as the argument says, the
+#: largest first
 _SHAPES = """
 import sys
 import torch as th
@@ -43,7 +44,7 @@ peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM
 print(int(peak) * 1024, 0)
 """
 
-#: Algorithm, environments, steps per environment, K, minibatch (RLDT has its own)
+#: Algorithm, environments, steps per environment, K, minibatch size (0 for RLDT: its default)
 CASES = [
     ("imports", 0, 0, 0, 0),
     ("PPO", 40, 100, 0, 250),
@@ -60,7 +61,7 @@ CASES = [
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Linux only: VmHWM, the most that was ever resident, after two iterations; and the bytes of the buffer's arrays."""
+    """Measure the peak resident memory after two iterations (VmHWM, only on Linux), and the size of the buffer's arrays."""
     cases = []
     for name, *numbers in CASES:
         peak, arrays = _run(repeats, _CASE, name, *numbers)
@@ -72,7 +73,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def _run(repeats: int, script: str, *arguments: object) -> tuple[float, float]:
-    """:return: Least peak and size of the arrays, megabytes"""
+    """:return: smallest peak over the repeats, and size of the arrays, in MiB"""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     outputs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(repeats)]
     peaks, arrays = zip(*(map(int, output.split()) for output in outputs), strict=True)

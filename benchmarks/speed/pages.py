@@ -1,6 +1,7 @@
 """
-Whether freed memory is kept between gradient steps (``sb3_scoreflow/common/kept_memory.py``) or faulted in again: one update
-of 4,000 and of 10,000 chains in one minibatch, every case in a process of its own, since malloc's settings are the process's.
+Time of an update if the process keeps freed memory between gradient steps (``sb3_scoreflow/common/kept_memory.py``) or faults
+it in again. An update has 4,000 or 10,000 chains in one minibatch. Every case runs in a separate process, because malloc's
+settings apply to the whole process.
 """
 
 import json
@@ -15,7 +16,7 @@ from benchmarks.provenance import ROOT
 from benchmarks.speed.timing import in_turns, medians, ratio
 
 _VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-#: What is done about it -> the process's variables, mallopt's parameters and values, and chains per minibatch (0: all)
+#: Case -> environment variables of the process, parameters and values for mallopt, and chains per block (0: all)
 CASES: dict[str, tuple[dict[str, str], list[tuple[int, int]], int]] = {
     "nothing": ({}, [], 0),
     "variables": (_VARIABLES, [], 0),
@@ -27,7 +28,7 @@ ROUNDS = 3
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Processes take turns; numbers are medians over all rounds of all processes of a case, memory the largest of them."""
+    """Measure all cases in turns. The results are medians over the processes of a case; the memory is their maximum."""
     results: dict[str, Any] = {}
     for chains in CHAINS:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CASES}
@@ -56,7 +57,7 @@ def _run(case: str, chains: int) -> dict[str, Any]:
 
 
 def _status(name: str) -> int:
-    """Megabytes, by Linux's account of the process."""
+    """:return: an entry of the process's status on Linux, in MiB"""
     with open("/proc/self/status") as status:
         return int(next(line for line in status if line.startswith(name)).split()[1]) // 1024
 

@@ -1,4 +1,4 @@
-"""The floor: the matrix products of an MLP alone, by ``torch.mm`` into buffers that exist."""
+"""A lower bound of the time: only the matrix products of an MLP, computed with ``torch.mm`` into existing buffers."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -10,11 +10,11 @@ from benchmarks.speed.setting import ACTION_DIM, NET_ARCH, OBS_DIM, TIME_DIM
 
 def products(rows: int, widths: Sequence[int], calls: int = 1, backward: bool = False) -> Callable[[], None]:
     """
-    :param rows: of the batch
-    :param widths: of input, hidden layers and output
-    :param calls: how often it is done
-    :param backward: whether also the products of the backward pass, with respect to weights and inputs
-    :return: function that does them
+    :param rows: number of rows of the batch
+    :param widths: widths of input, hidden layers and output
+    :param calls: number of repetitions
+    :param backward: whether to include the products of the backward pass, with respect to weights and inputs
+    :return: function that computes the products
     """
     sizes = list(pairwise(widths))
     weights = [th.randn(a, b) for a, b in sizes]
@@ -41,10 +41,10 @@ def field_products(
     action_dim: int = ACTION_DIM,
     net_arch: Sequence[int] = NET_ARCH["pi"],
 ) -> Callable[[], None]:
-    """Of the velocity field, its input in one piece."""
+    """:return: function that computes the products of the velocity field, with its input in one piece"""
     return products(rows, [action_dim + TIME_DIM + obs_dim, *net_arch, action_dim], calls, backward)
 
 
 def critic_products(rows: int, calls: int = 1, backward: bool = False, obs_dim: int = OBS_DIM) -> Callable[[], None]:
-    """Of the value network."""
+    """:return: function that computes the products of the value network"""
     return products(rows, [obs_dim, *NET_ARCH["vf"], 1], calls, backward)

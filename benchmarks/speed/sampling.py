@@ -1,4 +1,4 @@
-"""Latency of one batch of actions, for several batch sizes and numbers of denoising steps."""
+"""Latency of a batch of actions, for several batch sizes and numbers of denoising steps."""
 
 import tempfile
 from collections.abc import Callable
@@ -23,8 +23,8 @@ BATCHES, STEPS = (1, 8, 40, 256), (1, 4, 8)
 
 def measure(repeats: int) -> dict[str, Any]:
     """
-    "chain" is what a rollout needs (chain, value, log-probability), "predict" ``model.predict(deterministic=True)`` from and
-    to NumPy arrays.
+    Measure the latency. "chain" is the computation that a rollout needs (chain, value, log-probability); "predict" is
+    ``model.predict(deterministic=True)`` from and to NumPy arrays.
     """
     result: dict[str, Any] = {"milliseconds": {}, "ratio": {}}
     for steps in STEPS:
@@ -66,8 +66,8 @@ def measure(repeats: int) -> dict[str, Any]:
 
 def acting(repeats: int) -> dict[str, float]:
     """
-    The deterministic action for one observation by ``predict``, ``ActionSampler`` and onnxruntime; compiling needs a C++
-    compiler.
+    Measure the milliseconds for one deterministic action with ``predict``, with ``ActionSampler`` and with onnxruntime.
+    ``torch.compile`` needs a C++ compiler.
     """
     policy, obs = make_policy(), th.randn(1, OBS_DIM)
     sampler = ActionSampler(policy)
@@ -84,9 +84,9 @@ def acting(repeats: int) -> dict[str, float]:
 
 def onnx_function(policy: FlowMatchingPolicy, obs: np.ndarray) -> Callable[[], Any]:
     """
-    :param policy: is exported
+    :param policy: policy to export
     :param obs: one observation, shape ``(1, obs_dim)``
-    :return: computes its action by onnxruntime with one thread
+    :return: function that computes the action for this observation with onnxruntime, in one thread
     """
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(policy, Path(folder) / "policy.onnx")

@@ -1,7 +1,7 @@
 """
-The same mathematics written plainly, to measure what our way of writing it brings: one call of the whole network per denoising
-step, on an input in one piece, with everything about the observation computed again; distribution objects; gradients recorded
-while sampling; one optimizer step parameter by parameter.
+A plain implementation of the same mathematics, to measure how much the package's optimizations save. It calls the whole
+network once per denoising step, on an input in one piece, and computes everything that depends on the observation again; it
+uses distribution objects, records gradients while sampling, and updates one parameter after the other.
 
 tests/benchmarks/test_speed_reference.py checks that it gives the same numbers as the package.
 """
@@ -20,7 +20,7 @@ from sb3_scoreflow.scoreflow_ppo.transition import NOISE_TRUNCATION
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """A copy with torch's own linear layers in place of the package's."""
+    """:return: a copy of the module with torch's linear layers instead of the package's"""
     copied = copy.deepcopy(module)
     for layer in copied.modules():
         if isinstance(layer, Linear):
@@ -32,7 +32,7 @@ class SequentialPolicy(nn.Module):
     """
     A plain copy of a policy with flat observations, learned score drift and learned noise.
 
-    :param policy: whose weights it gets
+    :param policy: policy to copy
     """
 
     def __init__(self, policy: ScoReFlowPolicy) -> None:
@@ -57,7 +57,7 @@ class SequentialPolicy(nn.Module):
         self.log_std_bounds = policy.log_std_bounds.clone()
 
     def velocity(self, obs: th.Tensor, x: th.Tensor, t: th.Tensor) -> th.Tensor:
-        """``v(x, t, s)``; ``t`` of shape ``(batch, 1)``."""
+        """:return: ``v(x, t, s)``; ``t`` has the shape ``(batch, 1)``"""
         hidden = self.first(th.cat([x, self.time_embedding(t.squeeze(1)), self.normalizer(obs)], dim=1))
         for layer in self.hidden:
             hidden = hidden + layer(self.activation(hidden))
@@ -65,7 +65,7 @@ class SequentialPolicy(nn.Module):
         return self.last(self.activation(hidden)) + skip * x
 
     def step(self, obs: th.Tensor, x: th.Tensor, k: int) -> Normal:
-        """Distribution of the point after ``x`` at step ``k``."""
+        """:return: distribution of the next point, after ``x`` at step ``k``"""
         t = th.full((len(x), 1), k / self.steps)
         velocity = self.velocity(obs, x, t)
         score = ((t * velocity - x) / (1 - t)).clamp(-self.score_clip, self.score_clip)
@@ -77,7 +77,7 @@ class SequentialPolicy(nn.Module):
         return Normal(mean, th.exp(low + 0.5 * (position + 1) * (high - low)))
 
     def value(self, obs: th.Tensor) -> th.Tensor:
-        """Value of the observations, shape ``(batch,)``."""
+        """:return: values of the observations, shape ``(batch,)``"""
         return self.value_net(self.normalizer(obs)).squeeze(1) * self.value_scale
 
     def sample(
@@ -85,8 +85,8 @@ class SequentialPolicy(nn.Module):
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param obs: shape ``(batch, obs_dim)``
-        :param noise: ``x_0``, drawn if None
-        :param deviates: standard normal deviates of the steps, shape ``(batch, K, action_dim)``, drawn if None
+        :param noise: ``x_0``; None: drawn at random
+        :param deviates: standard normal deviates of the steps, shape ``(batch, K, action_dim)``; None: drawn at random
         :return: chains ``(batch, K + 1, action_dim)``, values and normalized log-probabilities ``(batch,)``
         """
         start = Normal(th.zeros(len(obs), self.dim), th.ones(len(obs), self.dim))
@@ -104,7 +104,7 @@ class SequentialPolicy(nn.Module):
         return th.stack(points, 1).detach(), self.value(obs).detach(), (log_prob / ((self.steps + 1) * self.dim)).detach()
 
     def evaluate(self, obs: th.Tensor, chain: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """Values, normalized log-probabilities and entropies of stored chains, ``(batch,)`` each, step by step."""
+        """:return: values, normalized log-probabilities and entropies of stored chains, each of shape ``(batch,)``"""
         start = Normal(th.zeros_like(chain[:, 0]), th.ones_like(chain[:, 0]))
         log_prob, entropy = start.log_prob(chain[:, 0]).sum(1), start.entropy().sum(1)
         for k in range(self.steps):
@@ -115,7 +115,7 @@ class SequentialPolicy(nn.Module):
         return self.value(obs), log_prob / size, entropy / size
 
     def loss(self, batch: RolloutBufferSamples, clip_range: float, vf_coef: float, ent_coef: float) -> th.Tensor:
-        """PPO's loss with advantages normalized over the minibatch, the value's in units of its scale."""
+        """PPO's loss, with advantages normalized over the minibatch and the value loss in units of the value scale."""
         chain = batch.actions.view(len(batch.actions), self.steps + 1, self.dim)
         values, log_prob, entropy = self.evaluate(batch.observations, chain)
         advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
@@ -125,7 +125,7 @@ class SequentialPolicy(nn.Module):
         return policy_loss + vf_coef * value_loss - ent_coef * entropy.mean()
 
     def cloning_loss(self, obs: th.Tensor, actions: th.Tensor, noise: th.Tensor, t: th.Tensor) -> th.Tensor:
-        """Flow-matching loss, element by element; ``t`` of shape ``(batch, 1)``."""
+        """:return: flow-matching loss of each element; ``t`` has the shape ``(batch, 1)``"""
         return (self.velocity(obs, (1 - t) * noise + t * actions, t) - (actions - noise)).pow(2)
 
 

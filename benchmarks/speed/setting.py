@@ -1,4 +1,4 @@
-"""What is timed: Hopper's shapes in chunks of 4 actions, a velocity field of 512x3 and a critic of 256x3."""
+"""The timed models: Hopper's shapes with chunks of 4 actions, a velocity field of 512x3 and a critic of 256x3."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ N_ENVS, N_CHAINS = 40, 4000
 
 class Task(Env[np.ndarray, np.ndarray]):
     """
-    Shapes without physics: random observations, no end.
+    An environment without physics, with random observations and endless episodes.
 
     :param obs_dim: width of the observation
     :param action_shape: shape of the action
@@ -44,7 +44,7 @@ class Task(Env[np.ndarray, np.ndarray]):
 def make_policy(
     denoising_steps: int = K, obs_dim: int = OBS_DIM, action_shape: tuple[int, ...] = ACTION_SHAPE, **kwargs: Any
 ) -> ScoReFlowPolicy:
-    """A policy whose networks, unlike fresh ones, all depend on their inputs."""
+    """:return: a policy whose networks all depend on their inputs, unlike newly initialized networks"""
     env = Task(obs_dim, action_shape)
     kwargs = {"net_arch": NET_ARCH, **kwargs}
     policy = ScoReFlowPolicy(
@@ -63,7 +63,7 @@ def make_policy(
 
 
 def make_model(cls: type[ScoReFlowPPO] | type[PPO], batch_size: int, n_envs: int = N_ENVS, **kwargs: Any) -> Any:
-    """``N_CHAINS`` chains (or actions) per iteration, one epoch; the rollout buffer is filled."""
+    """:return: a model with ``N_CHAINS`` chains (or actions) per iteration, one epoch, and a full rollout buffer"""
     env_kwargs: dict[str, Any] = {name: kwargs.pop(name) for name in ("obs_dim", "action_shape") if name in kwargs}
     model = cls(
         "MlpPolicy",
@@ -80,10 +80,10 @@ def make_model(cls: type[ScoReFlowPPO] | type[PPO], batch_size: int, n_envs: int
 
 def make_update(policy: ScoReFlowPolicy, chains: int, block: int, dtype: th.dtype | None = None) -> Callable[[], None]:
     """
-    :param policy: is updated
-    :param chains: of a minibatch
-    :param block: chains that pass the networks at once; gradients of the blocks are added
-    :param dtype: of autocast's products, None for none
+    :param policy: policy to update
+    :param chains: number of chains in the minibatch
+    :param block: number of chains that pass through the networks at once; the gradients of the blocks are added
+    :param dtype: dtype of autocast's products; None: no autocast
     :return: function that takes one gradient step of PPO on random chains
     """
     obs, advantages, returns = th.randn(chains, OBS_DIM), th.randn(chains), th.randn(chains)

@@ -1,7 +1,8 @@
 """
-Torch's threads beside environments in processes and beside another training, by the clock: the machine must do nothing else.
+Speed of training with different numbers of torch threads, next to environments in processes and next to another training. The
+time is measured on the clock, so the machine must do nothing else.
 
-Every case is a process of its own: OpenMP's threads stay once they exist.
+Every case runs in a separate process, because OpenMP's threads are never removed.
 """
 
 import os
@@ -36,7 +37,10 @@ if __name__ == "__main__":
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Environment steps per second of the clock, medians over processes; of trainings side by side, their mean."""
+    """
+    Measure environment steps per second on the clock, as medians over the repeats. The rate of trainings that run at the same
+    time is their mean.
+    """
     cores = os.cpu_count() or 1
     alone = [
         (kind, n, threads, w, 1)

@@ -1,4 +1,4 @@
-"""The whole training loop in environment steps per second, its split, and what stepping the same environments costs alone."""
+"""Environment steps per second of the whole training loop and of the environments alone, and shares of the loop's parts."""
 
 import time
 from collections import defaultdict
@@ -30,7 +30,11 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any], int]] = {
 
 
 def random_steps(env: VecEnv, n_steps: int) -> int:
-    """Step with random actions; :return: environment steps taken"""
+    """
+    Step an environment with random actions.
+
+    :return: number of environment steps
+    """
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (64, env.num_envs, *(env.action_space.shape or ()))).astype(np.float32)
     env.reset()
@@ -39,14 +43,17 @@ def random_steps(env: VecEnv, n_steps: int) -> int:
 
 
 def timed(function: Callable[[], int]) -> tuple[int, float]:
-    """:return: what the function counts, and seconds of processor time"""
+    """:return: result of the function, and its seconds of processor time"""
     start = time.process_time()
     count = function()
     return count, time.process_time() - start
 
 
 def split(model: Any, n: int) -> dict[str, float]:
-    """Shares of one ``learn(n)``: environments, policy, buffer, update, and the rest (callbacks, logs, the loop itself)."""
+    """
+    Measure the seconds that the parts of one ``learn(n)`` take: environments, policy, buffer, update, and the rest (callbacks,
+    logs, the loop itself).
+    """
     seconds: dict[str, float] = defaultdict(float)
 
     def watch(owner: Any, name: str, part: str) -> None:
@@ -58,7 +65,7 @@ def split(model: Any, n: int) -> dict[str, float]:
             seconds[part] += time.process_time() - start
             return result
 
-        object.__setattr__(owner, name, watched)  # not nn.Module's own, which would look for a module
+        object.__setattr__(owner, name, watched)  # nn.Module's __setattr__ would look for a module
 
     watch(model.env, "step", "environments")
     watch(model.policy, "forward", "policy")
@@ -71,7 +78,7 @@ def split(model: Any, n: int) -> dict[str, float]:
 
 
 def bound(env: VecEnv, repeats: int) -> float:
-    """Speed over that of random stepping if training were nothing but the environments and torch.mm's bare products."""
+    """Upper bound of the speed relative to random stepping, if training consisted of environments and matrix products only."""
     n, minibatch = N_ENVS * N_STEPS, 256
     calls = N_EPOCHS * n // minibatch
     times = in_turns(
@@ -89,7 +96,7 @@ def bound(env: VecEnv, repeats: int) -> float:
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Every turn is one iteration of each."""
+    """Measure all settings. In every turn, each algorithm runs one iteration."""
     result: dict[str, Any] = {"env_steps_per_second": {}, "ratio": {}, "split": {}}
     for name, (env_id, wrapper, ours, ppos, n_ppo_envs) in SETTINGS.items():
         make = partial(make_vec_env, env_id, seed=0, wrapper_class=wrapper)
@@ -130,7 +137,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def count_env_steps(model: BaseAlgorithm) -> Callable[[], int]:
-    """:return: function that says how many environment steps an algorithm without such a counter has taken since"""
+    """:return: function that returns the environment steps since this call, for algorithms without such a counter"""
     total = 0
     update = type(model)._update_info_buffer
 

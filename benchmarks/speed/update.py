@@ -1,4 +1,4 @@
-"""Time of one pass of the update over 4000 chains, in one minibatch and in the default ones."""
+"""Time of one epoch of the update over 4000 chains, in minibatches of several sizes."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ BATCH_SIZES = (N_CHAINS, 500, 250)
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """``train()`` with one epoch, everything included (checks, diagnostics, logs)."""
+    """Time ``train()`` with one epoch, including checks, diagnostics and logs."""
     result: dict[str, Any] = {"milliseconds": {}, "ratio": {}}
     for batch_size in BATCH_SIZES:
         model, ppo = make_model(ScoReFlowPPO, batch_size), make_model(PPO, batch_size)

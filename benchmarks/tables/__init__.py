@@ -1,10 +1,10 @@
 """
-The tables of results in README.md and in the pages of the documentation, and numbers in their sentences, from the committed
-results.
+Print the tables of results in README.md and in the pages of the documentation, and the numbers in their sentences, from the
+committed results.
 
     python -m benchmarks.tables
 
-A test compares the pages with what this prints.
+A test compares the pages with the output.
 """
 
 from benchmarks.tables import comparison, data, fpo, implementation, rldt, robots, scoreflow_ppo

@@ -1,4 +1,4 @@
-"""The command line: all tables, and all numbers in sentences."""
+"""The command line, which prints all tables and all numbers in sentences."""
 
 import argparse
 from collections.abc import Sequence

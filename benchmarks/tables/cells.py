@@ -1,4 +1,4 @@
-"""What the tables are made of: results, and numbers as the pages write them."""
+"""Functions that read results and format tables and numbers."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +18,21 @@ def page(name: str) -> Path:
 
 
 def result(name: str) -> Any:
-    """:return: content of a committed result, by the name of its study or of its file"""
+    """
+    :param name: name of a study or of a file
+    :return: content of the committed result
+    """
     path = RESULTS / name
     return json.loads((path if path.suffix else path / "summary.json").read_text(encoding="utf-8"))
 
 
 def with_interval(entry: Mapping[str, Any], places: int = 0, name: str = "mean", factor: float = 1) -> str:
     """
-    :param entry: of a summary
-    :param places: digits after the point
-    :param name: of the number in the entry; the interval is ``ci95``
-    :param factor: for other units
-    :return: the number and its 95% interval
+    :param entry: entry of a summary
+    :param places: digits after the decimal point
+    :param name: key of the number in the entry; the key of the interval is ``ci95``
+    :param factor: factor that converts units
+    :return: the number and its 95% confidence interval
     """
     number, low, high = (f"{factor * value:.{places}f}" for value in (entry[name], *entry["ci95"]))
     return f"{number} [{low}, {high}]"
@@ -44,7 +47,7 @@ def range_of(numbers: Sequence[float], places: int = 0) -> str:
 
 
 def thousands(steps: float) -> str:
-    """:return: rounded to thousands"""
+    """:return: number of steps, rounded to thousands"""
     return f"{steps / 1000:.0f},000"
 
 

@@ -1,4 +1,7 @@
-"""README.md, docs/benchmarks.md: all algorithms. The tables of ``benchmarks.tasks`` are in ``benchmarks/tasks/tables.py``."""
+"""
+Tables that compare all algorithms, for README.md and docs/benchmarks.md. The tables of ``benchmarks.tasks`` are in
+``benchmarks/tasks/tables.py``.
+"""
 
 import numpy as np
 
@@ -9,9 +12,9 @@ from benchmarks.tables.cells import Tables, listed, markdown, page, result, with
 
 README, BENCHMARKS = ROOT / "README.md", page("benchmarks")
 ENVS = ("Hopper-v5", "HalfCheetah-v5")
-#: Of the overview
+#: Flow algorithms in the overview
 _FLOWS = ("scoreflow_ppo", "rldt", "fpo")
-#: Of the comparison of algorithms, best first
+#: Variants in the comparison of algorithms, best first
 _FINETUNE = {
     "rldt": "RLDT",
     "fpo": "FPO",
@@ -26,14 +29,14 @@ _SCRATCH = {"scoreflow": "ScoReFlowPPO", "no_score": "ScoReFlowPPO, no score", "
 
 
 def clone_return(env: str, *variants: str) -> float:
-    """:return: deterministic return of the clones that variants of ``benchmarks.finetune`` start from, mean of all runs"""
+    """:return: mean deterministic return of the clones from which variants of ``benchmarks.finetune`` start"""
     table = CurveTable(study.RESULTS / "finetune").read()
     runs = [Run(variant, env, seed) for variant in variants for seed in (0, 1, 2)]
     return float(np.mean([table[run]["return_deterministic"][0] for run in runs]))
 
 
 def overview() -> str:
-    """The table of the README: deterministic policies of all algorithms."""
+    """The table of the README, with the deterministic policies of all algorithms."""
     variants = (*_FLOWS, "gaussian_ppo")
     rows = []
     for env in ENVS:
@@ -80,14 +83,14 @@ def algorithms(env: str) -> str:
 
 
 def speedup() -> str:
-    """How many times fewer steps the score takes on Hopper, to half of the best gain of the stochastic policy."""
+    """Ratio of the steps without score to the steps with it, to half of the stochastic policy's best gain on Hopper."""
     variants = result("finetune")["Hopper-v5"]["return_exploring"]["variants"]
     ratio = variants["scoreflow_ppo"]["steps_to_50%"]["speedup_over_no_score"]
     return with_interval(ratio, 2, "geometric_mean")
 
 
 def defaults() -> str:
-    """ScoReFlowPPO's defaults of version 0.1 beside the published settings, five seeds."""
+    """ScoReFlowPPO's defaults of version 0.1 and the published settings, on five seeds."""
     summary = result("score")
     rows = []
     for env in ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5"):
@@ -110,7 +113,7 @@ def defaults() -> str:
 
 
 def lift() -> str:
-    """Success on robosuite's Lift, from the state."""
+    """Success on robosuite's Lift, with state observations."""
     summary = result("lift")["state"]
     rows = []
     for name, label in (("scoreflow_ppo", "ScoReFlowPPO"), ("rldt", "RLDT")):
@@ -131,7 +134,7 @@ def lift() -> str:
 
 
 def from_scratch() -> str:
-    """Without demonstrations, beside PPO at its defaults."""
+    """Learning without demonstrations, compared with PPO at its defaults."""
     summary = result("from_scratch")
     rows = [
         (env, label, *(with_interval(summary[env]["variants"][name][column]) for column in RETURNS))

@@ -1,4 +1,4 @@
-"""docs/demonstrations.md: the embedded demonstrations, and the memory that robomimic's images take."""
+"""For docs/demonstrations.md: the embedded demonstrations, and the memory that robomimic's images take."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from benchmarks.tables.cells import Tables, markdown, page, result
 from benchmarks.tables.numbers import Number
 
 PAGE = page("demonstrations")
-#: Layout and cache (MB) of a case of ``benchmarks.robomimic_memory`` -> its file, with a place for the size in MB
+#: Layout and cache (MB) of a case of ``benchmarks.robomimic_memory`` -> label, with a placeholder for the file's size in MB
 _FILES: dict[tuple[str, Any], str] = {
     ("uncompressed", 256.0): "uncompressed, {} MB",
     ("gzip", 256.0): "gzip ({} MB, h5py's chunks), larger than the cache",

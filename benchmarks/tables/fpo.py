@@ -1,4 +1,4 @@
-"""docs/fpo.md: FPO beside the other algorithms, and the search over its settings."""
+"""For docs/fpo.md: FPO compared with the other algorithms, and the search over its settings."""
 
 from benchmarks.curves import RETURNS
 from benchmarks.tables.cells import Tables, markdown, page, result, with_interval
@@ -29,7 +29,7 @@ def finetune() -> str:
 
 
 def settings() -> str:
-    """Of the one seed of the search: last evaluations and mean over training, each exploring / deterministic; the lowest."""
+    """Last evaluations, mean over training (both exploring / deterministic) and lowest evaluation, on the search's seed."""
     found = result("fpo_settings")
     (seed,) = found["seeds"]
     rows = []

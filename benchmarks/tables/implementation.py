@@ -1,4 +1,4 @@
-"""docs/implementation.md: averaged weights, single steps, clones, the easiest task."""
+"""For docs/implementation.md: averaged weights, single steps, clones, the easiest task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ _CLONINGS = {
 
 
 def averages() -> str:
-    """The same training, evaluated with averaged weights and without."""
+    """The same training, evaluated with averaged weights and with current weights."""
     rows = []
     for env in ENVS:
         section = result("finetune")[env]
@@ -41,7 +41,7 @@ def _clone(entry: Mapping[str, Any], places: int) -> str:
 
 
 def clones() -> str:
-    """Deterministic, and from random noise."""
+    """Returns of clones with deterministic actions and from random noise."""
     found = result("clones")
     rows = [
         (label, *(_clone(found[task]["mean"][cloning], places) for cloning in _CLONINGS))

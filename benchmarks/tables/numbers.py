@@ -1,4 +1,4 @@
-"""Numbers in sentences: what the pages have to say, from the results."""
+"""Numbers in sentences of the pages, computed from the results."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,17 +10,17 @@ class Number(NamedTuple):
 
     page: Path
     fragment: str
-    """What stands around them, as short as it can be without being found elsewhere, with a ``{}`` for each number"""
+    """The shortest unique part of the sentence around the numbers, with a ``{}`` for each number"""
     values: Callable[[], Sequence[str]]
-    """As the page writes them"""
+    """Function that returns the numbers as the page writes them"""
 
     def expected(self) -> str:
         return self.fragment.format(*self.values())
 
     def is_in(self, text: str) -> bool:
         """
-        :param text: of the page; where its lines end does not matter
-        :return: whether it says what the results do, and not as a part of longer numbers
+        :param text: text of the page; line breaks do not matter
+        :return: whether the text contains the expected sentence; a match within longer numbers does not count
         """
         padded = f" {' '.join(text.split())} "
         start = padded.find(expected := self.expected())

@@ -1,4 +1,4 @@
-"""docs/rldt.md: modes, gradients by depth, warm-up of the critics, cost, learning from scratch."""
+"""For docs/rldt.md: modes, gradients by denoising step, warm-up of the critics, cost, learning from scratch."""
 
 from benchmarks.curves import RETURNS, Curve, CurveTable, Run
 from benchmarks.rldt_targets import LABELS
@@ -42,7 +42,7 @@ def depth() -> str:
 
 
 def from_scratch() -> str:
-    """At the env steps that all variants have."""
+    """Returns at the number of environment steps that all variants reach."""
     rows = []
     for env, section in result("from_scratch").items():
         for name, label in _SCRATCH.items():
@@ -53,7 +53,7 @@ def from_scratch() -> str:
 
 
 def targets() -> str:
-    """Defaults and what they replaced, on every task that was run."""
+    """The defaults and the settings that they replaced, on every task that was run."""
     rows = []
     for task, section in result("rldt_targets").items():
         for variant, entry in section["variants"].items():
@@ -90,7 +90,7 @@ def _curves(study: str, variant: str, env: str) -> list[Curve]:
 
 
 def _clone() -> list[str]:
-    """The mean of what the runs of the warm-up start from."""
+    """Mean return of the clones from which the runs of the warm-up start."""
     starts = [curve["return_deterministic"][0] for curve in _curves("rldt_settings", "warmup_2_iterations", "Hopper-v5")]
     return [f"{sum(starts) / len(starts):.0f}"]
 

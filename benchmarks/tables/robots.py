@@ -1,4 +1,4 @@
-"""docs/tasks.md, docs/cameras.md: Lift, precise demonstrations, scripts, speed of simulations, cost of encoders."""
+"""For docs/tasks.md and docs/cameras.md: Lift, precise demonstrations, scripts, speed of simulations, cost of encoders."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +50,7 @@ def lift_from_camera() -> str:
 
 
 def _steps_to_success(algorithm: str) -> list[str]:
-    """Environment steps at the first evaluation above 95%: of the first seed to get there, and of the last."""
+    """Environment steps at the first evaluation above 95%, for the fastest and for the slowest seed."""
     table, steps = CurveTable(RESULTS / "lift").read(), []
     for seed in result("lift")["state"][algorithm]["seeds"]:
         curve = table[Run(algorithm, "state", seed)]
@@ -72,7 +72,7 @@ def _lift_demonstrations() -> list[str]:
 
 
 def _successes(task: str) -> list[str]:
-    """At the default skill: successes, episodes, length."""
+    """Number of successes, number of episodes, and mean length of successes at the default skill."""
     section = result("scripts")[task]
     assert section["by_skill"]["1.0"]["success_rate"] == 1
     entry, episodes = section["by_skill"]["0.5"], section["episodes"]
@@ -93,7 +93,7 @@ def _expert_return() -> float:
 
 
 def _ends_over_expert() -> list[str]:
-    """Of ScoReFlowPPO with all scores and FPO: deterministic returns in the end, in percent of the expert's."""
+    """Range of the final deterministic returns of ScoReFlowPPO with all scores and of FPO, in percent of the expert's."""
     means = result("tasks")["halfcheetah-precise"]["mean"]
     ends = [end for name in _GAINING for end in means[name]["end"]["deterministic"]["per_seed"]]
     return range_of([100 * end / _expert_return() for end in ends]).split(" to ")
@@ -124,7 +124,7 @@ def _transformer() -> list[str]:
 
 
 def _simulations() -> list[str]:
-    """Steps per second of Lift and of transport; the least and the largest ratio to robosuite's own."""
+    """Steps per second of Lift and of transport, and the smallest and the largest ratio to robosuite's own step."""
     tasks: dict[str, Any] = result("robosuite_speed")["tasks"]
     steps = [f"{tasks[task]['medians']['ours']['cpu']:.0f}" for task in ("lift", "transport")]
     return [*steps, *range_of([task["ratio_of_medians"]["cpu"] for task in tasks.values()], 1).split(" to ")]

@@ -1,4 +1,4 @@
-"""docs/scoreflow_ppo.md: how much the score helps, what the defaults are made of, the easiest task."""
+"""For docs/scoreflow_ppo.md: the effect of the score and of each default, calibrated noise, the easiest task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -68,7 +68,7 @@ def _steps(entry: Mapping[str, Any], share: int) -> str:
 
 
 def score() -> str:
-    """Final returns, and steps to shares of the best gain, with the published settings and with each variant's best."""
+    """Final returns and steps to shares of the best gain, with the published settings and with each variant's best ones."""
     rows = []
     for env, task in _TASKS.items():
         for name in _SCORES:
@@ -87,7 +87,7 @@ def score_over_all() -> str:
 
 
 def changes(stage: str, labels: Mapping[str, str]) -> str:
-    """The defaults, and the same with one of them changed."""
+    """The defaults, and the defaults with one change each."""
     rows = [
         (
             label,
@@ -100,7 +100,7 @@ def changes(stage: str, labels: Mapping[str, str]) -> str:
 
 
 def _deterministic(arms: Sequence[str], env: str) -> list[str]:
-    """Final deterministic returns, and that of the clone."""
+    """Final deterministic returns, and the clone's return."""
     task = _stage("best", "deterministic")["tasks"][env]
     return [f"{value:.0f}" for value in (*(task["arms"][arm]["final"]["mean"] for arm in arms), task["start"])]
 
@@ -127,7 +127,7 @@ def _published_to_half(env: str) -> dict[str, Any]:
 
 
 def _falls(settings: str) -> list[tuple[Curve, np.ndarray]]:
-    """Of Hopper's runs with all scores: curve, and env steps of its evaluations below 60% of the clone's."""
+    """For each run on Hopper: curve, and environment steps of its evaluations below 60% of the clone's return."""
     curves = [curve for name in _SCORES for curve in _curves("Hopper-v5", f"{settings}_{name}")]
     return [(c, c["env_steps"][c["return_deterministic"] < 0.6 * c["return_deterministic"][0]]) for c in curves]
 
@@ -135,7 +135,7 @@ def _falls(settings: str) -> list[tuple[Curve, np.ndarray]]:
 def _falls_of_published() -> list[str]:
     falls = _falls("published")
     firsts = [below[0] for _, below in falls]
-    # They stay down: every evaluation after the first one below is below
+    # The returns stay down: after the first evaluation below the threshold, all evaluations are below it
     assert all(len(below) == (curve["env_steps"] >= below[0]).sum() for curve, below in falls)
     finals = range_of([final_return(curve, "return_deterministic") for curve, _ in falls])
     return [thousands(min(firsts)), thousands(max(firsts)), finals]
@@ -254,7 +254,7 @@ _DEFAULTS_NUMBERS = [
 
 
 def identity() -> str:
-    """Deterministic returns after numbers of env steps, and the last stochastic one."""
+    """Deterministic returns after several numbers of environment steps, and the last stochastic return."""
     results, rows = result("identity")["results"], []
     for task, title in _IDENTITY_TASKS.items():
         for variant, label in _IDENTITY.items():
@@ -270,7 +270,10 @@ def identity() -> str:
 
 
 def noise() -> str:
-    """Fine-tuning with the default noise, also of ``benchmarks.tasks``, and with the calibrated one, from the same clones."""
+    """
+    Fine-tuning with the default noise (from ``benchmarks.noise`` or ``benchmarks.tasks``) and with the calibrated noise, from
+    the same clones.
+    """
     rows, table, of_tasks = [], CurveTable(RESULTS / "noise").read(), CurveTable(RESULTS / "tasks").read()
     for task, section in result("noise").items():
         if "end" not in section:
@@ -299,13 +302,13 @@ def _curves_of(table: Mapping[Run, Curve], variant: str, task: str) -> list[Curv
 
 
 def _scales() -> list[str]:
-    """:return: the scales of each seed, on the tasks whose noise costs little"""
+    """:return: the chosen scales of each seed, on the tasks on which noise costs little return"""
     of_tasks = result("noise")
     return [f"{run['scale']:g}" for task in ("Hopper-v5", "push-v3") for run in of_tasks[task]["runs"].values()]
 
 
 def _noise_least() -> list[str]:
-    """:return: the lowest evaluation on the way, in percent of the clone's, rounded down"""
+    """:return: the lowest evaluation during training, in percent of the clone's return, rounded down"""
     shares = [share for of in result("noise").values() for share in of.get("lowest_deterministic_over_clone", ())]
     return [f"{int(100 * min(shares))}"]
 
