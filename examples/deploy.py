@@ -6,7 +6,7 @@ Run an exported policy on Hopper with NumPy, Gymnasium and onnxruntime, without 
         export_onnx(ScoReFlowPPO.load('demo_output/hopper_scoreflow_ppo'), 'demo_output/hopper.onnx')"
     python examples/deploy.py demo_output/hopper.onnx
 
-The program executes as many actions of each predicted chunk as the training environment did; the file contains this number.
+The program executes the same number of actions per predicted chunk as the training environment; the file contains this number.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Policy:
         """
         batch = np.asarray(observation, self.input["dtype"])[None]
         (actions,) = self.session.run(["action"], {self.input["input"]: batch})
-        # Without chunks, the batch of one action takes the place of the chunk
+        # Without chunks, the batch of one action replaces the chunk
         return actions if self.n_executed is None else actions[0, : self.n_executed]
 
 
@@ -63,7 +63,7 @@ def run_episode(env: gymnasium.Env, policy: Policy, seed: int | None) -> tuple[f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policy", type=Path, help="file written by export_onnx")
-    parser.add_argument("--episodes", type=int, default=10, help="(default 10)")
+    parser.add_argument("--episodes", type=int, default=10, help="number of episodes (default 10)")
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first episode; the following episodes continue from it (default 0)"
     )

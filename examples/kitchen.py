@@ -51,22 +51,22 @@ def task_set_of(source: str) -> str:
     for name in KITCHEN_TASK_SETS:
         if name in Path(source).name:
             return name
-    raise SystemExit(f"{source!r} does not say for which tasks it is: pass --tasks {{{','.join(KITCHEN_TASK_SETS)}}}.")
+    raise SystemExit(f"The name {source!r} contains no task set: pass --tasks {{{','.join(KITCHEN_TASK_SETS)}}}.")
 
 
 def view_of(demonstrations: Demonstrations, tasks: str) -> KitchenView:
-    """Observations that the environment needs to match the data; the program ends if no environment matches."""
+    """View of the environment whose observations match the data; the program ends if there is no such view."""
     shape = demonstrations.observation_shape
     if isinstance(shape, dict) or shape not in VIEWS:
         raise SystemExit(
-            f"These are no kitchen demonstrations: observations have the shape {shape}, not one of {list(VIEWS)}."
+            f"These are not kitchen demonstrations: observations have the shape {shape}, not one of {list(VIEWS)}."
         )
     view = VIEWS[shape]
     if view == "d4rl":
         goals = np.asarray(demonstrations.observations)[:, 30:]
         env = make_kitchen(tasks, view)
         if not np.allclose(goals, env.reset()[0][30:], atol=1e-3):
-            raise SystemExit(f"The demonstrations have other goals than the tasks {env.tasks}: pass --tasks.")
+            raise SystemExit(f"The goals of the demonstrations differ from the tasks {env.tasks}: pass the right --tasks.")
         env.close()
     return view
 
@@ -128,9 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="d4rl:kitchen-complete-v0", help="source of the demonstrations, or a file")
     parser.add_argument("--tasks", choices=list(KITCHEN_TASK_SETS), help="default: the task set in the name of the data")
-    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="(default scoreflow_ppo)")
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="default scoreflow_ppo")
     parser.add_argument("--timesteps", type=int, default=100_000, help="chunks of 4 actions to train for (default 100000)")
-    parser.add_argument("--batches", type=int, help="minibatches of cloning (default: that of pretrain_bc)")
+    parser.add_argument("--batches", type=int, help="minibatches of cloning (default: as in pretrain_bc)")
     parser.add_argument("--n-envs", type=int, default=8, help="environments, one process each (default 8)")
     parser.add_argument("--n-steps", type=int, default=210, help="chunks per environment and iteration (default 210)")
     parser.add_argument("--max-episode-steps", type=int, default=280, help="step limit of an episode (default 280)")
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the model")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # networks of this size are slower with more, and far slower beside environment processes
+    torch.set_num_threads(1)  # more threads are slower for networks of this size, and far slower next to environment processes
     start = time.time()
 
     tasks = arguments.tasks or task_set_of(arguments.data)

@@ -84,14 +84,14 @@ def plot(path: Path, title: str, curve: LearningCurve, checks: EvalCallback, dem
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="(default scoreflow_ppo)")
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="default scoreflow_ppo")
     parser.add_argument("--timesteps", type=int, default=70_000, help="chunks of 4 actions to train for (default 70000)")
-    parser.add_argument("--batches", type=int, help="minibatches of cloning (default: that of pretrain_bc)")
+    parser.add_argument("--batches", type=int, help="minibatches of cloning (default: as in pretrain_bc)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for model and picture")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the model and the plot")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # networks of this size are slower with more, and far slower beside environment processes
+    torch.set_num_threads(1)  # more threads are slower for networks of this size
     start = time.time()
 
     demonstrations = load_demonstrations("builtin:hopper-medium")
@@ -124,7 +124,7 @@ def main() -> None:
     print(
         f"\nfine-tuned: return {tuned:.0f} +- {tuned_std:.0f} over 20 episodes, {tuned / cloned:.2f} times the clone's, "
         f"after {model.num_env_steps} environment steps and {time.time() - start:.0f} s in all "
-        f"(the last one, instead of the best: {last:.0f} +- {last_std:.0f})"
+        f"(the last policy, instead of the best: {last:.0f} +- {last_std:.0f})"
     )
     print(f"wrote {arguments.output / f'hopper_{arguments.algorithm}.zip'} and {picture}")
 

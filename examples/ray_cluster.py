@@ -1,5 +1,5 @@
 """
-Fine-tuning a clone of Hopper demonstrations with environments in Ray's workers, on this machine or on many.
+Fine-tuning of a clone of Hopper demonstrations, with environments in Ray workers on this machine or on many.
 
     pip install -e ".[examples,ray]"
     python examples/ray_cluster.py
@@ -23,7 +23,7 @@ from sb3_scoreflow.distributed import RayVecEnv
 
 
 def make_env() -> gym.Env:
-    """Runs in the workers, which contain the environments and also execute the chunks of actions."""
+    """Function that runs in the workers, which contain the environments and execute the chunks of actions."""
     return ActionChunking(Monitor(gym.make("Hopper-v5")), horizon=4)
 
 

@@ -1,5 +1,5 @@
 """
-Behavior cloning on a robomimic file, then fine-tuning in robosuite with ScoReFlowPPO (or RLDT), from state or from cameras.
+Behavior cloning on a robomimic file, then fine-tuning in robosuite with ScoReFlowPPO (or RLDT), from states or from images.
 
     pip install -e ".[examples,robomimic]"
     python -m benchmarks.make_robosuite_demonstrations --output lift.hdf5     # or any robomimic file
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--mask", help="list of demonstrations in the file, such as train (default: all)")
     parser.add_argument("--cameras", nargs="*", default=[], help="cameras whose images replace the state of the objects")
     parser.add_argument("--encoder", choices=["cnn", "vit"], default="cnn", help="encoder of the images (default cnn)")
-    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="(default scoreflow_ppo)")
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="default scoreflow_ppo")
     parser.add_argument("--timesteps", type=int, default=40_000, help="chunks to train for (default 40000)")
     parser.add_argument("--chunk", type=int, default=4, help="actions per chunk (default 4)")
     parser.add_argument("--batches", type=int, default=5000, help="minibatches of cloning (default 5000)")
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the model")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # networks of this size are slower with more, and far slower beside environment processes
+    torch.set_num_threads(1)  # more threads are slower for networks of this size, and far slower next to environment processes
     start = time.time()
 
     env = make_env(arguments)
