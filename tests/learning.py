@@ -1,7 +1,7 @@
 """
-What learning claims are made with: a task, a timid demonstrator of it, and a permutation test on returns over seeds.
+Tools for testing claims about learning: a task, a timid demonstrator of it, and a permutation test on returns over seeds.
 
-A point in the plane walks to a goal in five steps of limited length; the reward is minus its distance.
+In the task, a point in the plane moves to a goal in five steps of limited length; the reward is minus its distance.
 """
 
 from collections.abc import Sequence

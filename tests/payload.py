@@ -29,7 +29,7 @@ def rewritten(file: io.BytesIO, changes: dict[str, bytes | None], compression: i
     """
     :param file: a zip file
     :param changes: entry -> new content, None to leave it out
-    :param compression: of the new one
+    :param compression: compression of the new entries
     :return: the file with these changes
     """
     result = io.BytesIO()

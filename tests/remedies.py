@@ -25,8 +25,8 @@ def follow(error: pytest.ExceptionInfo, env: gymnasium.Env, **names: Any) -> gym
 
 def proposed_net_arch(error: pytest.ExceptionInfo) -> Any:
     """
-    :param error: whose message has ``net_arch={...}``, the last one of them what to pass instead
-    :return: that
+    :param error: error whose message contains ``net_arch={...}``; the last occurrence is the proposal
+    :return: the proposed ``net_arch``
     """
     code = str(error.value).rsplit("net_arch=", 1)[1]
     return ast.literal_eval(code[: code.rindex("}") + 1])

@@ -49,10 +49,10 @@ def name_of(path: Path, root: Path) -> str:
 
 def imports_of(path: Path, name: str, modules: set[str]) -> Iterator[str]:
     """
-    :param path: Of a module
-    :param name: Its name
-    :param modules: All modules of the package
-    :return: What it imports: a submodule, or else the module that a name is taken from
+    :param path: path of a module
+    :param name: name of the module
+    :param modules: all modules of the package
+    :return: names of the imported modules: the submodule if one is imported, otherwise the module that contains the name
     """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Of all that writes: kinds of paths, full disks, and kills at any moment."""
+"""Tests of everything that writes files, with all kinds of paths, full disks, and kills at any moment."""
 
 import errno
 import gc

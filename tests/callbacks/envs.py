@@ -13,10 +13,10 @@ from tests.conformance.envs import ToyEnv
 
 class ScriptedReturns(ToyEnv):
     """
-    A :class:`~tests.conformance.envs.ToyEnv` whose episodes have given returns, paid in their last step.
+    A :class:`~tests.conformance.envs.ToyEnv` whose episodes have given returns, as the reward of the last step.
 
-    :param returns: of one episode after another
-    :param successes: likewise; None for no ``is_success``
+    :param returns: return of each episode, in order
+    :param successes: ``is_success`` of each episode, in order; None: infos do not contain it
     """
 
     def __init__(self, returns: Sequence[float], successes: Sequence[bool] | None = None, **kwargs: Any) -> None:

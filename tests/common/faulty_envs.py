@@ -22,7 +22,7 @@ STEP, INDEX = 5, 1
 
 
 class Crash(Exception):
-    """Of a simulator; it takes what others do not."""
+    """Error of a simulator whose constructor, unlike that of other exceptions, needs a keyword argument."""
 
     def __init__(self, simulator: str, *, code: int) -> None:
         super().__init__(f"{simulator} stopped with code {code}")
@@ -36,10 +36,10 @@ class Unpicklable(Exception):
 
 class FaultyEnv(gym.Env):
     """
-    :param index: of the environment; only that of ``INDEX`` fails
-    :param fault: see :meth:`_fail`; "" for none
-    :param call: "step" or "reset", in which it fails: the step or the reset of number ``STEP``
-    :param space: of observations
+    :param index: index of the environment; only the environment with index ``INDEX`` fails
+    :param fault: name of the fault, see :meth:`_fail`; "": no fault
+    :param call: "step" or "reset", the method whose call number ``STEP`` fails
+    :param space: observation space
     """
 
     action_space = spaces.Box(-1, 1, (2,), np.float32)
@@ -114,8 +114,8 @@ class FaultyEnv(gym.Env):
 def make_faulty(n_envs: int = 3, **kwargs: Any) -> list[Callable[[], gym.Env]]:
     """
     :param n_envs: number of environments
-    :param kwargs: of :class:`FaultyEnv`
-    :return: constructors
+    :param kwargs: arguments of :class:`FaultyEnv`
+    :return: functions that create the environments
     """
     return [partial(FaultyEnv, index, **kwargs) for index in range(n_envs)]
 
@@ -127,9 +127,9 @@ class Late(Exception):
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """
-    What hangs, in Python or in a system call, fails.
+    Let code that hangs, in Python or in a system call, fail.
 
-    :param seconds: after which it does
+    :param seconds: time limit
     """
 
     def fail(*_: object) -> None:

@@ -157,7 +157,7 @@ def test_classes(cls: type) -> None:
 
 
 class Stranger(nn.ReLU):
-    """Of no package that may name classes."""
+    """A class outside the packages whose classes may be named in a file."""
 
 
 class Spoiled(ConstantSchedule):

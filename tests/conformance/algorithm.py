@@ -1,4 +1,4 @@
-"""What the conformance suite has to know of an algorithm: how to build it small, and what it keeps of a rollout."""
+"""Description of an algorithm for the conformance suite, such as arguments for a small model and arrays of the buffer."""
 
 import inspect
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ class Algorithm:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the algorithm can do: the suite picks its tests by that."""
+        """Capabilities of the algorithm, which determine the tests that the suite runs."""
         capabilities: Capabilities = self.cls.capabilities
         return capabilities
 
@@ -88,7 +88,7 @@ class Algorithm:
         return [Case(alias, kind) for alias in self.cls.policy_aliases for kind in KINDS.get(alias, ["flat"])]
 
     def known(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Those of the arguments that it has."""
+        """:return: the given arguments that the algorithm has"""
         return {name: value for name, value in arguments.items() if name in inspect.signature(self.cls).parameters}
 
     def make(self, policy: Any, env: Any, kind: str = "flat", **kwargs: Any) -> Any:

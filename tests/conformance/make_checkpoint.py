@@ -39,8 +39,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def make_checkpoint(algorithm: Algorithm, path: Path) -> None:
     """
-    :param algorithm: to be trained for three of four iterations
-    :param path: of the checkpoint; what it has to do after loading is written beside it, with the suffix ".json"
+    :param algorithm: algorithm to train for three of four iterations
+    :param path: path of the checkpoint; a file with the suffix ".json" next to it contains the expected results after loading
     """
     arguments = ARGUMENTS.get(str(algorithm), {})
     total = 4 * algorithm.iteration(2)

@@ -44,7 +44,7 @@ def clone(algorithm: Algorithm) -> Any:
 
 
 def actions(model: Any) -> np.ndarray:
-    """Of the plain flow from random noise: the algorithms' deterministic actions differ by the score."""
+    """Actions of the plain flow from random noise, because the algorithms' deterministic actions differ by the score."""
     policy = model if isinstance(model, FlowMatchingPolicy) else model.policy
     obs = th.as_tensor(np.asarray(demonstrations().observations)[:50], device=policy.device)
     noise = th.randn(50, ACTION, generator=th.Generator().manual_seed(0))

@@ -32,13 +32,13 @@ NOT_COMPARED = {
 
 class Boundary(BaseCallback):
     """
-    At the start of the rollout after ``num_timesteps`` steps, save (if there is a path) and reseed the global generators.
+    Saves the model (if there is a path) and reseeds the global generators, at the start of the rollout after ``at`` steps.
 
-    Their state is not part of a checkpoint, and loading draws from them.
+    The state of the generators is not part of a checkpoint, and loading draws from them.
 
     :param at: number of steps
-    :param path: of the file
-    :param include: what to save beyond the default
+    :param path: path of the file
+    :param include: attributes to save in addition to the default
     """
 
     def __init__(self, at: int, path: Path | None = None, include: tuple[str, ...] = ()) -> None:
@@ -71,10 +71,10 @@ class Generators:
 
 class Boundaries(BaseCallback):
     """
-    Of every rollout but the first, at its start: save, and keep what the generators are then.
+    Saves the model and keeps the state of the generators, at the start of every rollout except the first.
 
-    :param folder: of the files, named after the number of steps
-    :param include: what to save beyond the default
+    :param folder: folder of the files, which are named after the number of steps
+    :param include: attributes to save in addition to the default
     """
 
     def __init__(self, folder: Path, include: tuple[str, ...]) -> None:

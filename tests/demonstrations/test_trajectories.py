@@ -12,7 +12,7 @@ from sb3_scoreflow.demonstrations import Demonstrations
 
 @dataclass
 class Trajectory:
-    """Of the shape of imitation's."""
+    """An object with the attributes of imitation's trajectories."""
 
     obs: Any
     acts: np.ndarray
@@ -26,7 +26,7 @@ class TrajectoryWithRew(Trajectory):
 
 
 class DictObs:
-    """Of the shape of imitation's: a length, and no keys."""
+    """An object like imitation's DictObs, with a length and without ``keys``."""
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self._d = arrays

@@ -16,12 +16,13 @@ from gymnasium import spaces
 
 class RandomEnds(gym.Env):
     """
-    Ends at random, by termination or by truncation. Observations and infos depend on seed, options and actions.
+    Episodes end at random, by termination or by truncation. Observations and infos depend on seed, options and actions.
 
-    :param space: of observations, a ``Box`` or a ``Dict`` of them
-    :param faults: folder; a file ``NAME-INDEX`` in it is a request, taken away by the environment of that index in its next
-        step: "kill", "exit", "stop" (the process), "raise", or "wait" (leave a file "here_INDEX", and wait for a file "go")
-    :param index: of the environment
+    :param space: observation space, a ``Box`` or a ``Dict`` of boxes
+    :param faults: folder of requests. A file ``NAME-INDEX`` asks the environment with this index for a fault in its next step,
+        in which it removes the file: "kill", "exit", "stop" (the process), "raise", or "wait" (write a file "here_INDEX", and
+        wait for a file "go")
+    :param index: index of the environment
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -90,7 +91,7 @@ class RandomEnds(gym.Env):
 
     @property
     def lock(self) -> Any:
-        """What goes to no other process."""
+        """An object that cannot be sent to another process."""
         return threading.Lock()
 
     def double(self, value: float, plus: float = 0.0) -> float:
@@ -113,9 +114,11 @@ class Broken(RandomEnds):
 
 def ask_for(faults: Path, name: str, index: int) -> None:
     """
-    :param faults: of :class:`RandomEnds`
-    :param name: of a fault
-    :param index: of an environment
+    Request a fault.
+
+    :param faults: folder, see :class:`RandomEnds`
+    :param name: name of the fault
+    :param index: index of the environment
     """
     (faults / f"{name}-{index}").touch()
 

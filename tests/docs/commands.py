@@ -104,8 +104,8 @@ PROGRAMS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def check_command(line: str) -> None:
     """
-    :param line: of a shell
-    :raises AssertionError: if its program is unknown, or does not take these arguments
+    :param line: line of a shell
+    :raises AssertionError: if the program is unknown or does not take these arguments
     """
     words = shlex.split(line, comments=True)
     while words and re.match(r"[A-Z_0-9]+=", words[0]):
@@ -126,9 +126,9 @@ def check_commands(example: Example) -> None:
 
 def inline_commands(text: str) -> list[str]:
     """
-    :param text: of a page
-    :return: commands of ours outside of blocks, without those with placeholders (NAME, ...); a program that is only named,
-        without arguments that it may need, is asked for help
+    :param text: text of a page
+    :return: the project's commands outside of blocks, without commands with placeholders (NAME, ...); ``--help`` is added to a
+        program that is named without arguments
     """
     prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     codes = (" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose))

@@ -22,9 +22,9 @@ from sb3_scoreflow.envs import ActionChunking, EnvPoolVecEnv
 
 class Scripted(gym.Env):
     """
-    Says in each step what it is told to, always in the same dict and the same arrays, as careless envs do.
+    Returns given infos, always in the same dict and the same arrays, as careless environments do.
 
-    :param infos: of the steps; the episode is over with the last one
+    :param infos: infos of the steps; the episode ends with the last step
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012

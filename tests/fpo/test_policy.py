@@ -78,7 +78,7 @@ def test_distribution_of_pairs_and_starts() -> None:
 
 
 def _numpy_loss(policy: FPOPolicy, obs: np.ndarray, action: np.ndarray, noise: np.ndarray, t: float) -> float:
-    """Of one pair, from the weights alone."""
+    """The loss of one pair, computed from the weights alone."""
     w = {name: value.double().numpy() for name, value in policy.state_dict().items()}
 
     def linear(name: str, x: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from tests.scoreflow_ppo.conformance import CASE
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a model with two environments, with all files that there are."""
+    """A run of a model with two environments, with all files that a run can have."""
     folder = tmp_path_factory.mktemp("run")
     env = make_vec_env(lambda: ToyEnv(length=5), n_envs=2, monitor_dir=str(folder))
     model = CASE.make("FlowPolicy", env)

@@ -47,7 +47,7 @@ def arrays(draw: st.DrawFn, n: int, dtypes: list[str] = DTYPES, shapes: st.Searc
 
 
 class Parts(NamedTuple):
-    """What demonstrations are made of."""
+    """The arrays of demonstrations."""
 
     observations: Any
     actions: np.ndarray
@@ -65,9 +65,9 @@ def parts(
     draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, ...]] = SHAPES, both: bool = True, dicts: bool | None = None
 ) -> Parts:
     """
-    :param shapes: of observations and actions
-    :param both: whether an episode may be terminated and truncated with one step
-    :param dicts: whether observations are dicts, either if None
+    :param shapes: shapes of observations and actions
+    :param both: whether the same step may terminate and truncate an episode
+    :param dicts: whether observations are dicts; None: both cases occur
     """
     lengths = draw(st.lists(st.integers(1, 7), min_size=1, max_size=5))
     n = sum(lengths)
@@ -85,7 +85,7 @@ def parts(
 
 
 class Episode(NamedTuple):
-    """What an environment does in one episode, whatever it is told."""
+    """Script of one episode of an environment, which does not depend on the actions."""
 
     rewards: list[float]
     terminated: bool
@@ -112,11 +112,11 @@ def episodes(draw: st.DrawFn, longest: int = 9) -> list[Episode]:
 
 class ScriptedEnv(gym.Env):
     """
-    Follows a script. Observations tell episode and step: no two of a script are the same.
+    Follows a script. Observations contain the numbers of the episode and the step, so that all observations differ.
 
     :param script: episodes
-    :param shape: of actions
-    :param name: a number, to tell environments apart
+    :param shape: shape of the actions
+    :param name: a number that distinguishes environments
     """
 
     def __init__(self, script: list[Episode], shape: tuple[int, ...] = (2,), name: int = 0) -> None:

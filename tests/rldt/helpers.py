@@ -21,9 +21,10 @@ SIZE = N_ENVS * N_STEPS
 
 class TinyEnv(gym.Env):
     """
-    Random observations. Episodes end in turn by termination and by truncation.
+    Observations are random. Episodes end alternately by termination and by truncation.
 
-    :param rewards: of all steps of one rollout after another, for ever the last; of the actions if None
+    :param rewards: reward of all steps of a rollout, for each rollout; the last one also holds for later rollouts. None: the
+        reward depends on the action
     """
 
     observation_space = spaces.Box(-1, 1, (3,))
@@ -96,7 +97,7 @@ def moved_networks(model: RLDT, before: dict[str, th.Tensor]) -> set[str]:
 
 
 def spy_steps(model: RLDT) -> list[tuple[str, float, float]]:
-    """Of every optimizer step from now on: its kind, and the learning rates of velocity and critic."""
+    """:return: list to which every later optimizer step adds its kind and the learning rates of velocity and critic"""
     steps: list[tuple[str, float, float]] = []
 
     def record(*_: Any) -> None:

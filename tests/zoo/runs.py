@@ -83,10 +83,10 @@ def small(algorithm: str, **more: Any) -> list[str]:
 
 def train(folder: Path, algorithm: str, env: str, *options: str, **more: Any) -> Path:
     """
-    :param folder: of logs
-    :param algorithm: its name
+    :param folder: folder of the logs
+    :param algorithm: name of the algorithm
     :param env: name of the environment
-    :param options: of the command line, before hyperparameters
+    :param options: options of the command line, before the hyperparameters
     :param more: hyperparameters
     :return: the folder of the run
     """
