@@ -62,7 +62,8 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
         if found.scale == 1:
             return result
     before = mean_returns(model, eval_env, seed)
-    rows = CurveTable(options.output).record(Run(variant, options.task, seed), model, timesteps, eval_env)
+    curve, episodes = Run(variant, options.task, seed), options.eval_episodes
+    rows = CurveTable(options.output).record(curve, model, timesteps, eval_env, n_eval_episodes=episodes)
     result |= {"curves": {options.task: rows}, "start": before, "end": mean_returns(model, eval_env, seed)}
     print(options.task, variant, seed, "start", before, "end", result["end"], flush=True)
     return result
@@ -125,6 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "noise", seeds=(0, 1, 2), variants=VARIANTS)
     parser.add_argument("--task", default="hopper-precise", choices=[*TASKS, *DEMONSTRATIONS], help="task to run")
     parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
+    meaning = (
+        "episodes per evaluation during training (default 10); with few, falls in single episodes hide the policy's change"
+    )
+    parser.add_argument("--eval-episodes", type=int, default=10, help=meaning)
     parser.set_defaults(variants=None)
     options = parser.parse_args(arguments)
     if options.variants is None:

@@ -126,7 +126,8 @@ class BehaviorCloning:
         if validation_fraction > 0:
             self.training, self.validation = self.demonstrations.split(validation_fraction, seed=int(self.rng.integers(2**31)))
         #: One list per metric: "batch", "bc/epochs", "bc/loss", "bc/validation_loss", "bc/learning_rate",
-        #: "bc/time_elapsed", "bc/action_residual", "bc/critic_loss", "bc/eval_return", "bc/eval_return_std"
+        #: "bc/time_elapsed", "bc/action_residual", "bc/critic_loss", "bc/demonstrated_return", "bc/eval_return",
+        #: "bc/eval_return_std"
         self.history: dict[str, list[float]] = {}
 
     def train(
@@ -234,7 +235,7 @@ class BehaviorCloning:
         Fit only the critic; the clone stays unchanged.
 
         :param n_batches: gradient steps, at least 1
-        :return: the metric "bc/critic_loss"
+        :return: the metrics "bc/critic_loss" and "bc/demonstrated_return"
         :raises ValueError: if the algorithm has no value function, or the demonstrations' rewards do not determine returns
         """
         check_numbers(fractions={}, counts=dict(n_batches=n_batches), amounts={})

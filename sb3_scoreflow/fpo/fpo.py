@@ -84,6 +84,7 @@ class FPO(FlowPPO):
         "MultiInputPolicy": MultiInputPolicy,
     }
     capabilities = Capabilities(ratio=True, value_function=True)
+    less_noise = "which FPO cannot lower: use ScoReFlowPPO with calibrate_noise"
     rules = RULES
     defaults = DEFAULTS
     policy: FPOPolicy

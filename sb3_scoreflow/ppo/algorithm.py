@@ -23,7 +23,8 @@ from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, DivergenceError, name_parameter_groups, warn
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.ppo.buffers import with_wide_actions
-from sb3_scoreflow.ppo.critic_pretraining import CriticPretraining
+from sb3_scoreflow.ppo.critic_pretraining import DEMONSTRATED_RETURN, CriticPretraining
+from sb3_scoreflow.ppo.first_episodes import FirstEpisodes
 from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
 from sb3_scoreflow.ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
 from sb3_scoreflow.ppo.sizes import SIZES, default_sizes, sizes_from_scratch
@@ -61,6 +62,8 @@ class FlowPPO(FlowAlgorithm):
     sizes = ("n_steps", "batch_size")
     #: Parameter group of the policy -> argument with its learning rate
     learning_rates: ClassVar[dict[str, str]] = dict(velocity="learning_rate", critic="critic_learning_rate")
+    #: What to do if the exploration noise is too large for a clone, as a relative clause
+    less_noise: ClassVar[str]
     policy: ActorCriticFlowPolicy
     batch_size: int
 
@@ -98,6 +101,7 @@ class FlowPPO(FlowAlgorithm):
         self.averaging_horizon = averaging_horizon  # type: ignore[assignment]
         self.return_statistics = ReturnStatistics(self.gamma)
         self._reference_is_set = False
+        self._first_episodes: FirstEpisodes | None = None
 
     # ------------------------------------------------------------------ methods of subclasses
 
@@ -218,13 +222,15 @@ class FlowPPO(FlowAlgorithm):
         if count == 0:
             return None
         try:
-            return CriticPretraining(self.policy, demonstrations, execution, self.gamma, count, batch_size, rng).run
+            pretraining = CriticPretraining(self.policy, demonstrations, execution, self.gamma, count, batch_size, rng)
         except ValueError as error:
             if n_batches is not None or isinstance(error, DivergenceError):
                 raise
             if demonstrations.rewards.any():
                 warnings.warn(f"{error} Cloning continues without fitting the critic.", stacklevel=5)
             return None
+
+        return pretraining.run
 
     def pretrain_critic(
         self, demonstrations: Demonstrations, n_batches: int = 2000, batch_size: int = 256, seed: int | None = None
@@ -237,7 +243,8 @@ class FlowPPO(FlowAlgorithm):
         :param n_batches: gradient steps
         :param batch_size: transitions per gradient step
         :param seed: seed of the minibatches; None: drawn from NumPy's global generator
-        :return: "bc/critic_loss": mean loss of the last 100 batches, in squared units of the critic
+        :return: "bc/critic_loss": mean loss of the last 100 batches, in squared units of the critic; "bc/demonstrated_return":
+            mean return of the demonstrations, as far as the environment rewards them
         :raises ValueError: if there is no environment, the demonstrations do not fit it, or their rewards do not determine
             returns
         :raises DivergenceError: if the loss becomes NaN or infinite; the critic then keeps its weights
@@ -257,7 +264,20 @@ class FlowPPO(FlowAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:  # when Stable-Baselines3 resets the environments
             self.return_statistics.returns = np.zeros(0)
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        # Afterwards, because a callback may clone when it is initialized
+        demonstrated = (self.cloning or {}).get("results", {}).get(DEMONSTRATED_RETURN)
+        if self.n_transitions == 0 and demonstrated is not None:
+            self._first_episodes = FirstEpisodes(demonstrated, self.n_envs, self.less_noise)
+        return result
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_first_episodes"]
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if self._first_episodes is not None and self._first_episodes.add(infos):
+            self._first_episodes = None
 
     def _own_callback(self) -> BaseCallback | None:
         return ReturnStatisticsCallback(self.return_statistics) if self.normalize_reward else None

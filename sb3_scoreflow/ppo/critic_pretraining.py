@@ -15,6 +15,9 @@ from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
 from sb3_scoreflow.ppo.reward_scaling import unit_of
 
+#: Metric of cloning: mean return of the demonstrations, as far as the environment rewards them
+DEMONSTRATED_RETURN = "bc/demonstrated_return"
+
 
 class ChunkReturns(NamedTuple):
     """
@@ -111,7 +114,7 @@ class CriticPretraining:
 
     def run(self) -> dict[str, float]:
         """
-        :return: mean loss of the last 100 batches, in squared units of the critic
+        :return: mean loss of the last 100 batches, in squared units of the critic, and the demonstrations' mean return
         :raises DivergenceError: if the loss becomes NaN or infinite
         """
         critic = self.policy.parameter_groups()["critic"]
@@ -155,7 +158,8 @@ class CriticPretraining:
                 f"The critic's loss on the demonstrations became {losses[-1]}: look at the rewards in "
                 "demonstrations.describe()."
             )
-        return {"bc/critic_loss": float(np.mean(losses[-100:]))}
+        demonstrated = float(self.demonstrations.episode_returns.mean())
+        return {"bc/critic_loss": float(np.mean(losses[-100:])), DEMONSTRATED_RETURN: demonstrated}
 
     def _values(self, rows: np.ndarray) -> th.Tensor:
         observations = self.execution.normalize_observations(self.demonstrations.chunks(1)[rows].observations)

@@ -111,6 +111,7 @@ class ScoReFlowPPO(FlowPPO):
     defaults = DEFAULTS
     followed = ("min_std", "max_std", "single_step_fraction")
     learning_rates: ClassVar[dict[str, str]] = {**FlowPPO.learning_rates, "noise": "noise_learning_rate"}
+    less_noise = "which calibrate_noise(model, eval_env) lowers"
     score_scale = MovedArgument("policy_kwargs", "policy", 1.0, fixed=True)
     score_clip = MovedArgument("policy_kwargs", "policy", 10.0)
     policy: ScoReFlowPolicy

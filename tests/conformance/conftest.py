@@ -3,7 +3,8 @@ Parametrizes the suite over the algorithms.
 
 A test that takes ``algorithm`` runs for each of them; one that takes the name of a capability instead (``ratio``, ``replay``,
 ``value_function``, ..., see :class:`~sb3_scoreflow.common.capabilities.Capabilities`), for those that have it; and one that
-takes ``case`` too for each of their policy aliases.
+takes ``case`` too for each of their policy aliases. With the marker ``first_algorithm``, other algorithms are left to the
+nightly.
 """
 
 from dataclasses import fields
@@ -32,4 +33,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             marked = [pytest.param(*pair, marks=_marks(*pair), id="-".join(map(str, pair))) for pair in pairs]
             metafunc.parametrize((fixture, "case"), marked)
         else:
-            metafunc.parametrize(fixture, algorithms, ids=str)
+            later = ALGORITHMS[1:] if metafunc.definition.get_closest_marker("first_algorithm") else []
+            marks = {str(each): [pytest.mark.slow] if each in later else [] for each in algorithms}
+            metafunc.parametrize(fixture, [pytest.param(each, marks=marks[str(each)], id=str(each)) for each in algorithms])

@@ -237,7 +237,6 @@ def test_unusual_bounds_are_met_exactly(algorithm: Algorithm, name: str) -> None
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-@pytest.mark.no_cover
 def test_demonstrations_are_cloned_alike_in_any_unit(algorithm: Algorithm, name: str) -> None:
     space = BOUNDED[name]
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)

@@ -78,6 +78,7 @@ def test_sampler_is_right_for_every_batch_after_tracing_and_export(algorithm: Al
             np.testing.assert_allclose(act(tensors(obs)), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.first_algorithm
 @pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript", "dynamo"])
 # A dict has vectors and an image
 @pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("flat", "image")), "dict"])

@@ -130,6 +130,7 @@ def test_other_observations(kind: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(run(tmp_path / "policy.onnx", obs=obs), model.predict(obs, deterministic=True)[0], atol=1e-5)
 
 
+@pytest.mark.first_algorithm
 def test_program_acts_as_predict(algorithm: Algorithm, tmp_path: Path) -> None:
     model = algorithm.make("FlowPolicy", make_toy("dict"), "dict")
     model.policy.inference_steps = 2

@@ -34,6 +34,7 @@ def scalars(folder: Path, tag: str) -> list[Any]:
     return events.Scalars(tag) if tag in events.Tags()["scalars"] else []
 
 
+@pytest.mark.first_algorithm
 def test_six_calls_of_learn_hold_what_three_hold(algorithm: Algorithm, tmp_path: Path) -> None:
     """With tensorboard, an evaluation, a file saved and an error in between."""
     pytest.importorskip("tensorboard")
@@ -64,6 +65,7 @@ def test_what_is_logged_after_learn_is_written_too(algorithm: Algorithm, tmp_pat
     model.learn(algorithm.iteration())  # though the user closed the logger
 
 
+@pytest.mark.first_algorithm
 def test_a_logger_of_the_users_stays_open(algorithm: Algorithm, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     model = algorithm.make("FlowPolicy", make_toy())

@@ -249,7 +249,6 @@ def test_chunks(algorithm: Algorithm) -> None:
 # ------------------------------------------------------------------ seeds
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(("env_id", "n_envs"), [("toy", 1), ("Pendulum-v1", 2)])
 @pytest.mark.filterwarnings("ignore:batch_size=")
 def test_same_seed_same_run(algorithm: Algorithm, env_id: str, n_envs: int) -> None:
@@ -268,7 +267,6 @@ def test_same_seed_same_run(algorithm: Algorithm, env_id: str, n_envs: int) -> N
         assert_same_parameters(first, other)
 
 
-@pytest.mark.no_cover
 def test_same_seed_same_run_for_every_alias(algorithm: Algorithm, case: Case) -> None:
     runs = [
         algorithm.make(case.alias, make_toy(case.kind), case.kind, seed=3).learn(2 * algorithm.iteration()) for _ in range(2)

@@ -110,7 +110,6 @@ def test_normalized_actions_are_mapped_to_the_bounds(algorithm: Algorithm, space
     np.testing.assert_allclose(there_and_back, actions, rtol=tolerance, atol=tolerance * float(np.max(high - low)) / 100)
 
 
-@pytest.mark.no_cover
 def test_observations_of_every_kind_single_and_batched(algorithm: Algorithm, case: Case) -> None:
     model = trained(algorithm, case)
     obs = observe(case.kind, some_states(5))
@@ -172,7 +171,6 @@ def test_observations_of_another_shape_are_refused(algorithm: Algorithm, shape: 
 # ------------------------------------------------------------------ deterministic means deterministic
 
 
-@pytest.mark.no_cover
 def test_deterministic_actions_depend_on_their_observation_alone(algorithm: Algorithm, case: Case) -> None:
     """Bit-identical from call to call, in batches of any size, at any place, among any others."""
     model = trained(algorithm, case)
@@ -191,7 +189,6 @@ def test_deterministic_actions_depend_on_their_observation_alone(algorithm: Algo
         assert np.array_equal(model.predict(rows(obs, repeated), deterministic=True)[0], actions[repeated])
 
 
-@pytest.mark.no_cover
 def test_deterministic_actions_are_batch_independent_with_wide_networks(algorithm: Algorithm) -> None:
     """At the default widths, where matrix libraries switch kernels with the batch size."""
     model = algorithm.make("FlowPolicy", make_toy(), policy_kwargs=dict(net_arch=[256, 256, 256]))
@@ -210,7 +207,6 @@ def test_deterministic_draws_no_random_numbers(algorithm: Algorithm) -> None:
     assert repr(np.random.get_state()) == numpy_state  # noqa: NPY002
 
 
-@pytest.mark.no_cover
 def test_stochastic_actions_differ_and_follow_the_seed(algorithm: Algorithm, case: Case) -> None:
     model = trained(algorithm, case)
     obs = observe(case.kind, some_states(6))

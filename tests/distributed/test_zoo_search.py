@@ -12,19 +12,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import optuna
 import pytest
 from filelock import FileLock
 from optuna.trial import TrialState
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.provenance import ROOT
+from sb3_scoreflow import ScoReFlowPPO, calibrate_noise
 from sb3_scoreflow.registry import ALGORITHMS
+from sb3_scoreflow.scoreflow_ppo import NoiseCalibration
 from sb3_scoreflow.zoo import main
 from sb3_scoreflow.zoo.cloning import SettingsError
 from sb3_scoreflow.zoo.sampling import ArgumentSampler
 from tests.common.faulty_envs import time_limit
+from tests.scoreflow_ppo.needle import demonstrations_of_zero
 from tests.zoo.conftest import zoo
 from tests.zoo.runs import Poison, small
 
@@ -72,10 +77,12 @@ class Wait(BaseCallback):
         return True
 
 
-def command(folder: Path, *options: str, algorithm: str = "fpo", trials: int = 1, **more: Any) -> list[str]:
-    start = ["optimize", "--algo", algorithm, "--env", "Corridor-v0", "-f", str(folder), "--seed", "5", "--device", "cpu"]
+def command(
+    folder: Path, *options: str, algorithm: str = "fpo", env: str = "Corridor-v0", trials: int = 1, **more: Any
+) -> list[str]:
+    start = ["optimize", "--algo", algorithm, "--env", env, "-f", str(folder), "--seed", "5", "--device", "cpu"]
     size = ["-n", "64", "--n-trials", str(trials), "--eval-episodes", "1", "--n-startup-trials", "1", "--no-optim-plots"]
-    packages = ["--n-evaluations", "2", "--gym-packages", "tests.zoo.runs"]
+    packages = ["--n-evaluations", "2", "--gym-packages", "tests.zoo.runs", "tests.scoreflow_ppo.needle"]
     return [*start, *size, *packages, *options, *small(algorithm, **more)]
 
 
@@ -133,6 +140,26 @@ def test_a_trial_that_diverges(managers: list[Any], tmp_path: Path, monkeypatch:
     reports: list[dict[str, Any]] = []
     search.run_trial({**draw(), "number": 0}, manager, reports.append)
     assert reports[-1]["end"] == "diverged" and math.isnan(reports[-1]["value"])
+
+
+def test_a_trial_of_another_process_calibrates_its_noise(managers: list[Any], tmp_path: Path) -> None:
+    """The function that makes the environment for that is sent along."""
+    source, settings = str(tmp_path / "zeros.hdf5"), dict(n_batches=500, seed=0)
+    demonstrations_of_zero().save(source)
+    more: dict[str, Any] = dict(demonstrations=source, cloning=settings, calibrate_noise=True)
+    manager, _, _ = prepare(managers, tmp_path, algorithm="scoreflow_ppo", env="Needle-v0", **more)
+    config, scales = {**draw("scoreflow_ppo"), "number": 0}, []
+
+    def calibrated(model: ScoReFlowPPO, env: VecEnv, **arguments: Any) -> NoiseCalibration:
+        scales.append(calibrate_noise(model, env, **arguments).scale)
+        assert env.num_envs == 1 and env is not model.env
+        return NoiseCalibration(scales[-1], {}, 0.0)
+
+    for where in (manager, cloudpickle.loads(cloudpickle.dumps(manager))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sb3_scoreflow.zoo.cloning.calibrate_noise", calibrated)
+            search.run_trial(config, where, [].append)
+    assert len(scales) == 2 and scales[0] == scales[1] < 1
 
 
 def test_what_becomes_of_trials(managers: list[Any], tmp_path: Path) -> None:
