@@ -85,9 +85,11 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     return {"curves": {options.env: rows}}
 
 
-def speed(runs: list[Curve], reference: list[Curve], column: str, threshold: float) -> dict[str, Any]:
+def speed(runs: list[Curve], reference: list[Curve] | None, column: str, threshold: float) -> dict[str, Any]:
     """Environment steps to a threshold, and their ratio to the steps without score; each ratio compares runs of one clone."""
     result = all_steps_to(runs, column, threshold)
+    if reference is None:
+        return result
     steps, others = result["per_seed"], all_steps_to(reference, column, threshold)["per_seed"]
     if None not in steps and None not in others:
         logs = mean_and_interval([float(np.log(max(r, 1) / max(s, 1))) for r, s in zip(others, steps, strict=True)])
@@ -117,7 +119,7 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
             entry = {"final": mean_and_interval([final_return(curve, column) for curve in runs])}
             for fraction in (0.5, 0.75, 0.9):
                 threshold = start + fraction * (best - start)
-                entry[f"steps_to_{fraction:.0%}"] = speed(runs, curves.get("no_score", runs), column, threshold)
+                entry[f"steps_to_{fraction:.0%}"] = speed(runs, curves.get("no_score"), column, threshold)
             variants[variant] = entry
             print(column, variant, {name: value.get("mean", value.get("median")) for name, value in entry.items()})
         summary[column] = {"start": start, "best_final": best, "variants": variants}

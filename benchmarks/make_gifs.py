@@ -10,6 +10,7 @@ a GIF is larger than 2 MB, it is made again with fewer frames.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
@@ -26,6 +27,8 @@ from sb3_scoreflow.envs import make_robomimic
 from sb3_scoreflow.videos import Recording, record_comparison
 
 MAX_BYTES = 2_000_000
+#: Largest number of recordings per GIF
+_ATTEMPTS = 20
 
 
 class Pair(NamedTuple):
@@ -83,12 +86,13 @@ def write(pair: Pair, path: Path, seed: int, max_bytes: int = MAX_BYTES) -> Reco
     :param seed: seed of the environments, which no evaluation uses
     :param max_bytes: largest size of the GIF; if it is larger, it is made again with half of the frames
     :return: the recording of the fine-tuned policy
+    :raises SystemExit: if the clone succeeds with all seeds that are tried, or the GIF stays too large
     """
     env = pair.make_env()
     every = max(round(env.metadata["render_fps"] / pair.fps), 1)
     env.close()
     models = {"clone": pair.clone, "fine-tuned": pair.tuned}
-    while True:
+    for _ in range(_ATTEMPTS):
         recording = record_comparison(models, lambda: TimeLimit(pair.make_env(), pair.n_steps), path, seed=seed, every=every)
         if pair.clone_fails and sum(recording["clone"].returns) > 0:
             seed += 1
@@ -96,6 +100,7 @@ def write(pair: Pair, path: Path, seed: int, max_bytes: int = MAX_BYTES) -> Reco
         if path.stat().st_size <= max_bytes:
             return recording["fine-tuned"]
         every *= 2
+    sys.exit(f"error: {path} is not as wanted after {_ATTEMPTS} recordings ({path.stat().st_size:,} bytes).")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,13 +22,17 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """Hash of the commit, with "+" if the package's files differ from the commit."""
+    """Hash of the commit, with "+" if Python files of the package or of the benchmarks differ from the commit."""
     try:
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.strip()
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "sb3_scoreflow"], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "sb3_scoreflow/*.py", "benchmarks/*.py"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

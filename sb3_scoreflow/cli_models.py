@@ -104,6 +104,8 @@ def export(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output} must end with {' or '.join(_EXPORTERS)}: the suffix determines the format.")
     if args.vec_normalize and not args.env:
         raise ValueError("--vec-normalize also needs --env, the environment that the statistics belong to.")
+    if args.env and not args.vec_normalize:
+        raise ValueError(f"--env {args.env} is only for --vec-normalize, which is missing: leave --env out, or pass both.")
     try:
         description = exporter(_with_statistics(args), args.output, tolerance=args.tolerance)
     except RuntimeError as error:

@@ -243,6 +243,8 @@ def test_errors_are_one_line(chunked: Path, pendulum: Path, tmp_path: Path, caps
     for mismatch in (("MountainCarContinuous-v0",), ("Pendulum-v1", "--horizon", 5), ("Pendulum-v1", "--horizon", 1)):
         assert "does not fit" in error_of(capsys, "evaluate", chunked, "--env", *mismatch)
     assert "must end with .onnx or .pt2" in error_of(capsys, "export", chunked, tmp_path / "policy.pth")
+    unused = ("--env", "Pendulum-v1")
+    assert "leave --env out" in error_of(capsys, "export", chunked, tmp_path / "policy.pt2", *unused)
     assert "must end with .mp4 or .gif" in error_of(capsys, "record", chunked, tmp_path / "a.avi", "--env", "Pendulum-v1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ppo.zip"]
 

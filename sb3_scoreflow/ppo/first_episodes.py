@@ -43,9 +43,9 @@ class FirstEpisodes:
         error = float(returns.std(ddof=1)) / len(returns) ** 0.5
         if self.demonstrated > 0 and returns.mean() + 2 * error < _SHARE * self.demonstrated:
             warn(
-                f"The first {len(returns)} training episodes have a mean return of {returns.mean():.4g}, the demonstrations "
-                f"one of {self.demonstrated:.4g}. Evaluate the deterministic policy (evaluate_policy). If it is much better, "
-                f"the exploration noise is too large for this clone, {self.remedy}. Otherwise, the clone is weak (clone more "
-                "demonstrations, or for longer), or the environment's rewards differ from the demonstrations'."
+                f"The first {len(returns)} training episodes have a mean return of {returns.mean():.4g}, but the "
+                f"demonstrations have {self.demonstrated:.4g}. Evaluate the deterministic policy (evaluate_policy). If it is "
+                f"much better, the exploration noise is too large for this clone, {self.remedy}. Otherwise, the clone is weak "
+                "(clone more demonstrations, or for longer), or the environment's rewards differ from the demonstrations'."
             )
         return True

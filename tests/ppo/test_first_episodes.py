@@ -52,7 +52,7 @@ def started_from(clone: Any, width: float, **arguments: Any) -> Any:
 def test_too_much_noise_and_the_remedy(clone: ScoReFlowPPO) -> None:
     noisy = started_from(clone, 0.25)
     (message,) = warned(noisy)
-    assert "The first 6 training episodes" in message and "the demonstrations one of 10." in message
+    assert "The first 6 training episodes" in message and "but the demonstrations have 10." in message
     assert "calibrate_noise(model, eval_env) lowers" in message
     assert not warned(noisy), "it is said once"
     remedied = started_from(clone, 0.25)
