@@ -27,8 +27,9 @@ settings.load_profile("few")  # --hypothesis-profile takes another one
 #: Folders, and names of files, whose tests are not traced
 UNTRACED = frozenset(
     """
-    benchmarks conformance docs examples properties
-    test_bandit.py test_fuzzing.py test_known_values.py test_learning.py
+    benchmarks docs examples properties
+    test_adapters.py test_bandit.py test_failing_envs.py test_fuzzing.py test_known_values.py test_leaks.py test_learning.py
+    test_ppo_runs.py test_predict.py test_resume.py test_rollouts.py test_units.py
     """.split()
 )
 
