@@ -9,6 +9,7 @@ from benchmarks import study
 from benchmarks.curves import RETURNS, CurveTable, Run
 from benchmarks.provenance import ROOT
 from benchmarks.tables.cells import Tables, listed, markdown, page, result, with_interval
+from benchmarks.tables.numbers import Number
 
 README, BENCHMARKS = ROOT / "README.md", page("benchmarks")
 ENVS = ("Hopper-v5", "HalfCheetah-v5")
@@ -144,6 +145,14 @@ def from_scratch() -> str:
     return markdown(("Task", "Variant", "stochastic", "deterministic"), rows)
 
 
+def _stochastic_gain() -> list[str]:
+    """:return: interquartile means of ScoReFlowPPO's stochastic policy over all tasks, of the clone and at the end"""
+    section, variant = result("tasks")["aggregate"]["exploring"], "scoreflow_ppo"
+    names = ("interquartile_mean_of_clone", "interquartile_mean")
+    return [with_interval(section[name][variant], 2, "value") for name in names]
+
+
+NUMBERS = [Number(BENCHMARKS, "ScoReFlowPPO's rises from {} to {}", _stochastic_gain)]
 TABLES: Tables = {
     "overview": (README, overview),
     "Hopper-v5": (BENCHMARKS, lambda: algorithms("Hopper-v5")),
