@@ -37,7 +37,8 @@ def environment() -> Iterator[dict[str, str]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("where", ["here", pytest.param("cluster", marks=pytest.mark.slow)])
+@pytest.mark.slow  # RayVecEnv itself is tested in every run
+@pytest.mark.parametrize("where", ["here", "cluster"])
 def test_example(where: str, environment: dict[str, str]) -> None:
     pytest.importorskip("ray")
     command = [str(EXAMPLE)] if where == "here" else ["-c", CLUSTER, str(EXAMPLE)]

@@ -96,7 +96,8 @@ def test_bandit_optimum_outside_the_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("std", "n_particles", "low", "high"), [(0.15, 64, 0.85, 1.05), (0.3, 64, 0.85, 1.05), (0.3, 8, 0.5, 0.8)]
+    ("std", "n_particles", "low", "high"),
+    [pytest.param(0.15, 64, 0.85, 1.05, marks=pytest.mark.slow), (0.3, 64, 0.85, 1.05), (0.3, 8, 0.5, 0.8)],
 )
 def test_temperature_sets_the_spread(std: float, n_particles: int, low: float, high: float) -> None:
     """
