@@ -44,6 +44,8 @@ def main() -> None:
         with kept_memory():  # as in learn
             result = {**origin, "repeats": repeats, **module.measure(repeats)}
         (arguments.folder / f"{part}.json").write_text(json.dumps(result, indent=2) + "\n")
+        if part == "growth":
+            module.plot(arguments.folder)
         print(f"{part}: {time.perf_counter() - start:.0f} s")
         for name, entry in result.get("targets", {}).items():
             print(f"  {'pass' if entry['passed'] else 'MISS'}  {name}: {entry['measured']}", entry)

@@ -8,18 +8,17 @@ import json
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.provenance import ROOT
 from benchmarks.speed.setting import N_CHAINS, N_ENVS, OBS_DIM, K, Task, make_model, make_policy
 from benchmarks.speed.timing import in_turns, medians
 from sb3_scoreflow import RLDT, ScoReFlowPPO
 
-FOLDER = ROOT / "benchmarks/results/speed"
 Functions = dict[int, Callable[[], Any]]
 UPDATE_CHAINS = 500
 
@@ -101,16 +100,20 @@ def measure(repeats: int) -> dict[str, Any]:
             times = medians(in_turns({str(size): function for size, function in functions.items()}, repeats, warmup=1))
             sizes, milliseconds = list(functions), list(times.values())
             curves[name] = {"sizes": sizes, "milliseconds": milliseconds, "exponent": exponent(sizes, milliseconds)}
-    plot(curves)
     return {"curves": curves}
 
 
-def plot(curves: dict[str, dict[str, Any]]) -> None:
-    """Plot every curve with a line of linear growth through its last point, and the last results of the part "memory"."""
+def plot(folder: Path) -> None:
+    """
+    Plot every curve with a line of linear growth through its last point, and the results of the part "memory".
+
+    :param folder: folder with the results of both parts; without those of "memory", their panel stays empty
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 9), layout="constrained")
     panels = list(figure.subplots(3, 3).flat)
+    curves = json.loads((folder / "growth.json").read_text())["curves"]
     for axes, (name, curve) in zip(panels, curves.items(), strict=False):
         sizes, milliseconds = np.array(curve["sizes"]), np.array(curve["milliseconds"])
         axes.loglog(sizes, milliseconds, "o-")
@@ -121,12 +124,14 @@ def plot(curves: dict[str, dict[str, Any]]) -> None:
         axes.set_xticks([], minor=True)
         axes.set(title=what, xlabel=f"{quantity} (exponent {curve['exponent']})", ylabel="ms of processor time")
         axes.legend()
-    memory = json.loads((FOLDER / "memory.json").read_text())["cases"]
-    for batch_size in (250, 1000, 4000):
+    measured = folder / "memory.json"
+    memory = json.loads(measured.read_text())["cases"] if measured.exists() else []
+    for batch_size in (250, 1000, 4000) if memory else ():
         chosen = [case for case in memory if case["algorithm"] == "ScoReFlowPPO" and case["batch_size"] == batch_size]
         points = [case["n_steps"] * case["n_envs"] * case["denoising_steps"] for case in chosen]
         panels[-1].plot(points, [case["peak_megabytes"] for case in chosen], "o", label=f"minibatch {batch_size}")
-    panels[-1].axhline(memory[0]["peak_megabytes"], linestyle=":", color="gray", label="imports alone")
+    if memory:
+        panels[-1].axhline(memory[0]["peak_megabytes"], linestyle=":", color="gray", label="imports alone")
+        panels[-1].legend()
     panels[-1].set(title="peak memory", xlabel="n_steps x n_envs x K", ylabel="MB", xscale="log", ylim=(0, None))
-    panels[-1].legend()
-    figure.savefig(FOLDER / "growth.png", dpi=80)
+    figure.savefig(folder / "growth.png", dpi=80)
