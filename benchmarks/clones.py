@@ -5,11 +5,12 @@ Measure how good clones are at the defaults, at earlier defaults, and compared w
     python -m benchmarks.clones --task hopper-medium
     python -m benchmarks.clones --task peg-insert-side-v3
     python -m benchmarks.clones --task soccer-v3
+    python -m benchmarks.clones --task lift  # writes the demonstrations to --data if they are missing
 
 The script evaluates complete episodes, with the same starts for all clones, once with deterministic actions (``x_0 = 0``) and
 once with random ``x_0``. In Meta-World, the return is success within 200 steps at evaluation positions, and every seed has
-separate demonstrations. ``error`` is the root mean square error of the deterministic action on the cloned actions, in units of
-half the action's range.
+separate demonstrations; in robosuite (lift, can, square), it is success within 100 steps (lift) or 200. ``error`` is the root
+mean square error of the deterministic action on the cloned actions, in units of half the action's range.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from benchmarks import study
 from benchmarks.curves import check_seeds, locked
 from benchmarks.learning import mean_and_interval
 from benchmarks.locomotion import HORIZON
+from benchmarks.tasks.families import TASKS as FINE_TUNED
 from benchmarks.tasks.families import Locomotion, MetaWorld, Task, demonstrations_of
 from sb3_scoreflow import BehaviorCloning, Demonstrations, FlowMatchingPolicy, load_demonstrations
 
@@ -79,10 +81,11 @@ class Medium(Locomotion):
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Medium("hopper-medium", "Hopper-v5"),
-        Locomotion("halfcheetah-precise", "HalfCheetah-v5"),
+        *(Medium(f"{name.lower()}-medium", f"{name}-v5") for name in ("Hopper", "Walker2d", "HalfCheetah")),
+        *(FINE_TUNED[name] for name in ("hopper-precise", "walker2d-precise", "halfcheetah-precise")),
         MetaWorld("peg-insert-side-v3", 10),
         MetaWorld("soccer-v3", 10),
+        *(FINE_TUNED[name] for name in ("lift", "can", "square")),
     )
 }
 N_EPISODES = {"return": 20, "success": 50}
@@ -148,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "clones", seeds=(0, 1, 2), variants=VARIANTS)
     parser.add_argument("--task", default="hopper-medium", choices=list(TASKS))
     parser.add_argument("--data", type=Path, default=study.RESULTS / "tasks" / "data", help="folder of precise demonstrations")
-    parser.add_argument("--episodes", type=int, help="evaluation episodes (default 20, in Meta-World 50)")
+    parser.add_argument("--episodes", type=int, help="evaluation episodes (default 20 for locomotion, else 50)")
     parser.add_argument("--n-batches", type=int, help="gradient steps of all clones, for a short trial")
     options = parser.parse_args(arguments)
     options.episodes = options.episodes or N_EPISODES[TASKS[options.task].measure]
