@@ -119,9 +119,9 @@ def _flat_and_chunked(env: gym.Env) -> gym.Env:
     return ActionChunking(FlattenObservation(env), horizon=HORIZON)
 
 
-#: Meta-World's tasks have so few demonstrations that fine-tuning can improve the clone. hammer, assembly and stick-push are
-#: left out, because a clone of five demonstrations succeeded in nearly all episodes. ``benchmarks.finetune`` covers locomotion
-#: with noisy demonstrations
+#: Meta-World's tasks have so few demonstrations that fine-tuning can improve the clone. Those of ``benchmarks.clones.EASY``
+#: are left out, because clones of five demonstrations succeed in nearly all episodes. ``benchmarks.finetune`` covers
+#: locomotion with noisy demonstrations
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
