@@ -48,6 +48,10 @@ def overview() -> str:
     finals = [with_interval(lift[name]["return_deterministic"], 2) for name in ("scoreflow_ppo", "rldt")]
     clones = np.mean([lift[name]["clone_deterministic"] for name in ("scoreflow_ppo", "rldt")])
     rows.append(("Lift (robosuite)", f"{clones:.2f}", *finals, "not run", "not run"))
+    for name in ("can", "square"):
+        start, end = (result("tasks")[name]["mean"]["scoreflow_ppo"][when]["deterministic"] for when in ("start", "end"))
+        finals = [with_interval(end, 2), *["not run"] * 3]
+        rows.append((f"{name.capitalize()} (robosuite)", f"{start['mean']:.2f}", *finals))
     hopper = result("finetune")["Hopper-v5"]["cpu_seconds"]
     rows.append(("Processor time on Hopper (s, one core)", "", *(f"{hopper[name]['mean']:.0f}" for name in variants)))
     return markdown(("Task", "Clone", "ScoReFlowPPO", "RLDT", "FPO", "Gaussian PPO from a clone"), rows)

@@ -107,6 +107,31 @@ def _gains_on_push() -> list[str]:
     return [f"{100 * gain[kind]['mean']:.0f}" for kind in ("exploring", "deterministic")]
 
 
+def _before_and_after(task: str, kind: str) -> list[str]:
+    """Mean rates of success of ScoReFlowPPO's clone, and in the end."""
+    mean = result("tasks")[task]["mean"]["scoreflow_ppo"]
+    return [f"{mean[when][kind]['mean']:.2f}" for when in ("start", "end")]
+
+
+_START_COLUMNS = {
+    "deterministic": "clone, deterministic",
+    "exploring": "clone, exploring",
+    "exploring_where_it_fails": "exploring, where the deterministic clone fails",
+    "ever_where_it_fails": "of these starts, solved in any of ten episodes",
+}
+
+
+def starts() -> str:
+    """How often exploration succeeds where the clone fails, and how much fine-tuning gains."""
+    trained, rows = result("tasks"), []
+    for task, section in result("starts").items():
+        gain = trained[task]["gain"]["scoreflow_ppo"]
+        measured = (f"{section[name]['mean']:.2f}" for name in _START_COLUMNS)
+        rows.append((task, *measured, *(f"{gain[kind]['mean']:+.2f}" for kind in ("deterministic", "exploring"))))
+    header = ("", *_START_COLUMNS.values(), "gain of fine-tuning, deterministic", "gain, exploring")
+    return markdown(header, rows)
+
+
 # ---------------------------------------------------------------- speed
 
 
@@ -159,6 +184,10 @@ NUMBERS = [
     Number(TASKS, "(return {})", lambda: [f"{_expert_return():.0f}"]),
     Number(TASKS, "{} to {}% of the demonstrations' return", _ends_over_expert),
     Number(TASKS, "{} points with the stochastic policy and {} with", _gains_on_push),
+    Number(TASKS, "rises from {} to {} and catches up", lambda: _before_and_after("can", "exploring")),
+    Number(TASKS, "deterministic policy, which rises from {} to {}.", lambda: _before_and_after("can", "deterministic")),
+    Number(TASKS, "stochastic policy rises from {} to {},", lambda: _before_and_after("square", "exploring")),
+    Number(TASKS, "the deterministic policy from {} to {}.", lambda: _before_and_after("square", "deterministic")),
     Number(TASKS, "{} steps per second of Lift and {} of transport, {} to {} times", _simulations),
     Number(TASKS, "{} steps per second without a GPU, or {} with", _images),
     Number(TASKS, "Hopper-v5 {}, Walker2d-v5 {}, HalfCheetah-v5 {}", _envpool),
