@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_scoreflow.bc.averaging import averaged_weights
 from sb3_scoreflow.bc.checks import check_demonstrations, check_numbers, checked_eval_env, known_observations
-from sb3_scoreflow.bc.defaults import CRITIC_BATCHES, default_batches, default_learning_rate, draw_times, time_weights
+from sb3_scoreflow.bc.defaults import (
+    CRITIC_BATCHES,
+    JUDGED_AFTER,
+    default_batches,
+    default_learning_rate,
+    draw_times,
+    time_weights,
+)
 from sb3_scoreflow.bc.descent import Descent, fingerprint_of
 from sb3_scoreflow.bc.execution import check_normalized_alike, execution_of
 from sb3_scoreflow.bc.facts import cloning_facts
@@ -151,7 +159,8 @@ class BehaviorCloning:
 
         :param n_epochs: passes over the demonstrations; give this or ``n_batches``, not both
         :param n_batches: gradient steps; if neither is given, the number depends on the size of the demonstrations and is at
-            most 10,000 (see :func:`~sb3_scoreflow.bc.defaults.default_batches`)
+            most 10,000, or 30,000 if the demonstrations are precise and the policy has no image encoder (see
+            :func:`~sb3_scoreflow.bc.defaults.default_batches`)
         :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns after cloning, if
             the algorithm has a value function (see :meth:`~sb3_scoreflow.ScoReFlowPPO.pretrain_critic`). None: a fifth of the
             gradient steps of cloning, 2,000 if their number is also the default, and 0 if the rewards do not determine returns
@@ -168,6 +177,7 @@ class BehaviorCloning:
         :raises DivergenceError: if the loss becomes NaN or infinite
         :raises OSError: if images that are read from a file have become unreadable
         """
+        is_default = n_epochs is None and n_batches is None
         n_batches, fit_critic = self.check(
             n_epochs, n_batches, critic_batches=critic_batches, n_eval_episodes=n_eval_episodes, log_interval=log_interval
         )
@@ -180,14 +190,14 @@ class BehaviorCloning:
             if self.execution is not None:
                 self.execution.fit_normalization(self.training)
             self._fit_normalizer()
-            interruption = self._descend(n_batches, history, log_interval, callback, progress_bar, path)
+            interruption = self._descend(n_batches, is_default, history, log_interval, callback, progress_bar, path)
             self.policy.pretrained.fill_(True)
             if interruption is None:
-                history.record(int(history.metrics["batch"][-1]), {"bc/action_residual": self._action_residual()})
+                history.record(self._n_done(), {"bc/action_residual": self._action_residual()})
             self.policy.share_actor_features()
             if fit_critic is not None and interruption is None:
                 try:
-                    history.record(n_batches, fit_critic())
+                    history.record(self._n_done(), fit_critic())
                 except KeyboardInterrupt as error:
                     interruption = error
         if self.algorithm is not None:
@@ -196,7 +206,7 @@ class BehaviorCloning:
         if interruption is not None:
             raise interruption
         if evaluation is not None:
-            history.record(n_batches, self._evaluate(evaluation, n_eval_episodes))
+            history.record(self._n_done(), self._evaluate(evaluation, n_eval_episodes))
         if path is not None:
             path.unlink(missing_ok=True)
         return Metrics(history.metrics)
@@ -225,9 +235,9 @@ class BehaviorCloning:
             raise ValueError(f"Give n_epochs or n_batches, not both (got n_epochs={n_epochs}, n_batches={n_batches}).")
         counts = dict(n_epochs=n_epochs, n_batches=n_batches, log_interval=log_interval, n_eval_episodes=n_eval_episodes)
         check_numbers(fractions={}, counts=counts, amounts=dict(critic_batches=critic_batches or 0))
-        epoch, default = -(-len(self.training) // self.batch_size), n_batches is None and n_epochs is None
+        default = n_batches is None and n_epochs is None
         if n_batches is None:
-            n_batches = default_batches(epoch) if n_epochs is None else n_epochs * epoch
+            n_batches = default_batches(self._epoch) if n_epochs is None else n_epochs * self._epoch
         return n_batches, self._critic_fit(critic_batches, CRITIC_BATCHES if default else n_batches // 5)
 
     def fit_critic(self, n_batches: int) -> dict[str, float]:
@@ -268,9 +278,19 @@ class BehaviorCloning:
             policy.normalizer.reset()
             policy.normalizer.update(policy.obs_to_tensor(observations)[0])
 
+    @property
+    def _epoch(self) -> int:
+        """Gradient steps per pass over the demonstrations."""
+        return -(-len(self.training) // self.batch_size)
+
+    def _n_done(self) -> int:
+        """:return: number of gradient steps at the last log point"""
+        return int(self.history["batch"][-1])
+
     def _descend(
         self,
         n_batches: int,
+        is_default: bool,
         history: History,
         log_interval: int,
         callback: BCCallback | None,
@@ -283,8 +303,9 @@ class BehaviorCloning:
         :return: the ``KeyboardInterrupt`` that stopped them after the first step; None if they were not interrupted
         """
         policy, chunks = self.policy, self.training.chunks(self.horizon)
-        rate = self.schedule(1.0)
-        descent = Descent(policy, self.rng, len(chunks), self.batch_size, self.ema_decay, rate, self.weight_decay)
+        rate, length = self.schedule(1.0), len(chunks)
+        descent = Descent(policy, self.rng, length, self.batch_size, self.ema_decay, rate, self.weight_decay, n_batches)
+        may_extend = is_default and not policy.image_keys  # steps with an image encoder take far more time
         settings = dict(self.settings, n_batches=n_batches, log_interval=log_interval)
         fingerprint = "" if path is None else fingerprint_of(self.training, settings)
         if path is not None and path.exists():
@@ -292,7 +313,7 @@ class BehaviorCloning:
         policy.set_training_mode(True)
         interruption = None
         try:
-            for metrics in self._steps(descent, chunks, n_batches, log_interval, progress_bar):
+            for metrics in self._steps(descent, chunks, may_extend, log_interval, progress_bar):
                 history.record(descent.n_done, metrics)
                 if path is not None:
                     descent.save(path, fingerprint, history.metrics)
@@ -311,18 +332,25 @@ class BehaviorCloning:
         return interruption
 
     def _steps(
-        self, descent: Descent, chunks: ActionChunks, n_batches: int, log_interval: int, progress_bar: bool
+        self, descent: Descent, chunks: ActionChunks, may_extend: bool, log_interval: int, progress_bar: bool
     ) -> Iterator[dict[str, float]]:
-        """Run the gradient steps and yield the metrics at every log point."""
-        loss_sum, start = th.zeros((), device=self.policy.device), time.time()
-        rest = range(descent.n_done, n_batches)
-        for done in progress(rest, len(rest), progress_bar, desc="behavior cloning", unit="batch"):
-            rate = self.schedule(1 - done / n_batches)
+        """
+        Run the gradient steps and yield the metrics at every log point.
+
+        :param may_extend: whether there are more steps if the demonstrations turn out to be precise
+        """
+        loss_sum, start, first = th.zeros((), device=self.policy.device), time.time(), descent.n_done
+        rest = takewhile(lambda done: done < descent.n_batches, count(first))
+        for done in progress(rest, lambda: descent.n_batches - first, progress_bar, desc="behavior cloning", unit="batch"):
+            rate = self.schedule(1 - done / descent.n_batches)
             loss = self._loss(chunks[descent.next_batch()], descent.generator, self.random_shift)
             descent.step(loss, rate)
             batch = descent.n_done
             loss_sum += loss.detach()
-            if batch % log_interval and batch < n_batches:
+            if batch == JUDGED_AFTER and may_extend:
+                with averaged_weights(descent.actor, descent.average):
+                    descent.n_batches = default_batches(self._epoch, self._action_residual())
+            if batch % log_interval and batch < descent.n_batches:
                 continue
             mean_loss = loss_sum.item() / (batch % log_interval or log_interval)
             if not np.isfinite(mean_loss):
@@ -330,8 +358,7 @@ class BehaviorCloning:
                     f"The behavior-cloning loss became {mean_loss} before batch {batch}; the policy keeps its previous "
                     f"weights. Lower learning_rate={self.schedule(1.0)}, and look at demonstrations.describe() for outliers."
                 )
-            epoch = -(-len(chunks) // self.batch_size)
-            metrics = {"bc/epochs": batch / epoch, "bc/loss": mean_loss, "bc/learning_rate": rate}
+            metrics = {"bc/epochs": batch / self._epoch, "bc/loss": mean_loss, "bc/learning_rate": rate}
             if self.validation is not None:
                 with averaged_weights(descent.actor, descent.average):
                     metrics["bc/validation_loss"] = self._validation_loss(self.validation.chunks(self.horizon))
@@ -368,7 +395,8 @@ class BehaviorCloning:
         """
         chunks = (self.training if self.validation is None else self.validation).chunks(self.horizon)
         rows = np.linspace(0, len(chunks) - 1, min(len(chunks), _RESIDUAL_CHUNKS)).astype(int)
-        squares = count = 0.0
+        squares = n_numbers = 0.0
+        was_training = self.policy.training
         self.policy.set_training_mode(False)
         for block in np.array_split(rows, -(-len(rows) // self.batch_size)):
             batch = chunks[block]
@@ -376,8 +404,9 @@ class BehaviorCloning:
                 actions, mask = self._targets(batch)
                 obs = self.policy.obs_to_tensor(self._as_seen(batch.observations))[0]
                 error = (self.policy.sample_ode(obs, th.zeros_like(actions)) - actions).pow(2).view(*batch.mask.shape, -1)
-            squares, count = squares + float((error * mask).sum()), count + float(mask.sum()) * error.shape[-1]
-        return (squares / count) ** 0.5
+            squares, n_numbers = squares + float((error * mask).sum()), n_numbers + float(mask.sum()) * error.shape[-1]
+        self.policy.set_training_mode(was_training)
+        return (squares / n_numbers) ** 0.5
 
     def _validation_loss(self, chunks: ActionChunks) -> float:
         """Loss over all held-out chunks, with the same noise in every call so that it depends only on the weights."""

@@ -1,5 +1,7 @@
 """Defaults of cloning: number of gradient steps, learning rate, and times of the flow."""
 
+import math
+
 import torch as th
 
 from sb3_scoreflow.common.flow import time_grid
@@ -7,6 +9,12 @@ from sb3_scoreflow.common.policies import FlowMatchingPolicy
 
 #: Passes over the demonstrations, and the smallest and largest number of gradient steps.
 _EPOCHS, _MIN_BATCHES, _MAX_BATCHES = 200, 1000, 10_000
+#: The same maximum for precise demonstrations.
+_MAX_BATCHES_PRECISE = 30_000
+#: Gradient steps after which cloning judges whether the demonstrations are precise, and the largest distance of precise ones
+#: from the clone. After 2,000 steps, this distance was 0.04 and 0.07 for two experts without noise, and 0.16 to 0.41 for
+#: noisy agents and scripts.
+JUDGED_AFTER, _PRECISE_RESIDUAL = 2000, 0.12
 #: Gradient steps of the critic if cloning has its default number of steps; it does not depend on the size of the
 #: demonstrations.
 CRITIC_BATCHES = 2000
@@ -14,15 +22,22 @@ CRITIC_BATCHES = 2000
 _ON_GRID = 0.75
 
 
-def default_batches(batches_per_epoch: int) -> int:
+def default_batches(batches_per_epoch: int, residual: float = math.inf) -> int:
     """
-    Default number of gradient steps (ours): 200 passes over the demonstrations, at least 1,000 and at most 10,000 steps.
+    Default number of gradient steps (ours): 200 passes over the demonstrations, at least 1,000 and at most 10,000 steps, or
+    30,000 if the demonstrations are precise.
+
+    The more precise an expert, the smaller are the errors that make a clone fail. Further steps reduce these errors, whereas
+    with noisy demonstrations, they only fit the noise.
 
     :param batches_per_epoch: gradient steps per pass
+    :param residual: root mean square distance of demonstrated actions from the clone's after ``JUDGED_AFTER`` steps, per
+        dimension, in units of half the range
     :return: the number of steps
     """
     # Ten thousand steps are 85 passes over 30,000 transitions, and 1,470 over twenty demonstrations of Meta-World.
-    return min(max(_EPOCHS * batches_per_epoch, _MIN_BATCHES), _MAX_BATCHES)
+    most = _MAX_BATCHES_PRECISE if residual < _PRECISE_RESIDUAL else _MAX_BATCHES
+    return min(max(_EPOCHS * batches_per_epoch, _MIN_BATCHES), most)
 
 
 def default_learning_rate(policy: FlowMatchingPolicy) -> float:

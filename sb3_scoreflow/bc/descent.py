@@ -27,6 +27,7 @@ class Descent:
     :param ema_decay: decay of the moving average per gradient step, in [0, 1)
     :param learning_rate: learning rate at the start
     :param weight_decay: weight decay of AdamW
+    :param n_batches: number of gradient steps
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Descent:
         ema_decay: float,
         learning_rate: float,
         weight_decay: float,
+        n_batches: int,
     ) -> None:
         self.policy, self.rng, self.length, self.batch_size = policy, rng, length, batch_size
         self.generator = th.Generator(device=policy.device)
@@ -46,8 +48,8 @@ class Descent:
         self.average = AveragedModel(self.actor, multi_avg_fn=warmed_up_average(ema_decay))
         parameters = [p for p in self.actor.parameters() if p.requires_grad]
         self.optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        #: Number of completed gradient steps
-        self.n_done = 0
+        #: Number of completed gradient steps, and of all
+        self.n_done, self.n_batches = 0, n_batches
         self._order, self._next = np.zeros(0, np.int64), 0
 
     def next_batch(self) -> np.ndarray:
@@ -86,6 +88,7 @@ class Descent:
             "fingerprint": fingerprint,
             "history": {name: list(values) for name, values in history.items()},
             "n_done": self.n_done,
+            "n_batches": self.n_batches,
             "policy": self.policy.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -108,7 +111,7 @@ class Descent:
         """
         try:
             state: dict[str, Any] = th.load(path, map_location=self.policy.device, weights_only=True)
-            saved = state["fingerprint"]
+            saved, n_batches = state["fingerprint"], state["n_batches"]
         except OSError:
             raise
         except Exception as error:  # torch raises many kinds of errors for invalid files
@@ -126,7 +129,8 @@ class Descent:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.rng.bit_generator.state = state["rng"]
-        self._order, self._next, self.n_done = state["order"].cpu().numpy(), state["next"], state["n_done"]
+        self._order, self._next = state["order"].cpu().numpy(), state["next"]
+        self.n_done, self.n_batches = state["n_done"], n_batches
         history: dict[str, list[float]] = state["history"]
         return history
 

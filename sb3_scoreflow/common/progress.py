@@ -9,11 +9,16 @@ T = TypeVar("T")
 
 
 def progress(
-    iterable: Iterable[T], total: int | None, show: bool, *, size: Callable[[T], int] | None = None, **options: Any
+    iterable: Iterable[T],
+    total: int | Callable[[], int] | None,
+    show: bool,
+    *,
+    size: Callable[[T], int] | None = None,
+    **options: Any,
 ) -> Iterable[T]:
     """
     :param iterable: items to iterate over
-    :param total: sum of the items' sizes; None if it is unknown
+    :param total: sum of the items' sizes, or a function that returns it if it may change; None if it is unknown
     :param show: whether to show a progress bar
     :param size: function that returns the progress of an item; None: 1 per item
     :param options: options of tqdm's bar, such as ``desc`` and ``unit``
@@ -22,7 +27,10 @@ def progress(
     """
     if not show:
         return iterable
-    return _with_bar(iterable, _import_tqdm()(total=total, **options), size or (lambda item: 1))
+    tqdm = _import_tqdm()
+    if callable(total):
+        return _with_bar(iterable, tqdm(total=total(), **options), size or (lambda item: 1), total)
+    return _with_bar(iterable, tqdm(total=total, **options), size or (lambda item: 1))
 
 
 class LearningBar(ProgressBarCallback):
@@ -49,9 +57,13 @@ def _import_tqdm() -> Any:
     return tqdm
 
 
-def _with_bar(iterable: Iterable[T], bar: Any, size: Callable[[T], int]) -> Iterator[T]:
+def _with_bar(
+    iterable: Iterable[T], bar: Any, size: Callable[[T], int], total: Callable[[], int] | None = None
+) -> Iterator[T]:
     """:return: the items; the request for the next one advances the bar"""
     with bar:
         for item in iterable:
             yield item
+            if total is not None:
+                bar.total = total()
             bar.update(size(item))

@@ -89,7 +89,7 @@ def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, place
     # Processes are tested elsewhere; here each would import a simulator once more.
     if request.node.callspec.params["name"] not in IN_PROCESSES:
         monkeypatch.setattr(vec_env, "SubprocVecEnv", vec_env.DummyVecEnv)
-    monkeypatch.setattr(behavior_cloning, "default_batches", lambda per_epoch: 2)
+    monkeypatch.setattr(behavior_cloning, "default_batches", lambda per_epoch, residual=0.0: 2)
     monkeypatch.setattr(behavior_cloning, "CRITIC_BATCHES", 2)
     hub = pytest.importorskip("huggingface_hub")
     fake = FakeHub(place / "hub")
