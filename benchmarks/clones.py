@@ -65,6 +65,7 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "default": Variant(),
+    "short": Variant(n_batches=10_000),  # for precise demonstrations, whose default is more steps
     "uniform_times": Variant(UniformTimes),
     "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all earlier defaults
     "regression": Variant(Regression, denoising_steps=1),
