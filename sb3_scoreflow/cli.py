@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add_env(clone)
     add_horizon(clone, 1, "1")
     clone.add_argument("--output", required=True, metavar="CLONE.zip", help="where to save the clone")
-    text = "gradient steps (default: depends on the size of the demonstrations)"
+    text = "gradient steps (default: depends on the size and the precision of the demonstrations)"
     clone.add_argument("--batches", type=_at_least(1), metavar="N", help=text)
     text = "give the clone the largest exploration noise with which it keeps most of its return (only scoreflow_ppo)"
     clone.add_argument("--calibrate-noise", action="store_true", help=text)

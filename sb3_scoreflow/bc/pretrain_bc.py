@@ -38,7 +38,8 @@ def pretrain_bc(
     :param model: an algorithm of this package, or a policy
     :param demonstrations: demonstrations to imitate
     :param n_epochs: passes over the demonstrations; give this or ``n_batches``, not both
-    :param n_batches: gradient steps; if neither is given, the number depends on the size of the demonstrations
+    :param n_batches: gradient steps; if neither is given, the number depends on the size and the precision of the
+        demonstrations
     :param batch_size: chunks per gradient step
     :param learning_rate: learning rate at the start; None: 3e-3, or 1e-3 with images
     :param final_learning_rate: learning rate at the end of the cosine schedule
