@@ -132,6 +132,10 @@ def starts() -> str:
     return markdown(header, rows)
 
 
+def _succeeds_where_it_fails() -> list[str]:
+    return range_of([100 * section["exploring_where_it_fails"]["mean"] for section in result("starts").values()]).split(" to ")
+
+
 # ---------------------------------------------------------------- speed
 
 
@@ -169,6 +173,7 @@ def _envpool(suffix: str = "") -> Sequence[str]:
 TABLES: Tables = {
     "lift, all returns": (TASKS, lift),
     "experts": (TASKS, experts),
+    "starts": (TASKS, starts),
     "lift, from a camera": (CAMERAS, lift_from_camera),
     "encoders": (CAMERAS, encoders),
 }
@@ -184,6 +189,7 @@ NUMBERS = [
     Number(TASKS, "(return {})", lambda: [f"{_expert_return():.0f}"]),
     Number(TASKS, "{} to {}% of the demonstrations' return", _ends_over_expert),
     Number(TASKS, "{} points with the stochastic policy and {} with", _gains_on_push),
+    Number(TASKS, "exploration succeeds in {} to {}% of its episodes", _succeeds_where_it_fails),
     Number(TASKS, "rises from {} to {} and catches up", lambda: _before_and_after("can", "exploring")),
     Number(TASKS, "deterministic policy, which rises from {} to {}.", lambda: _before_and_after("can", "deterministic")),
     Number(TASKS, "stochastic policy rises from {} to {},", lambda: _before_and_after("square", "exploring")),
