@@ -28,7 +28,7 @@ def default_batches(batches_per_epoch: int, residual: float = math.inf) -> int:
     30,000 if the demonstrations are precise.
 
     The more precise an expert, the smaller are the errors that make a clone fail. Further steps reduce these errors, whereas
-    with noisy demonstrations, they only fit the noise.
+    with noisy demonstrations, they may only fit more of the noise.
 
     :param batches_per_epoch: gradient steps per pass
     :param residual: root mean square distance of demonstrated actions from the clone's after ``JUDGED_AFTER`` steps, per
