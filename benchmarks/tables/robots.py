@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.clones import EASY
 from benchmarks.curves import CurveTable, Run
 from benchmarks.study import RESULTS
 from benchmarks.tables.cells import Tables, listed, markdown, page, range_of, result, thousands, with_interval
@@ -132,6 +133,12 @@ def starts() -> str:
     return markdown(header, rows)
 
 
+def _easy() -> list[str]:
+    """Smallest and largest rate of success of clones on the tasks that are left out."""
+    rates = [result("clones")[task]["mean"]["default"]["deterministic"]["per_seed"] for task in EASY]
+    return range_of([rate for of_task in rates for rate in of_task], 2).split(" to ")
+
+
 def _succeeds_where_it_fails() -> list[str]:
     return range_of([100 * section["exploring_where_it_fails"]["mean"] for section in result("starts").values()]).split(" to ")
 
@@ -189,6 +196,7 @@ NUMBERS = [
     Number(TASKS, "(return {})", lambda: [f"{_expert_return():.0f}"]),
     Number(TASKS, "{} to {}% of the demonstrations' return", _ends_over_expert),
     Number(TASKS, "{} points with the stochastic policy and {} with", _gains_on_push),
+    Number(TASKS, "success rates of {} to {} over three seeds each", _easy),
     Number(TASKS, "exploration succeeds in {} to {}% of its episodes", _succeeds_where_it_fails),
     Number(TASKS, "rises from {} to {} and catches up", lambda: _before_and_after("can", "exploring")),
     Number(TASKS, "deterministic policy, which rises from {} to {}.", lambda: _before_and_after("can", "deterministic")),
