@@ -5,8 +5,7 @@ Behavior cloning on mediocre Hopper demonstrations, then fine-tuning with ScoReF
     python examples/quickstart.py --algorithm rldt
 
 The program prints the returns of the demonstrations, of their clone and of the fine-tuned policy, and saves the model and a
-plot of the learning curve in ``demo_output/``. The fine-tuned policy is the best of the checkpoints evaluated during training:
-on Hopper, a single update can make the deterministic policy fall in its first steps.
+plot of the learning curve in ``demo_output/``. The fine-tuned policy is the best of the checkpoints evaluated during training.
 """
 
 import argparse
@@ -85,7 +84,7 @@ def plot(path: Path, title: str, curve: LearningCurve, checks: EvalCallback, dem
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="scoreflow_ppo", help="default scoreflow_ppo")
-    parser.add_argument("--timesteps", type=int, default=70_000, help="chunks of 4 actions to train for (default 70000)")
+    parser.add_argument("--timesteps", type=int, default=50_000, help="chunks of 4 actions to train for (default 50000)")
     parser.add_argument("--batches", type=int, help="minibatches of cloning (default: as in pretrain_bc)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the model and the plot")
