@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.tables.cells import Tables, listed, markdown, page, result, with_interval
+from benchmarks.tables.cells import Tables, listed, markdown, page, range_of, result, with_interval
 from benchmarks.tables.comparison import ENVS
 from benchmarks.tables.numbers import Number
 
@@ -78,6 +78,14 @@ def _shares_where_beaten() -> list[str]:
     return [f"{shares[task]:.0f}" for task in _BEATEN]
 
 
+def _errors() -> list[str]:
+    """Final distances of actions from the default clones: precise experts, scripts, and the range of the embedded sets."""
+    found = result("clones")
+    error = {task: found[task]["mean"]["default"]["error"]["mean"] for task in _CLONES}
+    embedded = range_of([error[task] for task in error if task.endswith("-medium")], 2).split(" to ")
+    return [*(f"{error[task]:.2f}" for task in ("walker2d-precise", "halfcheetah-precise", "can", "square")), *embedded]
+
+
 def _longer() -> list[str]:
     mean = result("clones")["walker2d-precise"]["mean"]
     return [f"{mean[cloning]['deterministic']['mean']:.0f}" for cloning in ("short", "default")]
@@ -114,7 +122,13 @@ NUMBERS = [
     Number(PAGE, "HalfCheetah | {} | {} |", lambda: _single_steps()[2:]),
     Number(PAGE, "at least {}% of the best one", _share_where_best),
     Number(PAGE, "Walker2d's precise episodes ({}%), Can ({}%) and Square ({}%)", _shares_where_beaten),
-    Number(PAGE, "from {} to {}", _longer),
+    Number(PAGE, "three clones from {} to {}", _longer),
+    Number(
+        PAGE,
+        "are {} and {} on the precise episodes of Walker2d and HalfCheetah, {} and {} on the episodes of scripts (Can and "
+        "Square), and {} to {} on",
+        _errors,
+    ),
     Number(PAGE, "at {} of 100 after {} steps, where PPO has {}", _easiest),
     Number(PAGE, "with both {}", _pendulum),
 ]

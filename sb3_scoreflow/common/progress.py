@@ -27,10 +27,8 @@ def progress(
     """
     if not show:
         return iterable
-    tqdm = _import_tqdm()
-    if callable(total):
-        return _with_bar(iterable, tqdm(total=total(), **options), size or (lambda item: 1), total)
-    return _with_bar(iterable, tqdm(total=total, **options), size or (lambda item: 1))
+    current = total if callable(total) else (lambda: total)
+    return _with_bar(iterable, _import_tqdm()(total=current(), **options), size or (lambda item: 1), current)
 
 
 class LearningBar(ProgressBarCallback):
@@ -57,13 +55,10 @@ def _import_tqdm() -> Any:
     return tqdm
 
 
-def _with_bar(
-    iterable: Iterable[T], bar: Any, size: Callable[[T], int], total: Callable[[], int] | None = None
-) -> Iterator[T]:
+def _with_bar(iterable: Iterable[T], bar: Any, size: Callable[[T], int], total: Callable[[], int | None]) -> Iterator[T]:
     """:return: the items; the request for the next one advances the bar"""
     with bar:
         for item in iterable:
             yield item
-            if total is not None:
-                bar.total = total()
+            bar.total = total()
             bar.update(size(item))
