@@ -1,5 +1,5 @@
 """
-Train an expert and record demonstrations that are nearly free of noise, as the data of other projects often are.
+Record demonstrations that are nearly free of noise, as the data of other projects often are, after training an expert.
 
     python -m benchmarks.make_expert_demonstrations --env Hopper-v5 --folder demonstrations
     python -m benchmarks.make_expert_demonstrations --env Walker2d-v5 --folder demonstrations
@@ -9,13 +9,14 @@ HalfCheetah's expert is SAC. The experts of Hopper and Walker2d are PPO on norma
 processor time. The script writes two HDF5 files in D4RL's layout for each task: one of the deterministic policy ("precise")
 and one of the same policy with Gaussian noise whose standard deviation is a tenth of the action's bound ("noisy"). Next to
 each file, a JSON file records how it was made. The expert is the policy of the best evaluation, because the last policy may
-have collapsed.
+have collapsed. Training takes an hour or more; the weights of HalfCheetah's expert are in ``benchmarks/experts/``, so that
+recording takes a minute. ``--train`` trains another one and writes its weights to the folder as well.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.provenance import provenance
@@ -34,6 +36,8 @@ from sb3_scoreflow.demonstrations import Demonstrations, collect_demonstrations
 NOISE = {"precise": 0.0, "noisy": 0.1}
 ALGORITHMS = {"Hopper-v5": "ppo", "Walker2d-v5": "ppo", "HalfCheetah-v5": "sac"}
 STEPS = {"ppo": 2_000_000, "sac": 300_000}
+#: Weights of trained experts
+EXPERTS = Path(__file__).parent / "experts"
 
 
 class NoisyExpert:
@@ -147,7 +151,46 @@ def _evaluations(eval_env: VecEnv, folder: Path, n_envs: int, on_new_best: BaseC
     )
 
 
-TRAIN: dict[str, Callable[[str, int, int, Path], Any]] = {"ppo": train_ppo, "sac": train_sac}
+TRAIN: dict[str, Callable[[str, int, int, Path], SAC | NormalizedExpert]] = {"ppo": train_ppo, "sac": train_sac}
+
+
+def save_expert(expert: SAC | NormalizedExpert, path: Path, training: dict[str, Any]) -> None:
+    """
+    Save what deterministic actions depend on: neither SAC's critics nor the optimizers, which take ten times the space.
+
+    :param expert: the expert
+    :param path: file to write
+    :param training: how the expert was trained
+    """
+    state: dict[str, Any] = {"training": training, "weights": _actor(expert).state_dict()}
+    if isinstance(expert, NormalizedExpert):
+        statistics = expert.statistics.obs_rms
+        assert isinstance(statistics, RunningMeanStd)  # a dict only for Dict spaces
+        state |= {"mean": torch.from_numpy(statistics.mean), "var": torch.from_numpy(statistics.var)}
+    torch.save(state, path)
+
+
+def load_expert(env_id: str, path: Path) -> tuple[SAC | NormalizedExpert, dict[str, Any]]:
+    """
+    :param env_id: id of the environment
+    :param path: file that :func:`save_expert` wrote
+    :return: the expert, and how it was trained
+    """
+    state = torch.load(path, weights_only=True)
+    expert: SAC | NormalizedExpert
+    if ALGORITHMS[env_id] == "sac":
+        expert = SAC("MlpPolicy", make_vec_env(env_id), device="cpu")
+    else:
+        env = VecNormalize(make_vec_env(env_id), training=False)
+        assert isinstance(env.obs_rms, RunningMeanStd)
+        env.obs_rms.mean, env.obs_rms.var = state["mean"].numpy(), state["var"].numpy()
+        expert = NormalizedExpert(PPO("MlpPolicy", env, device="cpu"), env)
+    _actor(expert).load_state_dict(state["weights"])
+    return expert, state["training"]
+
+
+def _actor(expert: SAC | NormalizedExpert) -> torch.nn.Module:
+    return expert.actor if isinstance(expert, SAC) else expert.model.policy
 
 
 def record(model: Any, env_id: str, std: float, n_episodes: int, seed: int) -> Demonstrations:
@@ -165,31 +208,37 @@ def record(model: Any, env_id: str, std: float, n_episodes: int, seed: int) -> D
     return demonstrations
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True, choices=list(ALGORITHMS))
     parser.add_argument("--folder", type=Path, default=Path("demonstrations"))
+    parser.add_argument("--train", action="store_true", help="train an expert even if there is one in benchmarks/experts/")
     parser.add_argument("--steps", type=int, help="environment steps of training (default 2,000,000 for PPO, 300,000 for SAC)")
     parser.add_argument("--episodes", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    task = arguments.env.split("-")[0].lower()
-    start = time.perf_counter()
-    algorithm = ALGORITHMS[arguments.env]
-    steps = arguments.steps or STEPS[algorithm]
-    model = TRAIN[algorithm](arguments.env, steps, arguments.seed, arguments.folder / f"{task}-{algorithm}")
-    seconds = time.perf_counter() - start
+    task = options.env.split("-")[0].lower()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    trained = EXPERTS / f"{task}.pt"
+    if options.train or not trained.exists():
+        algorithm, start = ALGORITHMS[options.env], time.perf_counter()
+        steps = options.steps or STEPS[algorithm]
+        model = TRAIN[algorithm](options.env, steps, options.seed, options.folder / f"{task}-{algorithm}")
+        seconds = round(time.perf_counter() - start)
+        trained = options.folder / f"{task}.pt"
+        save_expert(model, trained, dict(algorithm=algorithm.upper(), steps=steps, seed=options.seed, seconds=seconds))
+    expert, training = load_expert(options.env, trained)
     for kind, std in NOISE.items():
-        demonstrations = record(model, arguments.env, std, arguments.episodes, seed=100_000 + arguments.seed)
-        path = arguments.folder / f"{task}-{kind}.hdf5"
+        demonstrations = record(expert, options.env, std, options.episodes, seed=100_000 + options.seed)
+        path = options.folder / f"{task}-{kind}.hdf5"
         demonstrations.save(path)
         facts = dict(
-            env_id=arguments.env,
+            env_id=options.env,
             noise_std=std,
-            training=dict(algorithm=algorithm.upper(), steps=steps, seconds=round(seconds)),
+            training=training,
             statistics=demonstrations.statistics(),
-            seed=arguments.seed,
+            seed=options.seed,
             **provenance(),
         )
         path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -1,16 +1,27 @@
 """Recording experts with and without noise."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from benchmarks.make_expert_demonstrations import NOISE, NormalizedExpert, SaveStatistics, record
+from benchmarks import make_expert_demonstrations
+from benchmarks.make_expert_demonstrations import (
+    EXPERTS,
+    NOISE,
+    NormalizedExpert,
+    SaveStatistics,
+    load_expert,
+    record,
+    save_expert,
+)
+from sb3_scoreflow import load_demonstrations
 
 
 class Expert:
@@ -49,3 +60,42 @@ def test_expert_on_raw_observations_acts_as_on_normalized_ones(tmp_path: Path) -
     expected = model.policy.predict(by_hand.astype(np.float32), deterministic=True)[0]
     np.testing.assert_allclose(expert.predict(raw)[0], expected, atol=1e-6)
     assert statistics.count > 190
+
+
+def experts() -> dict[str, SAC | NormalizedExpert]:
+    """Untrained experts; the PPO's statistics are not those of a new VecNormalize."""
+    env = VecNormalize(make_vec_env("Hopper-v5", seed=0))
+    env.reset()
+    for _ in range(20):
+        env.step(np.array([env.action_space.sample()]))
+    return {
+        "Hopper-v5": NormalizedExpert(PPO("MlpPolicy", env, seed=0, device="cpu"), env),
+        "HalfCheetah-v5": SAC("MlpPolicy", make_vec_env("HalfCheetah-v5"), seed=0, device="cpu"),
+    }
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "HalfCheetah-v5"])
+def test_saved_experts_record_the_same_demonstrations_without_training(
+    env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expert = experts()[env_id]
+    training = dict(algorithm="any", steps=7, seed=0, seconds=1)
+    task = env_id.split("-")[0].lower()
+    save_expert(expert, tmp_path / f"{task}.pt", training)
+    monkeypatch.setattr(make_expert_demonstrations, "EXPERTS", tmp_path)
+    monkeypatch.setattr(make_expert_demonstrations, "TRAIN", {})
+    folder = tmp_path / "demonstrations"
+    make_expert_demonstrations.main(["--env", env_id, "--folder", str(folder), "--episodes", "2"])
+    recorded = load_demonstrations(str(folder / f"{task}-precise.hdf5"))
+    expected = record(expert, env_id, 0.0, n_episodes=2, seed=100_000)
+    np.testing.assert_array_equal(recorded.actions, expected.actions)
+    np.testing.assert_array_equal(recorded.observations, expected.observations)
+    assert json.loads((folder / f"{task}-precise.json").read_text())["training"] == training
+
+
+def test_committed_expert_is_the_one_of_the_results() -> None:
+    statistics = json.loads(Path("benchmarks/results/halfcheetah-precise.json").read_text())["statistics"]
+    expert, _ = load_expert("HalfCheetah-v5", EXPERTS / "halfcheetah.pt")
+    returns = record(expert, "HalfCheetah-v5", 0.0, n_episodes=1, seed=100_000).statistics()["return_mean"]
+    # Returns of other processors differ by rounding, which grows over 1,000 steps, but are returns of the same gait
+    assert returns == pytest.approx(statistics["return_mean"], abs=5 * statistics["return_std"])
