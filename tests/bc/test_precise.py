@@ -36,7 +36,9 @@ def demonstrations(noise: float) -> Demonstrations:
     ("per_pass", "residual", "steps"),
     [
         (118, 0.07, 23_600),  # 200 passes over 30,000 transitions
-        (118, 0.16, 10_000),
+        (118, 0.19, 23_600),
+        (55, 0.16, 11_000),
+        (118, 0.36, 10_000),
         (118, math.inf, 10_000),  # not yet judged
         (4, 0.01, 1000),
         (1000, 0.01, 30_000),
