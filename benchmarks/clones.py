@@ -17,7 +17,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -30,6 +30,7 @@ from benchmarks.locomotion import HORIZON
 from benchmarks.tasks.families import TASKS as FINE_TUNED
 from benchmarks.tasks.families import Locomotion, MetaWorld, Task, demonstrations_of
 from sb3_scoreflow import BehaviorCloning, Demonstrations, FlowMatchingPolicy, load_demonstrations
+from sb3_scoreflow.common.networks import TimeFeatures, VelocityField
 
 Draw = tuple[th.Tensor, th.Tensor, th.Tensor]
 
@@ -54,6 +55,44 @@ class Regression(BehaviorCloning):
         return th.zeros_like(actions), t, th.ones_like(t)
 
 
+class MeanField(VelocityField):
+    """
+    A velocity field whose network predicts the mean ``m`` of the action instead of a velocity.
+
+    The velocity is that of the flow to ``N(m, prior_std^2 I)``: the velocity of the prior, whose mean is 0, plus ``(1 - t) /
+    ((1 - t)^2 + t^2 prior_std^2) m``. As ``prior_std`` goes to 0, ``m`` becomes the endpoint.
+    """
+
+    def time_features(self, t: th.Tensor) -> TimeFeatures:
+        time = super().time_features(t)
+        return time._replace(skip=th.stack([time.skip.squeeze(-1), mean_coefficient(t, self.prior_std)], -1))
+
+    def forward(self, x: th.Tensor, time: TimeFeatures, condition: th.Tensor) -> th.Tensor:
+        skip, coefficient = time.skip.split(1, dim=-1)
+        return coefficient * super().forward(x, time._replace(skip=th.zeros_like(skip)), condition) + skip * x
+
+
+def mean_coefficient(t: th.Tensor, prior_std: float) -> th.Tensor:
+    """
+    :param t: times in [0, 1)
+    :param prior_std: standard deviation of the action
+    :return: derivative of the velocity by the mean of the action
+    """
+    return (1 - t) / ((1 - t) ** 2 + (t * prior_std) ** 2)
+
+
+class MeanPrediction(BehaviorCloning):
+    """Cloning of a :class:`MeanField`; the loss is the error of the mean."""
+
+    def __init__(self, policy: FlowMatchingPolicy, *args: Any, **kwargs: Any) -> None:
+        super().__init__(policy, *args, **kwargs)
+        policy.velocity_field.__class__ = MeanField
+
+    def _draw(self, actions: th.Tensor, generator: th.Generator) -> Draw:
+        noise, t, weights = super()._draw(actions, generator)
+        return noise, t, weights / mean_coefficient(t, self.policy.prior_std) ** 2
+
+
 class Variant(NamedTuple):
     """One way to clone."""
 
@@ -68,6 +107,7 @@ VARIANTS = {
     "short": Variant(n_batches=10_000),  # for precise demonstrations, whose default is more steps
     "uniform_times": Variant(UniformTimes),
     "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all earlier defaults
+    "mean_prediction": Variant(MeanPrediction),
     "regression": Variant(Regression, denoising_steps=1),
 }
 

@@ -1,9 +1,10 @@
-"""The study of clones: its reference is a regression, and its command line leads to its summary."""
+"""The study of clones: its references are closed forms, and its command line leads to its summary."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch as th
 
 from benchmarks import clones, study
 from tests.bc.helpers import make_demonstrations, make_policy
@@ -16,6 +17,44 @@ def test_regression_is_the_mean_squared_error_of_the_action() -> None:
     actions = policy.predict(demonstrations.observations, deterministic=True)[0]  # type: ignore[arg-type]
     assert np.abs(actions).max() < 1, "none is clamped"
     assert history["bc/loss"] == [pytest.approx(np.square(actions - demonstrations.actions).mean(), rel=1e-5)]
+
+
+def test_mean_prediction_is_the_flow_to_a_gaussian() -> None:
+    """With a constant network, the velocity is the conditional mean of ``a - x_0`` given ``x_t``, for ``a ~ N(m, p^2)``."""
+    policy = make_policy(prior_std=0.3)
+    clones.MeanPrediction(policy, make_demonstrations(), seed=0)
+    field = policy.velocity_field
+    mean = th.linspace(-0.8, 0.9, policy.action_dim)
+    with th.no_grad():
+        field.output_layer.weight.zero_()
+        field.output_layer.bias.copy_(mean)
+    rng, features = np.random.default_rng(0), th.zeros(1, policy.features_dim)
+    x_0 = rng.standard_normal((400_000, 1))
+    actions = mean.numpy() + 0.3 * rng.standard_normal((400_000, 1))
+    for t in (0.0, 0.25, 0.75):
+        x_t = (1 - t) * x_0 + t * actions
+        for column in range(policy.action_dim):  # the velocity is linear in x_t, so a regression estimates it
+            slope, offset = np.polyfit(x_t[:, column], (actions - x_0)[:, column], 1)
+            for x in (-0.5, 0.7):
+                point = th.full((1, policy.action_dim), x)
+                velocity = field(point, field.time_features(th.tensor([t])), field.condition(features))[0, column]
+                assert float(velocity.detach()) == pytest.approx(slope * x + offset, abs=0.02)
+
+
+def test_mean_predictions_loss_is_the_error_of_the_mean() -> None:
+    """A change of the mean changes the loss by its square, at every time of the sampler's grid."""
+    policy = make_policy(prior_std=0.3)
+    cloning = clones.MeanPrediction(policy, make_demonstrations(), seed=0)
+    field, time = policy.velocity_field, th.arange(4) / 4
+    _, t, weights = cloning._draw(th.zeros(4000, policy.action_dim), th.Generator().manual_seed(0))
+    x, condition = th.zeros(1, policy.action_dim), field.condition(th.zeros(1, policy.features_dim))
+    before = field(x, field.time_features(time), condition)
+    with th.no_grad():
+        field.output_layer.bias.add_(0.1)
+    change = (field(x, field.time_features(time), condition) - before)[:, 0].square()
+    for index in range(4):
+        expected = float(change[index].detach() * weights[t == index / 4][0])
+        assert expected == pytest.approx(0.01, rel=1e-4)
 
 
 def test_from_the_command_line_to_the_summary(tmp_path: Path) -> None:
