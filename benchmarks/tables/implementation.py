@@ -137,8 +137,8 @@ NUMBERS = [
     Number(PAGE, "from {} to {} (Walker2d) and from {} to {} (HalfCheetah)", _longer),
     Number(
         PAGE,
-        "error is {} without and {} with it, and the mean return of three clones {} and {}. With few demonstrations, the clones "
-        "are worse: {} and {} on peg-insert-side, {} and {} on soccer",
+        "error is {} without and {} with it, and the mean return of three clones {} and {}. With few demonstrations, the "
+        "clones are worse: {} and {} on peg-insert-side, {} and {} on soccer",
         _mean_predictions,
     ),
     Number(
