@@ -1,5 +1,5 @@
 """
-Record demonstrations that are nearly free of noise, as the data of other projects often are, after training an expert.
+Record demonstrations of an expert that are nearly free of noise, as the data of other projects often are.
 
     python -m benchmarks.make_expert_demonstrations --env Hopper-v5 --folder demonstrations
     python -m benchmarks.make_expert_demonstrations --env Walker2d-v5 --folder demonstrations
@@ -9,7 +9,7 @@ HalfCheetah's expert is SAC. The experts of Hopper and Walker2d are PPO on norma
 processor time. The script writes two HDF5 files in D4RL's layout for each task: one of the deterministic policy ("precise")
 and one of the same policy with Gaussian noise whose standard deviation is a tenth of the action's bound ("noisy"). Next to
 each file, a JSON file records how it was made. The expert is the policy of the best evaluation, because the last policy may
-have collapsed. Training takes an hour or more; the weights of HalfCheetah's expert are in ``benchmarks/experts/``, so that
+have collapsed. Training takes 40 minutes or more; the weights of HalfCheetah's expert are in ``benchmarks/experts/``, so that
 recording takes a minute. ``--train`` trains another one and writes its weights to the folder as well.
 """
 
@@ -215,13 +215,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", action="store_true", help="train an expert even if there is one in benchmarks/experts/")
     parser.add_argument("--steps", type=int, help="environment steps of training (default 2,000,000 for PPO, 300,000 for SAC)")
     parser.add_argument("--episodes", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the recorded episodes, and of training if there is any")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     task = options.env.split("-")[0].lower()
-    options.folder.mkdir(parents=True, exist_ok=True)
     trained = EXPERTS / f"{task}.pt"
-    if options.train or not trained.exists():
+    trains = options.train or not trained.exists()
+    if options.steps and not trains:
+        parser.error(f"--steps {options.steps} is for training, but {trained} is there already: pass --train, too.")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if trains:
         algorithm, start = ALGORITHMS[options.env], time.perf_counter()
         steps = options.steps or STEPS[algorithm]
         model = TRAIN[algorithm](options.env, steps, options.seed, options.folder / f"{task}-{algorithm}")

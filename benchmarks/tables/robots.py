@@ -13,7 +13,7 @@ TASKS, CAMERAS, IMPLEMENTATION = page("tasks"), page("cameras"), page("implement
 _ALGORITHMS = {"scoreflow_ppo": "ScoReFlowPPO", "rldt": "RLDT"}
 _FROM_CAMERA = {"scoreflow_ppo": "ScoReFlowPPO", "rldt": "RLDT, critics with the clone's encoder"}
 _ENCODERS = {"NatureCNN": "NatureCNN", "ViT": "ViTExtractor", "ViT, depth 0": "ViTExtractor, `depth=0`"}
-_WORDS = {6: "six", 7: "seven", 8: "eight"}
+_WORDS = {6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
 
 
 # ---------------------------------------------------------------- Lift
@@ -98,6 +98,23 @@ def _ends_over_expert() -> list[str]:
     means = result("tasks")["halfcheetah-precise"]["mean"]
     ends = [end for name in _GAINING for end in means[name]["end"]["deterministic"]["per_seed"]]
     return range_of([100 * end / _expert_return() for end in ends]).split(" to ")
+
+
+def _rldt_over_clone() -> list[str]:
+    """Range of RLDT's final deterministic returns on HalfCheetah, in percent of its clones'."""
+    mean = result("tasks")["halfcheetah-precise"]["mean"]["rldt"]
+    ends, starts = (mean[when]["deterministic"]["per_seed"] for when in ("end", "start"))
+    return range_of([100 * end / start for end, start in zip(ends, starts, strict=True)]).split(" to ")
+
+
+def _above_clone() -> list[str]:
+    """Number of runs of the same algorithms that end above their clones."""
+    mean = result("tasks")["halfcheetah-precise"]["mean"]
+    starts, ends = (
+        [value for name in _GAINING for value in mean[name][when]["deterministic"]["per_seed"]] for when in ("start", "end")
+    )
+    above = [end > start for start, end in zip(starts, ends, strict=True)]
+    return [_WORDS[sum(above)], _WORDS[len(above)]]
 
 
 _GAINING = ("scoreflow_ppo", "constant_score", "no_score", "fpo")
@@ -195,6 +212,8 @@ NUMBERS = [
     Number(TASKS, "{} of {} of Square, after {};", lambda: _successes("square")),
     Number(TASKS, "(return {})", lambda: [f"{_expert_return():.0f}"]),
     Number(TASKS, "{} to {}% of the demonstrations' return", _ends_over_expert),
+    Number(TASKS, "end above their clones on {} of {} seeds", _above_clone),
+    Number(TASKS, "at {} to {}%, and the Gaussian PPO", _rldt_over_clone),
     Number(TASKS, "{} points with the stochastic policy and {} with", _gains_on_push),
     Number(TASKS, "success rates of {} to {} over three seeds each", _easy),
     Number(TASKS, "exploration succeeds in {} to {}% of its episodes", _succeeds_where_it_fails),

@@ -12,8 +12,8 @@ _EPOCHS, _MIN_BATCHES, _MAX_BATCHES = 200, 1000, 10_000
 #: The same maximum for precise demonstrations.
 _MAX_BATCHES_PRECISE = 30_000
 #: Gradient steps after which cloning judges whether the demonstrations are precise, and the largest distance of precise ones
-#: from the clone. After 2,000 steps, this distance is 0.05 to 0.19 for experts with little or no noise and for scripts, and
-#: 0.36 to 0.41 for noisy agents (docs/implementation.md).
+#: from the clone. At the end of cloning, this distance is 0.04 to 0.15 for experts without noise and for scripts, and 0.36 to
+#: 0.41 for noisy agents; after 2,000 steps, it is larger (docs/implementation.md).
 JUDGED_AFTER, _PRECISE_RESIDUAL = 2000, 0.25
 #: Gradient steps of the critic if cloning has its default number of steps; it does not depend on the size of the
 #: demonstrations.

@@ -21,6 +21,7 @@ from benchmarks.make_expert_demonstrations import (
     record,
     save_expert,
 )
+from benchmarks.study import RESULTS
 from sb3_scoreflow import load_demonstrations
 
 
@@ -93,8 +94,33 @@ def test_saved_experts_record_the_same_demonstrations_without_training(
     assert json.loads((folder / f"{task}-precise.json").read_text())["training"] == training
 
 
+def test_steps_of_training_are_refused_where_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demonstrations"
+    with pytest.raises(SystemExit):
+        make_expert_demonstrations.main(["--env", "HalfCheetah-v5", "--steps", "10", "--folder", str(folder)])
+    assert "--steps 10 is for training" in capsys.readouterr().err and not folder.exists()
+
+
+def test_train_makes_another_expert_and_keeps_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy of the message above."""
+    expert, calls = experts()["HalfCheetah-v5"], []
+
+    def train(env_id: str, steps: int, seed: int, folder: Path) -> SAC | NormalizedExpert:
+        calls.append((env_id, steps, seed))
+        return expert
+
+    monkeypatch.setitem(make_expert_demonstrations.TRAIN, "sac", train)
+    arguments = ["--env", "HalfCheetah-v5", "--steps", "10", "--train", "--seed", "3", "--episodes", "1"]
+    make_expert_demonstrations.main([*arguments, "--folder", str(tmp_path)])
+    assert calls == [("HalfCheetah-v5", 10, 3)]
+    kept, training = load_expert("HalfCheetah-v5", tmp_path / "halfcheetah.pt")
+    assert training["steps"] == 10 and training["seed"] == 3
+    recorded = load_demonstrations(str(tmp_path / "halfcheetah-precise.hdf5"))
+    np.testing.assert_array_equal(recorded.actions, record(kept, "HalfCheetah-v5", 0.0, 1, seed=100_003).actions)
+
+
 def test_committed_expert_is_the_one_of_the_results() -> None:
-    statistics = json.loads(Path("benchmarks/results/halfcheetah-precise.json").read_text())["statistics"]
+    statistics = json.loads((RESULTS / "halfcheetah-precise.json").read_text())["statistics"]
     expert, _ = load_expert("HalfCheetah-v5", EXPERTS / "halfcheetah.pt")
     returns = record(expert, "HalfCheetah-v5", 0.0, n_episodes=1, seed=100_000).statistics()["return_mean"]
     # Returns of other processors differ by rounding, which grows over 1,000 steps, but are returns of the same gait
