@@ -102,6 +102,7 @@ class FlowPPO(FlowAlgorithm):
         self.return_statistics = ReturnStatistics(self.gamma)
         self._reference_is_set = False
         self._first_episodes: FirstEpisodes | None = None
+        self._judged = False
 
     # ------------------------------------------------------------------ methods of subclasses
 
@@ -205,6 +206,7 @@ class FlowPPO(FlowAlgorithm):
         """
         super().on_pretrained()
         self.policy.optimizer.state = defaultdict(dict)
+        self._first_episodes, self._judged = None, False
         self._reference_is_set = False
         self._keep_reference()
 
@@ -263,21 +265,34 @@ class FlowPPO(FlowAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:  # when Stable-Baselines3 resets the environments
-            self.return_statistics.returns = np.zeros(0)
+            self._restart_episodes()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         # Afterwards, because a callback may clone when it is initialized
         demonstrated = (self.cloning or {}).get("results", {}).get(DEMONSTRATED_RETURN)
-        if self.n_transitions == 0 and demonstrated is not None:
-            self._first_episodes = FirstEpisodes(demonstrated, self.n_envs, self.less_noise)
+        if self.n_transitions == 0 and demonstrated is not None and not self._judged:
+            self._first_episodes = FirstEpisodes(demonstrated, self.n_envs)
         return result
 
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_first_episodes"]
+    def _restart_episodes(self) -> None:
+        """Called before all environments are reset."""
+        self.return_statistics.returns = np.zeros(0)
+        if self._first_episodes is not None and len(self._first_episodes.returns) != self.n_envs:
+            self._first_episodes = None
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
         if self._first_episodes is not None and self._first_episodes.add(infos):
-            self._first_episodes = None
+            found, self._first_episodes, self._judged = self._first_episodes, None, True
+            self._judge(found, infos)
+
+    def _judge(self, found: FirstEpisodes, infos: list[dict[str, Any]]) -> None:
+        """
+        Called when a clone's first training episodes have ended.
+
+        :param found: the episodes
+        :param infos: infos of the last step
+        """
+        found.warn(self.less_noise)
 
     def _own_callback(self) -> BaseCallback | None:
         return ReturnStatisticsCallback(self.return_statistics) if self.normalize_reward else None

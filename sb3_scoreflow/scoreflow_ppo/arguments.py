@@ -16,5 +16,6 @@ RULES: dict[str, Rule] = {
     "single_step_fraction": Number(high=1),
     "min_std": Number(open_low=True),
     "max_std": Schedule(open_low=True),
+    "noise_scale": Number(open_low=True),
     "log_prob_clip": OrNone(Number(open_low=True, bound=True)),
 }

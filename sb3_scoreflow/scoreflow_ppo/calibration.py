@@ -11,7 +11,6 @@ import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_scoreflow.common.schedules import HalfLifeSchedule
 from sb3_scoreflow.common.utils import ArgumentError, sync_normalization, warn
 from sb3_scoreflow.scoreflow_ppo.scoreflow_ppo import ScoReFlowPPO
 
@@ -23,7 +22,7 @@ _NO_NOISE = 1e-6
 class NoiseCalibration:
     """Result of :func:`calibrate_noise`."""
 
-    scale: float  #: factor of the noise and of the velocity's learning rate
+    scale: float  #: factor by which ``noise_scale`` was multiplied
     returns: dict[float, float]  #: mean return by scale; scale 0 is the stochastic policy without noise
     random_return: float  #: mean return of uniformly random actions
 
@@ -51,12 +50,12 @@ def calibrate_noise(
     Give a clone the largest exploration noise with which it keeps most of its return (ours).
 
     Call it between :func:`~sb3_scoreflow.pretrain_bc` and ``learn``. The noise that suits demonstrations of a noisy agent
-    destroys the clone of a precise one. For each scale, the function multiplies ``min_std`` and ``max_std`` by it, and runs
-    the stochastic policy for ``n_episodes`` episodes. Returns are measured above the return of random actions. The function
-    chooses the first scale whose return plus one standard error is at least ``keep`` times the return without noise, or the
-    last scale if there is no such scale. It then multiplies ``model.min_std``, ``model.max_std`` and ``model.learning_rate``
-    by the scale, because the gradient of the ratio grows as the noise shrinks. If the clone is not better than random actions,
-    a warning says so, and the model stays unchanged. The global random number generators stay unchanged.
+    destroys the clone of a precise one. For each scale, the function multiplies the noise by it, and runs the stochastic
+    policy for ``n_episodes`` episodes. Returns are measured above the return of random actions. The function chooses the first
+    scale whose return plus one standard error is at least ``keep`` times the return without noise, or the last scale if there
+    is no such scale. It then multiplies ``model.noise_scale`` by the scale; the velocity's learning rate follows, because the
+    gradient of the ratio grows as the noise shrinks. If the clone is not better than random actions, a warning says so, and
+    the model stays unchanged. The global random number generators stay unchanged.
 
     :param model: model with a cloned policy
     :param eval_env: evaluation environment, separate from the training environment, with the same wrappers; it is reset
@@ -65,13 +64,9 @@ def calibrate_noise(
     :param n_episodes: episodes per scale, at least 2; success rates need more of them
     :param seed: seed of the episodes, which are the same for each scale
     :return: the chosen scale and the returns
-    :raises ValueError: if the model is not a ``ScoReFlowPPO`` with a cloned policy, if an argument is invalid, or if
-        ``max_std`` or ``learning_rate`` is a schedule that cannot be scaled
+    :raises ValueError: if the model is not a ``ScoReFlowPPO`` with a cloned policy, or if an argument is invalid
     """
     _check(model, keep, scales, n_episodes)
-    scaled = {name: getattr(model, name) for name in ("min_std", "max_std", "learning_rate")}
-    for name, value in scaled.items():
-        _times(name, value, 1.0)  # raises an error before anything runs
     vec_env = eval_env if isinstance(eval_env, VecEnv) else DummyVecEnv([partial(_identity, eval_env)])
     if model.get_vec_normalize_env() is not None:
         assert model.env is not None
@@ -108,10 +103,8 @@ def calibrate_noise(
         standard_error = float(found.std(ddof=1)) / n_episodes**0.5
         if returns[scale] - random_return + standard_error >= keep * unit:
             break
-    if scale != 1:
-        for name, value in scaled.items():
-            setattr(model, name, _times(name, value, scale))
-        model.policy.set_std_bounds(scale * low, scale * high)
+    model.noise_scale *= scale  # also if it is 1: training does not try less noise then
+    model.policy.set_std_bounds(scale * low, scale * high)
     if model.verbose >= 1:
         print(f"calibrate_noise: scale {scale:g} of {model.__class__.__name__}'s noise (returns by scale: {returns})")
     return NoiseCalibration(scale, returns, random_return)
@@ -138,13 +131,3 @@ def _check(model: Any, keep: float, scales: Sequence[float], n_episodes: int) ->
 
 def _identity(env: gym.Env) -> gym.Env:
     return env
-
-
-def _times(name: str, value: Any, factor: float) -> Any:
-    if isinstance(value, HalfLifeSchedule):
-        return HalfLifeSchedule(factor * value.initial_value, factor * value.final_value, value.half_life)
-    if callable(value):
-        raise ArgumentError(
-            f"calibrate_noise cannot scale {name}={value!r}: leave {name} out, or pass a number or a HalfLifeSchedule."
-        )
-    return factor * value

@@ -22,6 +22,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         critic_learning_rate=1e-3,
         clip_range=0.2,
         max_std=0.4,
+        noise_scale=1.0,
         averaging_horizon=0.0,
     ),
     "pretrained": dict(
@@ -30,6 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         critic_learning_rate=1e-3,
         clip_range=0.02,
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
+        noise_scale=1.0,
         averaging_horizon=40_000.0,
     ),
 }

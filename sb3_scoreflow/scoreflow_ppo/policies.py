@@ -146,6 +146,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         self.max_std = max_std
         self.single_step_fraction = single_step_fraction
         self.zero_start_fraction = zero_start_fraction
+        #: Factor of the noise for each environment of a rollout, shape ``(n_envs,)``; None: 1
+        self.noise_factors: th.Tensor | None = None
 
         if score_drift == "learned":
             self.score_coefficient_net = ScoreCoefficient(score_scale)
@@ -213,12 +215,19 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         return std.expand(*th.broadcast_shapes(features.shape[:-1], time_embedding.shape[:-1]), self.action_dim)
 
     def _sample_chain(
-        self, features: th.Tensor, noise: th.Tensor, denoising_steps: int, step: th.Tensor | None = None, mean: bool = False
+        self,
+        features: th.Tensor,
+        noise: th.Tensor,
+        denoising_steps: int,
+        step: th.Tensor | None = None,
+        mean: bool = False,
+        factors: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
         :param step: index of each chain's stochastic step, -1 if all its steps are stochastic, shape ``(batch,)``; None: all
             steps of all chains are stochastic
         :param mean: whether all steps take their means; the networks then have the averaged weights of deterministic actions
+        :param factors: factor of each chain's standard deviations, shape ``(batch,)``; None: 1
         :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)``, and standard deviations, which are
             None with ``mean``
         """
@@ -226,6 +235,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         t = flow.time_grid(denoising_steps, dtype=noise.dtype, device=noise.device)
         time, condition, alpha = field.time_features(t), field.condition(features), self.score_coefficient(t, mean)
         std = None if mean else self._step_std(features.unsqueeze(1), time.embedding, alpha)
+        if std is not None and factors is not None:
+            std = std * factors[:, None, None]
         deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std if std is not None else None
         if deviates is not None and step is not None:
             deviates = deviates * scored_transitions(step, denoising_steps).unsqueeze(-1)
@@ -283,7 +294,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             noise, step = self._single_steps(th.randn_like(noise))
         elif self.single_step_fraction > 0:
             step = th.full((len(features),), -1, device=features.device)
-        chain, mean, std = self._sample_chain(acting, noise, self.denoising_steps, step, mean=deterministic)
+        factors = self.noise_factors
+        chain, mean, std = self._sample_chain(acting, noise, self.denoising_steps, step, deterministic, factors)
         if std is None:
             log_prob = self.evaluate_chain(obs, chain).log_prob
         else:

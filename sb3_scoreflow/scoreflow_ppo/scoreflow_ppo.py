@@ -3,6 +3,7 @@
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
@@ -16,9 +17,11 @@ from sb3_scoreflow.common.schedules import END, START, as_schedule
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
+from sb3_scoreflow.ppo.first_episodes import FirstEpisodes
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES
 from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
+from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, NoiseTrial
 from sb3_scoreflow.scoreflow_ppo.policies import (
     ChainEvaluation,
     CnnPolicy,
@@ -79,6 +82,10 @@ class ScoReFlowPPO(FlowPPO):
     :param min_std: lower bound of a denoising step's standard deviation, in normalized action units
     :param max_std: upper bound of this standard deviation, a float or schedule (the published one is
         :class:`~sb3_scoreflow.HoldCosineSchedule`)
+    :param noise_scale: factor of ``min_std``, ``max_std`` and ``learning_rate``, for which :func:`calibrate_noise` has a
+        value. None: 1. If a clone's first training episodes earn less than 70% of the demonstrations' return, at the default
+        noise and learning rate, the next episodes try less noise without training, and the scale becomes the largest of 1,
+        1/2, 1/4 and 1/8 that keeps 70% of the return without noise (ours)
     :param single_step_fraction: share of the environments, in [0, 1], whose chains start from ``x_0 = 0`` and have a single
         noisy step, drawn at random, so that they explore around the deterministic action. 0: all steps of all chains are noisy
         (published)
@@ -115,6 +122,7 @@ class ScoReFlowPPO(FlowPPO):
     score_scale = MovedArgument("policy_kwargs", "policy", 1.0, fixed=True)
     score_clip = MovedArgument("policy_kwargs", "policy", 10.0)
     policy: ScoReFlowPolicy
+    noise_scale: float
 
     def __init__(
         self,
@@ -144,6 +152,7 @@ class ScoReFlowPPO(FlowPPO):
         noise: Noise = "learned",
         min_std: float = 0.1,
         max_std: float | Schedule | None = None,
+        noise_scale: float | None = None,
         single_step_fraction: float = 0.0,
         critic_warmup_iterations: int = 0,
         normalize_reward: bool = True,
@@ -193,8 +202,12 @@ class ScoReFlowPPO(FlowPPO):
         self.noise = noise
         self.min_std = min_std
         self.max_std = max_std
+        self.noise_scale = noise_scale  # type: ignore[assignment]
         self.single_step_fraction = single_step_fraction
         self.log_prob_clip = log_prob_clip
+        self._noise_trial: NoiseTrial | None = None
+        #: Whether a trial has changed the noise during the current rollout
+        self._mixed_rollout = False
         take_moved(self, moved)
 
         if _init_setup_model:
@@ -207,11 +220,9 @@ class ScoReFlowPPO(FlowPPO):
         return (self.denoising_steps + 1) * get_action_dim(self.action_space) + (self.single_step_fraction > 0)
 
     def _policy_arguments(self) -> dict[str, Any]:
-        names = ("denoising_steps", "score_drift", "noise", "min_std", "single_step_fraction")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "max_std": self._bounded_std(as_schedule(self.max_std)(START)),
-        }
+        names = ("denoising_steps", "score_drift", "noise", "single_step_fraction")
+        bounds = self._noise_bounds(as_schedule(self.max_std)(START))
+        return {**{name: getattr(self, name) for name in names}, **dict(zip(("min_std", "max_std"), bounds, strict=True))}
 
     def _check_combinations(self) -> None:
         max_std = as_schedule(self.max_std)
@@ -256,26 +267,85 @@ class ScoReFlowPPO(FlowPPO):
         As in :class:`~sb3_scoreflow.ppo.FlowPPO`; also sets the noise bounds of a clone.
         """
         super().on_pretrained()
+        self._noise_trial = self.policy.noise_factors = None
+        if "noise_scale" in self._at_default:
+            self.__dict__["noise_scale"] = self._default("noise_scale")
         self._update_noise_bounds()
 
     def _prepare_rollout(self) -> None:
         super()._prepare_rollout()
         self.policy.single_step_fraction = self.single_step_fraction
         self._update_noise_bounds()
+        self._follow_trial()
 
     def _bounded_std(self, max_std: float) -> float:
         """Corrects rounding: a schedule that ends at ``min_std`` may end slightly below it."""
         return self.min_std if math.isclose(max_std, self.min_std, rel_tol=1e-6) else max_std
 
+    def _noise_bounds(self, max_std: float) -> tuple[float, float]:
+        return self.noise_scale * self.min_std, self.noise_scale * self._bounded_std(max_std)
+
     def _update_noise_bounds(self) -> None:
-        self.policy.set_std_bounds(self.min_std, self._bounded_std(self._scheduled("max_std")))
+        self.policy.set_std_bounds(*self._noise_bounds(self._scheduled("max_std")))
+
+    # ------------------------------------------------------------------ trial of less noise
+
+    def _restart_episodes(self) -> None:
+        super()._restart_episodes()
+        if self._noise_trial is not None:
+            if len(self._noise_trial.returns) != self.n_envs:
+                self._noise_trial = NoiseTrial(self._noise_trial.first, [{}] * self.n_envs)
+            self._noise_trial.restart_episodes()
+
+    def _judge(self, found: FirstEpisodes, infos: list[dict[str, Any]]) -> None:
+        own = {"noise_scale", "max_std", "learning_rate"} <= self._at_default.keys() and self.noise != "score_matched"
+        if own and found.earn_less(KEEP) and not found.are_successes:
+            self._noise_trial, self._mixed_rollout = NoiseTrial(found, infos), True
+        else:
+            super()._judge(found, infos)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        trial = self._noise_trial
+        super()._update_info_buffer(infos, dones)
+        if trial is not None and trial.add(infos):
+            self._noise_trial = None
+            scale, returns = trial.result()
+            if scale == 1:
+                trial.first.warn(self.less_noise)
+            elif "noise_scale" in self._at_default:  # otherwise, a callback has set it
+                self.__dict__["noise_scale"] = scale
+                self._update_noise_bounds()
+                if self.verbose >= 1:
+                    print(
+                        f"The noise costs too much of the clone's return: noise_scale={scale:g} (returns by scale: {returns})"
+                    )
+        self._follow_trial()
+
+    def _follow_trial(self) -> None:
+        """Give the policy the noise of each environment's current episode."""
+        trial = self._noise_trial
+        self.policy.noise_factors = None if trial is None else th.tensor(trial.scales(), device=self.device)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        """Collect a rollout, as in Stable-Baselines3, in which a trial may change the noise."""
+        try:
+            return super().collect_rollouts(*args, **kwargs)
+        finally:
+            self.policy.noise_factors = None
 
     # ------------------------------------------------------------------ update
 
     def train(self) -> None:
-        """Update policy and critic from the rollout buffer."""
+        """Update policy and critic from the rollout buffer, but not from episodes of a trial, whose noise differs."""
+        if self._mixed_rollout:
+            self._check_rollout()
+            self._mixed_rollout = self._noise_trial is not None
+            return
         super().train()
         self._update_noise_bounds()
+
+    def _scheduled(self, name: str) -> float:
+        return super()._scheduled(name) * (self.noise_scale if name == "learning_rate" else 1)
 
     def _losses(self, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog) -> dict[str, th.Tensor]:
         chain, step = self.policy.split_record(batch.actions)
@@ -312,3 +382,4 @@ class ScoReFlowPPO(FlowPPO):
             for time, value in zip(t.tolist(), alpha.tolist(), strict=True):
                 self.logger.record(f"train/score_coefficient_t{time:.2f}", value)
         self.logger.record("train/max_std", self.policy.log_std_bounds[1].exp().item())
+        self.logger.record("train/noise_scale", self.noise_scale)

@@ -77,22 +77,23 @@ def test_a_precise_clone_gets_less_noise(clone: ScoReFlowPPO, fee: float) -> Non
     model.learn(16)
     assert model.logger.name_to_value["train/max_std"] == pytest.approx(0.24 * found.scale, rel=1e-2)
     assert model.logger.name_to_value["train/learning_rate"] == pytest.approx(2e-4 * found.scale, rel=1e-2)
-    assert model.min_std == pytest.approx(0.1 * found.scale)
+    assert model.noise_scale == model.logger.name_to_value["train/noise_scale"] == found.scale
+    assert model.policy.log_std_bounds[0].exp().item() == pytest.approx(0.1 * found.scale)
 
 
 def test_noise_that_costs_nothing_stays(clone: ScoReFlowPPO) -> None:
     model = cloned(clone)
-    at_default = set(model._at_default)
+    others = model._at_default.keys() - {"noise_scale"}
     found = calibrate_noise(model, Needle(1.0), n_episodes=5)
-    assert found.scale == 1 and list(found.returns) == [0.0, 1.0] and set(model._at_default) == at_default
-    assert model.min_std == 0.1 and model.policy.log_std_bounds.exp().tolist() == pytest.approx([0.1, 0.24])
+    assert found.scale == 1 and list(found.returns) == [0.0, 1.0] and model._at_default.keys() == others
+    assert model.noise_scale == 1 and model.policy.log_std_bounds.exp().tolist() == pytest.approx([0.1, 0.24])
 
 
 def test_if_no_scale_suffices_the_smallest_is_taken(clone: ScoReFlowPPO) -> None:
-    model = cloned(clone, learning_rate=1e-3, max_std=0.2)
+    model = cloned(clone, learning_rate=1e-3, max_std=lambda progress: 0.2, noise_scale=0.5)
     found = calibrate_noise(model, Needle(0.05), keep=1.0, scales=(1.0, 0.5), n_episodes=20)
-    assert found.scale == 0.5
-    assert (model.learning_rate, model.max_std, model.min_std) == (5e-4, 0.1, 0.05)
+    assert found.scale == 0.5 and model.noise_scale == 0.25
+    assert model.policy.log_std_bounds.exp().tolist() == pytest.approx([0.025, 0.05])
 
 
 def test_generators_and_file(clone: ScoReFlowPPO, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +108,7 @@ def test_generators_and_file(clone: ScoReFlowPPO, tmp_path: Any, capsys: pytest.
     assert calibrate_noise(cloned(clone), Needle(0.25), scales=(0.25,), n_episodes=5) == first
     model.save(tmp_path / "model")
     loaded = ScoReFlowPPO.load(tmp_path / "model")
-    assert loaded.min_std == 0.025 and loaded.policy.log_std_bounds.exp().tolist() == pytest.approx([0.025, 0.06])
+    assert loaded.noise_scale == 0.25 and loaded.policy.log_std_bounds.exp().tolist() == pytest.approx([0.025, 0.06])
 
 
 @pytest.mark.parametrize("in_start", [True, False])
@@ -129,12 +130,7 @@ def test_interrupted_runs_keep_their_noise(clone: ScoReFlowPPO, in_start: bool, 
 
     whole, killed, resumed = run("whole"), run("killed", kill_at=40), run("killed")
     assert killed.num_timesteps == 40 and resumed.num_timesteps == whole.num_timesteps == 64
-    assert whole.min_std < 0.1
-    for model in (killed, resumed):
-        assert model.min_std == whole.min_std
-        for name in ("max_std", "learning_rate"):
-            schedules = [vars(getattr(each, name)) for each in (model, whole)]
-            assert schedules[0] == schedules[1]
+    assert killed.noise_scale == resumed.noise_scale == whole.noise_scale < 1
     assert th.equal(resumed.policy.log_std_bounds, whole.policy.log_std_bounds)
 
 
@@ -147,7 +143,7 @@ def test_a_clone_that_is_no_better_than_random_actions(clone: ScoReFlowPPO) -> N
     model = cloned(clone)
     with pytest.warns(UserWarning, match="is not above that of random actions"):
         assert calibrate_noise(model, Inverse(0.5), n_episodes=5).scale == 1.0
-    assert model.min_std == 0.1
+    assert model.noise_scale == 1 and "noise_scale" in model._at_default
 
 
 def test_statistics_are_those_of_training(clone: ScoReFlowPPO) -> None:
@@ -187,8 +183,3 @@ def test_models(clone: ScoReFlowPPO) -> None:
         calibrate_noise(make(), Needle())
     with pytest.raises(ValueError, match=r"cannot scale noise='score_matched'.*pass noise='learned'"):
         calibrate_noise(cloned(clone, noise="score_matched"), Needle())
-    scheduled = cloned(clone, max_std=lambda progress: 0.2)
-    with pytest.raises(ValueError, match=r"cannot scale max_std=.*leave max_std out"):
-        calibrate_noise(scheduled, Needle())
-    scheduled.max_std = 0.2
-    calibrate_noise(scheduled, Needle(1.0), n_episodes=2)

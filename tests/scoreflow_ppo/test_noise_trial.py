@@ -1,0 +1,280 @@
+"""The trial of less noise in training episodes: when it takes place, what it finds, and what it leaves alone."""
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_scoreflow import HalfLifeSchedule, ScoReFlowPPO, learn_resumable, pretrain_bc
+from sb3_scoreflow.ppo.first_episodes import FirstEpisodes
+from sb3_scoreflow.scoreflow_ppo.noise_trial import NoiseTrial
+from tests.resuming.runs import KillAt, Killed
+from tests.scoreflow_ppo.needle import Needle, demonstrations_of_zero
+
+#: First episodes and trial with 3 environments: 2 and 7 episodes of 10 steps each
+TRIAL_STEPS = 3 * 10 * (2 + 7)
+
+
+def make(width: float = 0.25, n_envs: int = 3, env: type[Needle] = Needle, **arguments: Any) -> ScoReFlowPPO:
+    envs = make_vec_env(env, n_envs, seed=0, env_kwargs=dict(width=width))
+    kwargs: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[32, 32]), n_steps=12, batch_size=12, n_epochs=1)
+    return ScoReFlowPPO("FlowPolicy", envs, **{**kwargs, **arguments}, seed=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clone() -> ScoReFlowPPO:
+    """Of an expert that always acts with 0"""
+    model = make()
+    pretrain_bc(model, demonstrations_of_zero(), n_batches=500, critic_batches=20, seed=0)
+    return model
+
+
+def cloned(clone: ScoReFlowPPO, *args: Any, **kwargs: Any) -> ScoReFlowPPO:
+    model = make(*args, **kwargs)
+    model.load_clone(clone)
+    return model
+
+
+def exploring_return(model: ScoReFlowPPO, width: float) -> float:
+    env = make_vec_env(Needle, 10, seed=5, env_kwargs=dict(width=width))
+    return float(np.mean(evaluate_policy(model, env, 200, deterministic=False)[0]))
+
+
+class Resumable(Needle):
+    """Provides its state."""
+
+    def get_checkpoint(self) -> Any:
+        return self.steps, self.np_random.bit_generator.state
+
+    def set_checkpoint(self, state: Any) -> None:
+        self.steps, self.np_random.bit_generator.state = state
+
+
+class Weights(BaseCallback):
+    """Keeps the policy's weights at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_step: list[th.Tensor] = []
+
+    def _on_step(self) -> bool:
+        weights = self.model.policy.parameters()
+        self.of_step.append(th.cat([each.detach().flatten() for each in weights]))
+        return True
+
+
+@pytest.mark.parametrize("n_envs", [1, 3, 10])
+def test_a_precise_clone_gets_less_noise(clone: ScoReFlowPPO, n_envs: int) -> None:
+    model = cloned(clone, n_envs=n_envs)
+    model.learn(600)
+    assert model.noise_scale in (0.5, 0.25, 0.125) and "noise_scale" in model._at_default
+    returns = {scale: exploring_return(cloned(clone, noise_scale=scale), 0.25) for scale in (1e-5, 1.0, 0.5, 0.25, 0.125)}
+    without = returns.pop(1e-5)
+    assert returns[1.0] < 0.5 * without
+    # At least five episodes of ten rewards: errors of a few percent of the return
+    assert all(returns[scale] < 0.8 * without for scale in returns if scale > model.noise_scale)
+    assert returns[model.noise_scale] > 0.6 * without
+    assert model.policy.log_std_bounds[0].exp().item() == pytest.approx(0.1 * model.noise_scale)
+
+
+def test_the_clone_stays_as_it_is_during_the_trial(clone: ScoReFlowPPO) -> None:
+    model, weights = cloned(clone, n_steps=10, batch_size=10), Weights()
+    model.learn(TRIAL_STEPS + 60, callback=weights)
+    n = TRIAL_STEPS // 3  # steps of each environment
+    # Rollouts of ten steps: one before the last of the first episodes ends, then those of the trial
+    assert not th.equal(weights.of_step[9], weights.of_step[10])
+    assert all(th.equal(weights.of_step[10], each) for each in weights.of_step[10:n])
+    assert th.equal(weights.of_step[n], weights.of_step[n + 1]) and not th.equal(weights.of_step[n], weights.of_step[-1])
+    assert model.num_timesteps == TRIAL_STEPS + 60 and model.n_transitions == 30 + 60
+
+
+def test_noise_of_each_environment(clone: ScoReFlowPPO) -> None:
+    """Deviations of the chains' points from their means, against the truncated Gaussian's standard deviation"""
+    policy = cloned(clone, noise="constant", min_std=0.2, max_std=0.2).policy
+    factors = [1e-5, 0.5, 0.25, 0.125]
+    policy.noise_factors = th.tensor(factors).repeat(2000)
+    obs = th.zeros(8000, 1)
+    with th.no_grad():
+        chain, _ = policy.split_record(policy(obs)[0])
+        deviations = chain[:, 1:] - policy.evaluate_chain(obs, chain).mean
+    found = deviations.view(2000, 4, -1).std(dim=(0, 2))
+    truncated = 0.2 * 0.98658  # SciPy's truncnorm(-3, 3).std()
+    np.testing.assert_allclose(found[1:], [factor * truncated for factor in factors[1:]], rtol=0.02)
+    assert found[0] < 1e-5
+    th.manual_seed(0)
+    expected = policy.predict(np.zeros((4, 1), np.float32))[0]
+    policy.noise_factors = None
+    th.manual_seed(0)
+    np.testing.assert_array_equal(policy.predict(np.zeros((4, 1), np.float32))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("width", "arguments"),
+    [
+        (4.0, {}),  # the noise costs nothing
+        (0.25, dict(noise_scale=1.0)),
+        (0.25, dict(max_std=0.24)),
+        (0.25, dict(learning_rate=2e-4)),
+        (0.25, dict(noise="score_matched")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The first 6 training episodes")
+def test_when_there_is_no_trial(clone: ScoReFlowPPO, width: float, arguments: dict[str, Any]) -> None:
+    model = cloned(clone, width, **arguments)
+    model.learn(TRIAL_STEPS)
+    assert model.noise_scale == 1 and model.n_transitions >= TRIAL_STEPS
+
+
+def test_successes_are_not_tried_but_reported(clone: ScoReFlowPPO) -> None:
+    class Success(Needle):
+        """Pays 10 in the end if all actions were near 0"""
+
+        def reset(self, **kwargs: Any) -> Any:
+            self.near = True
+            return super().reset(**kwargs)
+
+        def step(self, action: np.ndarray) -> Any:
+            observation, reward, ended, *rest = super().step(action)
+            self.near &= reward > 0
+            return observation, 10.0 * (ended and self.near), ended, *rest
+
+    model = cloned(clone)
+    model.set_env(make_vec_env(Success, 3, env_kwargs=dict(width=0.25)))
+    with pytest.warns(UserWarning, match=r"The first 6 training episodes.*calibrate_noise\(model, eval_env\) lowers"):
+        model.learn(TRIAL_STEPS)
+    assert model.noise_scale == 1 and model.n_transitions >= TRIAL_STEPS
+
+
+def test_noise_that_is_not_at_fault_stays(clone: ScoReFlowPPO) -> None:
+    """The environment pays half of what the demonstrations say, with and without noise."""
+
+    class Meager(Needle):
+        def step(self, action: np.ndarray) -> Any:
+            observation, reward, *rest = super().step(action)
+            return observation, 0.4 * reward * self.np_random.uniform(0.9, 1.1), *rest
+
+    model = cloned(clone)
+    model.set_env(make_vec_env(Meager, 3, env_kwargs=dict(width=4.0)))
+    with pytest.warns(UserWarning, match="rewards differ from the demonstrations'"):
+        model.learn(TRIAL_STEPS + 36)
+    assert model.noise_scale == 1 and 0 < model.n_transitions < 100
+
+
+def first(returns: list[float]) -> FirstEpisodes:
+    found = FirstEpisodes(10.0, len(returns))
+    found.returns = [[value] for value in returns]
+    return found
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 3, 4, 5, 7, 8, 20, 23, 100])
+def test_every_scale_gets_episodes_of_all_lengths(n_envs: int) -> None:
+    """Environment ``i`` has episodes of ``i % 3 + 1`` steps; the first of each environment began before the trial."""
+    trial, counts, step, done = NoiseTrial(first([1.0] * 5), [{}] * n_envs), Counter[float](), 0, False
+    began = trial.scales()
+    while not done:
+        step += 1
+        infos: list[dict[str, Any]] = [{"episode": {"r": step}} if step % (env % 3 + 1) == 0 else {} for env in range(n_envs)]
+        for env, info in enumerate(infos):
+            if info and step > env % 3 + 1 and len(trial.returns[env]) < trial.n_per_env:
+                counts[began[env]] += 1
+        done = trial.add(infos)
+        began = trial.scales()
+    assert len(counts) == 4 and 5 <= min(counts.values()) >= max(counts.values()) - 1
+    assert all(len(of_env) == trial.n_per_env for of_env in trial.returns)
+
+
+@pytest.mark.parametrize(
+    ("full", "without", "returns", "scale"),
+    [
+        ([2, 3, 4, 3, 3], 10, {0.5: 5, 0.25: 8, 0.125: 9}, 0.25),
+        ([2, 3, 4, 3, 3], 10, {0.5: 7.5, 0.25: 5, 0.125: 9}, 0.5),
+        ([2, 3, 4, 3, 3], 10, {0.5: 1, 0.25: 2, 0.125: 3}, 0.125),
+        ([0, 0, 15, 5, 5], 10, {0.5: 9, 0.25: 9, 0.125: 9}, 1.0),  # 5, with an error of 2.7: this can be chance
+        ([7, 7.5, 8, 7, 7.5], 10, {0.5: 9, 0.25: 9, 0.125: 9}, 1.0),
+        ([0, 0, 0.1, 0, 0], 0, {0.5: 0, 0.25: 0, 0.125: 0}, 1.0),  # a clone that earns nothing
+    ],
+)
+def test_choice(full: list[float], without: float, returns: dict[float, float], scale: float) -> None:
+    trial, wanted = NoiseTrial(first(full), [{"episode": {}}] * 20), {1e-5: without, **returns}
+    noise = iter(np.tile([-0.02, -0.01, 0.0, 0.01, 0.02], 4).tolist())
+    assert trial.add([{"episode": {"r": wanted[factor] + next(noise)}} for factor in trial.scales()])
+    found, means = trial.result()
+    assert found == scale and means[0.0] == pytest.approx(without, abs=0.02) and means[1.0] == pytest.approx(np.mean(full))
+    if scale < 1:
+        assert {key: round(value, 1) for key, value in means.items() if 0 < key < 1} == returns
+
+
+def test_a_scale_is_that_of_bounds_and_rate(clone: ScoReFlowPPO) -> None:
+    """Training with a scale equals training with scaled bounds and a scaled learning rate."""
+    by_hand = dict(
+        min_std=0.05, max_std=HalfLifeSchedule(0.12, 0.05, 25_000), learning_rate=HalfLifeSchedule(1e-4, 1e-5, 25_000)
+    )
+    models = [cloned(clone, **arguments).learn(72) for arguments in (dict(noise_scale=0.5), by_hand)]
+    states = [model.policy.state_dict() for model in models]
+    assert all(th.equal(value, states[1][name]) for name, value in states[0].items())
+    assert not th.equal(states[0]["log_std_bounds"], cloned(clone).policy.log_std_bounds)
+    model = make(noise_scale=0.5)
+    assert model.policy.log_std_bounds[0].exp().item() == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("after", [36, 144])  # during the first episodes, and during the trial
+def test_a_saved_model_goes_on(clone: ScoReFlowPPO, after: int, trusted: bool, tmp_path: Path) -> None:
+    model = cloned(clone)
+    model.learn(after)
+    assert (model._noise_trial is not None) == (after == 144)
+    model.save(tmp_path / "model")
+    env = make_vec_env(Needle, 3, env_kwargs=dict(width=0.25))
+    loaded = ScoReFlowPPO.load(tmp_path / "model", env, device="cpu", trusted=trusted)
+    loaded.learn(TRIAL_STEPS, reset_num_timesteps=False)
+    assert loaded.noise_scale < 1 and loaded._noise_trial is None
+    if after == 144:
+        other = ScoReFlowPPO.load(tmp_path / "model", make(n_envs=2).get_env(), device="cpu", trusted=trusted)
+        assert other.learn(40, reset_num_timesteps=False)._noise_trial is not None, "begins again"
+        assert other.learn(400, reset_num_timesteps=False).noise_scale < 1
+
+
+@pytest.mark.parametrize("kill_at", [36, 108, 216])
+def test_interrupted_runs_are_the_same(clone: ScoReFlowPPO, kill_at: int, tmp_path: Path) -> None:
+    def run(folder: str, kill_at: int | None = None) -> ScoReFlowPPO:
+        model = make(env=Resumable)
+        with contextlib.suppress(Killed):
+            start = lambda of: of.load_clone(clone)  # noqa: E731
+            learn_resumable(model, 360, tmp_path / folder, start=start, callback=KillAt(kill_at), save_freq=36)
+        return model
+
+    whole, _, resumed = run("whole"), run("killed", kill_at), run("killed")
+    assert whole.noise_scale == resumed.noise_scale < 1 and whole.num_timesteps == resumed.num_timesteps
+    states = [model.policy.state_dict() for model in (whole, resumed)]
+    assert all(th.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_another_clone_begins_with_the_full_noise(clone: ScoReFlowPPO, capsys: pytest.CaptureFixture[str]) -> None:
+    model = cloned(clone, verbose=1)
+    model.learn(TRIAL_STEPS + 36)
+    scale = model.noise_scale
+    assert f"The noise costs too much of the clone's return: noise_scale={scale:g} (returns" in capsys.readouterr().out
+    assert scale < 1 and model.logger.name_to_value["train/noise_scale"] == scale
+    model.load_clone(clone)
+    assert model.noise_scale == 1 and model.policy.log_std_bounds[0].exp().item() == pytest.approx(0.1)
+    model.learn(TRIAL_STEPS)
+    assert model.noise_scale < 1
+
+
+def test_a_callback_sets_the_scale_during_the_trial(clone: ScoReFlowPPO) -> None:
+    class Sets(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.model._noise_trial is not None:  # type: ignore[attr-defined]
+                self.model.noise_scale = 0.75  # type: ignore[attr-defined]
+            return True
+
+    model = cloned(clone)
+    model.learn(TRIAL_STEPS + 36, callback=Sets())
+    assert model.noise_scale == 0.75
