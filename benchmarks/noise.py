@@ -1,15 +1,16 @@
 """
-Measure fine-tuning with the noise that ``calibrate_noise`` chooses, from the clones of ``benchmarks.tasks`` and
-``benchmarks.finetune``.
+Measure fine-tuning with the noise that ``calibrate_noise`` chooses, and with a noise scale of 1 ("full"), from the clones of
+``benchmarks.tasks`` and ``benchmarks.finetune``.
 
     python -m benchmarks.noise --task hopper-precise --data demonstrations
+    python -m benchmarks.noise --task hopper-precise --data demonstrations --variants full
     python -m benchmarks.noise --task push-v3
     python -m benchmarks.noise --task Walker2d-v5  # from the embedded demonstrations
 
-If the chosen scale is 1, the run would equal the run at the defaults, so nothing is trained. Otherwise, everything except the
-noise and the learning rate is as in ``benchmarks.tasks``, and the results are compared with its results.
-``benchmarks.tasks`` does not contain the tasks with embedded demonstrations, so this script also trains them with the default
-noise.
+If the chosen scale is 1, the run would equal the run with full noise, so nothing is trained. Otherwise, everything except the
+noise and the learning rate is as in ``benchmarks.tasks``, and the results are compared with its results, whose first episodes
+may lower the noise, too. ``benchmarks.tasks`` does not contain the tasks with embedded demonstrations, so this script also
+trains them with the default noise.
 """
 
 import argparse
@@ -27,12 +28,17 @@ from benchmarks.tasks.runs import N_EVAL_ENVS, clone, mean_returns
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
 from sb3_scoreflow import calibrate_noise
 
-VARIANTS = {"calibrated": OF_TASKS["scoreflow_ppo"], "default": OF_TASKS["scoreflow_ppo"]}
+_DEFAULT = OF_TASKS["scoreflow_ppo"]
+VARIANTS = {
+    "calibrated": _DEFAULT,
+    "default": _DEFAULT,
+    "full": _DEFAULT._replace(settings=dict(noise_scale=1.0, **_DEFAULT.settings)),
+}
 N_EPISODES = 50
 KINDS = ("deterministic", "exploring")
 
 
-def make(options: argparse.Namespace, seed: int) -> tuple[Any, Any, int]:
+def make(options: argparse.Namespace, variant: str, seed: int) -> tuple[Any, Any, int]:
     """:return: the model with the clone's weights, the evaluation environment, and the number of time steps to train"""
     name = options.task
     if name in DEMONSTRATIONS:
@@ -47,12 +53,12 @@ def make(options: argparse.Namespace, seed: int) -> tuple[Any, Any, int]:
     def flow_clone() -> Any:
         return locomotion.clone(name, seed) if name in DEMONSTRATIONS else clone(TASKS[name], options.data, seed)
 
-    model, eval_env = start(OF_TASKS["scoreflow_ppo"], env, eval_env, demonstrations, flow_clone, seed)
+    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, flow_clone, seed)
     return model, eval_env, timesteps
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
-    model, eval_env, timesteps = make(options, seed)
+    model, eval_env, timesteps = make(options, variant, seed)
     result: dict[str, Any] = {}
     if variant == "calibrated":
         found = calibrate_noise(model, eval_env, n_episodes=N_EPISODES, seed=1000 * seed + 900)
@@ -72,10 +78,9 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 def summarize(options: argparse.Namespace, made: study.Made) -> None:
     section = dict(study.read_summary(options.output).get(options.task, {}))
     table = CurveTable(options.output).read()
-    runs: dict[str, dict[str, Any]] = {
-        "calibrated": section.get("runs", {}),
-        "default": section.get("default", {}).get("runs", {}),
-    }
+    others = [variant for variant in VARIANTS if variant != "calibrated"]
+    runs: dict[str, dict[str, Any]] = {variant: section.get(variant, {}).get("runs", {}) for variant in others}
+    runs["calibrated"] = section.get("runs", {})
     for (variant, seed), facts in made.facts.items():
         runs[variant] = {**runs[variant], str(seed): facts}
     found = {
@@ -87,9 +92,8 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
         "task": options.task,
         "seeds": [int(seed) for seed in runs["calibrated"]],
         **found["calibrated"],
+        **{variant: found[variant] for variant in others if runs[variant]},
     }
-    if runs["default"]:
-        section["default"] = found["default"]
     study.update_summary(options.output, options.task, section)
     _plot(options.output)
 
@@ -133,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.set_defaults(variants=None)
     options = parser.parse_args(arguments)
     if options.variants is None:
-        options.variants = list(VARIANTS) if options.task in DEMONSTRATIONS else ["calibrated"]
+        options.variants = ["calibrated", *(["default"] if options.task in DEMONSTRATIONS else [])]
     summarize(options, study.make_runs(options, run, VARIANTS))
 
 

@@ -67,10 +67,12 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     print(task.name, variant, seed, "start", before, "end", after, f"{float(rows[-1]['cpu_seconds']):.0f} CPU s", flush=True)
     task_facts = {"measure": task.measure, "demonstrations": demonstrations.n_episodes}
     task_facts["demonstrations_return"] = float(demonstrations.episode_returns.mean())
+    success: dict[str, Any] = {"start": before, "end": after}
+    if isinstance(model, ScoReFlowPPO):
+        success["noise_scale"] = model.noise_scale
     env.close()
     eval_env.close()
     del model, env, eval_env
     gc.collect()  # models and environments form reference cycles, and a Meta-World run takes 370 MB
-    success = {"start": before, "end": after}
     versions = {task.package: version(task.package)} if task.package else {}
     return {"curves": {task.name: rows}, "task": task_facts, "success": success, "versions": versions}
