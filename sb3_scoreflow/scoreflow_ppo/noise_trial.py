@@ -14,9 +14,11 @@ KEEP = 0.7
 #: Factors of the noise: none at all (too little to matter, because densities need some), and those to choose from
 _NONE, _CHOICES = 1e-5, (0.5, 0.25, 0.125)
 _SCALES = (_NONE, *_CHOICES)
+#: Steps per episode after which a trial is given up, because episodes without noise may never end
+_MAX_STEPS = 2000
 
 
-@describable("first", "n_per_env", "returns", "waiting")
+@describable("first", "n_per_env", "returns", "waiting", "n_steps")
 class NoiseTrial:
     """
     Finds the largest noise that leaves a clone most of its return (ours), in episodes of the training environments, with at
@@ -24,7 +26,7 @@ class NoiseTrial:
 
     All environments contribute the same number of episodes, because the first ones to end are the short ones, and take turns
     with the scales, so that every scale gets the same number of episodes, or one more. An episode that was running when the
-    trial began does not count.
+    trial began does not count. The trial is given up if it takes 2000 steps for every episode of an environment.
 
     :param first: earlier episodes, with the full noise
     :param infos: infos of the step after which the trial begins
@@ -35,6 +37,7 @@ class NoiseTrial:
         self.n_per_env = -(-len(_SCALES) * N_EPISODES // len(infos))
         self.returns: list[list[float]] = [[] for _ in infos]
         self.waiting = ["episode" not in info for info in infos]
+        self.n_steps = 0
 
     def restart_episodes(self) -> None:
         """To be called after a reset of all environments."""
@@ -43,14 +46,19 @@ class NoiseTrial:
     def add(self, infos: Sequence[Mapping[str, Any]]) -> bool:
         """
         :param infos: infos of a step of all environments
-        :return: whether all episodes have ended
+        :return: whether the trial is over
         """
+        self.n_steps += 1
         for env, info in enumerate(infos):
             if "episode" not in info:
                 continue
             if not self.waiting[env] and len(self.returns[env]) < self.n_per_env:
                 self.returns[env].append(float(info["episode"]["r"]))
             self.waiting[env] = False
+        return self._is_complete or self.n_steps >= _MAX_STEPS * self.n_per_env
+
+    @property
+    def _is_complete(self) -> bool:
         return all(len(of_env) == self.n_per_env for of_env in self.returns)
 
     def scales(self) -> list[float]:
@@ -62,6 +70,8 @@ class NoiseTrial:
         :return: the chosen scale, which is 1 unless the episodes with the full noise have less than 70% of the return without
             noise, by more than two standard errors; and the mean return by scale, where scale 0 is the policy without noise
         """
+        if not self._is_complete:
+            return 1.0, {}
         of_scale: dict[float, list[float]] = {scale: [] for scale in _SCALES}
         for env, of_env in enumerate(self.returns):
             for episode, value in enumerate(of_env):

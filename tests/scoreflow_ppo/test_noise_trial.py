@@ -211,6 +211,13 @@ def test_choice(full: list[float], without: float, returns: dict[float, float], 
         assert {key: round(value, 1) for key, value in means.items() if 0 < key < 1} == returns
 
 
+def test_episodes_that_never_end() -> None:
+    trial = NoiseTrial(first([1.0] * 5), [{}] * 20)
+    infos: list[dict[str, Any]] = [{"episode": {"r": 10.0}}] * 19 + [{}]
+    n_steps = next(step for step in range(1, 10_000) if trial.add(infos))
+    assert n_steps == 2000 and trial.result() == (1.0, {})
+
+
 def test_a_scale_is_that_of_bounds_and_rate(clone: ScoReFlowPPO) -> None:
     """Training with a scale equals training with scaled bounds and a scaled learning rate."""
     by_hand = dict(
