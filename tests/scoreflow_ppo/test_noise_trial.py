@@ -84,6 +84,15 @@ def test_a_precise_clone_gets_less_noise(clone: ScoReFlowPPO, n_envs: int) -> No
     assert model.policy.log_std_bounds[0].exp().item() == pytest.approx(0.1 * model.noise_scale)
 
 
+def test_a_critic_that_was_fitted_separately(clone: ScoReFlowPPO) -> None:
+    model = make()
+    model.load_clone(clone.policy)
+    model.pretrain_critic(demonstrations_of_zero(), 20, seed=0)
+    assert model.cloning is not None and model.cloning["results"]["bc/demonstrated_return"] == pytest.approx(10)
+    model.learn(TRIAL_STEPS + 36)
+    assert model.noise_scale < 1
+
+
 def test_the_clone_stays_as_it_is_during_the_trial(clone: ScoReFlowPPO) -> None:
     model, weights = cloned(clone, n_steps=10, batch_size=10), Weights()
     model.learn(TRIAL_STEPS + 60, callback=weights)
