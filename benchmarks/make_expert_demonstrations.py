@@ -9,8 +9,8 @@ HalfCheetah's expert is SAC. The experts of Hopper and Walker2d are PPO on norma
 processor time. The script writes two HDF5 files in D4RL's layout for each task: one of the deterministic policy ("precise")
 and one of the same policy with Gaussian noise whose standard deviation is a tenth of the action's bound ("noisy"). Next to
 each file, a JSON file records how it was made. The expert is the policy of the best evaluation, because the last policy may
-have collapsed. Training takes 40 minutes or more; the weights of HalfCheetah's expert are in ``benchmarks/experts/``, so that
-recording takes a minute. ``--train`` trains another one and writes its weights to the folder as well.
+have collapsed. Training takes 40 minutes or more; the experts' weights are in ``benchmarks/experts/``, so that recording takes
+a minute. ``--train`` trains anew and writes the weights to the folder as well.
 """
 
 import argparse
