@@ -242,7 +242,7 @@ class BehaviorCloning:
 
     def fit_critic(self, n_batches: int) -> dict[str, float]:
         """
-        Fit only the critic; the clone stays unchanged. The facts about the model's cloning get the metrics.
+        Fit only the critic; the clone stays unchanged.
 
         :param n_batches: gradient steps, at least 1
         :return: the metrics "bc/critic_loss" and "bc/demonstrated_return"
@@ -250,11 +250,8 @@ class BehaviorCloning:
         """
         check_numbers(fractions={}, counts=dict(n_batches=n_batches), amounts={})
         fit = self._critic_fit(n_batches, 0)
-        assert fit is not None and self.algorithm is not None  # a positive n_batches gives a function or an error
-        metrics = fit()
-        facts = self.algorithm.cloning or cloning_facts(self.demonstrations, self.settings, {})
-        self.algorithm.cloning = {**facts, "results": {**facts["results"], **metrics}}
-        return metrics
+        assert fit is not None  # a positive n_batches gives a function or an error
+        return fit()
 
     # ------------------------------------------------------------------ steps of a run
 

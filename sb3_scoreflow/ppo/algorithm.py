@@ -103,6 +103,8 @@ class FlowPPO(FlowAlgorithm):
         self._reference_is_set = False
         self._first_episodes: FirstEpisodes | None = None
         self._judged = False
+        #: Mean return of the demonstrations that the critic was last fitted to without cloning
+        self._demonstrated_return: float | None = None
 
     # ------------------------------------------------------------------ methods of subclasses
 
@@ -206,7 +208,7 @@ class FlowPPO(FlowAlgorithm):
         """
         super().on_pretrained()
         self.policy.optimizer.state = defaultdict(dict)
-        self._first_episodes, self._judged = None, False
+        self._first_episodes, self._judged, self._demonstrated_return = None, False, None
         self._reference_is_set = False
         self._keep_reference()
 
@@ -252,7 +254,9 @@ class FlowPPO(FlowAlgorithm):
         :raises DivergenceError: if the loss becomes NaN or infinite; the critic then keeps its weights
         """
         cloning = BehaviorCloning(self, demonstrations, clip_actions=True, batch_size=batch_size, seed=seed)
-        return cloning.fit_critic(n_batches)
+        metrics = cloning.fit_critic(n_batches)
+        self._demonstrated_return = metrics[DEMONSTRATED_RETURN]
+        return metrics
 
     # ------------------------------------------------------------------ hooks into Stable-Baselines3's loop
 
@@ -268,16 +272,18 @@ class FlowPPO(FlowAlgorithm):
             self._restart_episodes()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         # Afterwards, because a callback may clone when it is initialized
-        demonstrated = (self.cloning or {}).get("results", {}).get(DEMONSTRATED_RETURN)
-        if self.n_transitions == 0 and demonstrated is not None and not self._judged:
+        demonstrated = self._demonstrated_return
+        if demonstrated is None:
+            demonstrated = (self.cloning or {}).get("results", {}).get(DEMONSTRATED_RETURN)
+        if self._pretrained and self.n_transitions == 0 and demonstrated is not None and not self._judged:
             self._first_episodes = FirstEpisodes(demonstrated, self.n_envs)
         return result
 
     def _restart_episodes(self) -> None:
         """Called before all environments are reset."""
         self.return_statistics.returns = np.zeros(0)
-        if self._first_episodes is not None and len(self._first_episodes.returns) != self.n_envs:
-            self._first_episodes = None
+        if self._first_episodes is not None and len(self._first_episodes.of_env) != self.n_envs:
+            self._first_episodes = FirstEpisodes(self._first_episodes.demonstrated, self.n_envs)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)

@@ -9,10 +9,15 @@ from sb3_scoreflow.common.plain import describable
 from sb3_scoreflow.common.utils import warn
 
 #: Smallest number of episodes to judge, and the share of the demonstrations' return below which there is a warning
-N_EPISODES, _SHARE = 5, 0.5
+N_EPISODES, SHARE = 5, 0.5
+#: What else may be wrong
+OTHERWISE = (
+    "the clone is weak (clone more demonstrations, or for longer), or the environment's rewards are not those of the "
+    "demonstrations."
+)
 
 
-@describable("demonstrated", "n_per_env", "returns")
+@describable("demonstrated", "n_per_env", "of_env")
 class FirstEpisodes:
     """
     Returns of a clone's first training episodes. If they are far below the demonstrations' return, the exploration noise
@@ -27,22 +32,28 @@ class FirstEpisodes:
     def __init__(self, demonstrated: float, n_envs: int) -> None:
         self.demonstrated = demonstrated
         self.n_per_env = -(-N_EPISODES // n_envs)
-        self.returns: list[list[float]] = [[] for _ in range(n_envs)]
+        #: Returns of each environment's episodes
+        self.of_env: list[list[float]] = [[] for _ in range(n_envs)]
+
+    @property
+    def returns(self) -> list[float]:
+        """Returns of all environments' episodes"""
+        return [value for of_env in self.of_env for value in of_env]
 
     def add(self, infos: Sequence[Mapping[str, Any]]) -> bool:
         """
         :param infos: infos of a step of all environments; the wrapper ``Monitor`` writes an episode's return into its last one
         :return: whether all episodes have ended
         """
-        for of_env, info in zip(self.returns, infos, strict=False):
+        for of_env, info in zip(self.of_env, infos, strict=False):
             if "episode" in info and len(of_env) < self.n_per_env:
                 of_env.append(float(info["episode"]["r"]))
-        return all(len(of_env) == self.n_per_env for of_env in self.returns)
+        return all(len(of_env) == self.n_per_env for of_env in self.of_env)
 
     @property
     def are_successes(self) -> bool:
         """Whether all returns are 0 or one other value, as of failures and successes"""
-        values = {value for of_env in self.returns for value in of_env}
+        values = set(self.returns)
         return 0 in values and len(values) <= 2
 
     def earn_less(self, share: float) -> bool:
@@ -50,9 +61,14 @@ class FirstEpisodes:
         :param share: share of the demonstrations' return
         :return: whether the mean return is below it, by more than two standard errors
         """
-        returns = np.array(self.returns).ravel()
-        error = float(returns.std(ddof=1)) / len(returns) ** 0.5
-        return bool(self.demonstrated > 0 and returns.mean() + 2 * error < share * self.demonstrated)
+        return earn_less(self.returns, share, self.demonstrated)
+
+    def compared(self) -> str:
+        """:return: a sentence that compares them with the demonstrations"""
+        return (
+            f"The first {len(self.returns)} training episodes have a mean return of {np.mean(self.returns):.4g}, but the "
+            f"demonstrations have {self.demonstrated:.4g}."
+        )
 
     def warn(self, remedy: str) -> None:
         """
@@ -60,11 +76,28 @@ class FirstEpisodes:
 
         :param remedy: what to do against too much noise, as a relative clause
         """
-        if self.earn_less(_SHARE):
-            returns = np.array(self.returns).ravel()
+        if self.earn_less(SHARE):
             warn(
-                f"The first {len(returns)} training episodes have a mean return of {returns.mean():.4g}, but the "
-                f"demonstrations have {self.demonstrated:.4g}. Evaluate the deterministic policy (evaluate_policy). If it is "
-                f"much better, the exploration noise is too large for this clone, {remedy}. Otherwise, the clone is weak "
-                "(clone more demonstrations, or for longer), or the environment's rewards differ from the demonstrations'."
+                f"{self.compared()} Evaluate the deterministic policy (evaluate_policy). If it is much better, the "
+                f"exploration noise is too large for this clone, {remedy}. Otherwise, {OTHERWISE}"
             )
+
+
+def earn_less(returns: Sequence[float], share: float, demonstrated: float) -> bool:
+    """
+    :param returns: returns of at least two episodes
+    :param share: share of the demonstrations' return
+    :param demonstrated: mean return of the demonstrations
+    :return: whether the mean return is below the share, by more than two standard errors; False if ``demonstrated`` is not
+        positive
+    """
+    mean, error = mean_and_error(returns)
+    return demonstrated > 0 and mean + 2 * error < share * demonstrated
+
+
+def mean_and_error(returns: Sequence[float]) -> tuple[float, float]:
+    """
+    :param returns: returns of at least two episodes
+    :return: their mean, and its standard error
+    """
+    return float(np.mean(returns)), float(np.std(returns, ddof=1)) / len(returns) ** 0.5

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from sb3_scoreflow.common.plain import describable
-from sb3_scoreflow.ppo.first_episodes import N_EPISODES, FirstEpisodes
+from sb3_scoreflow.common.utils import warn
+from sb3_scoreflow.ppo.first_episodes import N_EPISODES, OTHERWISE, SHARE, FirstEpisodes, earn_less, mean_and_error
 
 #: Share of the return that the noise has to leave
 KEEP = 0.7
@@ -55,11 +56,16 @@ class NoiseTrial:
             if not self.waiting[env] and len(self.returns[env]) < self.n_per_env:
                 self.returns[env].append(float(info["episode"]["r"]))
             self.waiting[env] = False
-        return self._is_complete or self.n_steps >= _MAX_STEPS * self.n_per_env
+        return self._is_complete or self.n_steps >= _MAX_STEPS * (self.n_per_env + 1)
 
     @property
     def _is_complete(self) -> bool:
         return all(len(of_env) == self.n_per_env for of_env in self.returns)
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes of all environments"""
+        return self.n_per_env * len(self.returns)
 
     def scales(self) -> list[float]:
         """:return: factor of the noise in the current episode of each environment"""
@@ -72,26 +78,39 @@ class NoiseTrial:
         """
         if not self._is_complete:
             return 1.0, {}
-        of_scale: dict[float, list[float]] = {scale: [] for scale in _SCALES}
-        for env, of_env in enumerate(self.returns):
-            for episode, value in enumerate(of_env):
-                of_scale[self._scale(env, episode)].append(value)
-        without, without_error = _mean_and_error(of_scale.pop(_NONE))
-        full, full_error = _mean_and_error([value for of_env in self.first.returns for value in of_env])
-        means = {0.0: without, 1.0: full}
-        if KEEP * without - full <= 2 * math.hypot(KEEP * without_error, full_error):
+        (without, without_error), (full, full_error) = mean_and_error(self._returns(_NONE)), mean_and_error(self.first.returns)
+        means, chosen = {0.0: without, 1.0: full}, _CHOICES[-1]
+        if without <= 0 or KEEP * without - full <= 2 * math.hypot(KEEP * without_error, full_error):
             return 1.0, means
-        chosen = _CHOICES[-1]
-        for scale, returns in reversed(of_scale.items()):
-            means[scale], error = _mean_and_error(returns)
+        for scale in reversed(_CHOICES):
+            means[scale], error = mean_and_error(self._returns(scale))
             if means[scale] + error >= KEEP * without:
                 chosen = scale
         return chosen, means
 
+    def warn(self, remedy: str) -> None:
+        """
+        Warn if the episodes without noise have less than half of the demonstrations' return, or if only those with noise have,
+        but the noise is not proved to be the reason.
+
+        :param remedy: what to do against too much noise, as a relative clause
+        """
+        if self._is_complete and earn_less(self._returns(_NONE), SHARE, self.first.demonstrated):
+            without = self._returns(_NONE)
+            warn(
+                f"Without noise, {len(without)} training episodes have a mean return of {np.mean(without):.4g}, but the "
+                f"demonstrations have {self.first.demonstrated:.4g}: {OTHERWISE}"
+            )
+        elif self.result()[0] == 1:
+            self.first.warn(remedy)
+
+    def _returns(self, scale: float) -> list[float]:
+        return [
+            value
+            for env, of_env in enumerate(self.returns)
+            for episode, value in enumerate(of_env)
+            if self._scale(env, episode) == scale
+        ]
+
     def _scale(self, env: int, episode: int) -> float:
         return _SCALES[(env * self.n_per_env + episode) % len(_SCALES)]
-
-
-def _mean_and_error(returns: Sequence[float]) -> tuple[float, float]:
-    """:return: mean and its standard error"""
-    return float(np.mean(returns)), float(np.std(returns, ddof=1)) / len(returns) ** 0.5

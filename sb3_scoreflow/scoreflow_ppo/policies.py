@@ -295,6 +295,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         elif self.single_step_fraction > 0:
             step = th.full((len(features),), -1, device=features.device)
         factors = self.noise_factors
+        if factors is not None and len(factors) != len(features):  # not a rollout's step
+            factors = None
         chain, mean, std = self._sample_chain(acting, noise, self.denoising_steps, step, deterministic, factors)
         if std is None:
             log_prob = self.evaluate_chain(obs, chain).log_prob

@@ -34,6 +34,8 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
 
 #: Clip ranges of at least this value suit PPO's ratio, but not a geometric mean.
 _LARGE_CLIP_RANGE = 0.1
+#: Default of ``min_std``
+_MIN_STD = 0.1
 
 
 class ScoReFlowPPO(FlowPPO):
@@ -83,9 +85,9 @@ class ScoReFlowPPO(FlowPPO):
     :param max_std: upper bound of this standard deviation, a float or schedule (the published one is
         :class:`~sb3_scoreflow.HoldCosineSchedule`)
     :param noise_scale: factor of ``min_std``, ``max_std`` and ``learning_rate``, for which :func:`calibrate_noise` has a
-        value. None: 1. If a clone's first training episodes earn less than 70% of the demonstrations' return, at the default
-        noise and learning rate, the next episodes try less noise without training, and the scale becomes the largest of 1,
-        1/2, 1/4 and 1/8 that keeps 70% of the return without noise (ours)
+        value. None: 1. If a clone's first training episodes earn less than 70% of the demonstrations' return, with the other
+        arguments of noise and ``learning_rate`` at their defaults, the next episodes try less noise without training, and the
+        scale becomes the largest of 1, 1/2, 1/4 and 1/8 that keeps 70% of the return without noise (ours)
     :param single_step_fraction: share of the environments, in [0, 1], whose chains start from ``x_0 = 0`` and have a single
         noisy step, drawn at random, so that they explore around the deterministic action. 0: all steps of all chains are noisy
         (published)
@@ -150,7 +152,7 @@ class ScoReFlowPPO(FlowPPO):
         denoising_steps: int = 4,
         score_drift: ScoreDrift = "learned",
         noise: Noise = "learned",
-        min_std: float = 0.1,
+        min_std: float = _MIN_STD,
         max_std: float | Schedule | None = None,
         noise_scale: float | None = None,
         single_step_fraction: float = 0.0,
@@ -276,6 +278,7 @@ class ScoReFlowPPO(FlowPPO):
         super()._prepare_rollout()
         self.policy.single_step_fraction = self.single_step_fraction
         self._update_noise_bounds()
+        self._mixed_rollout = self._noise_trial is not None
         self._follow_trial()
 
     def _bounded_std(self, max_std: float) -> float:
@@ -297,28 +300,34 @@ class ScoReFlowPPO(FlowPPO):
                 self._noise_trial = NoiseTrial(self._noise_trial.first, [{}] * self.n_envs)
             self._noise_trial.restart_episodes()
 
+    @property
+    def _may_lower_noise(self) -> bool:
+        """Whether noise and learning rate are at their defaults; likelihoods with a bound do not allow smaller noise."""
+        at_default = {"noise_scale", "max_std", "learning_rate"} <= self._at_default.keys() and self.min_std == _MIN_STD
+        return at_default and self.noise != "score_matched" and self.log_prob_clip is None
+
     def _judge(self, found: FirstEpisodes, infos: list[dict[str, Any]]) -> None:
-        own = {"noise_scale", "max_std", "learning_rate"} <= self._at_default.keys() and self.noise != "score_matched"
-        if own and found.earn_less(KEEP) and not found.are_successes:
-            self._noise_trial, self._mixed_rollout = NoiseTrial(found, infos), True
-        else:
+        if not self._may_lower_noise or found.are_successes or not found.earn_less(KEEP):
             super()._judge(found, infos)
+            return
+        self._noise_trial, self._mixed_rollout = NoiseTrial(found, infos), True
+        warn(
+            f"{found.compared()} The noise may be too large for this clone: the next {self._noise_trial.n_episodes} episodes "
+            "try less of it, and the policy does not change meanwhile. Pass noise_scale to choose it yourself (1: no trial)."
+        )
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         trial = self._noise_trial
         super()._update_info_buffer(infos, dones)
-        if trial is not None and trial.add(infos):
+        if trial is not None and not self._may_lower_noise:  # a callback has set an argument
             self._noise_trial = None
-            scale, returns = trial.result()
-            if scale == 1:
-                trial.first.warn(self.less_noise)
-            elif "noise_scale" in self._at_default:  # otherwise, a callback has set it
-                self.__dict__["noise_scale"] = scale
-                self._update_noise_bounds()
-                if self.verbose >= 1:
-                    print(
-                        f"The noise costs too much of the clone's return: noise_scale={scale:g} (returns by scale: {returns})"
-                    )
+        elif trial is not None and trial.add(infos):
+            self._noise_trial = None
+            self.__dict__["noise_scale"], returns = trial.result()
+            self._update_noise_bounds()
+            if self.verbose >= 1:
+                print(f"Trial of less noise: noise_scale={self.noise_scale:g} (mean return by scale: {returns})")
+            trial.warn(self.less_noise)
         self._follow_trial()
 
     def _follow_trial(self) -> None:
@@ -339,7 +348,7 @@ class ScoReFlowPPO(FlowPPO):
         """Update policy and critic from the rollout buffer, but not from episodes of a trial, whose noise differs."""
         if self._mixed_rollout:
             self._check_rollout()
-            self._mixed_rollout = self._noise_trial is not None
+            self.logger.record("train/noise_scale", self.noise_scale)
             return
         super().train()
         self._update_noise_bounds()

@@ -69,7 +69,7 @@ def test_no_warning_where_nothing_is_lost(clone: ScoReFlowPPO) -> None:
 
 def test_rewards_of_another_unit(clone: ScoReFlowPPO) -> None:
     (message,) = warned(started_from(clone, 4.0, fee=0.7))  # 0.3 instead of 1 per step
-    assert "a mean return of 3," in message and "the environment's rewards differ from the demonstrations'" in message
+    assert "a mean return of 3," in message and "the environment's rewards are not those of the demonstrations" in message
 
 
 def test_a_weak_clone_of_fpo_and_the_remedy() -> None:
@@ -110,7 +110,7 @@ def test_every_environment_counts_alike() -> None:
         step += 1
         late: dict[str, Any] = {"episode": {"r": 10.0}} if step % 4 == 0 else {}
         done = check.add([{"episode": {"r": 0.0}}, late])
-    assert step == 12 and check.returns == [[0.0] * 3, [10.0] * 3]
+    assert step == 12 and check.of_env == [[0.0] * 3, [10.0] * 3]
 
 
 @pytest.mark.parametrize(
