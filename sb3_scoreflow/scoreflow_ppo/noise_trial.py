@@ -1,6 +1,5 @@
 """A trial of less noise in training episodes, for clones that the default noise destroys."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,25 +72,22 @@ class NoiseTrial:
 
     def result(self) -> tuple[float, dict[float, float]]:
         """
-        :return: the chosen scale, which is 1 unless the episodes with the full noise have less than 70% of the return without
-            noise, by more than two standard errors; and the mean return by scale, where scale 0 is the policy without noise
+        :return: the largest scale, with 1 among them, whose mean return plus one standard error is at least 70% of the return
+            without noise, or the smallest one; and the mean return by scale, where scale 0 is the policy without noise. The
+            scale is 1 if that return is not positive, or if the trial was given up
         """
         if not self._is_complete:
             return 1.0, {}
-        (without, without_error), (full, full_error) = mean_and_error(self._returns(_NONE)), mean_and_error(self.first.returns)
-        means, chosen = {0.0: without, 1.0: full}, _CHOICES[-1]
-        if without <= 0 or KEEP * without - full <= 2 * math.hypot(KEEP * without_error, full_error):
-            return 1.0, means
-        for scale in reversed(_CHOICES):
-            means[scale], error = mean_and_error(self._returns(scale))
-            if means[scale] + error >= KEEP * without:
-                chosen = scale
-        return chosen, means
+        of_scale = {1.0: self.first.returns, **{scale: self._returns(scale) for scale in _CHOICES}}
+        without = float(np.mean(self._returns(_NONE)))
+        means = {0.0: without, **{scale: float(np.mean(returns)) for scale, returns in of_scale.items()}}
+        kept = [scale for scale, returns in of_scale.items() if sum(mean_and_error(returns)) >= KEEP * without]
+        return 1.0 if without <= 0 else max(kept, default=_CHOICES[-1]), means
 
     def warn(self, remedy: str) -> None:
         """
         Warn if the episodes without noise have less than half of the demonstrations' return, or if only those with noise have,
-        but the noise is not proved to be the reason.
+        but the noise stays.
 
         :param remedy: what to do against too much noise, as a relative clause
         """
