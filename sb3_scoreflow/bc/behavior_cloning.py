@@ -159,7 +159,7 @@ class BehaviorCloning:
 
         :param n_epochs: passes over the demonstrations; give this or ``n_batches``, not both
         :param n_batches: gradient steps; if neither is given, the number depends on the size of the demonstrations and is at
-            most 10,000, or 30,000 if the demonstrations are precise and the policy has no image encoder (see
+            most 10,000, or 60,000 if the demonstrations are precise and the policy has no image encoder (see
             :func:`~sb3_scoreflow.bc.defaults.default_batches`)
         :param critic_batches: gradient steps that fit the critic to the demonstrations' discounted returns after cloning, if
             the algorithm has a value function (see :meth:`~sb3_scoreflow.ScoReFlowPPO.pretrain_critic`). None: a fifth of the

@@ -9,8 +9,8 @@ from sb3_scoreflow.common.policies import FlowMatchingPolicy
 
 #: Passes over the demonstrations, and the smallest and largest number of gradient steps.
 _EPOCHS, _MIN_BATCHES, _MAX_BATCHES = 200, 1000, 10_000
-#: The same maximum for precise demonstrations.
-_MAX_BATCHES_PRECISE = 30_000
+#: The same passes and maximum for precise demonstrations.
+_EPOCHS_PRECISE, _MAX_BATCHES_PRECISE = 400, 60_000
 #: Gradient steps after which cloning judges whether the demonstrations are precise, and the largest distance of precise ones
 #: from the clone. At the end of cloning, this distance is 0.04 to 0.15 for experts without noise and for scripts, and 0.36 to
 #: 0.41 for noisy agents; after 2,000 steps, it is larger (docs/implementation.md).
@@ -24,8 +24,8 @@ _ON_GRID = 0.75
 
 def default_batches(batches_per_epoch: int, residual: float = math.inf) -> int:
     """
-    Default number of gradient steps (ours): 200 passes over the demonstrations, at least 1,000 and at most 10,000 steps, or
-    30,000 if the demonstrations are precise.
+    Default number of gradient steps (ours): 200 passes over the demonstrations, at least 1,000 and at most 10,000 steps. If the
+    demonstrations are precise: 400 passes and at most 60,000 steps.
 
     The more precise an expert, the smaller are the errors that make a clone fail. Further steps reduce these errors, whereas
     with noisy demonstrations, they may only fit more of the noise.
@@ -36,8 +36,9 @@ def default_batches(batches_per_epoch: int, residual: float = math.inf) -> int:
     :return: the number of steps
     """
     # Ten thousand steps are 85 passes over 30,000 transitions, and 1,470 over twenty demonstrations of Meta-World.
-    most = _MAX_BATCHES_PRECISE if residual < _PRECISE_RESIDUAL else _MAX_BATCHES
-    return min(max(_EPOCHS * batches_per_epoch, _MIN_BATCHES), most)
+    precise = residual < _PRECISE_RESIDUAL
+    passes, most = (_EPOCHS_PRECISE, _MAX_BATCHES_PRECISE) if precise else (_EPOCHS, _MAX_BATCHES)
+    return min(max(passes * batches_per_epoch, _MIN_BATCHES), most)
 
 
 def default_learning_rate(policy: FlowMatchingPolicy) -> float:

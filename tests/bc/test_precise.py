@@ -18,7 +18,7 @@ SETTINGS: dict[str, Any] = dict(n_batches=None, batch_size=N // PASS, log_interv
 
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Judge after 150 steps of 300; precise demonstrations get 500 (200 passes would be 2,000)."""
+    """Judge after 150 steps of 300; precise demonstrations get 500 (400 passes would be 4,000)."""
     monkeypatch.setattr(behavior_cloning, "JUDGED_AFTER", 150)
     for name, value in (("_MIN_BATCHES", 100), ("_MAX_BATCHES", 300), ("_MAX_BATCHES_PRECISE", 500)):
         monkeypatch.setattr(defaults, name, value)
@@ -35,13 +35,16 @@ def demonstrations(noise: float) -> Demonstrations:
 @pytest.mark.parametrize(
     ("per_pass", "residual", "steps"),
     [
-        (118, 0.07, 23_600),  # 200 passes over 30,000 transitions
-        (118, 0.19, 23_600),
-        (55, 0.16, 11_000),
+        (118, 0.07, 47_200),  # 400 passes over 30,000 transitions
+        (118, 0.19, 47_200),
+        (55, 0.16, 22_000),
+        (55, 0.36, 10_000),
+        (10, 0.36, 2000),
+        (10, 0.16, 4000),
         (118, 0.36, 10_000),
         (118, math.inf, 10_000),  # not yet judged
-        (4, 0.01, 1000),
-        (1000, 0.01, 30_000),
+        (4, math.inf, 1000),  # ends before it is judged
+        (1000, 0.01, 60_000),
     ],
 )
 def test_number_of_steps(monkeypatch: pytest.MonkeyPatch, per_pass: int, residual: float, steps: int) -> None:
