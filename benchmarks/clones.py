@@ -105,6 +105,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "default": Variant(),
     "short": Variant(n_batches=10_000),  # for precise demonstrations, whose default is more steps
+    "passes_200": Variant(n_batches=23_600),  # over 30 episodes of an expert
     "uniform_times": Variant(UniformTimes),
     "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all earlier defaults
     "mean_prediction": Variant(MeanPrediction),
@@ -197,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=study.RESULTS / "tasks" / "data", help="folder of precise demonstrations")
     parser.add_argument("--episodes", type=int, help="evaluation episodes (default 20 for locomotion, else 50)")
     parser.add_argument("--n-batches", type=int, help="gradient steps of all clones, for a short trial")
-    parser.set_defaults(variants=[name for name in VARIANTS if name != "short"])  # equals the default if it is not longer
+    parser.set_defaults(variants=[name for name in VARIANTS if name not in ("short", "passes_200")])  # of precise experts
     options = parser.parse_args(arguments)
     options.episodes = options.episodes or N_EPISODES[TASKS[options.task].measure]
     summarize(options, study.make_runs(options, run, VARIANTS))

@@ -90,7 +90,7 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
     section = {
         "origins": study.origins(section, made),
         "task": options.task,
-        "seeds": [int(seed) for seed in runs["calibrated"]],
+        "seeds": sorted({int(seed) for of in runs.values() for seed in of}),
         **found["calibrated"],
         **{variant: found[variant] for variant in others if runs[variant]},
     }
@@ -112,16 +112,17 @@ def _trained(runs: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, An
 
 
 def _plot(folder: Path) -> None:
-    """Plot returns with the calibrated noise and with the default noise, whose runs may belong to ``benchmarks.tasks``."""
+    """Plot the returns of each choice of the noise; the runs with the default may belong to ``benchmarks.tasks``."""
     table, of_tasks, rows = CurveTable(folder).read(), CurveTable(study.RESULTS / "tasks").read(), []
-    default = {**{run._replace(variant="default"): of for run, of in of_tasks.items() if run[0] == "scoreflow_ppo"}, **table}
-    for task, section in study.read_summary(folder).items():
-        if "end" in section:
-            curves = {
-                "calibrated noise": [curve for run, curve in table.items() if run[:2] == ("calibrated", task)],
-                "default noise": [curve for run, curve in default.items() if run[:2] == ("default", task)],
-            }
-            rows.append(study.return_panels(task, {label: runs for label, runs in curves.items() if runs}))
+    of_tasks = {run._replace(variant="default"): curve for run, curve in of_tasks.items() if run.variant == "scoreflow_ppo"}
+    for task in study.read_summary(folder):
+        labelled = {
+            label: [curve for run, curve in {**of_tasks, **table}.items() if run[:2] == (variant, task)]
+            for variant, label in (("full", "noise scale 1"), ("default", "default"), ("calibrated", "calibrated noise"))
+        }
+        labelled = {label: curves for label, curves in labelled.items() if curves}
+        if len(labelled) > 1:
+            rows.append(study.return_panels(task, labelled))
     if rows:
         study.plot(rows, folder / "figure.png")
 

@@ -156,7 +156,27 @@ def _stochastic_gain() -> list[str]:
     return [with_interval(section[name][variant], 2, "value") for name in names]
 
 
-NUMBERS = [Number(BENCHMARKS, "ScoReFlowPPO's rises from {} to {}", _stochastic_gain)]
+_PRECISE = ("hopper-precise", "walker2d-precise", "halfcheetah-precise")
+_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def _precise_above_clone() -> list[str]:
+    """:return: numbers of runs from experts without noise that end above their clones, with a score and without"""
+
+    def above(*variants: str) -> list[bool]:
+        sections = [result("tasks")[task]["success"] for task in _PRECISE]
+        runs = [run for section in sections for variant in variants for run in section[variant].values()]
+        return [run["end"]["deterministic"] > run["start"]["deterministic"] for run in runs]
+
+    with_score, without = above("scoreflow_ppo", "constant_score"), above("no_score")
+    assert all(with_score)
+    return [str(len(with_score)), _WORDS[sum(without)], _WORDS[len(without)]]
+
+
+NUMBERS = [
+    Number(BENCHMARKS, "ScoReFlowPPO's rises from {} to {}", _stochastic_gain),
+    Number(BENCHMARKS, "all {} runs with a score end above their clones, but {} of {} without score", _precise_above_clone),
+]
 TABLES: Tables = {
     "overview": (README, overview),
     "Hopper-v5": (BENCHMARKS, lambda: algorithms("Hopper-v5")),

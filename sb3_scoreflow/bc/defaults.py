@@ -12,7 +12,7 @@ _EPOCHS, _MIN_BATCHES, _MAX_BATCHES = 200, 1000, 10_000
 #: The same passes and maximum for precise demonstrations.
 _EPOCHS_PRECISE, _MAX_BATCHES_PRECISE = 400, 60_000
 #: Gradient steps after which cloning judges whether the demonstrations are precise, and the largest distance of precise ones
-#: from the clone. At the end of cloning, this distance is 0.04 to 0.15 for experts without noise and for scripts, and 0.36 to
+#: from the clone. At the end of cloning, this distance is 0.03 to 0.15 for experts without noise and for scripts, and 0.36 to
 #: 0.41 for noisy agents; after 2,000 steps, it is larger (docs/implementation.md).
 JUDGED_AFTER, _PRECISE_RESIDUAL = 2000, 0.25
 #: Gradient steps of the critic if cloning has its default number of steps; it does not depend on the size of the
@@ -24,8 +24,8 @@ _ON_GRID = 0.75
 
 def default_batches(batches_per_epoch: int, residual: float = math.inf) -> int:
     """
-    Default number of gradient steps (ours): 200 passes over the demonstrations, at least 1,000 and at most 10,000 steps. If the
-    demonstrations are precise: 400 passes and at most 60,000 steps.
+    Default number of gradient steps (ours): 200 passes over the demonstrations, at least 1,000 and at most 10,000 steps, or
+    400 passes and at most 60,000 steps if the demonstrations are precise.
 
     The more precise an expert, the smaller are the errors that make a clone fail. Further steps reduce these errors, whereas
     with noisy demonstrations, they may only fit more of the noise.
