@@ -164,7 +164,7 @@ def test_clone_with_calibrated_noise(tmp_path: Path, capsys: pytest.CaptureFixtu
     pretrain_bc(by_hand, demonstrations_of_zero(), n_batches=500, seed=0)
     found = calibrate_noise(by_hand, make_vec_env(env_id, 10, seed=0), seed=0)
     assert found.scale < 1 and f"Exploration noise: {found.scale:g} times the default " in capsys.readouterr().out
-    assert same_weights(clone, by_hand) and clone.min_std == by_hand.min_std == 0.1 * found.scale
+    assert same_weights(clone, by_hand) and clone.noise_scale == by_hand.noise_scale == found.scale
     assert main([*arguments, *output, "--algo", "rldt"]) == 2
     assert "--calibrate-noise is for --algo scoreflow_ppo, got rldt: leave it out" in capsys.readouterr().err
 

@@ -28,6 +28,7 @@ OTHER_VALUES: dict[str, Any] = dict(
     score_drift="constant",
     noise="constant",
     max_std=0.3,
+    noise_scale=0.7,
     critic_warmup_iterations=1,
     bc_coef=0.1,
     averaging_horizon=500.0,

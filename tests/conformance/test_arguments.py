@@ -78,6 +78,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ),
     (dict(min_std=0.0), "min_std must be a positive number, got 0.0"),
     (dict(min_std=-0.1), "min_std must be a positive number, got -0.1"),
+    (dict(noise_scale=0.0), "noise_scale must be a positive number, got 0.0"),
     # Not after hours of training, when the schedule gets there.
     (
         dict(min_std=0.1, max_std=HoldCosineSchedule(0.4, 0.05)),

@@ -51,6 +51,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = dict(
     score_drift=st.sampled_from(["learned", "constant", "none"]),
     noise=st.sampled_from(["learned", "constant", "score_matched"]),
     min_std=st.floats(0.01, 0.3),
+    noise_scale=st.floats(0.05, 2.0),
     max_std=st.none() | STDS | st.builds(HoldCosineSchedule, STDS, STDS, st.floats(0, 0.9)),
     single_step_fraction=FRACTIONS,
     critic_warmup_iterations=st.integers(0, 2),

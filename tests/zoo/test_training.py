@@ -209,7 +209,7 @@ def test_calibrated_noise(tmp_path: Path) -> None:
     by_hand = ScoReFlowPPO("FlowPolicy", make_vec_env("Needle-v0"), **arguments)
     pretrain_bc(by_hand, demonstrations_of_zero(), **settings)  # type: ignore[arg-type]
     found = calibrate_noise(by_hand, make_vec_env("Needle-v0", 10), seed=3)
-    assert found.scale < 1 and trained.min_std == by_hand.min_std == 0.1 * found.scale
+    assert found.scale < 1 and trained.noise_scale == by_hand.noise_scale == found.scale
     assert saved_config(run, "Needle-v0")["calibrate_noise"] is True
     with pytest.raises(SystemExit, match="error: calibrate_noise=True is for ScoReFlowPPO, not FPO: leave it out"):
         train(tmp_path / "refused", "fpo", "Needle-v0", **more)
