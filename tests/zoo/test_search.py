@@ -54,7 +54,14 @@ def test_ranges_hold_the_defaults(algorithm: str) -> None:
             low, high = {**sampler.rates, **sampler.counts}[name]
             assert all(low <= as_schedule(value)(progress) <= high for progress in (START, END)), name
         else:
-            assert name in ("max_std", "critic_warmup_transitions", "averaging_horizon", "td_lambda", "max_shift")
+            assert name in (
+                "max_std",
+                "critic_warmup_transitions",
+                "averaging_horizon",
+                "td_lambda",
+                "max_shift",
+                "noise_scale",
+            )
     assert sampler.rates["learning_rate"][0] < 3e-4 < sampler.rates["learning_rate"][1]
 
 
