@@ -12,7 +12,7 @@ _EPOCHS, _MIN_BATCHES, _MAX_BATCHES = 200, 1000, 10_000
 #: The same passes and maximum for precise demonstrations.
 _EPOCHS_PRECISE, _MAX_BATCHES_PRECISE = 400, 60_000
 #: Gradient steps after which cloning judges whether the demonstrations are precise, and the largest distance of precise ones
-#: from the clone. At the end of cloning, this distance is 0.03 to 0.15 for experts without noise and for scripts, and 0.36 to
+#: from the clone. At the end of cloning, this distance is 0.03 to 0.14 for experts without noise and for scripts, and 0.36 to
 #: 0.41 for noisy agents; after 2,000 steps, it is larger (docs/implementation.md).
 JUDGED_AFTER, _PRECISE_RESIDUAL = 2000, 0.25
 #: Gradient steps of the critic if cloning has its default number of steps; it does not depend on the size of the
