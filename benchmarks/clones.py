@@ -198,7 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=study.RESULTS / "tasks" / "data", help="folder of precise demonstrations")
     parser.add_argument("--episodes", type=int, help="evaluation episodes (default 20 for locomotion, else 50)")
     parser.add_argument("--n-batches", type=int, help="gradient steps of all clones, for a short trial")
-    parser.set_defaults(variants=[name for name in VARIANTS if name not in ("short", "passes_200")])  # of precise experts
+    # Shorter clones differ from the default only if the demonstrations are precise
+    parser.set_defaults(variants=[name for name in VARIANTS if name not in ("short", "passes_200")])
     options = parser.parse_args(arguments)
     options.episodes = options.episodes or N_EPISODES[TASKS[options.task].measure]
     summarize(options, study.make_runs(options, run, VARIANTS))

@@ -10,6 +10,10 @@ from benchmarks.study import RESULTS
 
 #: Name -> page and table
 Tables = dict[str, tuple[Path, Callable[[], str]]]
+#: Tasks of ``benchmarks.tasks`` with demonstrations of an expert without noise
+PRECISE = ("hopper-precise", "walker2d-precise", "halfcheetah-precise")
+#: Numbers in sentences
+WORDS = ("none", *"one two three four five six seven eight nine ten eleven twelve".split())
 
 
 def page(name: str) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks import study
 from benchmarks.curves import RETURNS, CurveTable, Run
 from benchmarks.provenance import ROOT
-from benchmarks.tables.cells import Tables, listed, markdown, page, result, with_interval
+from benchmarks.tables.cells import PRECISE, WORDS, Tables, listed, markdown, page, result, with_interval
 from benchmarks.tables.numbers import Number
 
 README, BENCHMARKS = ROOT / "README.md", page("benchmarks")
@@ -156,21 +156,17 @@ def _stochastic_gain() -> list[str]:
     return [with_interval(section[name][variant], 2, "value") for name in names]
 
 
-_PRECISE = ("hopper-precise", "walker2d-precise", "halfcheetah-precise")
-_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
 def _precise_above_clone() -> list[str]:
     """:return: numbers of runs from experts without noise that end above their clones, with a score and without"""
 
     def above(*variants: str) -> list[bool]:
-        sections = [result("tasks")[task]["success"] for task in _PRECISE]
+        sections = [result("tasks")[task]["success"] for task in PRECISE]
         runs = [run for section in sections for variant in variants for run in section[variant].values()]
         return [run["end"]["deterministic"] > run["start"]["deterministic"] for run in runs]
 
     with_score, without = above("scoreflow_ppo", "constant_score"), above("no_score")
     assert all(with_score)
-    return [str(len(with_score)), _WORDS[sum(without)], _WORDS[len(without)]]
+    return [str(len(with_score)), WORDS[sum(without)], WORDS[len(without)]]
 
 
 NUMBERS = [

@@ -6,14 +6,13 @@ from typing import Any
 from benchmarks.clones import EASY
 from benchmarks.curves import CurveTable, Run
 from benchmarks.study import RESULTS
-from benchmarks.tables.cells import Tables, listed, markdown, page, range_of, result, thousands, with_interval
+from benchmarks.tables.cells import WORDS, Tables, listed, markdown, page, range_of, result, thousands, with_interval
 from benchmarks.tables.numbers import Number
 
 TASKS, CAMERAS, IMPLEMENTATION = page("tasks"), page("cameras"), page("implementation")
 _ALGORITHMS = {"scoreflow_ppo": "ScoReFlowPPO", "rldt": "RLDT"}
 _FROM_CAMERA = {"scoreflow_ppo": "ScoReFlowPPO", "rldt": "RLDT, critics with the clone's encoder"}
 _ENCODERS = {"NatureCNN": "NatureCNN", "ViT": "ViTExtractor", "ViT, depth 0": "ViTExtractor, `depth=0`"}
-_WORDS = {6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
 
 
 # ---------------------------------------------------------------- Lift
@@ -114,7 +113,7 @@ def _above_clone() -> list[str]:
         [value for name in _GAINING for value in mean[name][when]["deterministic"]["per_seed"]] for when in ("start", "end")
     )
     above = [end > start for start, end in zip(starts, ends, strict=True)]
-    return [_WORDS[sum(above)], _WORDS[len(above)]]
+    return [WORDS[sum(above)], WORDS[len(above)]]
 
 
 _GAINING = ("scoreflow_ppo", "constant_score", "no_score", "fpo")
@@ -173,7 +172,7 @@ def encoders() -> str:
 
 
 def _transformer() -> list[str]:
-    return [_WORDS[round(ratio)] for ratio in [result("encoder_cost")["encoders"]["ViT"]["ratio_to_NatureCNN"]["training"]]]
+    return [WORDS[round(ratio)] for ratio in [result("encoder_cost")["encoders"]["ViT"]["ratio_to_NatureCNN"]["training"]]]
 
 
 def _simulations() -> list[str]:

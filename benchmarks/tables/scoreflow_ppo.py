@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.curves import Curve, CurveTable, Run
 from benchmarks.learning import all_steps_to, final_return
 from benchmarks.study import RESULTS
-from benchmarks.tables.cells import Tables, listed, markdown, page, range_of, result, thousands, with_interval
+from benchmarks.tables.cells import PRECISE, WORDS, Tables, listed, markdown, page, range_of, result, thousands, with_interval
 from benchmarks.tables.numbers import Number
 
 PAGE = page("scoreflow_ppo")
@@ -308,30 +308,26 @@ def _scales() -> list[str]:
     return [f"{run['scale']:g}" for task in ("Hopper-v5", "push-v3") for run in of_tasks[task]["runs"].values()]
 
 
-_PRECISE = ("hopper-precise", "walker2d-precise", "halfcheetah-precise")
-_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
 def _ends_below() -> list[str]:
     """:return: the number of precise clones below which the policy ends with a noise scale of 1, and the number of clones"""
     pairs = [
         (run["start"]["deterministic"], run["end"]["deterministic"])
-        for task in _PRECISE
+        for task in PRECISE
         for run in result("noise")[task]["full"]["runs"].values()
     ]
-    return [_WORDS[sum(end < start for start, end in pairs)], _WORDS[len(pairs)]]
+    return [WORDS[sum(end < start for start, end in pairs)], WORDS[len(pairs)]]
 
 
 def _ends_above() -> list[str]:
     """:return: the number of precise clones above which the policy ends at the defaults"""
-    runs = [run for task in _PRECISE for run in result("tasks")[task]["success"]["scoreflow_ppo"].values()]
-    return [_WORDS[sum(run["end"]["deterministic"] > run["start"]["deterministic"] for run in runs)]]
+    runs = [run for task in PRECISE for run in result("tasks")[task]["success"]["scoreflow_ppo"].values()]
+    return [WORDS[sum(run["end"]["deterministic"] > run["start"]["deterministic"] for run in runs)]]
 
 
 def _default_least() -> list[str]:
     """:return: the two lowest minima over training at the defaults, in percent of the clone's return"""
     shares = []
-    for task in _PRECISE:
+    for task in PRECISE:
         section = result("tasks")[task]
         starts = section["mean"]["scoreflow_ppo"]["start"]["deterministic"]["per_seed"]
         lowest = section["lowest_deterministic"]["scoreflow_ppo"]
@@ -340,7 +336,7 @@ def _default_least() -> list[str]:
 
 
 def _experts() -> list[str]:
-    return [f"{result(f'{task}.json')['statistics']['return_mean']:.0f}" for task in _PRECISE]
+    return [f"{result(f'{task}.json')['statistics']['return_mean']:.0f}" for task in PRECISE]
 
 
 _NOISE_NUMBERS = [
