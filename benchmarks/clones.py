@@ -15,13 +15,15 @@ mean square error of the deterministic action on the cloned actions, in units of
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
+from torch import nn
 
 from benchmarks import study
 from benchmarks.curves import check_seeds, locked
@@ -31,6 +33,7 @@ from benchmarks.tasks.families import TASKS as FINE_TUNED
 from benchmarks.tasks.families import Locomotion, MetaWorld, Task, demonstrations_of
 from sb3_scoreflow import BehaviorCloning, Demonstrations, FlowMatchingPolicy, load_demonstrations
 from sb3_scoreflow.common.networks import TimeFeatures, VelocityField
+from sb3_scoreflow.demonstrations import ChunkBatch
 
 Draw = tuple[th.Tensor, th.Tensor, th.Tensor]
 
@@ -93,13 +96,37 @@ class MeanPrediction(BehaviorCloning):
         return noise, t, weights / mean_coefficient(t, self.policy.prior_std) ** 2
 
 
+class NoisyActions(BehaviorCloning):
+    """Cloning of actions to which noise is added, anew in every gradient step, in units of half the action's range."""
+
+    STD = 0.05
+
+    def _loss(self, batch: ChunkBatch, generator: th.Generator, random_shift: int = 0) -> th.Tensor:
+        self._generator = generator
+        return super()._loss(batch, generator, random_shift)
+
+    def _targets(self, batch: ChunkBatch) -> tuple[th.Tensor, th.Tensor]:
+        actions, mask = super()._targets(batch)
+        noise = th.randn(actions.shape, device=actions.device, generator=self._generator)
+        return actions + self.STD * noise, mask
+
+
+class DroppedReLU(nn.Sequential):
+    """ReLU followed by dropout, which is active only while the policy is in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.ReLU(), nn.Dropout(0.1))
+
+
 class Variant(NamedTuple):
     """One way to clone."""
 
     cloning: type[BehaviorCloning] = BehaviorCloning
     learning_rate: float | None = None
     n_batches: int | None = None
-    denoising_steps: int = 4
+    weight_decay: float = 1e-6
+    #: Arguments of the policy; by default, it has four denoising steps and two layers of 256 units
+    policy_kwargs: Mapping[str, Any] = MappingProxyType({})
 
 
 VARIANTS = {
@@ -109,7 +136,11 @@ VARIANTS = {
     "uniform_times": Variant(UniformTimes),
     "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all earlier defaults
     "mean_prediction": Variant(MeanPrediction),
-    "regression": Variant(Regression, denoising_steps=1),
+    "regression": Variant(Regression, policy_kwargs=dict(denoising_steps=1)),
+    "weight_decay": Variant(weight_decay=0.1),
+    "dropout": Variant(policy_kwargs=dict(activation_fn=DroppedReLU)),
+    "action_noise": Variant(NoisyActions),
+    "wide": Variant(policy_kwargs=dict(net_arch=[512, 512, 512])),
 }
 
 
@@ -151,14 +182,14 @@ def action_error(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> 
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
-    cloning, learning_rate, n_batches, denoising_steps = VARIANTS[variant]
+    cloning, learning_rate, n_batches, weight_decay, policy_kwargs = VARIANTS[variant]
     task = TASKS[options.task]
     demonstrations = demonstrations_of(task, options.data, seed)
     env = task.make_env("test", 10, 1000 * seed + 500)
     th.manual_seed(seed)
-    policy = FlowMatchingPolicy(env.observation_space, env.action_space, denoising_steps=denoising_steps)  # type: ignore[arg-type]
+    policy = FlowMatchingPolicy(env.observation_space, env.action_space, **policy_kwargs)  # type: ignore[arg-type]
     start = time.process_time()
-    trained = cloning(policy, demonstrations, learning_rate=learning_rate, seed=seed)
+    trained = cloning(policy, demonstrations, learning_rate=learning_rate, weight_decay=weight_decay, seed=seed)
     history = trained.train(n_batches=options.n_batches or n_batches)
     facts = {"batches": history["batch"][-1], "epochs": history["bc/epochs"][-1], "cpu_seconds": time.process_time() - start}
     facts["error"] = action_error(policy, demonstrations)
