@@ -1,6 +1,6 @@
 """Valid values of the arguments of :class:`RLDT`."""
 
-from sb3_scoreflow.common.checks import SB3_RULES, Choice, Count, Either, Interval, Number, OrNone, Rule, Schedule
+from sb3_scoreflow.common.checks import SB3_RULES, Choice, Count, Either, Flag, Interval, Number, OrNone, Rule, Schedule
 from sb3_scoreflow.rldt.transport import TransportRule
 
 #: Argument -> its valid values
@@ -29,6 +29,7 @@ RULES: dict[str, Rule] = {
     "fisher_coef": Number(),
     "max_shift": Number(open_low=True, bound=True),
     "averaging_horizon": Number(),
+    "rollback": Flag(),
     "learning_rate_warmup_steps": Count(0),
     "denoising_steps": Count(),
     "max_grad_norm": Number(open_low=True, bound=True),

@@ -58,6 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         reward_scale="ema",
         consistency_coef=0.5,
         critic_warmup_transitions=100_000,
+        rollback=False,
     ),
     "sparse": dict(
         n_steps=200,
@@ -76,6 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         consistency_coef=0.5,
         rollout_buffer_kwargs=dict(history_size=10, balance_success=True),
         critic_warmup_transitions=25_600,
+        rollback=False,
     ),
     "scratch": dict(
         n_steps=500,

@@ -12,7 +12,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.magnitudes import entry, warn_of_outlier
 from sb3_scoreflow.common.moved_arguments import MovedArgument, take_moved
@@ -27,6 +26,7 @@ from sb3_scoreflow.rldt.defaults import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
 from sb3_scoreflow.rldt.renormalization import Renormalization
 from sb3_scoreflow.rldt.reward_magnitude import mean_magnitude
+from sb3_scoreflow.rldt.rollback import RollbackAlgorithm
 from sb3_scoreflow.rldt.transport import Transport
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
@@ -38,7 +38,7 @@ _REWARD_SCALE_RATE = 0.01
 RATE_NAMES = dict(velocity="learning_rate", critic="critic_learning_rate", encoder="encoder_learning_rate")
 
 
-class RLDT(FlowAlgorithm):
+class RLDT(RollbackAlgorithm):
     """
     Density transport without likelihoods: particles drawn from the flow are moved along a Stein variational field of ``Q``,
     and the flow is trained to follow them (arXiv 2606.08602).
@@ -85,6 +85,9 @@ class RLDT(FlowAlgorithm):
         otherwise no limit (``math.inf``)
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
         actions come from; 0: they come from the current weights. None: 10,000 for a clone, 0 from scratch
+    :param rollback: whether the actor of a clone goes back to its best weights if the last training episodes (at least 20)
+        earn less than the best actor's, by more than one standard error; the critics keep their weights, and have learned from
+        these episodes (ours). It has no effect from scratch, or if ``Monitor`` does not record the episodes
     :param learning_rate_warmup_steps: number of actor steps over which the actor's learning rate rises linearly from 0
     :param denoising_steps: Euler steps ``K`` per action
     :param max_grad_norm: largest gradient norm of each parameter group; groups are clipped separately
@@ -163,6 +166,7 @@ class RLDT(FlowAlgorithm):
         fisher_coef: float = 0.2,
         max_shift: float | None = None,
         averaging_horizon: float | None = None,
+        rollback: bool = True,
         learning_rate_warmup_steps: int = 320,
         denoising_steps: int = 4,
         max_grad_norm: float = 1.0,
@@ -217,6 +221,7 @@ class RLDT(FlowAlgorithm):
         self.fisher_coef = fisher_coef
         self.max_shift = max_shift  # type: ignore[assignment]
         self.averaging_horizon = averaging_horizon  # type: ignore[assignment]
+        self.rollback = rollback
         self.learning_rate_warmup_steps = learning_rate_warmup_steps
         self.denoising_steps = denoising_steps
         take_moved(self, moved)
@@ -339,6 +344,7 @@ class RLDT(FlowAlgorithm):
         self._resolve_defaults()  # a callback may have cloned the policy during the rollout
         self._count_transitions(self.rollout_buffer.rewards.size)
         self._begin_averaging()
+        self._judge_actor()
         if self.max_shift == math.inf:
             self.actor_rate_factor = 1.0  # without a limit, the learning rate applies in full at once
         warming_up = self.n_transitions <= self.critic_warmup_transitions

@@ -140,6 +140,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     (dict(transport=dict(kernle="delta")), "transport must not contain ['kernle']: its entries are kernel, bandwidth"),
     (dict(transport=dict(temperature_scaling="norm")), "temperature_scaling must be one of 'gradient', 'none', got 'norm'"),
     (dict(consistency_coef=-0.5), "consistency_coef must be a number of at least 0, got -0.5"),
+    (dict(rollback=1), "rollback must be True or False, got 1"),
     (dict(max_shift=0.0), "max_shift must be a positive number, got 0.0"),
     (dict(fisher_coef=-0.2), "fisher_coef must be a number of at least 0, got -0.2"),
     (

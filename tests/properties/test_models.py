@@ -79,6 +79,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = dict(
     consistency_coef=FRACTIONS,
     fisher_coef=FRACTIONS,
     max_shift=st.none() | st.floats(1e-3, 10),
+    rollback=st.booleans(),
     learning_rate_warmup_steps=st.integers(0, 9),
     seed=st.none() | st.integers(0, 1000),
 )
