@@ -126,7 +126,8 @@ class RollbackAlgorithm(FlowAlgorithm):
         window = self._window
         if not self.rollback or window is None:
             self._forget_actor()
-        elif window.is_complete:
+            return
+        if window.is_complete:
             worse = False
             if self.n_actor_updates == 0:  # all episodes belong to the clone
                 if not window.best:
