@@ -1,5 +1,6 @@
 """RLDT's safeguard: if the training episodes of a clone earn less than before, the actor goes back to its best weights."""
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -11,14 +12,16 @@ from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.plain import describable
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 
-#: Smallest number of episodes to judge the actor by
-N_EPISODES = 20
+#: Smallest number of episodes to judge the actor by, and the standard errors by which returns have to differ
+_N_EPISODES, _N_ERRORS = 20, 1.5
+#: Number of windows that measure the best actors
+_N_WINDOWS = 10
 
 
 @describable("n_per_env", "of_env", "waiting", "best")
 class EpisodeWindow:
     """
-    Returns of recent training episodes, compared with those of the best actor so far (ours).
+    Returns of recent training episodes, compared with those of the best actors so far (ours).
 
     Each environment contributes the same number of episodes, because the first ones to end are the short ones.
 
@@ -26,7 +29,8 @@ class EpisodeWindow:
     """
 
     def __init__(self, n_envs: int) -> None:
-        #: Returns of the best actor's episodes; empty if there was no complete window yet
+        #: Returns of the best actors' episodes: of the last window that was better than those before, and of later windows
+        #: that did not differ from it; empty if there was no complete window yet
         self.best: list[float] = []
         self.restart(n_envs, False)
 
@@ -37,7 +41,7 @@ class EpisodeWindow:
         :param n_envs: number of environments
         :param wait: whether to leave out the episodes that are running, because another actor began them
         """
-        self.n_per_env = -(-N_EPISODES // n_envs)
+        self.n_per_env = -(-_N_EPISODES // n_envs)
         self.of_env: list[list[float]] = [[] for _ in range(n_envs)]
         self.waiting = [wait] * n_envs
 
@@ -62,22 +66,22 @@ class EpisodeWindow:
         """Returns of all environments' episodes"""
         return [value for returns in self.of_env for value in returns]
 
-    @property
-    def is_best(self) -> bool:
-        """Whether the mean return is at least that of the best actor"""
-        return not self.best or float(np.mean(self.returns)) >= float(np.mean(self.best))
-
-    @property
-    def is_worse(self) -> bool:
+    def difference(self) -> float:
         """
-        Whether the mean return is below that of the best actor by more than one standard error of the difference. The standard
-        deviation is the larger one of both, because that of rare successes may be 0 by chance.
+        :return: difference of the mean return from that of the best actors, in standard errors, positive if it is higher. The
+            standard deviation is the larger one of both, because that of rare successes may be 0 by chance
         """
-        if not self.best:
-            return False
-        std = max(np.std(self.returns), np.std(self.best))
+        difference = float(np.mean(self.returns)) - float(np.mean(self.best))
+        std = max(float(np.std(self.returns)), float(np.std(self.best)))
         error = std * (1 / len(self.returns) + 1 / len(self.best)) ** 0.5
-        return bool(np.mean(self.returns) + error < np.mean(self.best))
+        return 0.0 if difference == 0 else difference / error if error > 0 else math.copysign(math.inf, difference)
+
+    def accept(self, is_better: bool) -> None:
+        """
+        Make the window's episodes those of the best actors, or add them to these. If only the luckiest windows counted, later
+        windows would seem worse by chance alone.
+        """
+        self.best = self.returns if is_better else (self.best + self.returns)[-_N_WINDOWS * len(self.returns) :]
 
 
 class RollbackAlgorithm(FlowAlgorithm):
@@ -111,7 +115,7 @@ class RollbackAlgorithm(FlowAlgorithm):
     def _keep_actor(self) -> None:
         policy = self.policy
         parts = {part: deepcopy(policy.acting(part)) for part in policy.averaged_parts if hasattr(policy, part)}
-        #: The actor whose episodes had the highest mean return
+        #: The last actor whose episodes did not earn less than those before
         self.best_actor = nn.ModuleDict(parts).requires_grad_(False)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
@@ -122,31 +126,28 @@ class RollbackAlgorithm(FlowAlgorithm):
             self._window.add(infos)
 
     def _judge_actor(self) -> None:
-        """Before an update: keep the actor if its episodes are the best so far, and go back if they are worse."""
+        """Before an update: keep the actor unless its episodes earn less than those of the best actors; else go back."""
         window = self._window
         if not self.rollback or window is None:
             self._forget_actor()
             return
         if window.is_complete:
-            worse = False
-            if self.n_actor_updates == 0:  # all episodes belong to the clone
-                if not window.best:
+            is_first = not window.best
+            difference = 0.0 if is_first or self.n_actor_updates == 0 else window.difference()
+            is_worse = difference < -_N_ERRORS
+            if is_worse:
+                self._roll_back(window)
+            else:
+                if is_first or (difference >= 0 and self.n_actor_updates > 0):
                     self._keep_actor()
-                window.best.extend(window.returns)
-            elif window.is_best:
-                self._keep_actor()
-                window.best = window.returns
-            elif window.is_worse:
-                worse = True
-                self._roll_back()
-            window.restart(self.n_envs, worse)
+                window.accept(is_better=difference > _N_ERRORS)
+            window.restart(self.n_envs, wait=is_worse)
         self.logger.record("train/n_rollbacks", self.n_rollbacks)
 
-    def _roll_back(self) -> None:
-        assert self._window is not None
+    def _roll_back(self, window: EpisodeWindow) -> None:
         if self.verbose >= 1:
-            means = [float(np.mean(returns)) for returns in (self._window.returns, self._window.best)]
-            print(f"Rollback: the last episodes have a mean return of {means[0]:.4g}, the best actor's {means[1]:.4g}")
+            means = [float(np.mean(returns)) for returns in (window.returns, window.best)]
+            print(f"Rollback: the last episodes have a mean return of {means[0]:.4g}, those of the best actors {means[1]:.4g}")
         policy = self.policy
         for part, best in self.best_actor.items():
             for module in [getattr(policy, part), *([] if policy.averaged is None else [policy.averaged[part]])]:

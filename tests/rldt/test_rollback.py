@@ -89,8 +89,8 @@ class Spy(BaseCallback):
         model: Any = self.model
         roll_back = model._roll_back
 
-        def spied() -> None:
-            roll_back()
+        def spied(window: EpisodeWindow) -> None:
+            roll_back(window)
             policy = model.policy
             n_states = sum(parameter in policy.optimizer.state for parameter in policy.velocity_field.parameters())
             average = {name: value.clone() for name, value in policy.averaged["velocity_field"].state_dict().items()}
@@ -180,19 +180,40 @@ def test_without_a_fall_nothing_changes(clone: RLDT) -> None:
 
 
 def test_false_alarms_are_those_of_the_normal_distribution() -> None:
-    """20 returns against 400 of the same distribution: below by one standard error with probability Phi(-1) = 0.159."""
+    """20 returns against 200 of the same distribution: below by 1.5 standard errors with probability Phi(-1.5) = 0.067."""
     rng = np.random.default_rng(0)
-    share = np.mean([window_of(rng.normal(100, 30, 20), rng.normal(100, 30, 400)).is_worse for _ in range(3000)])
-    assert share == pytest.approx(0.159, abs=0.03)
-    share = np.mean([window_of(rng.normal(100 - 30, 30, 20), rng.normal(100, 30, 400)).is_worse for _ in range(300)])
-    assert share > 0.98
+
+    def share(mean: float, n: int) -> Any:
+        windows = [window_of(rng.normal(mean, 30, 20), rng.normal(100, 30, 200)) for _ in range(n)]
+        return np.mean([window.difference() < -1.5 for window in windows])
+
+    assert share(100, 3000) == pytest.approx(0.067, abs=0.02)
+    assert share(100 - 30, 300) > 0.98
+
+
+def test_chance_does_not_make_all_later_windows_worse(clone: RLDT) -> None:
+    """Hundred windows of one distribution: the luckiest would be the measure if it replaced the others."""
+    rng, model = np.random.default_rng(0), cloned(clone, actor_steps=0, critic_warmup_transitions=0)
+    model.learn(ITERATION)
+    model.n_actor_updates = 1
+    for _ in range(100):
+        assert model._window is not None
+        model._window.restart(20, False)
+        model._window.add([{"episode": {"r": value}} for value in rng.normal(100, 30, 20)])
+        model._judge_actor()
+        model._window.restart(20, False)
+    assert 3 <= model.n_rollbacks <= 30
 
 
 def test_rare_successes_and_no_success() -> None:
     """With a success rate of 5%, twenty failures in a row have a probability of 36%: they prove nothing."""
     best = [1.0] * 5 + [0.0] * 95
-    assert not window_of([0.0] * 20, best).is_worse
-    assert window_of([0.0] * 20, [1.0] * 30 + [0.0] * 70).is_worse  # 0.0008
+    assert window_of([0.0] * 20, best).difference() > -1.5
+    assert window_of([0.0] * 20, [1.0] * 30 + [0.0] * 70).difference() < -1.5  # 0.0008
+    assert (
+        window_of([1.0] * 20, [2.0] * 20).difference() == -np.inf and window_of([2.0] * 20, [1.0] * 20).difference() == np.inf
+    )
+    assert window_of([2.0] * 20, [2.0] * 60).difference() == 0
 
 
 def test_a_better_window_is_the_new_measure(clone: RLDT) -> None:
@@ -207,6 +228,10 @@ def test_a_better_window_is_the_new_measure(clone: RLDT) -> None:
     average = {name: value.clone() for name, value in model.policy.averaged["velocity_field"].state_dict().items()}  # type: ignore[index]
     model._judge_actor()
     assert sorted(window.best) == sorted([20.0, 21.0, 22.0, 23.0, 24.0] * N_ENVS) and window.returns == []
+    for _ in range(5):  # equal returns are added, up to ten windows
+        window.add([{"episode": {"r": 22.0}}] * N_ENVS)
+    model._judge_actor()
+    assert len(window.best) == 40 and window.best[20:] == [22.0] * 20 and model.n_rollbacks == 0
     assert same(model.best_actor["velocity_field"].state_dict(), average) and not same(average, actor_of(clone))
 
 
