@@ -13,32 +13,27 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_scoreflow.common.capabilities import Capabilities
-from sb3_scoreflow.common.magnitudes import entry, warn_of_outlier
 from sb3_scoreflow.common.moved_arguments import MovedArgument, take_moved
 from sb3_scoreflow.common.observations import take
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import DivergenceError, name_parameter_groups, warn
 from sb3_scoreflow.rldt.actor import Reference, actor_diagnostics, evaluate_actor
 from sb3_scoreflow.rldt.arguments import RULES
-from sb3_scoreflow.rldt.buffers import RolloutHistory, RolloutHistoryCallback, TrajectoryBatch
+from sb3_scoreflow.rldt.buffers import RolloutHistory, TrajectoryBatch
 from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_targets, encode
 from sb3_scoreflow.rldt.defaults import DEFAULTS, ITERATION_SIZE
+from sb3_scoreflow.rldt.history import HistoryAlgorithm
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
-from sb3_scoreflow.rldt.renormalization import Renormalization
-from sb3_scoreflow.rldt.reward_magnitude import mean_magnitude
 from sb3_scoreflow.rldt.rollback import RollbackAlgorithm
 from sb3_scoreflow.rldt.transport import Transport
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
 
-#: Weight of the newest rollout in the running mean of ``|r|`` (arXiv 2606.08602, released configuration).
-_REWARD_SCALE_RATE = 0.01
-
 #: Parameter group of the policy's optimizer -> argument that gives its learning rate
 RATE_NAMES = dict(velocity="learning_rate", critic="critic_learning_rate", encoder="encoder_learning_rate")
 
 
-class RLDT(RollbackAlgorithm):
+class RLDT(RollbackAlgorithm, HistoryAlgorithm):
     """
     Density transport without likelihoods: particles drawn from the flow are moved along a Stein variational field of ``Q``,
     and the flow is trained to follow them (arXiv 2606.08602).
@@ -137,7 +132,6 @@ class RLDT(RollbackAlgorithm):
     actor_batch_size: int
     n_particles: int
     max_shift: float
-    _warned_of_reward = False
 
     def __init__(
         self,
@@ -230,19 +224,11 @@ class RLDT(RollbackAlgorithm):
         self.n_actor_updates = 0
         #: Share of ``learning_rate`` that ``max_shift`` leaves
         self.actor_rate_factor = 1.0
-        #: Running mean of ``|r|``, 0 while no reward has been seen
-        self.reward_magnitude = 0.0
 
         if _init_setup_model:
             self._setup_model()
 
     # ------------------------------------------------------------------ set-up
-
-    def _setup_model(self) -> None:
-        history = self.__dict__.pop("rollout_buffer", None)  # present if the model was saved with include=["rollout_buffer"]
-        super()._setup_model()
-        if history is not None:
-            self._restore_history(history)
 
     def _warn_of_arguments(self) -> None:
         if self.transport.kernel == "rbf" and self.n_particles == 1:
@@ -250,12 +236,6 @@ class RLDT(RollbackAlgorithm):
                 "n_particles=1 leaves no other particle that the kernel could repel: use 4 or more particles, or "
                 "transport=dict(kernel='delta')."
             )
-
-    def _buffer_base(self) -> tuple[type[RolloutBuffer], str]:
-        return RolloutHistory, ", which keeps trajectories"
-
-    def _buffer_arguments(self) -> dict[str, Any]:
-        return {}
 
     def _policy_arguments(self) -> dict[str, Any]:
         return dict(denoising_steps=self.denoising_steps)
@@ -270,18 +250,6 @@ class RLDT(RollbackAlgorithm):
         if name == "max_shift" and "learning_rate" not in self._at_default:
             return math.inf  # a learning rate that the user sets is used as it is
         return super()._default(name)
-
-    def _restore_history(self, history: RolloutHistory) -> None:
-        """Continue with the rollout history of a file, if it fits the loaded model's environments and settings."""
-        different = history.misfits(self.rollout_buffer)
-        if different:
-            warn(
-                f"The saved rollout history does not fit ({', '.join(different)} changed): the model starts with an empty "
-                "history.",
-            )
-            return
-        history.adopt_settings(self.rollout_buffer)
-        self.rollout_buffer = history
 
     def on_pretrained(self) -> None:
         """
@@ -312,9 +280,6 @@ class RLDT(RollbackAlgorithm):
                 "critic_warmup_transitions.",
             )
         return result
-
-    def _own_callback(self) -> BaseCallback:
-        return RolloutHistoryCallback()
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         assert isinstance(optimizers, th.optim.Optimizer)
@@ -369,34 +334,6 @@ class RLDT(RollbackAlgorithm):
     def _share(self, total: int, refresh: int) -> int:
         """:return: number of steps in one refresh; the numbers of all refreshes sum to ``total``"""
         return (refresh + 1) * total // self.n_refreshes - refresh * total // self.n_refreshes
-
-    def _update_reward_scale(self) -> None:
-        if self.reward_scale != "ema":
-            self.policy.reward_scale.fill_(self.reward_scale)
-            return
-        renormalization, rewards = self._renormalization(), self.rollout_buffer.rewards
-        if renormalization is not None:
-            rewards = renormalization.rewards(rewards)
-        magnitude, absurd = mean_magnitude(rewards, self.reward_magnitude)
-        if absurd is not None and not self._warned_of_reward:
-            self._warned_of_reward = True
-            warn_of_outlier(f"rewards: {entry(absurd, 2)}", float(rewards[absurd]))
-        if magnitude is not None:
-            rate = _REWARD_SCALE_RATE if self.reward_magnitude > 0 else 1.0
-            self.reward_magnitude += rate * (magnitude - self.reward_magnitude)
-        self.policy.reward_scale.fill_(self.reward_magnitude or 1.0)
-
-    def _renormalization(self) -> Renormalization | None:
-        normalizer = self.get_vec_normalize_env()
-        return None if normalizer is None else Renormalization(normalizer, self.observation_space)
-
-    def _rollout_observations(self) -> Any:
-        renormalization, observations = self._renormalization(), self.rollout_buffer.observations
-        if renormalization is None:
-            return observations
-        if not isinstance(observations, dict):
-            return renormalization.observations("", observations)
-        return {key: renormalization.observations(key, part) for key, part in observations.items()}
 
     def _train_critic(self, batch: TrajectoryBatch, n_batches: int, log: UpdateLog) -> None:
         if n_batches == 0:
