@@ -107,6 +107,8 @@ class NoisyActions(BehaviorCloning):
 
     def _targets(self, batch: ChunkBatch) -> tuple[th.Tensor, th.Tensor]:
         actions, mask = super()._targets(batch)
+        if not th.is_grad_enabled():  # held-out actions and those that tell how precise the demonstrations are
+            return actions, mask
         noise = th.randn(actions.shape, device=actions.device, generator=self._generator)
         return actions + self.STD * noise, mask
 

@@ -23,7 +23,7 @@ from sb3_scoreflow.common.utils import ArgumentError, warn
 #: Entry of a file's ``data`` that describes the pickled attributes
 PLAIN = "_plain"
 #: Attributes that have a separate state dict in the file
-STATES = ("policy", "policy.optimizer", "reference", "best_actor")
+STATES = ("policy", "policy.optimizer", "reference", "kept_actors")
 #: Attributes that are recomputed from others when a model is set up
 _DERIVED = frozenset({"lr_schedule"})
 #: State of the current episode and of logged averages; reset if the file's release did not describe it

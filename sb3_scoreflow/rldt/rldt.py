@@ -81,7 +81,7 @@ class RLDT(RollbackAlgorithm, HistoryAlgorithm):
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
         actions come from; 0: they come from the current weights. None: 10,000 for a clone, 0 from scratch
     :param rollback: whether the actor of a clone goes back to its best weights if the last training episodes (at least 20)
-        earn less than those before, by more than 1.5 standard errors; the critics, which have learned from these episodes,
+        earn less than those before, by more than two standard errors; the critics, which have learned from these episodes,
         keep their weights (ours). It has no effect from scratch, or if ``Monitor`` does not record the episodes
     :param learning_rate_warmup_steps: number of actor steps over which the actor's learning rate rises linearly from 0
     :param denoising_steps: Euler steps ``K`` per action
