@@ -139,6 +139,7 @@ VARIANTS = {
     "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all earlier defaults
     "mean_prediction": Variant(MeanPrediction),
     "regression": Variant(Regression, policy_kwargs=dict(denoising_steps=1)),
+    "short_regression": Variant(Regression, n_batches=10_000, policy_kwargs=dict(denoising_steps=1)),
     "weight_decay": Variant(weight_decay=0.1),
     "dropout": Variant(policy_kwargs=dict(activation_fn=DroppedReLU)),
     "action_noise": Variant(NoisyActions),
@@ -196,7 +197,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     facts = {"batches": history["batch"][-1], "epochs": history["bc/epochs"][-1], "cpu_seconds": time.process_time() - start}
     facts["error"] = action_error(policy, demonstrations)
     for name, deterministic in (("deterministic", True), ("random_x0", False)):
-        if name == "random_x0" and variant == "regression":  # it was only trained at x_0 = 0
+        if name == "random_x0" and VARIANTS[variant].cloning is Regression:  # it was only trained at x_0 = 0
             continue
         env.seed(1000 * seed + 700)
         th.manual_seed(seed)
@@ -232,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, help="evaluation episodes (default 20 for locomotion, else 50)")
     parser.add_argument("--n-batches", type=int, help="gradient steps of all clones, for a short trial")
     # Shorter clones differ from the default only if the demonstrations are precise
-    parser.set_defaults(variants=[name for name in VARIANTS if name not in ("short", "passes_200")])
+    parser.set_defaults(variants=[name for name in VARIANTS if name not in ("short", "short_regression", "passes_200")])
     options = parser.parse_args(arguments)
     options.episodes = options.episodes or N_EPISODES[TASKS[options.task].measure]
     summarize(options, study.make_runs(options, run, VARIANTS))
