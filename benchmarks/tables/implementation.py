@@ -1,6 +1,6 @@
 """For docs/implementation.md: averaged weights, single steps, clones, the easiest task."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.tables.cells import Tables, listed, markdown, page, range_of, result, with_interval
@@ -26,6 +26,13 @@ _CLONINGS = {
     "earlier": "earlier defaults",
     "regression": "regression",
 }
+_REGULARIZED = {
+    "default": "defaults",
+    "weight_decay": "weight decay 0.1",
+    "dropout": "dropout 0.1",
+    "action_noise": "action noise 0.05",
+    "wide": "three layers of 512",
+}
 
 
 def averages() -> str:
@@ -45,15 +52,25 @@ def _clone(entry: Mapping[str, Any], places: int) -> str:
     return ", ".join([with_interval(entry["deterministic"], places), *from_random])
 
 
-def clones() -> str:
-    """Returns of clones with deterministic actions and from random noise."""
+def _clones(tasks: Iterable[str], clonings: Mapping[str, str]) -> str:
     found = result("clones")
     rows = [
-        (label, *(_clone(means[cloning], places) if cloning in means else "-" for cloning in _CLONINGS))
-        for task, (label, places) in _CLONES.items()
+        (label, *(_clone(means[cloning], places) if cloning in means else "-" for cloning in clonings))
+        for task in tasks
+        for label, places in [_CLONES[task]]
         for means in [found[task]["mean"]]
     ]
-    return markdown(("", *_CLONINGS.values()), rows)
+    return markdown(("", *clonings.values()), rows)
+
+
+def clones() -> str:
+    """Returns of clones with deterministic actions and from random noise."""
+    return _clones(_CLONES, _CLONINGS)
+
+
+def regularized() -> str:
+    """The same of clones of few demonstrations, with regularization and with a larger network."""
+    return _clones(("peg-insert-side-v3", "soccer-v3"), _REGULARIZED)
 
 
 def _shares_of_best_clone() -> dict[str, float]:
@@ -76,6 +93,11 @@ def _share_where_best() -> list[str]:
 def _shares_where_beaten() -> list[str]:
     shares = _shares_of_best_clone()
     return [f"{shares[task]:.0f}" for task in _BEATEN]
+
+
+def _errors_of_wide() -> list[str]:
+    means = [result("clones")[task]["mean"] for task in ("peg-insert-side-v3", "soccer-v3")]
+    return [f"{mean[cloning]['error']['mean']:.2f}" for mean in means for cloning in ("wide", "default")]
 
 
 def _regressions_of_can() -> list[str]:
@@ -133,12 +155,14 @@ def _pendulum() -> list[str]:
 
 TABLES: Tables = {
     "averaged weights": (PAGE, averages),
+    "regularized clones": (PAGE, regularized),
     "clones": (PAGE, clones),
 }
 NUMBERS = [
     Number(PAGE, "Hopper | {} | {} |", lambda: _single_steps()[:2]),
     Number(PAGE, "HalfCheetah | {} | {} |", lambda: _single_steps()[2:]),
     Number(PAGE, "at least {}% of the best one", _share_where_best),
+    Number(PAGE, "is {} instead of {} on peg-insert-side, and {} instead of {} on soccer", _errors_of_wide),
     Number(PAGE, "success rate of {}; one of 400 passes, as many as the default's, has {}", _regressions_of_can),
     Number(PAGE, "Walker2d's precise episodes ({}%), Can ({}%) and Square ({}%)", _shares_where_beaten),
     Number(PAGE, "is {}, {} and {} on Walker2d, and {}, {} and {} on HalfCheetah", _longer),
