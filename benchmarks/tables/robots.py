@@ -1,5 +1,6 @@
 """For docs/tasks.md and docs/cameras.md: Lift, precise demonstrations, scripts, speed of simulations, cost of encoders."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,8 +8,9 @@ import numpy as np
 
 from benchmarks.clones import EASY
 from benchmarks.curves import CurveTable, Run
+from benchmarks.provenance import ROOT
 from benchmarks.study import RESULTS
-from benchmarks.tables.cells import WORDS, Tables, listed, markdown, page, range_of, result, thousands, with_interval
+from benchmarks.tables.cells import PRECISE, WORDS, Tables, listed, markdown, page, range_of, result, thousands, with_interval
 from benchmarks.tables.numbers import Number
 
 TASKS, CAMERAS, IMPLEMENTATION = page("tasks"), page("cameras"), page("implementation")
@@ -123,6 +125,16 @@ def _rldt_on_walker() -> list[str]:
     return [f"{number:.0f}" for number in (starts[0], ends[0], *shares)]
 
 
+def _rldt_on_experts() -> list[str]:
+    """Number of RLDT's runs from clones of experts, and of those that end above their clones; the largest loss in percent."""
+    starts, ends = (
+        [value for task in PRECISE for value in result("tasks")[task]["mean"]["rldt"][when]["deterministic"]["per_seed"]]
+        for when in ("start", "end")
+    )
+    shares = [end / start for start, end in zip(starts, ends, strict=True)]
+    return [WORDS[sum(share > 1 for share in shares)], WORDS[len(shares)], str(math.ceil(100 * (1 - min(shares))))]
+
+
 def _above_clone() -> list[str]:
     """Number of runs of the same algorithms that end above their clones."""
     mean = result("tasks")["halfcheetah-precise"]["mean"]
@@ -229,6 +241,11 @@ NUMBERS = [
     Number(TASKS, "(return {})", lambda: [f"{_expert_return():.0f}"]),
     Number(TASKS, "{} to {}% of the demonstrations' return", _ends_over_expert),
     Number(TASKS, "end above their clones on {} of {} seeds", _above_clone),
+    Number(
+        ROOT / "README.md",
+        "{} of {} clones of [experts](docs/tasks.md#halfcheetah-from-a-precise-expert) end higher, none more than {}% lower",
+        _rldt_on_experts,
+    ),
     Number(TASKS, "passes and ends at {} to {}% of them", _rldt_over_clone),
     Number(TASKS, "its lowest evaluation of seed 1, {}:", _lowest_of_the_clone),
     Number(TASKS, "one seed rises from {} to {}, and the others end at {} and {}% of", _rldt_on_walker),

@@ -67,7 +67,7 @@ def test_command_prints_all(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     printed = capsys.readouterr().out
     assert all(table() in printed for _, table in TABLES.values())
-    assert all(f"docs/{number.page.name}: {number.expected()}\n" in printed for number in NUMBERS)
+    assert all(f"{number.page.relative_to(study.RESULTS.parents[1])}: {number.expected()}\n" in printed for number in NUMBERS)
     assert printed.startswith("README.md: overview\n\n| Task |")
 
 
