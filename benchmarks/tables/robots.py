@@ -105,9 +105,7 @@ def _ends_over_expert() -> list[str]:
 
 def _rldt_over_clone() -> list[str]:
     """Range of RLDT's final deterministic returns on HalfCheetah, in percent of its clones'."""
-    mean = result("tasks")["halfcheetah-precise"]["mean"]["rldt"]
-    ends, starts = (mean[when]["deterministic"]["per_seed"] for when in ("end", "start"))
-    return range_of([100 * end / start for end, start in zip(ends, starts, strict=True)]).split(" to ")
+    return range_of([100 * share for share in _shares_of_clone(["halfcheetah-precise"])]).split(" to ")
 
 
 def _lowest_of_the_clone() -> list[str]:
@@ -121,18 +119,30 @@ def _lowest_of_the_clone() -> list[str]:
 def _rldt_on_walker() -> list[str]:
     mean = result("tasks")["walker2d-precise"]["mean"]["rldt"]
     starts, ends = (mean[when]["deterministic"]["per_seed"] for when in ("start", "end"))
-    shares = sorted(100 * end / start for start, end in zip(starts[1:], ends[1:], strict=True))
+    shares = sorted(100 * share for share in _shares_of_clone(["walker2d-precise"])[1:])
     return [f"{number:.0f}" for number in (starts[0], ends[0], *shares)]
+
+
+def _shares_of_clone(tasks: Sequence[str]) -> list[float]:
+    """Final deterministic returns of RLDT's runs, as shares of their clones'."""
+    starts, ends = (
+        [value for task in tasks for value in result("tasks")[task]["mean"]["rldt"][when]["deterministic"]["per_seed"]]
+        for when in ("start", "end")
+    )
+    return [end / start for start, end in zip(starts, ends, strict=True)]
 
 
 def _rldt_on_experts() -> list[str]:
     """Number of RLDT's runs from clones of experts, and of those that end above their clones; the largest loss in percent."""
-    starts, ends = (
-        [value for task in PRECISE for value in result("tasks")[task]["mean"]["rldt"][when]["deterministic"]["per_seed"]]
-        for when in ("start", "end")
-    )
-    shares = [end / start for start, end in zip(starts, ends, strict=True)]
+    shares = _shares_of_clone(PRECISE)
     return [WORDS[sum(share > 1 for share in shares)], WORDS[len(shares)], str(math.ceil(100 * (1 - min(shares))))]
+
+
+def _rldt_with_rollback() -> list[str]:
+    """Of the tasks that RLDT ran with its safeguard: numbers of runs above their clones, of all, and slightly below."""
+    shares = _shares_of_clone(("walker2d-precise", "halfcheetah-precise"))
+    counts = sum(share > 1 for share in shares), len(shares), sum(0.995 <= share <= 1 for share in shares)
+    return [*(WORDS[count] for count in counts), str(math.ceil(100 * (1 - min(shares))))]
 
 
 def _above_clone() -> list[str]:
@@ -245,6 +255,11 @@ NUMBERS = [
         ROOT / "README.md",
         "{} of {} clones of [experts](docs/tasks.md#halfcheetah-from-a-precise-expert) end higher, none more than {}% lower",
         _rldt_on_experts,
+    ),
+    Number(
+        page("benchmarks"),
+        "{} of {} seeds end above their clones, {} within half a percent, and none ends more than {}% lower",
+        _rldt_with_rollback,
     ),
     Number(TASKS, "passes and ends at {} to {}% of them", _rldt_over_clone),
     Number(TASKS, "its lowest evaluation of seed 1, {}:", _lowest_of_the_clone),

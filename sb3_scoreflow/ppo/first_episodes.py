@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_scoreflow.common.episodes import EpisodeReturns
 from sb3_scoreflow.common.plain import describable
 from sb3_scoreflow.common.utils import warn
 
@@ -18,37 +19,27 @@ OTHERWISE = (
 
 
 @describable("demonstrated", "n_per_env", "of_env")
-class FirstEpisodes:
+class FirstEpisodes(EpisodeReturns):
     """
     Returns of a clone's first training episodes. If they are far below the demonstrations' return, the exploration noise
     destroys the clone, the clone is weak, or the environment pays differently.
-
-    Each environment contributes the same number of episodes, because the first ones to end are the short ones.
 
     :param demonstrated: mean return of the demonstrations; shares of it mean something only if it is positive
     :param n_envs: number of environments
     """
 
     def __init__(self, demonstrated: float, n_envs: int) -> None:
+        super().__init__(n_envs, N_EPISODES)
         self.demonstrated = demonstrated
-        self.n_per_env = -(-N_EPISODES // n_envs)
-        #: Returns of each environment's episodes
-        self.of_env: list[list[float]] = [[] for _ in range(n_envs)]
-
-    @property
-    def returns(self) -> list[float]:
-        """Returns of all environments' episodes"""
-        return [value for of_env in self.of_env for value in of_env]
 
     def add(self, infos: Sequence[Mapping[str, Any]]) -> bool:
         """
-        :param infos: infos of a step of all environments; the wrapper ``Monitor`` writes an episode's return into its last one
+        :param infos: infos of a step of all environments
         :return: whether all episodes have ended
         """
-        for of_env, info in zip(self.of_env, infos, strict=False):
-            if "episode" in info and len(of_env) < self.n_per_env:
-                of_env.append(float(info["episode"]["r"]))
-        return all(len(of_env) == self.n_per_env for of_env in self.of_env)
+        for env, info in enumerate(infos):
+            self.add_return(env, info)
+        return self.is_complete
 
     @property
     def are_successes(self) -> bool:

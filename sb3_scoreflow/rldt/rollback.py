@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from torch import nn
 
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
+from sb3_scoreflow.common.episodes import EpisodeReturns
 from sb3_scoreflow.common.plain import describable
 from sb3_scoreflow.rldt.policies import RLDTPolicy
 
@@ -23,11 +24,9 @@ _ROUNDING = 1e-6
 
 
 @describable("n_per_env", "of_env", "waiting", "best")
-class EpisodeWindow:
+class EpisodeWindow(EpisodeReturns):
     """
     Returns of recent training episodes, compared with those of the best actors so far (ours).
-
-    Each environment contributes the same number of episodes, because the first ones to end are the short ones.
 
     :param n_envs: number of environments
     """
@@ -45,29 +44,18 @@ class EpisodeWindow:
         :param n_envs: number of environments
         :param wait: whether to leave out the episodes that are running, because another actor began them
         """
-        self.n_per_env = -(-_N_EPISODES // n_envs)
-        self.of_env: list[list[float]] = [[] for _ in range(n_envs)]
+        super().__init__(n_envs, _N_EPISODES)
         self.waiting = [wait] * n_envs
 
     def add(self, infos: Sequence[Mapping[str, Any]], starts: Sequence[bool] | np.ndarray) -> None:
         """
-        :param infos: infos of a step of all environments; ``Monitor`` writes an episode's return into its last one
+        :param infos: infos of a step of all environments
         :param starts: whether the step was the first one of an episode
         """
-        for env, (info, is_start) in enumerate(zip(infos, starts, strict=True)):
+        for env, (info, is_start) in enumerate(zip(infos, starts, strict=False)):
             self.waiting[env] = self.waiting[env] and not is_start
-            if "episode" in info and not self.waiting[env] and len(self.of_env[env]) < self.n_per_env:
-                self.of_env[env].append(float(info["episode"]["r"]))
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every environment has contributed its episodes"""
-        return all(len(returns) == self.n_per_env for returns in self.of_env)
-
-    @property
-    def returns(self) -> list[float]:
-        """Returns of all environments' episodes"""
-        return [value for returns in self.of_env for value in returns]
+            if not self.waiting[env]:
+                self.add_return(env, info)
 
     def difference(self) -> float:
         """

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_scoreflow.common.episodes import EpisodeReturns
 from sb3_scoreflow.common.plain import describable
 from sb3_scoreflow.common.utils import warn
 from sb3_scoreflow.ppo.first_episodes import N_EPISODES, OTHERWISE, SHARE, FirstEpisodes, earn_less, mean_and_error
@@ -18,24 +19,23 @@ _SCALES = (_NONE, *_CHOICES)
 _MAX_STEPS = 2000
 
 
-@describable("first", "n_per_env", "returns", "waiting", "n_steps")
-class NoiseTrial:
+@describable("first", "n_per_env", "of_env", "waiting", "n_steps")
+class NoiseTrial(EpisodeReturns):
     """
     Finds the largest noise that leaves a clone most of its return (ours), in episodes of the training environments, with at
     least five for each scale.
 
-    All environments contribute the same number of episodes, because the first ones to end are the short ones, and take turns
-    with the scales, so that every scale gets the same number of episodes, or one more. An episode that was running when the
-    trial began does not count. The trial is given up if it takes 2000 steps for every episode of an environment.
+    All environments take turns with the scales, so that every scale gets the same number of episodes, or one more. An episode
+    that was running when the trial began does not count. The trial is given up if it takes 2000 steps for every episode of an
+    environment.
 
     :param first: earlier episodes, with the full noise
     :param infos: infos of the step after which the trial begins
     """
 
     def __init__(self, first: FirstEpisodes, infos: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(len(infos), len(_SCALES) * N_EPISODES)
         self.first = first
-        self.n_per_env = -(-len(_SCALES) * N_EPISODES // len(infos))
-        self.returns: list[list[float]] = [[] for _ in infos]
         self.waiting = ["episode" not in info for info in infos]
         self.n_steps = 0
 
@@ -50,25 +50,19 @@ class NoiseTrial:
         """
         self.n_steps += 1
         for env, info in enumerate(infos):
-            if "episode" not in info:
-                continue
-            if not self.waiting[env] and len(self.returns[env]) < self.n_per_env:
-                self.returns[env].append(float(info["episode"]["r"]))
-            self.waiting[env] = False
-        return self._is_complete or self.n_steps >= _MAX_STEPS * (self.n_per_env + 1)
-
-    @property
-    def _is_complete(self) -> bool:
-        return all(len(of_env) == self.n_per_env for of_env in self.returns)
+            if not self.waiting[env]:
+                self.add_return(env, info)
+            self.waiting[env] = self.waiting[env] and "episode" not in info
+        return self.is_complete or self.n_steps >= _MAX_STEPS * (self.n_per_env + 1)
 
     @property
     def n_episodes(self) -> int:
         """Number of episodes of all environments"""
-        return self.n_per_env * len(self.returns)
+        return self.n_per_env * len(self.of_env)
 
     def scales(self) -> list[float]:
         """:return: factor of the noise in the current episode of each environment"""
-        return [self._scale(env, len(of_env)) for env, of_env in enumerate(self.returns)]
+        return [self._scale(env, len(of_env)) for env, of_env in enumerate(self.of_env)]
 
     def result(self) -> tuple[float, dict[float, float]]:
         """
@@ -76,7 +70,7 @@ class NoiseTrial:
             without noise, or the smallest one; and the mean return by scale, where scale 0 is the policy without noise. The
             scale is 1 if that return is not positive, or if the trial was given up
         """
-        if not self._is_complete:
+        if not self.is_complete:
             return 1.0, {}
         of_scale = {1.0: self.first.returns, **{scale: self._returns(scale) for scale in _CHOICES}}
         without = float(np.mean(self._returns(_NONE)))
@@ -91,7 +85,7 @@ class NoiseTrial:
 
         :param remedy: what to do against too much noise, as a relative clause
         """
-        if self._is_complete and earn_less(self._returns(_NONE), SHARE, self.first.demonstrated):
+        if self.is_complete and earn_less(self._returns(_NONE), SHARE, self.first.demonstrated):
             without = self._returns(_NONE)
             warn(
                 f"Without noise, {len(without)} training episodes have a mean return of {np.mean(without):.4g}, but the "
@@ -103,7 +97,7 @@ class NoiseTrial:
     def _returns(self, scale: float) -> list[float]:
         return [
             value
-            for env, of_env in enumerate(self.returns)
+            for env, of_env in enumerate(self.of_env)
             for episode, value in enumerate(of_env)
             if self._scale(env, episode) == scale
         ]

@@ -296,7 +296,7 @@ class ScoReFlowPPO(FlowPPO):
     def _restart_episodes(self) -> None:
         super()._restart_episodes()
         if self._noise_trial is not None:
-            if len(self._noise_trial.returns) != self.n_envs:
+            if len(self._noise_trial.of_env) != self.n_envs:
                 self._noise_trial = NoiseTrial(self._noise_trial.first, [{}] * self.n_envs)
             self._noise_trial.restart_episodes()
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_scoreflow import RLDT, learn_resumable, pretrain_bc
 from sb3_scoreflow.rldt.rollback import EpisodeWindow
 from tests.resuming.runs import KillAt, Killed
-from tests.scoreflow_ppo.needle import Needle, demonstrations_of_zero
+from tests.scoreflow_ppo.needle import Needle, ResumableNeedle, demonstrations_of_zero
 
 pytestmark = pytest.mark.filterwarnings("ignore:A resumed run", "ignore:learn.total_timesteps")
 
@@ -24,16 +24,6 @@ N_ENVS, N_STEPS = 4, 10
 ITERATION = N_ENVS * N_STEPS
 #: A learning rate at which the actor leaves the clone at once, and one at which it hardly moves
 FAST, SLOW = 3e-2, 1e-7
-
-
-class Resumable(Needle):
-    """Provides its state."""
-
-    def get_checkpoint(self) -> Any:
-        return self.steps, self.np_random.bit_generator.state
-
-    def set_checkpoint(self, state: Any) -> None:
-        self.steps, self.np_random.bit_generator.state = state
 
 
 def make(env: type[Needle] = Needle, n_envs: int = N_ENVS, **arguments: Any) -> RLDT:
@@ -79,7 +69,7 @@ def same(a: dict[str, th.Tensor], b: dict[str, th.Tensor]) -> bool:
 
 
 class Spy(BaseCallback):
-    """Keeps the actor and the critics before every rollout, and right after every rollback."""
+    """Keeps the actor before every rollout and right after every rollback."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,11 +113,13 @@ def test_a_lost_clone_comes_back(clone: RLDT, monkeypatch: pytest.MonkeyPatch) -
     critics: list[dict[str, th.Tensor]] = []
     judge = model._judge_actor
 
+    def keep_critics() -> None:
+        critics.append({name: value.clone() for name, value in model.policy.critic.state_dict().items()})
+
     def spied() -> None:
-        for step in (judge, None):
-            critics.append({name: value.clone() for name, value in model.policy.critic.state_dict().items()})
-            if step is not None:
-                step()
+        keep_critics()
+        judge()
+        keep_critics()
 
     monkeypatch.setattr(model, "_judge_actor", spied)
     model.learn(16 * ITERATION, callback=spy)
@@ -194,7 +186,8 @@ def test_false_alarms_are_those_of_the_normal_distribution() -> None:
 
 def test_chance_does_not_make_all_later_windows_worse(clone: RLDT) -> None:
     """
-    Hundred windows of one distribution. If the luckiest one so far were the measure, half of the later ones would seem worse.
+    One hundred windows of one distribution: if the luckiest one so far were the measure, far more of the later ones would seem
+    worse.
     """
     model = cloned(clone, actor_steps=0, critic_warmup_transitions=0)
     model.learn(ITERATION)
@@ -327,8 +320,8 @@ def test_current_weights_are_kept_without_an_average(clone: RLDT, averaging_hori
         def _on_step(self) -> bool:
             return True
 
-    model, spy = cloned(clone, averaging_horizon=averaging_horizon), CallbackList([Changes()])
-    model.learn(16 * ITERATION, callback=spy)
+    model = cloned(clone, averaging_horizon=averaging_horizon)
+    model.learn(16 * ITERATION, callback=Changes())
     assert model.n_rollbacks >= 1
     assert same(model.kept_actors["best"]["velocity_field"].state_dict(), actor_of(clone))  # type: ignore[index]
 
@@ -386,7 +379,7 @@ def test_a_saved_model_goes_on(clone: RLDT, trusted: bool, tmp_path: Path) -> No
 @pytest.mark.parametrize("kill_at", [3 * ITERATION, 9 * ITERATION])
 def test_interrupted_runs_are_the_same(clone: RLDT, kill_at: int, tmp_path: Path) -> None:
     def run(folder: str, kill_at: int | None = None) -> RLDT:
-        model = make(env=Resumable)
+        model = make(env=ResumableNeedle)
         with contextlib.suppress(Killed):
             start = lambda of: of.load_clone(clone)  # noqa: E731
             callback = KillAt(kill_at)

@@ -31,6 +31,16 @@ class Needle(gym.Env):
         return self.np_random.uniform(-1, 1, 1).astype(np.float32), reward, self.steps == N_STEPS, False, {}
 
 
+class ResumableNeedle(Needle):
+    """Provides its state."""
+
+    def get_checkpoint(self) -> Any:
+        return self.steps, self.np_random.bit_generator.state
+
+    def set_checkpoint(self, state: Any) -> None:
+        self.steps, self.np_random.bit_generator.state = state
+
+
 if "Needle-v0" not in gym.registry:
     gym.register("Needle-v0", entry_point=f"{__name__}:Needle", kwargs=dict(width=0.25), disable_env_checker=True)
 

@@ -17,7 +17,7 @@ from sb3_scoreflow import HalfLifeSchedule, ScoReFlowPPO, learn_resumable, pretr
 from sb3_scoreflow.ppo.first_episodes import FirstEpisodes
 from sb3_scoreflow.scoreflow_ppo.noise_trial import NoiseTrial
 from tests.resuming.runs import KillAt, Killed
-from tests.scoreflow_ppo.needle import Needle, demonstrations_of_zero
+from tests.scoreflow_ppo.needle import Needle, ResumableNeedle, demonstrations_of_zero
 
 pytestmark = pytest.mark.filterwarnings("ignore:The first .* training episodes", "ignore:A resumed run")
 
@@ -48,16 +48,6 @@ def cloned(clone: ScoReFlowPPO, *args: Any, **kwargs: Any) -> ScoReFlowPPO:
 def exploring_return(model: ScoReFlowPPO, width: float) -> float:
     env = make_vec_env(Needle, 10, seed=5, env_kwargs=dict(width=width))
     return float(np.mean(evaluate_policy(model, env, 200, deterministic=False)[0]))
-
-
-class Resumable(Needle):
-    """Provides its state."""
-
-    def get_checkpoint(self) -> Any:
-        return self.steps, self.np_random.bit_generator.state
-
-    def set_checkpoint(self, state: Any) -> None:
-        self.steps, self.np_random.bit_generator.state = state
 
 
 class Weights(BaseCallback):
@@ -194,12 +184,12 @@ def test_every_scale_gets_episodes_of_all_lengths(n_envs: int) -> None:
         step += 1
         infos: list[dict[str, Any]] = [{"episode": {"r": step}} if step % (env % 3 + 1) == 0 else {} for env in range(n_envs)]
         for env, info in enumerate(infos):
-            if info and step > env % 3 + 1 and len(trial.returns[env]) < trial.n_per_env:
+            if info and step > env % 3 + 1 and len(trial.of_env[env]) < trial.n_per_env:
                 counts[began[env]] += 1
         done = trial.add(infos)
         began = trial.scales()
     assert len(counts) == 4 and 5 <= min(counts.values()) >= max(counts.values()) - 1
-    assert all(len(of_env) == trial.n_per_env for of_env in trial.returns)
+    assert all(len(of_env) == trial.n_per_env for of_env in trial.of_env)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +254,7 @@ def test_a_saved_model_goes_on(clone: ScoReFlowPPO, after: int, trusted: bool, t
 @pytest.mark.parametrize("kill_at", [36, 108, 216])
 def test_interrupted_runs_are_the_same(clone: ScoReFlowPPO, kill_at: int, tmp_path: Path) -> None:
     def run(folder: str, kill_at: int | None = None) -> ScoReFlowPPO:
-        model = make(env=Resumable)
+        model = make(env=ResumableNeedle)
         with contextlib.suppress(Killed):
             start = lambda of: of.load_clone(clone)  # noqa: E731
             learn_resumable(model, 360, tmp_path / folder, start=start, callback=KillAt(kill_at), save_freq=36)
