@@ -13,6 +13,7 @@ steps.
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def start(
     env: VecEnv,
     eval_env: VecEnv,
     demonstrations: Demonstrations,
-    flow_clone: Callable[[], FlowMatchingPolicy],
+    flow_clone: Callable[[], FlowMatchingPolicy | Path],
     seed: int,
 ) -> tuple[Any, VecEnv]:
     """
@@ -59,7 +60,8 @@ def start(
     :param env: training environment
     :param eval_env: evaluation environment
     :param demonstrations: demonstrations to clone
-    :param flow_clone: function that returns the clone from which the flow variants start; the Gaussian policy is cloned here
+    :param flow_clone: function that returns the clone from which the flow variants start, or its file; the Gaussian policy is
+        cloned here
     :param seed: seed of the model and of the clone
     :return: the model before fine-tuning, and the evaluation environment with the wrappers that the model needs
     """
@@ -68,7 +70,7 @@ def start(
         gaussian = gaussian_baseline.make(env, demonstrations, GAUSSIAN_STD, seed, **settings)
         gaussian_baseline.clone(gaussian, demonstrations, HORIZON, CLONE_BATCHES, 256, seed)
         return gaussian, gaussian_baseline.normalized(eval_env, demonstrations, training=False)
-    policy = flow_clone()
+    policy = flow_clone()  # before the model is created, which seeds the generators
     model: Any = algorithm("FlowPolicy", env, seed=seed, device="cpu", **settings)
     model.load_clone(policy)
     if model.capabilities.value_function:  # load_clone does not fit the critic, unlike pretrain_bc

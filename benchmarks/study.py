@@ -127,7 +127,7 @@ def make_all_runs(tasks: Sequence[argparse.Namespace], run: RunFunction, variant
 
 
 #: Options that do not affect the result of a run
-_OF_THE_COMMAND = ("output", "seeds", "variants", "workers", "address", "retries", "again")
+_OF_THE_COMMAND = ("output", "seeds", "variants", "workers", "address", "retries", "again", "clones")
 
 
 def _job(options: argparse.Namespace, run: RunFunction, settings: Any, variant: str, seed: int) -> Job:

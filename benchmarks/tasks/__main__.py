@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data", type=Path, help="folder with files of demonstrations (default data/ in the folder of results)"
     )
+    parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
+    parser.add_argument("--eval-episodes", type=int, default=20, help="episodes per evaluation during training (default 20)")
     parser.add_argument("--tables", action="store_true", help="only print the documentation's tables from the summary")
     options = parser.parse_args(arguments)
     if options.tables:

@@ -42,7 +42,7 @@ def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> No
         study.write_summary(folder, summary)
     rows = []
     for task in tasks_of(summary):
-        curves = complete(table, task, VARIANTS, options.seeds)
+        curves = complete(table, task, VARIANTS, summary[task]["seeds"])
         labelled = {VARIANTS[name].label: runs for name, runs in curves.items()}
         columns = ("return_exploring", "return_deterministic")
         if labelled:

@@ -14,12 +14,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks import study
-from benchmarks.curves import CurveTable, Run
+from benchmarks.curves import CurveTable, Run, locked
 from benchmarks.finetune import GAUSSIAN, ITERATION, start
 from benchmarks.locomotion import HORIZON, N_ENVS
 from benchmarks.study import Variant
 from benchmarks.tasks.families import TASKS, Task, demonstrations_of
 from sb3_scoreflow import FPO, RLDT, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
+from sb3_scoreflow.common.files import atomic_path
 
 VARIANTS = {
     "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, ITERATION),
@@ -43,6 +44,21 @@ def clone(task: Task, data: Path, seed: int) -> FlowMatchingPolicy:
     return policy
 
 
+def kept_clone(task: Task, data: Path, seed: int, folder: Path | None) -> FlowMatchingPolicy | Path:
+    """
+    :param folder: folder in which several commands share the clones; None: only the runs of this process share them
+    :return: the clone, or its file in the folder, which is written if it is missing
+    """
+    if folder is None:
+        return clone(task, data, seed)
+    path = folder / f"{task.name}_seed{seed}.pt"
+    with locked(folder):  # another command may be about to write it, too
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                clone(task, data, seed).save(str(temporary))
+    return path
+
+
 def mean_returns(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
     """Mean returns over episodes with the same starts for every variant. RLDT only draws ``x_0`` here and adds no noise."""
     result = {}
@@ -58,14 +74,15 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     demonstrations = demonstrations_of(task, options.data, seed)
     env = task.make_env("train", N_ENVS, 1000 * seed)
     eval_env = task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500)
-    flow_clone = partial(clone, task, options.data, seed)
+    flow_clone = partial(kept_clone, task, options.data, seed, options.clones)
     model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, flow_clone, seed)
     before = mean_returns(model, eval_env, seed)
     timesteps = options.timesteps or task.env_steps // HORIZON
-    rows = CurveTable(options.output).record(Run(variant, task.name, seed), model, timesteps, eval_env)
+    curve, episodes = Run(variant, task.name, seed), options.eval_episodes
+    rows = CurveTable(options.output).record(curve, model, timesteps, eval_env, n_eval_episodes=episodes)
     after = mean_returns(model, eval_env, seed)
     print(task.name, variant, seed, "start", before, "end", after, f"{float(rows[-1]['cpu_seconds']):.0f} CPU s", flush=True)
-    task_facts = {"measure": task.measure, "demonstrations": demonstrations.n_episodes}
+    task_facts = {"measure": task.measure, "demonstrations": demonstrations.n_episodes, "eval_episodes": episodes}
     task_facts["demonstrations_return"] = float(demonstrations.episode_returns.mean())
     success: dict[str, Any] = {"start": before, "end": after}
     if isinstance(model, ScoReFlowPPO):

@@ -14,7 +14,7 @@ _OF_TASK = (
     "in the end, per seed",
     "gain, deterministic",
     "gain, exploring",
-    "lowest on the way (of 10 episodes)",
+    "lowest on the way (of {} episodes)",
     "CPU (s)",
 )
 _OF_ALL = (
@@ -80,7 +80,7 @@ def task_table(section: Mapping[str, Any]) -> str:
                 f"{section['cpu_seconds'][variant]['mean']:.0f}",
             )
         )
-    return markdown(_OF_TASK, rows)
+    return markdown([column.format(section.get("eval_episodes", 10)) for column in _OF_TASK], rows)
 
 
 def _with_interval(entry: Mapping[str, Any], name: str, places: int = 2, sign: str = "") -> str:

@@ -18,6 +18,7 @@ from benchmarks.tasks.__main__ import main
 from benchmarks.tasks.aggregate import AGGREGATE, aggregate
 from benchmarks.tasks.families import TASKS, Robosuite
 from benchmarks.tasks.tables import aggregate_table, tables, task_table
+from sb3_scoreflow import FlowMatchingPolicy, ScoReFlowPPO
 from tests.benchmarks.test_expert_demonstrations import Expert
 
 RESULTS = study.RESULTS / "tasks"
@@ -139,6 +140,25 @@ def test_robosuite_demonstrations_are_written_once_and_look_like_the_env(tmp_pat
     assert isinstance(first, np.ndarray)
     np.testing.assert_allclose(first[0], demonstrations.observations[0], atol=1e-6)
     env.close()
+
+
+def test_kept_clone_is_made_once_and_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "pretrain_bc", partial(runs.pretrain_bc, n_batches=20))
+    record(Expert(), "Hopper-v5", 0.0, n_episodes=2, seed=0).save(tmp_path / "hopper-precise.hdf5")
+    task = TASKS["hopper-precise"]
+    runs.clone.cache_clear()
+    made = runs.kept_clone(task, tmp_path, 3, None)
+    path = runs.kept_clone(task, tmp_path, 3, tmp_path / "clones")
+    runs.clone.cache_clear()
+    monkeypatch.setattr(runs, "pretrain_bc", None)  # would fail
+    assert runs.kept_clone(task, tmp_path, 3, tmp_path / "clones") == path
+    assert isinstance(made, FlowMatchingPolicy) and isinstance(path, Path)
+    model = ScoReFlowPPO("FlowPolicy", task.make_env("train", 1, 0), seed=0)
+    model.load_clone(path)
+    observations = np.random.default_rng(0).normal(size=(5, 11))
+    actions = made.predict(observations, deterministic=True)[0]
+    np.testing.assert_array_equal(model.predict(observations, deterministic=True)[0], actions)
+    assert np.abs(actions).max() > 0
 
 
 @pytest.mark.slow
