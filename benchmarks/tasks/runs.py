@@ -51,8 +51,8 @@ def kept_clone(task: Task, data: Path, seed: int, folder: Path | None) -> FlowMa
     """
     if folder is None:
         return clone(task, data, seed)
-    path = folder / f"{task.name}_seed{seed}.pt"
-    with locked(folder):  # another command may be about to write it, too
+    path = folder / f"{task.name}_seed{seed}" / "clone.zip"
+    with locked(path.parent):  # another command may be about to write it, too
         if not path.exists():
             with atomic_path(path) as temporary:
                 clone(task, data, seed).save(str(temporary))

@@ -153,12 +153,13 @@ def test_kept_clone_is_made_once_and_stays_the_same(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(runs, "pretrain_bc", None)  # would fail
     assert runs.kept_clone(task, tmp_path, 3, tmp_path / "clones") == path
     assert isinstance(made, FlowMatchingPolicy) and isinstance(path, Path)
-    model = ScoReFlowPPO("FlowPolicy", task.make_env("train", 1, 0), seed=0)
-    model.load_clone(path)
-    observations = np.random.default_rng(0).normal(size=(5, 11))
-    actions = made.predict(observations, deterministic=True)[0]
-    np.testing.assert_array_equal(model.predict(observations, deterministic=True)[0], actions)
-    assert np.abs(actions).max() > 0
+    observations, actions = np.random.default_rng(0).normal(size=(5, 11)), []
+    for source in (made, path):
+        model = ScoReFlowPPO("FlowPolicy", task.make_env("train", 1, 0), seed=0)
+        model.load_clone(source)
+        actions.append(model.predict(observations, deterministic=True)[0])
+    np.testing.assert_array_equal(actions[0], actions[1])
+    assert np.abs(actions[0]).max() > 0
 
 
 @pytest.mark.slow
