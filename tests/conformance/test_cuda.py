@@ -5,10 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_scoreflow import ActionSampler, Demonstrations, pretrain_bc
+from sb3_scoreflow import RLDT, ActionSampler, Demonstrations, calibrate_noise, pretrain_bc
 from tests.conformance.algorithm import Algorithm, Case
 from tests.conformance.envs import make_toy, observe, some_states
+from tests.rldt import test_rollback as rollback
+from tests.scoreflow_ppo import test_noise_trial as noise_trial
+from tests.scoreflow_ppo.needle import Needle, demonstrations_of_zero
 
 pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="no CUDA device")
 
@@ -55,3 +59,30 @@ def test_exported_sampler(algorithm: Algorithm) -> None:
     tensor = th.as_tensor(obs, device="cuda")
     program = th.export.export(ActionSampler(model.policy), (tensor,)).module()
     np.testing.assert_allclose(program(tensor).cpu(), model.predict(obs, deterministic=True)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The first .* training episodes")
+def test_less_noise_for_a_precise_clone() -> None:
+    tried = noise_trial.make(device="cuda")
+    pretrain_bc(tried, demonstrations_of_zero(), n_batches=500, critic_batches=20, seed=0)
+    tried.learn(noise_trial.TRIAL_STEPS + 36)
+    assert tried.noise_scale in (0.5, 0.25, 0.125)
+    calibrated = noise_trial.make(device="cuda")
+    calibrated.load_clone(tried)
+    before = th.cuda.get_rng_state()
+    found = calibrate_noise(calibrated, make_vec_env(Needle, 5, env_kwargs=dict(width=0.25)))
+    assert calibrated.noise_scale == found.scale < 1 and th.equal(before, th.cuda.get_rng_state())
+
+
+def test_a_lost_clone_comes_back(tmp_path: object) -> None:
+    model = rollback.make(device="cuda")
+    pretrain_bc(model, demonstrations_of_zero(), n_batches=500, seed=0)
+    spy = rollback.Spy()
+    model.learn(30 * rollback.ITERATION, callback=spy)
+    actors = [actor for actor, _, _ in spy.after_rollback]
+    assert actors and rollback.same(actors[0], spy.before[0])
+    model.save(f"{tmp_path}/model")
+    for device in ("cuda", "cpu"):
+        again = RLDT.load(f"{tmp_path}/model", env=model.get_env(), device=device)
+        again.learn(6 * rollback.ITERATION, reset_num_timesteps=False)
+        assert {tensor.device.type for tensor in again.policy.state_dict().values()} == {device}

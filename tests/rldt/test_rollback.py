@@ -43,7 +43,7 @@ def make(env: type[Needle] = Needle, n_envs: int = N_ENVS, **arguments: Any) -> 
         policy_kwargs=dict(net_arch=[32, 32]),
     )
     envs = make_vec_env(env, n_envs, seed=0, env_kwargs=dict(width=0.25))
-    return RLDT("FlowPolicy", envs, **{**kwargs, **arguments}, seed=0, device="cpu")
+    return RLDT("FlowPolicy", envs, **{**kwargs, "device": "cpu", **arguments}, seed=0)
 
 
 @pytest.fixture(scope="module")

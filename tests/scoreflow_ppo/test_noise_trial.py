@@ -28,7 +28,7 @@ TRIAL_STEPS = 3 * 10 * (2 + 7)
 def make(width: float = 0.25, n_envs: int = 3, env: type[Needle] = Needle, **arguments: Any) -> ScoReFlowPPO:
     envs = make_vec_env(env, n_envs, seed=0, env_kwargs=dict(width=width))
     kwargs: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[32, 32]), n_steps=12, batch_size=12, n_epochs=1)
-    return ScoReFlowPPO("FlowPolicy", envs, **{**kwargs, **arguments}, seed=0, device="cpu")
+    return ScoReFlowPPO("FlowPolicy", envs, **{**kwargs, "device": "cpu", **arguments}, seed=0)
 
 
 @pytest.fixture(scope="module")
