@@ -172,16 +172,23 @@ N_EPISODES = {"return": 20, "success": 50}
 N_ACTIONS = 5000
 
 
-def action_error(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> float:
+def chunk_errors(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> np.ndarray:
     """
-    Root mean square error of deterministic actions on a sample of the cloned chunks, in units of half the action's range;
-    actions after the end of an episode do not count.
+    :param policy: policy of chunks of actions
+    :param demonstrations: demonstrations
+    :return: errors of deterministic actions on a sample of the chunks, in units of half the action's range, shape ``(n,
+        horizon, action_dim)``; NaN after the end of an episode
     """
     chunks = demonstrations.chunks(HORIZON)
     batch = chunks[np.random.default_rng(0).permutation(len(chunks))[:N_ACTIONS]]
     actions = policy.predict(batch.observations, deterministic=True)[0]
     error = policy.scale_action(actions) - policy.scale_action(batch.actions)
-    return float(np.sqrt(np.square(error[batch.mask]).mean()))
+    return np.where(batch.mask[..., None], error, np.nan)
+
+
+def action_error(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> float:
+    """:return: root mean square of :func:`chunk_errors`"""
+    return float(np.sqrt(np.nanmean(np.square(chunk_errors(policy, demonstrations)))))
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
