@@ -17,11 +17,14 @@ from benchmarks.learning import (
 )
 from benchmarks.tasks.runs import VARIANTS
 
-#: Name of the summary's section with statistics over all tasks
+#: Sections of the summary with statistics over several tasks, and the seeds that every variant needs for a task to be included
+AGGREGATES = {"aggregate": (0, 1, 2), "aggregate_five_seeds": (0, 1, 2, 3, 4)}
+#: The section over all tasks
 AGGREGATE = "aggregate"
 #: Variant with which the others are compared
 REFERENCE = "no_score"
-SEEDS = (0, 1, 2)
+#: Variants that differ in the score alone
+SCORES = ("scoreflow_ppo", "constant_score", "no_score")
 KINDS = ("deterministic", "exploring")
 _N_THRESHOLDS = 61
 
@@ -31,7 +34,7 @@ def tasks_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     :param summary: summary of the study
     :return: task -> its section
     """
-    return {name: section for name, section in summary.items() if name != AGGREGATE}
+    return {name: section for name, section in summary.items() if name not in AGGREGATES}
 
 
 def complete_tasks(summary: Mapping[str, Any], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
@@ -67,7 +70,7 @@ def scores_of(
 
 
 def aggregate(
-    summary: Mapping[str, Any], variants: Sequence[str] = tuple(VARIANTS), seeds: Sequence[int] = SEEDS
+    summary: Mapping[str, Any], variants: Sequence[str] = tuple(VARIANTS), seeds: Sequence[int] = AGGREGATES[AGGREGATE]
 ) -> dict[str, Any]:
     """
     :param summary: summary of the study
@@ -79,6 +82,8 @@ def aggregate(
     if not tasks:
         return {}
     result: dict[str, Any] = {"seeds": list(seeds), "tasks": tasks}
+    pairs = [(variant, REFERENCE) for variant in variants if variant != REFERENCE]
+    pairs += [SCORES[:2]] if {*SCORES} <= {*variants} else []
     for kind in KINDS:
         starts, ends = (
             {variant: scores_of(summary, tasks, variant, seeds, when, kind) for variant in variants}
@@ -90,7 +95,7 @@ def aggregate(
         result[kind] = {
             "interquartile_mean": interquartile_means(ends),
             "interquartile_mean_of_clone": interquartile_means(starts),
-            "improvement": probabilities_of_improvement(ends, [(v, REFERENCE) for v in variants if v != REFERENCE]),
+            "improvement": probabilities_of_improvement(ends, pairs),
             "improvement_over_clone": probabilities_of_gain(gains),
             "tasks_over_clone": {variant: _count(gains[variant]) for variant in variants},
             "thresholds": thresholds.tolist(),

@@ -4,11 +4,13 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from benchmarks import study
 from benchmarks.curves import Curve, CurveTable, Run, check_seeds, complete, locked
-from benchmarks.learning import mean_and_interval
+from benchmarks.learning import all_steps_to, mean_and_interval
 from benchmarks.study import Panel
-from benchmarks.tasks.aggregate import AGGREGATE, KINDS, aggregate, plot, tasks_of
+from benchmarks.tasks.aggregate import AGGREGATE, AGGREGATES, KINDS, SCORES, aggregate, plot, tasks_of
 from benchmarks.tasks.runs import VARIANTS
 
 
@@ -35,10 +37,11 @@ def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> No
             section["settings"] = {**section.get("settings", {}), **settings}
         for task, entry in tasks_of(summary).items():
             entry.update(statistics(task, entry["success"], table))
-        over_all = aggregate(summary)
-        summary.pop(AGGREGATE, None)
-        if over_all:
-            summary[AGGREGATE] = {**next(iter(made.values())).origin, **over_all}
+        for name, seeds in AGGREGATES.items():
+            summary.pop(name, None)
+            over_all = aggregate(summary, seeds=seeds)
+            if over_all:
+                summary[name] = {**next(iter(made.values())).origin, **over_all}
         study.write_summary(folder, summary)
     rows = []
     for task in tasks_of(summary):
@@ -49,8 +52,8 @@ def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> No
             rows.append([Panel(f"{task}, {column.removeprefix('return_')}", labelled, column) for column in columns])
     if rows:
         study.plot(rows, folder / "figure.png")
-    if over_all:
-        plot(over_all, folder / "aggregate.png")
+    if AGGREGATE in summary:
+        plot(summary[AGGREGATE], folder / "aggregate.png")
 
 
 def statistics(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve]) -> dict[str, Any]:
@@ -78,7 +81,28 @@ def statistics(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve]
             }
             for variant, runs in success.items()
         },
+        "steps_to_gain": _steps_to_gain(success, curves),
         # The return itself, because the clone's may be 0 and cannot be a divisor
         "lowest_deterministic": {v: [float(c["return_deterministic"][1:].min()) for c in of] for v, of in curves.items()},
         "cpu_seconds": {v: mean_and_interval([float(c["cpu_seconds"][-1]) for c in of]) for v, of in curves.items()},
+    }
+
+
+def _steps_to_gain(success: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :return: share of the gain while exploring -> variant -> environment steps to it; from the mean return of all clones to the
+        mean return of the best variant in the end, for the variants that differ in the score
+    """
+    variants = [variant for variant in SCORES if variant in curves]
+    start, end = (
+        {variant: np.mean([run[when]["exploring"] for run in success[variant].values()]) for variant in variants}
+        for when in ("start", "end")
+    )
+    if not variants or max(end.values()) <= np.mean(list(start.values())):
+        return {}
+    first = float(np.mean(list(start.values())))
+    thresholds = {f"{share:.0%}": first + share * (float(max(end.values())) - first) for share in (0.5, 0.75, 0.9)}
+    return {
+        share: {variant: all_steps_to(curves[variant], "return_exploring", threshold) for variant in variants}
+        for share, threshold in thresholds.items()
     }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.tables.cells import listed, markdown
-from benchmarks.tasks.aggregate import AGGREGATE, REFERENCE, tasks_of
+from benchmarks.tasks.aggregate import AGGREGATES, REFERENCE, tasks_of
 from benchmarks.tasks.runs import VARIANTS
 
 _LABELS = {name: variant.label for name, variant in VARIANTS.items()}
@@ -31,10 +31,10 @@ _OF_ALL = (
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     """
     :param summary: summary of the study
-    :return: section -> table, for every task and, if the summary contains it, for the aggregate of all tasks
+    :return: section -> table, for every section of the summary
     """
-    result = {task: task_table(section) for task, section in tasks_of(summary).items()}
-    return {**({AGGREGATE: aggregate_table(summary[AGGREGATE])} if AGGREGATE in summary else {}), **result}
+    result = {name: aggregate_table(summary[name]) for name in AGGREGATES if name in summary}
+    return {**result, **{task: task_table(section) for task, section in tasks_of(summary).items()}}
 
 
 def aggregate_table(section: Mapping[str, Any]) -> str:
