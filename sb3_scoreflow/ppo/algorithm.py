@@ -325,7 +325,8 @@ class FlowPPO(CloneCheckingPPO):
         loss.backward()
         for group in self.policy.optimizer.param_groups:
             norm = th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
-            log.record({f"grad_norm_{group['name']}": norm})
+            # The norm of no gradients, such as the actor's while only the critic trains, is on the CPU
+            log.record({f"grad_norm_{group['name']}": norm.to(self.device)})
         self.policy.optimizer.step()
 
     def _log_update(self, log: UpdateLog) -> None:
