@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from sb3_scoreflow.common.checks import Choice, Count, Number, Rule
+from sb3_scoreflow.common.checks import Choice, Count, Flag, Number, Rule
 from sb3_scoreflow.fpo.surrogate import Ratio, TrustRegion
 from sb3_scoreflow.ppo.arguments import PPO_RULES
 
@@ -13,4 +13,5 @@ RULES: dict[str, Rule] = {
     "ratio": Choice(get_args(Ratio)),
     "trust_region": Choice(get_args(TrustRegion)),
     "loss_clip": Number(open_low=True, bound=True),
+    "rollback": Flag(),
 }

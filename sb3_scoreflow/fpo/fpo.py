@@ -9,6 +9,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
 
 from sb3_scoreflow.common.capabilities import Capabilities
+from sb3_scoreflow.common.rollback import RollbackAlgorithm
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.fpo.arguments import RULES
 from sb3_scoreflow.fpo.defaults import DEFAULTS
@@ -19,7 +20,7 @@ from sb3_scoreflow.fpo.surrogate import Ratio, TrustRegion, log_ratios, surrogat
 from sb3_scoreflow.ppo.algorithm import FlowPPO
 
 
-class FPO(FlowPPO):
+class FPO(RollbackAlgorithm, FlowPPO):
     """
     PPO without likelihoods: the decrease of an action's flow-matching loss takes the place of the log-ratio (FPO, arXiv
     2507.21053). The loss is estimated from pairs of a time and noise, and every pair has its own ratio (FPO++, arXiv
@@ -69,6 +70,9 @@ class FPO(FlowPPO):
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
         actions come from; 0: they come from the current weights. None: 40,000 for a clone, 0 from scratch
+    :param rollback: whether the actor of a clone goes back to its best weights if the last training episodes (at least 20)
+        earn less than those before, by more than two standard errors; the critic keeps its weights (ours). It has no effect
+        from scratch, or if ``Monitor`` does not record the episodes
     :param policy_kwargs: further keyword arguments of the policy (``net_arch``, ``activation_fn``, ...)
     :param verbose: 0: no output, 1: info, 2: debug
     :param seed: seed of the random number generators; None: not seeded
@@ -119,6 +123,7 @@ class FPO(FlowPPO):
         normalize_reward: bool = True,
         bc_coef: float = 0.0,
         averaging_horizon: float | None = None,
+        rollback: bool = True,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
         seed: int | None = None,
@@ -160,6 +165,7 @@ class FPO(FlowPPO):
         self.ratio = ratio
         self.trust_region = trust_region
         self.loss_clip = loss_clip
+        self.rollback = rollback
 
         if _init_setup_model:
             self._setup_model()
@@ -169,6 +175,15 @@ class FPO(FlowPPO):
 
     def _policy_arguments(self) -> dict[str, Any]:
         return dict(denoising_steps=self.denoising_steps, n_mc_samples=self.n_mc_samples)
+
+    @property
+    def _is_actor_unchanged(self) -> bool:
+        return self.n_iterations <= self.critic_warmup_iterations or self.n_transitions == 0
+
+    def train(self) -> None:
+        """Update policy and critic from the rollout buffer, unless the actor goes back first."""
+        self._judge_actor()
+        super().train()
 
     def _losses(self, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog) -> dict[str, th.Tensor]:
         record = self.policy.unflatten(batch.actions)

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.moved_arguments import MovedArgument, take_moved
 from sb3_scoreflow.common.observations import take
+from sb3_scoreflow.common.rollback import RollbackAlgorithm
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import DivergenceError, name_parameter_groups, warn
 from sb3_scoreflow.rldt.actor import Reference, actor_diagnostics, evaluate_actor
@@ -24,7 +25,6 @@ from sb3_scoreflow.rldt.critic import critic_batches, critic_loss, critic_target
 from sb3_scoreflow.rldt.defaults import DEFAULTS, ITERATION_SIZE
 from sb3_scoreflow.rldt.history import HistoryAlgorithm
 from sb3_scoreflow.rldt.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RLDTPolicy
-from sb3_scoreflow.rldt.rollback import RollbackAlgorithm
 from sb3_scoreflow.rldt.transport import Transport
 
 SelfRLDT = TypeVar("SelfRLDT", bound="RLDT")
@@ -296,6 +296,10 @@ class RLDT(RollbackAlgorithm, HistoryAlgorithm):
         return self._scheduled("critic_learning_rate" if self.encoder_learning_rate is None else "encoder_learning_rate")
 
     # ------------------------------------------------------------------ update
+
+    @property
+    def _is_actor_unchanged(self) -> bool:
+        return self.n_actor_updates == 0
 
     def train(self) -> None:
         """Update critics and actor from the rollout history."""

@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_scoreflow import RLDT, learn_resumable, pretrain_bc
-from sb3_scoreflow.rldt.rollback import EpisodeWindow
+from sb3_scoreflow.common.rollback import EpisodeWindow
 from tests.resuming.runs import KillAt, Killed
 from tests.scoreflow_ppo.needle import Needle, ResumableNeedle, demonstrations_of_zero
 

@@ -1,4 +1,7 @@
-"""RLDT's safeguard: if the training episodes of a clone earn less than before, the actor goes back to its best weights."""
+"""
+Safeguard of algorithms that explore with the actor's own actions: if the training episodes of a clone earn less than before,
+the actor goes back to its best weights.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +16,7 @@ from torch import nn
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
 from sb3_scoreflow.common.episodes import EpisodeReturns
 from sb3_scoreflow.common.plain import describable
-from sb3_scoreflow.rldt.policies import RLDTPolicy
+from sb3_scoreflow.common.policies import FlowMatchingPolicy
 
 #: Smallest number of episodes to judge the actor by, and the standard errors by which returns have to differ
 _N_EPISODES, _N_ERRORS = 20, 2.0
@@ -77,11 +80,10 @@ class EpisodeWindow(EpisodeReturns):
 
 
 class RollbackAlgorithm(FlowAlgorithm):
-    """The part of :class:`~sb3_scoreflow.RLDT` that keeps the best actor, and goes back to it."""
+    """The part of RLDT and FPO that keeps the best actor of a clone, and goes back to it."""
 
-    policy: RLDTPolicy
+    policy: FlowMatchingPolicy
     rollback: bool
-    n_actor_updates: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,6 +118,11 @@ class RollbackAlgorithm(FlowAlgorithm):
         self._window = None
         self.__dict__.pop("kept_actors", None)
 
+    @property
+    def _is_actor_unchanged(self) -> bool:
+        """Whether the actor has not changed since construction or pretraining, so that episodes differ by chance only"""
+        raise NotImplementedError
+
     def _keep_actors(self) -> None:
         #: The last actor whose episodes did not earn less than those before, and the actor at the start of the window
         self.kept_actors = nn.ModuleDict({name: self._acting() for name in ("best", "candidate")})
@@ -145,8 +152,7 @@ class RollbackAlgorithm(FlowAlgorithm):
             self._forget_actors()
             return
         if window.is_complete:
-            unchanged = self.n_actor_updates == 0
-            difference = 0.0 if unchanged or not window.best else window.difference()
+            difference = 0.0 if self._is_actor_unchanged or not window.best else window.difference()
             is_worse = difference < -_N_ERRORS
             if is_worse:
                 self._roll_back(window)
