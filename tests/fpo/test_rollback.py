@@ -1,0 +1,156 @@
+"""FPO's safeguard, which is RLDT's: when the actor of a clone goes back, and what a saved model keeps of it."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_scoreflow import FPO, learn_resumable, pretrain_bc
+from tests.resuming.runs import KillAt, Killed
+from tests.rldt.test_rollback import Spy, same
+from tests.scoreflow_ppo.needle import Needle, ResumableNeedle, demonstrations_of_zero
+
+pytestmark = pytest.mark.filterwarnings("ignore:A resumed run", "ignore:The first .* training episodes")
+
+#: With 4 environments and episodes of 10 steps, a window takes 50 steps of each environment: 5 iterations
+N_ENVS, N_STEPS = 4, 10
+ITERATION = N_ENVS * N_STEPS
+#: Iterations of the critic alone, and a learning rate at which the actor then leaves the clone at once
+WARMUP, FAST, SLOW = 6, 3e-2, 1e-7
+
+
+def make(env: type[Needle] = Needle, n_envs: int = N_ENVS, **arguments: Any) -> FPO:
+    kwargs: dict[str, Any] = dict(
+        n_steps=N_STEPS,
+        batch_size=20,
+        critic_warmup_iterations=WARMUP,
+        learning_rate=FAST,
+        averaging_horizon=100.0,
+        policy_kwargs=dict(net_arch=[32, 32]),
+    )
+    envs = make_vec_env(env, n_envs, seed=0, env_kwargs=dict(width=0.25))
+    return FPO("FlowPolicy", envs, **{**kwargs, **arguments}, seed=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clone() -> FPO:
+    """Of an expert that always acts with 0"""
+    model = make()
+    pretrain_bc(model, demonstrations_of_zero(), n_batches=500, seed=0)
+    return model
+
+
+def cloned(clone: FPO, *args: Any, **kwargs: Any) -> FPO:
+    model = make(*args, **kwargs)
+    model.load_clone(clone)
+    return model
+
+
+def actor_of(model: FPO) -> dict[str, th.Tensor]:
+    return {name: value.clone() for name, value in model.policy.velocity_field.state_dict().items()}
+
+
+class Critic(BaseCallback):
+    """Keeps the critic before every rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[th.Tensor] = []
+
+    def _on_rollout_start(self) -> None:
+        value_net: Any = self.model.policy.value_net
+        self.weights.append(th.cat([each.detach().flatten() for each in value_net.parameters()]))
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_a_lost_clone_comes_back(clone: FPO) -> None:
+    """The first rollback restores the clone bit for bit, with its average; the critic goes on learning."""
+    model, spy, critic = cloned(clone), Spy(), Critic()
+    model.learn(20 * ITERATION, callback=[spy, critic])
+    assert model.n_rollbacks >= 1 and len(spy.after_rollback) == model.n_rollbacks
+    actor, average, n_states = spy.after_rollback[0]
+    assert same(actor, actor_of(clone)) and same(average, actor_of(clone)) and n_states == 0
+    assert same(spy.before[WARMUP], actor_of(clone)), "the warm-up leaves the actor alone"
+    assert not any(same(spy.before[i], actor_of(clone)) for i in range(WARMUP + 1, WARMUP + 4)), "the actor had left the clone"
+    assert not any(th.equal(*pair) for pair in zip(critic.weights, critic.weights[1:], strict=False))
+    assert model.logger.name_to_value["train/n_rollbacks"] == model.n_rollbacks
+
+
+def test_less_is_lost(clone: FPO) -> None:
+    """At a rate that is far too high, the deterministic policy is lost without the safeguard, and the kept one is not."""
+
+    def of_ten(model: FPO) -> float:
+        env = make_vec_env(Needle, 10, seed=5, env_kwargs=dict(width=0.25))
+        return float(np.mean(evaluate_policy(model, env, 50)[0]))
+
+    lost, kept = (cloned(clone, rollback=rollback).learn(40 * ITERATION) for rollback in (False, True))
+    assert lost.n_rollbacks == 0 and kept.n_rollbacks >= 2
+    for part, best in kept.kept_actors["best"].items():  # type: ignore[operator]
+        getattr(kept.policy, part).load_state_dict(best.state_dict())
+    kept.policy.stop_average()
+    assert of_ten(clone) > 9.5 and of_ten(lost) < 5 and of_ten(kept) > 9.5
+
+
+def test_without_a_fall_nothing_changes(clone: FPO) -> None:
+    models = [cloned(clone, rollback=rollback, learning_rate=SLOW).learn(14 * ITERATION) for rollback in (True, False)]
+    assert models[0].n_rollbacks == 0 and models[0]._window is not None and models[0]._window.best
+    assert same(*(model.policy.state_dict() for model in models))
+    assert models[1]._window is None and not hasattr(models[1], "kept_actors")
+
+
+def test_episodes_of_the_unchanged_clone_are_the_measure(clone: FPO) -> None:
+    """Whatever they pay by chance, and with the critic's warm-up counted from the model's first iteration"""
+    model = cloned(clone, critic_warmup_iterations=0)
+    model.learn(ITERATION)
+    assert not model._is_actor_unchanged
+    model.load_clone(clone)
+    assert model._is_actor_unchanged
+    model.critic_warmup_iterations = 3
+    model.learn(2 * ITERATION, reset_num_timesteps=False)
+    assert model._is_actor_unchanged and same(actor_of(model), actor_of(clone))
+    model.learn(ITERATION, reset_num_timesteps=False)
+    assert not model._is_actor_unchanged and not same(actor_of(model), actor_of(clone))
+
+
+def test_from_scratch_there_is_no_safeguard() -> None:
+    model = make(critic_warmup_iterations=0)
+    model.learn(8 * ITERATION)
+    assert model._window is None and not hasattr(model, "kept_actors")
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_saved_model_goes_on(clone: FPO, trusted: bool, tmp_path: Path) -> None:
+    model = cloned(clone)
+    model.learn(8 * ITERATION)
+    assert model.n_rollbacks == 0 and model._window is not None and model._window.best
+    model.save(tmp_path / "model")
+    env = make_vec_env(Needle, N_ENVS, seed=0, env_kwargs=dict(width=0.25))
+    loaded = FPO.load(tmp_path / "model", env, device="cpu", trusted=trusted)
+    assert loaded._window is not None and vars(loaded._window) == vars(model._window)
+    assert same(loaded.kept_actors.state_dict(), model.kept_actors.state_dict())
+    spy = Spy()
+    loaded.learn(12 * ITERATION, reset_num_timesteps=False, callback=spy)
+    assert same(spy.after_rollback[0][0], actor_of(clone))
+
+
+@pytest.mark.parametrize("kill_at", [3 * ITERATION, 9 * ITERATION])
+def test_interrupted_runs_are_the_same(clone: FPO, kill_at: int, tmp_path: Path) -> None:
+    def run(folder: str, kill_at: int | None = None) -> FPO:
+        model = make(env=ResumableNeedle)
+        with contextlib.suppress(Killed):
+            start = lambda of: of.load_clone(clone)  # noqa: E731
+            callback = KillAt(kill_at)
+            learn_resumable(model, 16 * ITERATION, tmp_path / folder, start=start, callback=callback, save_freq=ITERATION)
+        return model
+
+    whole, _, resumed = run("whole"), run("killed", kill_at), run("killed")
+    assert whole.n_rollbacks == resumed.n_rollbacks >= 1
+    assert same(whole.policy.state_dict(), resumed.policy.state_dict())
