@@ -17,14 +17,18 @@ from benchmarks.learning import (
 )
 from benchmarks.tasks.runs import VARIANTS
 
-#: Sections of the summary with statistics over several tasks, and the seeds that every variant needs for a task to be included
-AGGREGATES = {"aggregate": (0, 1, 2), "aggregate_five_seeds": (0, 1, 2, 3, 4)}
-#: The section over all tasks
-AGGREGATE = "aggregate"
 #: Variant with which the others are compared
 REFERENCE = "no_score"
 #: Variants that differ in the score alone
 SCORES = ("scoreflow_ppo", "constant_score", "no_score")
+#: Sections of the summary with statistics over several tasks -> their variants, and the seeds with which every variant needs a
+#: run for a task to be included
+AGGREGATES: dict[str, tuple[Sequence[str], Sequence[int]]] = {
+    "aggregate": ([name for name in VARIANTS if name != "fpo_no_rollback"], (0, 1, 2)),
+    "aggregate_five_seeds": (SCORES, (0, 1, 2, 3, 4)),
+}
+#: The section over all tasks
+AGGREGATE = "aggregate"
 KINDS = ("deterministic", "exploring")
 _N_THRESHOLDS = 61
 
@@ -69,9 +73,7 @@ def scores_of(
     return np.array(columns).T
 
 
-def aggregate(
-    summary: Mapping[str, Any], variants: Sequence[str] = tuple(VARIANTS), seeds: Sequence[int] = AGGREGATES[AGGREGATE]
-) -> dict[str, Any]:
+def aggregate(summary: Mapping[str, Any], variants: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """
     :param summary: summary of the study
     :param variants: variants to compare, including the reference

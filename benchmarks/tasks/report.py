@@ -28,18 +28,20 @@ def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> No
             if section is None:
                 continue
             for (variant, seed), facts in of_task.facts.items():
-                section.update(facts["task"])
+                about = dict(facts["task"])
+                section["eval_episodes"] = {**section.get("eval_episodes", {}), variant: about.pop("eval_episodes")}
+                section.update(about)
                 # The entry has this name for every measure
                 section.setdefault("success", {}).setdefault(variant, {})[str(seed)] = facts["success"]
-            check_seeds({variant: map(int, runs) for variant, runs in section["success"].items()}, options.seeds)
+            check_seeds({name: map(int, section["success"].get(name, {})) for name in options.variants}, options.seeds)
             section["origins"] = study.origins(section, of_task)
             settings = {name: repr(VARIANTS[name].settings) for name in options.variants}
             section["settings"] = {**section.get("settings", {}), **settings}
         for task, entry in tasks_of(summary).items():
             entry.update(statistics(task, entry["success"], table))
-        for name, seeds in AGGREGATES.items():
+        for name, (variants, seeds) in AGGREGATES.items():
             summary.pop(name, None)
-            over_all = aggregate(summary, seeds=seeds)
+            over_all = aggregate(summary, variants, seeds)
             if over_all:
                 summary[name] = {**next(iter(made.values())).origin, **over_all}
         study.write_summary(folder, summary)
@@ -66,7 +68,7 @@ def statistics(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve]
     curves = {variant: [table[each] for each in sorted(table) if each[:2] == (variant, task)] for variant in VARIANTS}
     curves = {variant: of for variant, of in curves.items() if of}
     return {
-        "seeds": sorted({run.seed for run in table if run.env == task}),
+        "seeds": sorted(set.intersection(*({int(seed) for seed in runs} for runs in success.values()))),
         "mean": {
             variant: {
                 when: {kind: mean_and_interval([run[when][kind] for run in runs.values()]) for kind in KINDS}

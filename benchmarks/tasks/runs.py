@@ -28,6 +28,7 @@ VARIANTS = {
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
     "rldt": Variant("RLDT", RLDT, {}),
     "fpo": Variant("FPO", FPO, ITERATION),
+    "fpo_no_rollback": Variant("FPO without rollback", FPO, dict(rollback=False, **ITERATION)),
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
 }
 N_EVAL_ENVS, N_FINAL_EPISODES = 10, 50

@@ -93,7 +93,7 @@ def test_tables() -> None:
         lowest_deterministic={"fpo": [5.0]},
         cpu_seconds={"fpo": {"mean": 7.2}},
     )
-    expected = "| FPO | 2000, -1 | 2000, -1 | +1234 [-10, +20] | -3 | 5 | 7 |"
+    expected = "| FPO | 2000, -1 | 2000, -1 | +1234 [-10, +20] | -3 | 5* | 7 |"
     assert task_table(section).splitlines()[2:] == [expected]
 
 
