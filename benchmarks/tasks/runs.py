@@ -27,7 +27,7 @@ VARIANTS = {
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
     "rldt": Variant("RLDT", RLDT, {}),
-    "fpo": Variant("FPO", FPO, ITERATION),
+    "fpo": Variant("FPO", FPO, dict(rollback=True, **ITERATION)),  # named, because earlier runs had none
     "fpo_no_rollback": Variant("FPO without rollback", FPO, dict(rollback=False, **ITERATION)),
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
 }

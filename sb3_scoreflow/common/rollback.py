@@ -145,12 +145,16 @@ class RollbackAlgorithm(FlowAlgorithm):
         assert self._last_episode_starts is not None
         self._window.add(infos, self._last_episode_starts)
 
-    def _judge_actor(self) -> None:
-        """Before an update: keep the actor unless its episodes earn less than those of the best actors; else go back."""
-        window = self._window
+    def _judge_actor(self) -> bool:
+        """
+        Before an update: keep the actor unless its episodes earn less than those of the best actors; else go back.
+
+        :return: whether the actor went back
+        """
+        window, is_worse = self._window, False
         if not self.rollback or window is None:
             self._forget_actors()
-            return
+            return False
         if window.is_complete:
             difference = 0.0 if self._is_actor_unchanged or not window.best else window.difference()
             is_worse = difference < -_N_ERRORS
@@ -163,6 +167,7 @@ class RollbackAlgorithm(FlowAlgorithm):
             self.kept_actors["candidate"] = self._acting()
             window.restart(self.n_envs, wait=is_worse)
         self.logger.record("train/n_rollbacks", self.n_rollbacks)
+        return is_worse
 
     def _roll_back(self, window: EpisodeWindow) -> None:
         if self.verbose >= 1:

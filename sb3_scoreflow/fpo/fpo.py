@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
@@ -18,6 +19,9 @@ from sb3_scoreflow.fpo.policies import CnnPolicy, FPOPolicy, MlpPolicy, MultiInp
 from sb3_scoreflow.fpo.records import record_width
 from sb3_scoreflow.fpo.surrogate import Ratio, TrustRegion, log_ratios, surrogate
 from sb3_scoreflow.ppo.algorithm import FlowPPO
+
+#: Transitions after which an actor no longer waits for episodes that measure it
+_MAX_WAIT = 20_000
 
 
 class FPO(RollbackAlgorithm, FlowPPO):
@@ -166,6 +170,12 @@ class FPO(RollbackAlgorithm, FlowPPO):
         self.trust_region = trust_region
         self.loss_clip = loss_clip
         self.rollback = rollback
+        #: Whether the actor has been trained since construction or pretraining
+        self._actor_changed = False
+        #: Whether the current update leaves the actor as it is
+        self._holds_actor = False
+        #: Transitions during which the actor has waited for the first complete window of episodes
+        self._n_waited = 0
 
         if _init_setup_model:
             self._setup_model()
@@ -176,14 +186,44 @@ class FPO(RollbackAlgorithm, FlowPPO):
     def _policy_arguments(self) -> dict[str, Any]:
         return dict(denoising_steps=self.denoising_steps, n_mc_samples=self.n_mc_samples)
 
+    # ------------------------------------------------------------------ safeguard
+
+    def on_pretrained(self) -> None:
+        """As in :class:`~sb3_scoreflow.ppo.FlowPPO`; the first training episodes measure the new clone."""
+        super().on_pretrained()
+        self._actor_changed = False
+
+    def _forget_actors(self) -> None:
+        super()._forget_actors()
+        self._n_waited = 0
+
     @property
     def _is_actor_unchanged(self) -> bool:
-        return self.n_iterations <= self.critic_warmup_iterations or self.n_transitions == 0
+        return not self._actor_changed
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if dones is not None and any(done and "episode" not in info for info, done in zip(infos, dones, strict=True)):
+            self._n_waited = _MAX_WAIT  # without Monitor, no episode would ever measure the clone
+
+    def _waits(self) -> bool:
+        """:return: whether the actor has to wait, because its episodes have not been measured yet"""
+        measured = self._window is not None and bool(self._window.best)
+        return self.rollback and self._pretrained and not measured and self._n_waited < _MAX_WAIT
 
     def train(self) -> None:
-        """Update policy and critic from the rollout buffer, unless the actor goes back first."""
-        self._judge_actor()
+        """Update policy and critic from the rollout buffer; only the critic if the actor goes back, or is not measured yet."""
+        goes_back = self._judge_actor()
+        # The rollout of an actor that goes back has no ratios for the actor that comes back
+        self._holds_actor = goes_back or self._waits()
+        if self._waits():
+            self._n_waited += self.rollout_buffer.rewards.size
         super().train()
+
+    def _trains_critic_only(self) -> bool:
+        only = super()._trains_critic_only() or self._holds_actor
+        self._actor_changed |= not only
+        return only
 
     def _losses(self, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog) -> dict[str, th.Tensor]:
         record = self.policy.unflatten(batch.actions)

@@ -250,6 +250,10 @@ class FlowPPO(CloneCheckingPPO):
         self._log_update(log)
         self._update_observation_statistics()
 
+    def _trains_critic_only(self) -> bool:
+        """:return: whether the current update leaves the actor as it is"""
+        return self.n_iterations < self.critic_warmup_iterations
+
     def _train_epoch(self, epoch: int, log: UpdateLog) -> bool:
         """
         One pass over the rollout.
@@ -258,7 +262,7 @@ class FlowPPO(CloneCheckingPPO):
         """
         clip_range = self._scheduled("clip_range")
         for batch in self.rollout_buffer.get(self.batch_size):
-            if self.n_iterations < self.critic_warmup_iterations:
+            if self._trains_critic_only():
                 values = self.policy.predict_values(batch.observations).flatten()
                 losses = {"value_loss": self.vf_coef * self._value_loss(values, batch, log)}
             else:

@@ -10,6 +10,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_scoreflow import FPO, learn_resumable, pretrain_bc
 from tests.resuming.runs import KillAt, Killed
@@ -107,17 +108,17 @@ def test_without_a_fall_nothing_changes(clone: FPO) -> None:
 
 
 def test_episodes_of_the_unchanged_clone_are_the_measure(clone: FPO) -> None:
-    """Whatever they pay by chance, and with the critic's warm-up counted from the model's first iteration"""
-    model = cloned(clone, critic_warmup_iterations=0)
-    model.learn(ITERATION)
-    assert not model._is_actor_unchanged
-    model.load_clone(clone)
-    assert model._is_actor_unchanged
-    model.critic_warmup_iterations = 3
-    model.learn(2 * ITERATION, reset_num_timesteps=False)
+    """Whatever they pay by chance; an actor that has changed stays changed if the warm-up of the critic gets longer."""
+    model = cloned(clone, critic_warmup_iterations=8)
+    model.learn(8 * ITERATION)
     assert model._is_actor_unchanged and same(actor_of(model), actor_of(clone))
     model.learn(ITERATION, reset_num_timesteps=False)
     assert not model._is_actor_unchanged and not same(actor_of(model), actor_of(clone))
+    model.critic_warmup_iterations = 100
+    model.learn(ITERATION, reset_num_timesteps=False)
+    assert not model._is_actor_unchanged
+    model.load_clone(clone)
+    assert model._is_actor_unchanged
 
 
 def test_from_scratch_there_is_no_safeguard() -> None:
@@ -154,3 +155,49 @@ def test_interrupted_runs_are_the_same(clone: FPO, kill_at: int, tmp_path: Path)
     whole, _, resumed = run("whole"), run("killed", kill_at), run("killed")
     assert whole.n_rollbacks == resumed.n_rollbacks >= 1
     assert same(whole.policy.state_dict(), resumed.policy.state_dict())
+
+
+def test_a_clone_is_measured_before_it_changes(clone: FPO) -> None:
+    """Without a warm-up of the critic, only the critic trains until a window of episodes of the clone is complete."""
+    model, spy, critic = cloned(clone, critic_warmup_iterations=0), Spy(), Critic()
+    model.learn(5 * ITERATION, callback=[spy, critic])
+    assert all(same(actor, actor_of(clone)) for actor in spy.before)
+    assert not th.equal(critic.weights[0], critic.weights[-1])
+    assert model._window is not None and np.mean(model._window.best) > 9
+    model.learn(16 * ITERATION, callback=spy, reset_num_timesteps=False)
+    assert model.n_rollbacks >= 1 and same(spy.after_rollback[0][0], actor_of(clone))
+
+
+def test_the_actor_that_comes_back_begins_with_its_own_episodes(clone: FPO) -> None:
+    """It is not trained with the rollout of the actor that went, whose ratios are not its own."""
+    model, spy = cloned(clone, target_kl=1e-3), Spy()
+    model.learn(30 * ITERATION, callback=spy)
+    rollouts_of_clone = sum(same(actor, actor_of(clone)) for actor in spy.before)
+    assert model.n_rollbacks >= 2 and rollouts_of_clone >= WARMUP + model.n_rollbacks
+
+
+def test_a_clone_that_arrives_at_the_end_of_a_rollout_is_kept(clone: FPO) -> None:
+    class Arrives(BaseCallback):
+        def _on_rollout_end(self) -> None:
+            if self.num_timesteps == 2 * ITERATION:
+                self.model.load_clone(clone)  # type: ignore[attr-defined]
+
+        def _on_step(self) -> bool:
+            return True
+
+    model = make(critic_warmup_iterations=0)
+    model.learn(9 * ITERATION, callback=Arrives())
+    assert same(model.kept_actors["best"]["velocity_field"].state_dict(), actor_of(clone))  # type: ignore[index]
+
+
+def test_the_actor_does_not_wait_for_episodes_that_nobody_records(clone: FPO, monkeypatch: pytest.MonkeyPatch) -> None:
+    unrecorded = cloned(clone, critic_warmup_iterations=0)
+    unrecorded.set_env(DummyVecEnv([lambda: Needle(width=0.25)] * N_ENVS))
+    unrecorded.learn(ITERATION)
+    assert not same(actor_of(unrecorded), actor_of(clone))
+    monkeypatch.setattr("sb3_scoreflow.fpo.fpo._MAX_WAIT", 2 * ITERATION)
+    impatient = cloned(clone, critic_warmup_iterations=0)
+    impatient.learn(2 * ITERATION)
+    assert same(actor_of(impatient), actor_of(clone))
+    impatient.learn(ITERATION, reset_num_timesteps=False)
+    assert not same(actor_of(impatient), actor_of(clone))
