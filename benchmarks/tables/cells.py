@@ -13,7 +13,7 @@ Tables = dict[str, tuple[Path, Callable[[], str]]]
 #: Tasks of ``benchmarks.tasks`` with demonstrations of an expert without noise
 PRECISE = ("hopper-precise", "walker2d-precise", "halfcheetah-precise")
 #: Numbers in sentences
-WORDS = ("none", *"one two three four five six seven eight nine ten eleven twelve".split())
+WORDS = ("none", *"one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split())
 
 
 def page(name: str) -> Path:
@@ -28,6 +28,13 @@ def result(name: str) -> Any:
     """
     path = RESULTS / name
     return json.loads((path if path.suffix else path / "summary.json").read_text(encoding="utf-8"))
+
+
+def above_clone(tasks: Sequence[str], *variants: str) -> list[bool]:
+    """:return: for every run of the variants in ``benchmarks.tasks``, whether its deterministic policy ends above its clone"""
+    sections = [result("tasks")[task]["success"] for task in tasks]
+    runs = [run for section in sections for variant in variants for run in section[variant].values()]
+    return [run["end"]["deterministic"] > run["start"]["deterministic"] for run in runs]
 
 
 def with_interval(entry: Mapping[str, Any], places: int = 0, name: str = "mean", factor: float = 1) -> str:

@@ -8,8 +8,10 @@ import numpy as np
 from benchmarks import study
 from benchmarks.curves import RETURNS, CurveTable, Run
 from benchmarks.provenance import ROOT
-from benchmarks.tables.cells import PRECISE, WORDS, Tables, listed, markdown, page, result, with_interval
+from benchmarks.tables.cells import PRECISE, WORDS, Tables, above_clone, listed, markdown, page, result, with_interval
 from benchmarks.tables.numbers import Number
+from benchmarks.tasks.aggregate import SCORES
+from benchmarks.tasks.runs import VARIANTS as VARIANTS_OF_TASKS
 
 README, BENCHMARKS = ROOT / "README.md", page("benchmarks")
 ENVS = ("Hopper-v5", "HalfCheetah-v5")
@@ -158,20 +160,31 @@ def _stochastic_gain() -> list[str]:
 
 def _precise_above_clone() -> list[str]:
     """:return: numbers of runs from experts without noise that end above their clones, with a score and without"""
+    with_score, without = above_clone(PRECISE, *SCORES[:2]), above_clone(PRECISE, SCORES[2])
+    return [str(sum(with_score)), str(len(with_score)), WORDS[sum(without)], WORDS[len(without)]]
 
-    def above(*variants: str) -> list[bool]:
-        sections = [result("tasks")[task]["success"] for task in PRECISE]
-        runs = [run for section in sections for variant in variants for run in section[variant].values()]
-        return [run["end"]["deterministic"] > run["start"]["deterministic"] for run in runs]
 
-    with_score, without = above("scoreflow_ppo", "constant_score"), above("no_score")
-    assert all(with_score)
-    return [str(len(with_score)), WORDS[sum(without)], WORDS[len(without)]]
+def steps_to_gain() -> str:
+    """Median thousands of environment steps to 50, 75 and 90% of the stochastic policy's gain."""
+    rows = []
+    for task in PRECISE:
+        found = result("tasks")[task]["steps_to_gain"]
+        medians = [[of[variant]["median"] for of in found.values()] for variant in SCORES]
+        cells = [", ".join("-" if steps is None else f"{steps / 1000:.0f}" for steps in of) for of in medians]
+        rows.append((task.partition("-")[0], *cells))
+    return markdown(("", *(VARIANTS_OF_TASKS[variant].label for variant in SCORES)), rows)
+
+
+def _learned_over_none() -> list[str]:
+    """:return: probability that a run with a learned score ends higher than one without, deterministic and exploring"""
+    pair, section = f"{SCORES[0]} over {SCORES[2]}", result("tasks")["aggregate_five_seeds"]
+    return [with_interval(section[kind]["improvement"][pair], 2, "value") for kind in ("deterministic", "exploring")]
 
 
 NUMBERS = [
     Number(BENCHMARKS, "ScoReFlowPPO's rises from {} to {}", _stochastic_gain),
-    Number(BENCHMARKS, "all {} runs with a score end above their clones, but {} of {} without score", _precise_above_clone),
+    Number(BENCHMARKS, "{} of {} runs with a score end above their clones, and {} of {} without", _precise_above_clone),
+    Number(BENCHMARKS, "without score with a probability of {} (deterministic) and {} (stochastic)", _learned_over_none),
 ]
 TABLES: Tables = {
     "overview": (README, overview),
@@ -181,4 +194,5 @@ TABLES: Tables = {
     "defaults": (BENCHMARKS, defaults),
     "lift": (BENCHMARKS, lift),
     "from_scratch": (BENCHMARKS, from_scratch),
+    "steps to shares of the gain": (BENCHMARKS, steps_to_gain),
 }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import study
-from benchmarks.curves import Curve, CurveTable, Run, check_seeds, complete, locked
+from benchmarks.curves import Curve, CurveTable, Run, check_seeds, locked
 from benchmarks.learning import all_steps_to, mean_and_interval
 from benchmarks.study import Panel
 from benchmarks.tasks.aggregate import AGGREGATE, AGGREGATES, KINDS, SCORES, aggregate, plot, tasks_of
@@ -46,8 +46,8 @@ def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> No
                 summary[name] = {**next(iter(made.values())).origin, **over_all}
         study.write_summary(folder, summary)
     rows = []
-    for task in tasks_of(summary):
-        curves = complete(table, task, VARIANTS, summary[task]["seeds"])
+    for task, section in tasks_of(summary).items():
+        curves = curves_of(task, section["success"], table)
         labelled = {VARIANTS[name].label: runs for name, runs in curves.items()}
         columns = ("return_exploring", "return_deterministic")
         if labelled:
@@ -65,8 +65,8 @@ def statistics(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve]
     :param table: table of curves
     :return: name of the statistic -> variant -> its value over seeds, and the list of seeds
     """
-    curves = {variant: [table[each] for each in sorted(table) if each[:2] == (variant, task)] for variant in VARIANTS}
-    curves = {variant: of for variant, of in curves.items() if of}
+    success = {variant: {seed: runs[seed] for seed in sorted(runs, key=int)} for variant, runs in success.items()}
+    curves = curves_of(task, success, table)
     return {
         "seeds": sorted(set.intersection(*({int(seed) for seed in runs} for runs in success.values()))),
         "mean": {
@@ -90,17 +90,33 @@ def statistics(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve]
     }
 
 
+def curves_of(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve]) -> dict[str, list[Curve]]:
+    """
+    :param task: name of the task
+    :param success: results of the runs
+    :param table: table of curves
+    :return: variant -> curves of its runs, in the order of the seeds
+    """
+    return {
+        variant: [table[Run(variant, task, seed)] for seed in sorted(map(int, success[variant]))]
+        for variant in VARIANTS
+        if variant in success
+    }
+
+
 def _steps_to_gain(success: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
     """
     :return: share of the gain while exploring -> variant -> environment steps to it; from the mean return of all clones to the
-        mean return of the best variant in the end, for the variants that differ in the score
+        mean return of the best variant in the end, for the variants that differ in the score; empty if their seeds differ
     """
     variants = [variant for variant in SCORES if variant in curves]
+    if len({tuple(success[variant]) for variant in variants}) != 1:
+        return {}
     start, end = (
         {variant: np.mean([run[when]["exploring"] for run in success[variant].values()]) for variant in variants}
         for when in ("start", "end")
     )
-    if not variants or max(end.values()) <= np.mean(list(start.values())):
+    if max(end.values()) <= np.mean(list(start.values())):
         return {}
     first = float(np.mean(list(start.values())))
     thresholds = {f"{share:.0%}": first + share * (float(max(end.values())) - first) for share in (0.5, 0.75, 0.9)}

@@ -17,6 +17,7 @@ from benchmarks.tasks import runs
 from benchmarks.tasks.__main__ import main
 from benchmarks.tasks.aggregate import AGGREGATE, AGGREGATES, aggregate
 from benchmarks.tasks.families import TASKS, Robosuite
+from benchmarks.tasks.report import statistics
 from benchmarks.tasks.tables import aggregate_table, tables, task_table
 from sb3_scoreflow import FlowMatchingPolicy, ScoReFlowPPO
 from tests.benchmarks.test_expert_demonstrations import Expert
@@ -78,6 +79,29 @@ def test_nothing_at_once_without_a_complete_task() -> None:
     assert aggregate(SUMMARY, ("rldt", "no_score"), (0, 1, 2)) == {}
 
 
+def test_curves_and_results_of_other_seeds() -> None:
+    """Lists per seed are in the order of the seeds; curves without a result do not count"""
+    of_seed = {"start": {"deterministic": 1.0, "exploring": 0.0}, "end": {"deterministic": 2.0, "exploring": 1.0}}
+    runs = {seed: copy.deepcopy(of_seed) for seed in ("2", "0")}
+    runs["2"]["end"]["deterministic"] = 5.0
+    table = {
+        Run(variant, "a", seed): {
+            "return_deterministic": np.array([9.0, 10.0 + seed, 11.0 + seed]),
+            "return_exploring": np.array([0.0, 1.0, 1.0]),
+            "env_steps": np.array([0.0, 100.0, 200.0]),
+            "cpu_seconds": np.array([0.0, 1.0, 2.0]),
+        }
+        for variant in ("scoreflow_ppo", "no_score", "fpo")
+        for seed in (0, 1, 2)
+    }
+    found = statistics("a", {"scoreflow_ppo": runs, "fpo": {"1": of_seed, "2": of_seed}}, table)
+    assert found["lowest_deterministic"] == {"scoreflow_ppo": [10.0, 12.0], "fpo": [11.0, 12.0]}
+    assert found["mean"]["scoreflow_ppo"]["end"]["deterministic"]["per_seed"] == [2.0, 5.0] and found["seeds"] == [2]
+    assert found["steps_to_gain"]["50%"]["scoreflow_ppo"]["per_seed"] == [50.0, 50.0]
+    unequal = statistics("a", {"scoreflow_ppo": runs, "no_score": {"1": of_seed}}, table)
+    assert unequal["steps_to_gain"] == {} and unequal["seeds"] == []
+
+
 def test_tables() -> None:
     table = aggregate_table(aggregate(SUMMARY, ("rldt", "no_score"), (0, 1))).splitlines()
     assert [line.count("|") for line in table] == 4 * [8]
@@ -119,7 +143,8 @@ def test_only_summarizing_keeps_what_the_runs_have_written(tmp_path: Path, capsy
     assert study.read_summary(tmp_path) == after
     capsys.readouterr()
     main(["--tables", "--output", str(tmp_path)])
-    assert capsys.readouterr().out.startswith(f"{AGGREGATE}\n\n{aggregate_table(over_all)}\n\npeg-insert-side-v3\n\n| |")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{AGGREGATE}\n\n{aggregate_table(over_all)}\n\n") and "\n\npeg-insert-side-v3\n\n| |" in printed
 
 
 def test_missing_expert_says_how_to_make_it(tmp_path: Path) -> None:
