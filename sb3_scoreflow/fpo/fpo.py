@@ -203,7 +203,8 @@ class FPO(RollbackAlgorithm, FlowPPO):
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
-        if dones is not None and any(done and "episode" not in info for info, done in zip(infos, dones, strict=True)):
+        ended = () if dones is None else np.flatnonzero(dones).tolist()
+        if any(env >= len(infos) or "episode" not in infos[env] for env in ended):
             self._n_waited = _MAX_WAIT  # without Monitor, no episode would ever measure the clone
 
     def _waits(self) -> bool:

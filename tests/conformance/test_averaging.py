@@ -38,7 +38,9 @@ def current(policy: Any) -> dict[str, th.Tensor]:
 
 
 def clone(algorithm: Algorithm, **arguments: Any) -> Any:
-    model = algorithm.make("FlowPolicy", "Pendulum-v1", **{**dict(averaging_horizon=40.0, learning_rate=1e-2), **arguments})
+    at_once = algorithm.known(dict(rollback=False))  # FPO would first measure the clone
+    options = dict(averaging_horizon=40.0, learning_rate=1e-2, **at_once)
+    model = algorithm.make("FlowPolicy", "Pendulum-v1", **{**options, **arguments})
     pretrain_bc(model, demonstrations(), n_batches=30, batch_size=64, critic_batches=0, seed=0)
     return model
 

@@ -340,7 +340,8 @@ def same_actor(reference: Any, state: dict[str, th.Tensor]) -> bool:
 @pytest.mark.parametrize("when", ["training", "rollout", "step"])
 def test_clone_in_a_callback(ratio: Algorithm, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference is the clone, and rates and noise are a clone's, from the next update and rollout on."""
-    model = ratio.make("FlowPolicy", make_toy(), bc_coef=1.0, n_epochs=1, batch_size=16)
+    at_once = ratio.known(dict(rollback=False))  # FPO would first measure the clone
+    model = ratio.make("FlowPolicy", make_toy(), bc_coef=1.0, n_epochs=1, batch_size=16, **at_once)
     train, references, policies, rates = model.train, [], [], []
 
     def recorded() -> None:
