@@ -210,11 +210,27 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
     curves = {variant: [table[Run(variant, options.task, int(seed))] for seed in of] for variant, of in runs.items()}
     section = {
         "origins": study.origins(section, made),
+        "seeds": sorted({int(seed) for of in runs.values() for seed in of}),
         "runs": runs,
         "gain": {variant: {kind: _gain(of, kind) for kind in ("deterministic", "exploring")} for variant, of in runs.items()},
         "lowest_deterministic_over_clone": {variant: [lowest_over_clone(c) for c in of] for variant, of in curves.items()},
     }
     study.update_summary(options.output, options.task, section)
+    _plot(options.output)
+
+
+def _plot(folder: Path) -> None:
+    """Plot the returns of all variants, and those of the default from ``benchmarks.tasks``."""
+    table, of_tasks, rows = CurveTable(folder).read(), CurveTable(study.RESULTS / "tasks").read(), []
+    for task, section in study.read_summary(folder).items():
+        default = [of_tasks[run] for seed in section["seeds"] if (run := Run("scoreflow_ppo", task, seed)) in of_tasks]
+        curves = {
+            variant: [curve for run, curve in table.items() if run[:2] == (variant, task)]
+            for variant in VARIANTS
+            if variant != "start"  # trains like the default
+        }
+        rows.append(study.return_panels(task, {name: of for name, of in {"default": default, **curves}.items() if of}))
+    study.plot(rows, folder / "figure.png")
 
 
 def _gain(runs: Mapping[str, Any], kind: str) -> dict[str, Any]:
