@@ -95,13 +95,10 @@ def curves_of(task: str, success: Mapping[str, Any], table: Mapping[Run, Curve])
     :param task: name of the task
     :param success: results of the runs
     :param table: table of curves
-    :return: variant -> curves of its runs, in the order of the seeds
+    :return: variant -> curves of its runs, in the order of the seeds; without variants whose curves are missing
     """
-    return {
-        variant: [table[Run(variant, task, seed)] for seed in sorted(map(int, success[variant]))]
-        for variant in VARIANTS
-        if variant in success
-    }
+    runs = {variant: [Run(variant, task, seed) for seed in sorted(map(int, of))] for variant, of in success.items()}
+    return {v: [table[run] for run in runs[v]] for v in VARIANTS if v in runs and all(run in table for run in runs[v])}
 
 
 def _steps_to_gain(success: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
