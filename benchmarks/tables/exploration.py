@@ -15,6 +15,7 @@ _LABELS = {
     "correlated": "noise correlated in time",
     "annealed_10": "pull toward the clone from `bc_coef=10` to 0",
     "annealed_100": "the same from 100",
+    "scaled_score": "score coefficient in proportion to the squared noise scale",
 }
 
 
