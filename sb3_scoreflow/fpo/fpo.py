@@ -215,16 +215,16 @@ class FPO(RollbackAlgorithm, FlowPPO):
     def train(self) -> None:
         """Update policy and critic from the rollout buffer; only the critic if the actor goes back, or is not measured yet."""
         goes_back = self._judge_actor()
-        # The rollout of an actor that goes back has no ratios for the actor that comes back
-        self._holds_actor = goes_back or self._waits()
-        if self._waits():
+        waits = self._waits()  # afterwards, because the judgment may measure the actor
+        if waits:
             self._n_waited += self.rollout_buffer.rewards.size
+        # The rollout of an actor that goes back has no ratios for the actor that comes back
+        self._holds_actor = goes_back or waits
+        self._actor_changed |= not self._trains_critic_only()
         super().train()
 
     def _trains_critic_only(self) -> bool:
-        only = super()._trains_critic_only() or self._holds_actor
-        self._actor_changed |= not only
-        return only
+        return super()._trains_critic_only() or self._holds_actor
 
     def _losses(self, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog) -> dict[str, th.Tensor]:
         record = self.policy.unflatten(batch.actions)

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_scoreflow import FPO, learn_resumable, pretrain_bc
 from tests.resuming.runs import KillAt, Killed
-from tests.rldt.test_rollback import Spy, same
+from tests.rldt.test_rollback import Spy, actor_of, same
 from tests.scoreflow_ppo.needle import Needle, ResumableNeedle, demonstrations_of_zero
 
 pytestmark = pytest.mark.filterwarnings("ignore:A resumed run", "ignore:The first .* training episodes")
@@ -51,10 +51,6 @@ def cloned(clone: FPO, *args: Any, **kwargs: Any) -> FPO:
     model = make(*args, **kwargs)
     model.load_clone(clone)
     return model
-
-
-def actor_of(model: FPO) -> dict[str, th.Tensor]:
-    return {name: value.clone() for name, value in model.policy.velocity_field.state_dict().items()}
 
 
 class Critic(BaseCallback):

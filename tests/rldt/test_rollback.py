@@ -60,7 +60,7 @@ def cloned(clone: RLDT, *args: Any, **kwargs: Any) -> RLDT:
     return model
 
 
-def actor_of(model: RLDT) -> dict[str, th.Tensor]:
+def actor_of(model: Any) -> dict[str, th.Tensor]:
     return {name: value.clone() for name, value in model.policy.velocity_field.state_dict().items()}
 
 
@@ -90,7 +90,7 @@ class Spy(BaseCallback):
         model._roll_back = spied
 
     def _on_rollout_start(self) -> None:
-        self.before.append(actor_of(self.model))  # type: ignore[arg-type]
+        self.before.append(actor_of(self.model))
 
     def _on_step(self) -> bool:
         return True
