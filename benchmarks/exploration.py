@@ -3,15 +3,15 @@ Measure other ways to explore around a precise clone, and another start of deter
 
     python -m benchmarks.exploration --task hopper-precise --data demonstrations
 
-The variants start from the clones of ``benchmarks.tasks`` and train like its variant ``scoreflow_ppo``, with which they are
-compared, except for one change:
+The variants start from the clones of ``benchmarks.tasks`` and train like its variant ``scoreflow_ppo``, except for one change:
 
+- ``full_score``: the score's coefficient does not follow the noise. This was the default when the others were measured, so
+  that they are compared with it.
 - ``per_dimension``: the noise of each dimension of a chunk is proportional to the clone's error on the demonstrations in this
   dimension. The geometric mean over dimensions stays the same.
 - ``correlated``: the noise of a denoising step is correlated with that of the previous chunk of the same environment (0.7).
   The likelihood is that of one chunk, as with colored noise in PPO.
 - ``annealed_10``, ``annealed_100``: the policy is pulled toward the clone (``bc_coef``), less and less until the end.
-- ``scaled_score``: the score's coefficient shrinks with the square of the noise, as in the marginal-preserving SDE.
 - ``start``: no change. Before and after training, deterministic actions start from each of 16 points, 0 and 15 draws from
   ``N(0, I)``. The best of them in 20 episodes is compared with 0 in other episodes.
 """
@@ -43,8 +43,6 @@ from sb3_scoreflow.scoreflow_ppo import policies
 from sb3_scoreflow.scoreflow_ppo.transition import truncated_normal
 
 CORRELATION = 0.7
-#: Default lower bound of the standard deviation
-MIN_STD = 0.1
 N_STARTS, N_START_EPISODES = 16, 20
 #: Bounds of the factor of a dimension's noise
 _FACTORS = (0.25, 4.0)
@@ -55,13 +53,12 @@ class OtherNoise(policies.ScoReFlowPolicy):
 
     dimension_factors: th.Tensor | None = None
     correlation = 0.0
-    scales_score = False
+    full_score = False
     start: th.Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._last: dict[th.Size, th.Tensor] = {}
-        self._of_row: th.Tensor | None = None
 
     def _step_std(self, *args: Any) -> th.Tensor:
         std = super()._step_std(*args)
@@ -75,20 +72,14 @@ class OtherNoise(policies.ScoReFlowPolicy):
         self._last[shape] = deviates
         return deviates
 
-    def score_coefficient(self, t: th.Tensor, average: bool = False) -> th.Tensor | None:
-        alpha = super().score_coefficient(t, average)
-        if alpha is None or not self.scales_score:
-            return alpha
-        alpha = alpha * (self.log_std_bounds[0].exp() / MIN_STD) ** 2
-        return alpha if self._of_row is None else alpha[:, None, None] * self._of_row[:, None] ** 2
+    def set_noise(self, min_std: float, max_std: float, scale: float = 1.0) -> None:
+        super().set_noise(min_std, max_std, scale)
+        if self.full_score:
+            self.score_factor.fill_(1)
 
     def _sample_chain(self, *args: Any, **kwargs: Any) -> Any:
-        self._of_row = args[5] if len(args) > 5 else None
-        try:
-            with patch.object(policies, "truncated_normal", self._deviates):
-                return super()._sample_chain(*args, **kwargs)
-        finally:
-            self._of_row = None
+        with patch.object(policies, "truncated_normal", self._deviates):
+            return super()._sample_chain(*args, **kwargs)
 
     def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
         return super()._deterministic_action(features, noise if self.start is None else noise + self.start, denoising_steps)
@@ -130,9 +121,9 @@ def _correlated(model: OtherPPO, _: Demonstrations) -> None:
     policy.correlation = CORRELATION
 
 
-def _scaled_score(model: OtherPPO, _: Demonstrations) -> None:
+def _full_score(model: OtherPPO, _: Demonstrations) -> None:
     policy: Any = model.policy
-    policy.scales_score = True
+    policy.full_score = True
 
 
 def _nothing(_: OtherPPO, __: Demonstrations) -> None:
@@ -141,11 +132,11 @@ def _nothing(_: OtherPPO, __: Demonstrations) -> None:
 
 #: Changes of a model with a cloned policy, and initial pull toward the clone
 CHANGES: dict[str, tuple[Callable[[OtherPPO, Demonstrations], None], float]] = {
+    "full_score": (_full_score, 0.0),
     "per_dimension": (_per_dimension, 0.0),
     "correlated": (_correlated, 0.0),
     "annealed_10": (_nothing, 10.0),
     "annealed_100": (_nothing, 100.0),
-    "scaled_score": (_scaled_score, 0.0),
     "start": (_nothing, 0.0),
 }
 VARIANTS = {name: Variant(name, OtherPPO, {**ITERATION, "bc_coef": pull}) for name, (_, pull) in CHANGES.items()}

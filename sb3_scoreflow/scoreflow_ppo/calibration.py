@@ -12,10 +12,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_scoreflow.common.utils import ArgumentError, sync_normalization, warn
+from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, NONE, largest_scale
 from sb3_scoreflow.scoreflow_ppo.scoreflow_ppo import ScoReFlowPPO
-
-#: Standard deviation of a denoising step that counts as no noise
-_NO_NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class _RandomActions:
 def calibrate_noise(
     model: ScoReFlowPPO,
     eval_env: VecEnv | gym.Env,
-    keep: float = 0.7,
+    keep: float = KEEP,
     scales: Sequence[float] = (1.0, 0.5, 0.25, 0.125),
     n_episodes: int = 20,
     seed: int = 0,
@@ -51,11 +49,11 @@ def calibrate_noise(
 
     Call it between :func:`~sb3_scoreflow.pretrain_bc` and ``learn``. The noise that suits demonstrations of a noisy agent
     destroys the clone of a precise one. For each scale, the function multiplies the noise by it, and runs the stochastic
-    policy for ``n_episodes`` episodes. Returns are measured above the return of random actions. The function chooses the first
-    scale whose return plus one standard error is at least ``keep`` times the return without noise, or the last scale if there
-    is no such scale. It then multiplies ``model.noise_scale`` by the scale; the velocity's learning rate follows, because the
-    gradient of the ratio grows as the noise shrinks. If the clone is not better than random actions, a warning says so, and
-    the model stays unchanged. The global random number generators stay unchanged.
+    policy for ``n_episodes`` episodes. Returns are measured above the return of random actions. The function chooses the
+    largest scale that keeps ``keep`` times the return without noise, if more noise is assumed to cost more (isotonic
+    regression), or the smallest one if there is no such scale. It then multiplies ``model.noise_scale`` by the scale; the
+    velocity's learning rate and the score coefficient follow. If the clone is not better than random actions, a warning says
+    so, and the model stays unchanged. The global random number generators stay unchanged.
 
     :param model: model with a cloned policy
     :param eval_env: evaluation environment, separate from the training environment, with the same wrappers; it is reset
@@ -71,7 +69,7 @@ def calibrate_noise(
     if model.get_vec_normalize_env() is not None:
         assert model.env is not None
         sync_normalization(model.env, vec_env)
-    low, high = model.policy.log_std_bounds.exp().tolist()
+    low, high = (model.policy.log_std_bounds.exp() / model.noise_scale).tolist()
 
     def run(actor: Any) -> np.ndarray:
         with th.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -80,31 +78,28 @@ def calibrate_noise(
             returns, _ = evaluate_policy(actor, vec_env, n_episodes, False, return_episode_rewards=True, warn=False)
         return np.asarray(returns)
 
-    def run_with(min_std: float, max_std: float) -> np.ndarray:
-        model.policy.set_std_bounds(min_std, max_std)
+    def run_with(scale: float) -> np.ndarray:
+        model.policy.set_noise(low, high, scale * model.noise_scale)
         try:
             return run(model)
         finally:
-            model.policy.set_std_bounds(low, high)
+            model.policy.set_noise(low, high, model.noise_scale)
 
     random_actions = _RandomActions(model.action_space, vec_env.num_envs, seed)  # type: ignore[arg-type]
     random_return = float(run(random_actions).mean())
-    returns = {0.0: float(run_with(_NO_NOISE, _NO_NOISE).mean())}
-    unit = returns[0.0] - random_return
-    if unit <= 0:
+    found = {0.0: run_with(NONE)}
+    without = float(found[0.0].mean())
+    if without <= random_return:
         warn(
-            f"The clone's return ({returns[0.0]:g}) is not above that of random actions ({random_return:g}), so the noise "
-            "stays as it is. Clone more demonstrations, or for longer."
+            f"The clone's return ({without:g}) is not above that of random actions ({random_return:g}), so the noise stays as "
+            "it is. Clone more demonstrations, or for longer."
         )
-        return NoiseCalibration(1.0, returns, random_return)
-    for scale in scales:
-        found = run_with(scale * low, scale * high)
-        returns[scale] = float(found.mean())
-        standard_error = float(found.std(ddof=1)) / n_episodes**0.5
-        if returns[scale] - random_return + standard_error >= keep * unit:
-            break
+        return NoiseCalibration(1.0, {0.0: without}, random_return)
+    found |= {scale: run_with(scale) for scale in scales}
+    scale = largest_scale(found, keep, random_return)  # type: ignore[arg-type]
     model.noise_scale *= scale  # also if it is 1: training does not try less noise then
-    model.policy.set_std_bounds(scale * low, scale * high)
+    model.policy.set_noise(low, high, model.noise_scale)
+    returns = {scale: float(of_scale.mean()) for scale, of_scale in found.items()}
     if model.verbose >= 1:
         print(f"calibrate_noise: scale {scale:g} of {model.__class__.__name__}'s noise (returns by scale: {returns})")
     return NoiseCalibration(scale, returns, random_return)
@@ -117,10 +112,6 @@ def _check(model: Any, keep: float, scales: Sequence[float], n_episodes: int) ->
         )
     if not model._pretrained:
         raise ArgumentError("calibrate_noise needs a cloned policy: call pretrain_bc(model, demonstrations) first.")
-    if model.noise == "score_matched":
-        raise ArgumentError(
-            "calibrate_noise cannot scale noise='score_matched', which the score determines: pass noise='learned'."
-        )
     if not 0 < keep <= 1:
         raise ArgumentError(f"keep must be in (0, 1], got {keep}: pass 0.7.")
     if not len(scales) or min(scales) <= 0 or list(scales) != sorted(scales, reverse=True):

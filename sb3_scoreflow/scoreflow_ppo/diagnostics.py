@@ -2,7 +2,7 @@
 
 import torch as th
 
-from sb3_scoreflow.scoreflow_ppo.policies import ChainEvaluation
+from sb3_scoreflow.scoreflow_ppo.transition import ChainEvaluation
 
 
 @th.no_grad()

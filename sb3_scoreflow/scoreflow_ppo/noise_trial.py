@@ -8,13 +8,13 @@ import numpy as np
 from sb3_scoreflow.common.episodes import EpisodeReturns
 from sb3_scoreflow.common.plain import describable
 from sb3_scoreflow.common.utils import warn
-from sb3_scoreflow.ppo.first_episodes import N_EPISODES, OTHERWISE, SHARE, FirstEpisodes, earn_less, mean_and_error
+from sb3_scoreflow.ppo.first_episodes import N_EPISODES, OTHERWISE, SHARE, FirstEpisodes, earn_less
 
 #: Share of the return that the noise has to leave
 KEEP = 0.7
 #: Factors of the noise: none at all (too little to matter, because densities need some), and those to choose from
-_NONE, _CHOICES = 1e-5, (0.5, 0.25, 0.125)
-_SCALES = (_NONE, *_CHOICES)
+NONE, _CHOICES = 1e-5, (0.5, 0.25, 0.125)
+_SCALES = (NONE, *_CHOICES)
 #: Steps per episode after which a trial is given up, because episodes without noise may never end
 _MAX_STEPS = 2000
 
@@ -66,17 +66,13 @@ class NoiseTrial(EpisodeReturns):
 
     def result(self) -> tuple[float, dict[float, float]]:
         """
-        :return: the largest scale, with 1 among them, whose mean return plus one standard error is at least 70% of the return
-            without noise, or the smallest one; and the mean return by scale, where scale 0 is the policy without noise. The
-            scale is 1 if that return is not positive, or if the trial was given up
+        :return: :func:`largest_scale`, with 1 among the scales, that keeps 70% of the return without noise; and the mean
+            return by scale, where scale 0 is the policy without noise. The scale is 1 if the trial was given up
         """
         if not self.is_complete:
             return 1.0, {}
-        of_scale = {1.0: self.first.returns, **{scale: self._returns(scale) for scale in _CHOICES}}
-        without = float(np.mean(self._returns(_NONE)))
-        means = {0.0: without, **{scale: float(np.mean(returns)) for scale, returns in of_scale.items()}}
-        kept = [scale for scale, returns in of_scale.items() if sum(mean_and_error(returns)) >= KEEP * without]
-        return 1.0 if without <= 0 else max(kept, default=_CHOICES[-1]), means
+        returns = {0.0: self._returns(NONE), 1.0: self.first.returns, **{scale: self._returns(scale) for scale in _CHOICES}}
+        return largest_scale(returns, KEEP), {scale: float(np.mean(of)) for scale, of in returns.items()}
 
     def warn(self, remedy: str) -> None:
         """
@@ -85,8 +81,8 @@ class NoiseTrial(EpisodeReturns):
 
         :param remedy: what to do against too much noise, as a relative clause
         """
-        if self.is_complete and earn_less(self._returns(_NONE), SHARE, self.first.demonstrated):
-            without = self._returns(_NONE)
+        if self.is_complete and earn_less(self._returns(NONE), SHARE, self.first.demonstrated):
+            without = self._returns(NONE)
             warn(
                 f"Without noise, {len(without)} training episodes have a mean return of {np.mean(without):.4g}, but the "
                 f"demonstrations have {self.first.demonstrated:.4g}: {OTHERWISE}"
@@ -104,3 +100,27 @@ class NoiseTrial(EpisodeReturns):
 
     def _scale(self, env: int, episode: int) -> float:
         return _SCALES[(env * self.n_per_env + episode) % len(_SCALES)]
+
+
+def largest_scale(returns: Mapping[float, Sequence[float]], keep: float, base: float = 0.0) -> float:
+    """
+    Choose a scale of the noise from few episodes. More noise is assumed to cost more: the mean returns become those of a
+    weighted isotonic regression (Barlow et al., Statistical Inference under Order Restrictions, 1972, Section 1.2), so that
+    lucky episodes of a large scale do not outweigh worse ones of a smaller scale.
+
+    :param returns: returns by scale; scale 0 is no noise
+    :param keep: share of the return to keep, in (0, 1]
+    :param base: return from which shares are measured
+    :return: the largest scale that keeps the share of the return without noise, or else the smallest positive one; 1 if the
+        return without noise is not above ``base``
+    """
+    scales = sorted(returns)
+    counts, sums = np.cumsum([[len(returns[scale]), np.sum(returns[scale])] for scale in scales], axis=0).T
+    counts, sums, n = np.append(0, counts), np.append(0, sums), len(scales)
+
+    def mean(first: int, last: int) -> float:
+        return (sums[last + 1] - sums[first]) / (counts[last + 1] - counts[first])
+
+    fitted = [min(max(mean(i, j) for j in range(at, n)) for i in range(at + 1)) - base for at in range(n)]
+    kept = [scale for scale, value in zip(scales[1:], fitted[1:], strict=True) if value >= keep * fitted[0]]
+    return 1.0 if fitted[0] <= 0 else max(kept, default=scales[1])

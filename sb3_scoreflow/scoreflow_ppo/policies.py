@@ -1,6 +1,6 @@
 """ScoRe-Flow's policy: the common flow policy with a score coefficient, a noise network and a critic."""
 
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch as th
 from gymnasium import spaces
@@ -21,6 +21,7 @@ from sb3_scoreflow.common.utils import ArgumentError, check_choice
 from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
 from sb3_scoreflow.scoreflow_ppo.networks import NoiseNet, ScoreCoefficient, initial_score_gate
 from sb3_scoreflow.scoreflow_ppo.transition import (
+    ChainEvaluation,
     chain_entropy,
     chain_log_prob,
     scored_transitions,
@@ -30,21 +31,6 @@ from sb3_scoreflow.scoreflow_ppo.transition import (
 
 ScoreDrift = Literal["learned", "constant", "none"]
 Noise = Literal["learned", "constant", "score_matched"]
-
-
-class ChainEvaluation(NamedTuple):
-    """
-    Result of one pass over stored chains. If all steps of the chains are noisy, all ``K`` transitions are scored, and the
-    leading dimensions are ``(batch, K)``. With single noisy steps, ``n`` is the number of scored transitions of all
-    chains.
-    """
-
-    values: th.Tensor  #: values in units of the rewards, shape ``(batch,)``
-    log_prob: th.Tensor  #: normalized log-probabilities, shape ``(batch,)``
-    entropy: th.Tensor  #: normalized entropies, shape ``(batch,)``
-    mean: th.Tensor  #: means of the transitions, shape ``(batch, K, action_dim)`` or ``(n, action_dim)``
-    std: th.Tensor  #: standard deviations of the transitions, same shape
-    step: th.Tensor | None = None  #: denoising step of each scored transition, shape ``(n,)``; None: all steps of all chains
 
 
 class ScoReFlowPolicy(ActorCriticFlowPolicy):
@@ -63,6 +49,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         alpha(t) / K)``, at least ``min_std``)
     :param min_std: lower bound of a step's standard deviation, positive
     :param max_std: upper bound of a step's standard deviation, at least ``min_std``
+    :param noise_scale: factor of both bounds, positive; its square is a factor of the score coefficient (ours), because the
+        SDE that keeps the flow's densities is ``dx = (v + sigma^2 / 2 score) dt + sigma dW``
     :param single_step_fraction: share of the environments (rows of a batch), in [0, 1], whose chains have a single noisy step.
         This step is drawn at random for every chain, and all other steps take their means (the hybrid sampling of arXiv
         2510.25889). 0: all steps of all chains are noisy (published)
@@ -79,6 +67,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     averaged_parts = (*ActorCriticFlowPolicy.averaged_parts, "score_coefficient_net")
     _instead_of_likelihoods = "; evaluate_actions(obs, records), records = policy(obs)[0], gives log-probabilities of chains"
     log_std_bounds: th.Tensor
+    score_factor: th.Tensor
 
     def __init__(
         self,
@@ -98,6 +87,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         noise: Noise = "learned",
         min_std: float = 0.1,
         max_std: float = 0.24,
+        noise_scale: float = 1.0,
         single_step_fraction: float = 0.0,
         zero_start_fraction: float = 1.0,
         observation_normalization: ObservationNormalization = "auto",
@@ -116,6 +106,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         single_step_fraction = check_argument(Number(high=1), "single_step_fraction", single_step_fraction, 0.0)
         zero_start_fraction = check_argument(Number(high=1), "zero_start_fraction", zero_start_fraction, 1.0)
         min_std = check_argument(Number(open_low=True), "min_std", min_std, 0.1)
+        noise_scale = check_argument(Number(open_low=True), "noise_scale", noise_scale, 1.0)
         if noise == "score_matched" and score_drift == "none":
             raise ValueError("noise='score_matched' needs a score: set score_drift to 'learned' or 'constant'.")
         super().__init__(
@@ -144,6 +135,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         self.noise = noise
         self.min_std = min_std
         self.max_std = max_std
+        self.noise_scale = noise_scale
         self.single_step_fraction = single_step_fraction
         self.zero_start_fraction = zero_start_fraction
         #: Factor of the noise for each environment of a rollout, shape ``(n_envs,)``; None: 1
@@ -155,7 +147,8 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             noise_arch = self.net_arch.get("noise", [64, 64])
             self.noise_net = NoiseNet(self.features_dim, self.action_dim, time_embedding_dim, noise_arch)
         self.register_buffer("log_std_bounds", th.zeros(2))
-        self.set_std_bounds(min_std, max_std)
+        self.register_buffer("score_factor", th.ones(()))
+        self.set_noise(min_std, max_std, noise_scale)
         self._build_critic(lr_schedule)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -167,23 +160,31 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             noise=self.noise,
             min_std=self.min_std,
             max_std=self.max_std,
+            noise_scale=self.noise_scale,
             single_step_fraction=self.single_step_fraction,
             zero_start_fraction=self.zero_start_fraction,
         )
         return data
 
-    def set_std_bounds(self, min_std: float, max_std: float) -> None:
+    def set_noise(self, min_std: float, max_std: float, scale: float = 1.0) -> None:
         """
-        Set the bounds of the standard deviation. The state dict contains them, so that a saved policy explores in the same
-        way.
+        Set the bounds of the standard deviation, and the factor of the score coefficient. The state dict contains them, so
+        that a saved policy acts in the same way.
 
         :param min_std: lower bound, positive
         :param max_std: upper bound, at least ``min_std``
+        :param scale: factor of both bounds, positive; its square is the factor of the score coefficient
         :raises ValueError: if ``min_std`` is not positive or exceeds ``max_std``
         """
         if not 0 < min_std <= max_std:
             raise ValueError(f"min_std must be positive and at most max_std, got min_std={min_std}, max_std={max_std}.")
-        self.log_std_bounds.copy_(th.tensor([min_std, max_std]).log())
+        self.log_std_bounds.copy_(th.tensor([scale * min_std, scale * max_std]).log())
+        self.score_factor.fill_(scale**2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Files of earlier versions have no factor: their score did not follow the noise
+        state_dict.setdefault(f"{prefix}score_factor", th.ones_like(self.score_factor))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     # ------------------------------------------------------------------ chain
 
@@ -196,8 +197,10 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         if self.score_drift == "none":
             return None
         if self.score_drift == "learned":
-            return self.acting("score_coefficient_net")(t) if average else self.score_coefficient_net(t)
-        return th.clamp((1 - t) * initial_score_gate() * self.score_scale, max=2 * self.score_scale)
+            alpha = self.acting("score_coefficient_net")(t) if average else self.score_coefficient_net(t)
+        else:
+            alpha = th.clamp((1 - t) * initial_score_gate() * self.score_scale, max=2 * self.score_scale)
+        return alpha * self.score_factor
 
     def _step_std(self, features: th.Tensor, time_embedding: th.Tensor, alpha: th.Tensor | None) -> th.Tensor:
         """
@@ -227,7 +230,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         :param step: index of each chain's stochastic step, -1 if all its steps are stochastic, shape ``(batch,)``; None: all
             steps of all chains are stochastic
         :param mean: whether all steps take their means; the networks then have the averaged weights of deterministic actions
-        :param factors: factor of each chain's standard deviations, shape ``(batch,)``; None: 1
+        :param factors: factor of each chain's noise, as ``scale`` of :meth:`set_noise`, shape ``(batch,)``; None: 1
         :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)``, and standard deviations, which are
             None with ``mean``
         """
@@ -237,6 +240,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         std = None if mean else self._step_std(features.unsqueeze(1), time.embedding, alpha)
         if std is not None and factors is not None:
             std = std * factors[:, None, None]
+            alpha = None if alpha is None else alpha[:, None, None] * factors[:, None] ** 2
         deviates = truncated_normal(std.shape, dtype=noise.dtype, device=noise.device) * std if std is not None else None
         if deviates is not None and step is not None:
             deviates = deviates * scored_transitions(step, denoising_steps).unsqueeze(-1)

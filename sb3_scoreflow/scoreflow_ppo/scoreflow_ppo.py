@@ -23,7 +23,6 @@ from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, NoiseTrial
 from sb3_scoreflow.scoreflow_ppo.policies import (
-    ChainEvaluation,
     CnnPolicy,
     MlpPolicy,
     MultiInputPolicy,
@@ -31,6 +30,7 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
     ScoreDrift,
     ScoReFlowPolicy,
 )
+from sb3_scoreflow.scoreflow_ppo.transition import ChainEvaluation
 
 #: Clip ranges of at least this value suit PPO's ratio, but not a geometric mean.
 _LARGE_CLIP_RANGE = 0.1
@@ -85,9 +85,10 @@ class ScoReFlowPPO(FlowPPO):
     :param max_std: upper bound of this standard deviation, a float or schedule (the published one is
         :class:`~sb3_scoreflow.HoldCosineSchedule`)
     :param noise_scale: factor of ``min_std``, ``max_std`` and ``learning_rate``, for which :func:`calibrate_noise` has a
-        value. None: 1. If a clone's first training episodes earn less than 70% of the demonstrations' return, with the other
-        arguments of noise and ``learning_rate`` at their defaults, the next episodes try less noise without training, and the
-        scale becomes the largest of 1, 1/2, 1/4 and 1/8 that keeps 70% of the return without noise (ours)
+        value; its square is a factor of the score coefficient. None: 1. If a clone's first training episodes earn less than
+        70% of the demonstrations' return, with the other arguments of noise and ``learning_rate`` at their defaults, the next
+        episodes try less noise without training, and the scale becomes the largest of 1, 1/2, 1/4 and 1/8 that keeps 70% of
+        the return without noise (ours)
     :param single_step_fraction: share of the environments, in [0, 1], whose chains start from ``x_0 = 0`` and have a single
         noisy step, drawn at random, so that they explore around the deterministic action. 0: all steps of all chains are noisy
         (published)
@@ -118,7 +119,7 @@ class ScoReFlowPPO(FlowPPO):
     capabilities = Capabilities(ratio=True, likelihoods=True, value_function=True)
     rules = RULES
     defaults = DEFAULTS
-    followed = ("min_std", "max_std", "single_step_fraction")
+    followed = ("min_std", "max_std", "noise_scale", "single_step_fraction")
     learning_rates: ClassVar[dict[str, str]] = {**FlowPPO.learning_rates, "noise": "noise_learning_rate"}
     less_noise = "which calibrate_noise(model, eval_env) lowers"
     score_scale = MovedArgument("policy_kwargs", "policy", 1.0, fixed=True)
@@ -222,9 +223,9 @@ class ScoReFlowPPO(FlowPPO):
         return (self.denoising_steps + 1) * get_action_dim(self.action_space) + (self.single_step_fraction > 0)
 
     def _policy_arguments(self) -> dict[str, Any]:
-        names = ("denoising_steps", "score_drift", "noise", "single_step_fraction")
-        bounds = self._noise_bounds(as_schedule(self.max_std)(START))
-        return {**{name: getattr(self, name) for name in names}, **dict(zip(("min_std", "max_std"), bounds, strict=True))}
+        names = ("denoising_steps", "score_drift", "noise", "min_std", "noise_scale", "single_step_fraction")
+        max_std = self._bounded_std(as_schedule(self.max_std)(START))
+        return {**{name: getattr(self, name) for name in names}, "max_std": max_std}
 
     def _check_combinations(self) -> None:
         max_std = as_schedule(self.max_std)
@@ -272,12 +273,12 @@ class ScoReFlowPPO(FlowPPO):
         self._noise_trial = self.policy.noise_factors = None
         if "noise_scale" in self._at_default:
             self.__dict__["noise_scale"] = self._default("noise_scale")
-        self._update_noise_bounds()
+        self._update_noise()
 
     def _prepare_rollout(self) -> None:
         super()._prepare_rollout()
         self.policy.single_step_fraction = self.single_step_fraction
-        self._update_noise_bounds()
+        self._update_noise()
         self._mixed_rollout = self._noise_trial is not None
         self._follow_trial()
 
@@ -285,11 +286,8 @@ class ScoReFlowPPO(FlowPPO):
         """Corrects rounding: a schedule that ends at ``min_std`` may end slightly below it."""
         return self.min_std if math.isclose(max_std, self.min_std, rel_tol=1e-6) else max_std
 
-    def _noise_bounds(self, max_std: float) -> tuple[float, float]:
-        return self.noise_scale * self.min_std, self.noise_scale * self._bounded_std(max_std)
-
-    def _update_noise_bounds(self) -> None:
-        self.policy.set_std_bounds(*self._noise_bounds(self._scheduled("max_std")))
+    def _update_noise(self) -> None:
+        self.policy.set_noise(self.min_std, self._bounded_std(self._scheduled("max_std")), self.noise_scale)
 
     # ------------------------------------------------------------------ trial of less noise
 
@@ -304,7 +302,7 @@ class ScoReFlowPPO(FlowPPO):
     def _may_lower_noise(self) -> bool:
         """Whether noise and learning rate are at their defaults; likelihoods with a bound do not allow smaller noise."""
         at_default = {"noise_scale", "max_std", "learning_rate"} <= self._at_default.keys() and self.min_std == _MIN_STD
-        return at_default and self.noise != "score_matched" and self.log_prob_clip is None
+        return at_default and self.log_prob_clip is None
 
     def _judge(self, found: FirstEpisodes, infos: list[dict[str, Any]]) -> None:
         if not self._may_lower_noise or found.are_successes or not found.earn_less(KEEP):
@@ -324,7 +322,7 @@ class ScoReFlowPPO(FlowPPO):
         elif trial is not None and trial.add(infos):
             self._noise_trial = None
             self.__dict__["noise_scale"], returns = trial.result()
-            self._update_noise_bounds()
+            self._update_noise()
             if self.verbose >= 1:
                 print(f"Trial of less noise: noise_scale={self.noise_scale:g} (mean return by scale: {returns})")
             trial.warn(self.less_noise)
@@ -351,7 +349,7 @@ class ScoReFlowPPO(FlowPPO):
             self.logger.record("train/noise_scale", self.noise_scale)
             return
         super().train()
-        self._update_noise_bounds()
+        self._update_noise()
 
     def _scheduled(self, name: str) -> float:
         return super()._scheduled(name) * (self.noise_scale if name == "learning_rate" else 1)

@@ -5,6 +5,7 @@ Shapes: a chain is ``(batch, K + 1, action_dim)``, its transitions ``(batch, K, 
 """
 
 import math
+from typing import NamedTuple
 
 import torch as th
 
@@ -13,6 +14,21 @@ from sb3_scoreflow.common import flow
 #: The normal deviates of a denoising step are truncated to +- this many standard deviations (released configuration).
 NOISE_TRUNCATION = 3.0
 _LOG_2PI = math.log(2 * math.pi)
+
+
+class ChainEvaluation(NamedTuple):
+    """
+    Result of one pass over stored chains. If all steps of the chains are noisy, all ``K`` transitions are scored, and the
+    leading dimensions are ``(batch, K)``. With single noisy steps, ``n`` is the number of scored transitions of all
+    chains.
+    """
+
+    values: th.Tensor  #: values in units of the rewards, shape ``(batch,)``
+    log_prob: th.Tensor  #: normalized log-probabilities, shape ``(batch,)``
+    entropy: th.Tensor  #: normalized entropies, shape ``(batch,)``
+    mean: th.Tensor  #: means of the transitions, shape ``(batch, K, action_dim)`` or ``(n, action_dim)``
+    std: th.Tensor  #: standard deviations of the transitions, same shape
+    step: th.Tensor | None = None  #: denoising step of each scored transition, shape ``(n,)``; None: all steps of all chains
 
 
 def truncated_normal(shape: th.Size | tuple[int, ...], *, dtype: th.dtype, device: th.device) -> th.Tensor:

@@ -81,21 +81,10 @@ def test_the_pull_ends_at_zero() -> None:
     np.testing.assert_allclose(seen, [10 * (1 - 4 * (i + 1) / 128) for i in range(32)])
 
 
-def test_the_score_coefficient_follows_the_noise() -> None:
-    """With the square of the noise scale, and of each environment's factor during the trial"""
+def test_the_full_score_does_not_follow_the_noise() -> None:
     policy: Any = make(score_drift="constant", noise="constant", max_std=0.1).policy
-    policy.scales_score = True
+    policy.full_score = True
     t = flow.time_grid(4)
-    full = policy.score_coefficient(t)
-    np.testing.assert_allclose(full, (1 - t) * np.log1p(np.exp(-2)), rtol=1e-5)
-    policy.set_std_bounds(0.05, 0.05)
-    np.testing.assert_allclose(policy.score_coefficient(t), full / 4, rtol=1e-5)
-    features, x = policy.extract_features(th.rand(2, 1)), th.tensor([[0.9, -0.4]]).repeat(2, 1)
-    with th.no_grad():
-        _, means, std = policy._sample_chain(features, x, 4, None, False, th.tensor([1.0, 0.5]))
-        time = policy.velocity_field.time_features(t).at(th.tensor([0]))
-        velocity = policy.velocity_field(x, time, policy.velocity_field.condition(features))
-    alpha = full[0] * th.tensor([[1 / 4], [1 / 16]])
-    expected = (x + (velocity - alpha * x) / 4).clamp(-1, 1)  # at t = 0, the score is -x
-    th.testing.assert_close(means[:, 0], expected)
-    np.testing.assert_allclose(std[:, 0, 0], [0.05, 0.025], rtol=1e-5)
+    policy.set_noise(0.05, 0.05, 0.5)
+    np.testing.assert_allclose(policy.score_coefficient(t), (1 - t) * np.log1p(np.exp(-2)), rtol=1e-5)
+    np.testing.assert_allclose(policy.log_std_bounds.exp(), 0.025, rtol=1e-5)

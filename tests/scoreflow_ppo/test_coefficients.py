@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from torch import nn
 
+from sb3_scoreflow.common.networks import TimeFeatures
 from sb3_scoreflow.scoreflow_ppo.policies import ScoReFlowPolicy
 
 BATCH, STEPS, ACTION = 6, 4, 3
@@ -81,6 +83,50 @@ def test_score_matched_noise_follows_the_learned_coefficient() -> None:
     np.testing.assert_allclose(_std(policy)[0, :, 0], np.sqrt(2 * alpha.detach().numpy() / STEPS), rtol=1e-6)
 
 
+class GaussianField(nn.Module):
+    """Velocity of the flow from ``N(0, 1)`` to ``N(0.2, 0.3^2)`` per dimension: ``E[x_1 - x_0 | x_t = x]``"""
+
+    mean, std = 0.2, 0.3
+
+    def time_features(self, t: th.Tensor) -> TimeFeatures:
+        return TimeFeatures(t.unsqueeze(-1).expand(-1, 16), t.unsqueeze(-1), t.unsqueeze(-1))
+
+    def condition(self, features: th.Tensor) -> th.Tensor:
+        return features
+
+    def variance(self, t: Any) -> Any:
+        return (1 - t) ** 2 + (t * self.std) ** 2
+
+    def forward(self, x: th.Tensor, time: TimeFeatures, condition: th.Tensor) -> th.Tensor:
+        t = time.embedding[..., :1]
+        return self.mean + (t * self.std**2 - (1 - t)) / self.variance(t) * (x - t * self.mean)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.125, 2.0])
+@pytest.mark.parametrize("score_drift", ["learned", "constant"])
+def test_the_score_follows_the_noise(score_drift: str, scale: float) -> None:
+    """
+    ``dx = (v + sigma^2 / 2 score) dt + sigma dW`` keeps the densities: what the score adds to the mean of a step is half its
+    variance times the gradient of ``log N(t mean, variance(t))``. The published noise has a fixed ratio to it, at any scale.
+    """
+    field, x = GaussianField(), 0.5 * th.randn(BATCH, STEPS + 1, ACTION, dtype=th.float64).clamp(-1, 1)
+    t = th.as_tensor(TIMES).unsqueeze(-1)
+    gradient = -(x[:, :-1] - t * field.mean) / field.variance(t)
+    without = x[:, :-1] + field(x[:, :-1], field.time_features(t.squeeze(-1)), x) / STEPS
+    ratios = {}
+    for noise, bounds in (("score_matched", (1e-6, 9.0)), ("learned", (0.1, 0.24))):
+        for factor in (1.0, scale):
+            policy = _policy(score_drift=score_drift, noise=noise, min_std=bounds[0], max_std=bounds[1], noise_scale=factor)
+            policy.velocity_field = field  # type: ignore[assignment]
+            with th.no_grad():
+                found = policy.evaluate_chain(th.zeros(BATCH, 2), x)
+            assert found.mean.abs().max() < 1  # not clipped
+            ratios[noise, factor] = (found.mean - without) / (0.5 * found.std**2 * gradient)
+        np.testing.assert_allclose(ratios[noise, scale], ratios[noise, 1.0], rtol=1e-6)
+        assert found.std.mean() == pytest.approx(scale * (0.2 if noise == "score_matched" else 0.155), rel=0.1)
+    np.testing.assert_allclose(ratios["score_matched", scale], 1, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "remedy"),
     [
@@ -90,6 +136,7 @@ def test_score_matched_noise_follows_the_learned_coefficient() -> None:
         (dict(score_scale=0), dict(score_scale=1e-3)),
         (dict(score_clip=0), dict(score_clip=1e-3)),
         (dict(min_std=0), dict(min_std=1e-3)),
+        (dict(noise_scale=0), dict(noise_scale=1e-3)),
         (dict(min_std=0.5, max_std=0.2), dict(min_std=0.2, max_std=0.5)),
     ],
     ids=str,

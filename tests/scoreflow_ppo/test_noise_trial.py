@@ -63,12 +63,13 @@ class Weights(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("n_envs", [1, 3, 10])
-def test_a_precise_clone_gets_less_noise(clone: ScoReFlowPPO, n_envs: int) -> None:
-    model = cloned(clone, n_envs=n_envs)
+@pytest.mark.parametrize(("n_envs", "noise"), [(1, "learned"), (3, "learned"), (10, "learned"), (3, "score_matched")])
+def test_a_precise_clone_gets_less_noise(clone: ScoReFlowPPO, n_envs: int, noise: Any) -> None:
+    model = cloned(clone, n_envs=n_envs, noise=noise)
     model.learn(600)
     assert model.noise_scale in (0.5, 0.25, 0.125) and "noise_scale" in model._at_default
-    returns = {scale: exploring_return(cloned(clone, noise_scale=scale), 0.25) for scale in (1e-5, 1.0, 0.5, 0.25, 0.125)}
+    scales = (1e-5, 1.0, 0.5, 0.25, 0.125)
+    returns = {scale: exploring_return(cloned(clone, noise_scale=scale, noise=noise), 0.25) for scale in scales}
     without = returns.pop(1e-5)
     assert returns[1.0] < 0.5 * without
     # At least five episodes of ten rewards: errors of a few percent of the return
@@ -96,19 +97,27 @@ def test_the_clone_stays_as_it_is_during_the_trial(clone: ScoReFlowPPO) -> None:
     assert model.num_timesteps == TRIAL_STEPS + 60 and model.n_transitions == 30 + 60
 
 
-def test_noise_of_each_environment(clone: ScoReFlowPPO) -> None:
-    """Deviations of the chains' points from their means, against the truncated Gaussian's standard deviation"""
-    policy = cloned(clone, noise="constant", min_std=0.2, max_std=0.2).policy
+@pytest.mark.parametrize("noise", ["learned", "constant", "score_matched"])
+@pytest.mark.parametrize("score_drift", ["learned", "constant"])
+def test_noise_of_each_environment(clone: ScoReFlowPPO, score_drift: Any, noise: Any) -> None:
+    """
+    Deviations of the chains' points from the means of a policy with this noise, against the truncated Gaussian's standard
+    deviation
+    """
+    policy = cloned(clone, noise=noise, score_drift=score_drift, min_std=0.2, max_std=0.2).policy
     factors = [1e-5, 0.5, 0.25, 0.125]
     policy.noise_factors = th.tensor(factors).repeat(2000)
     obs = th.zeros(8000, 1)
     with th.no_grad():
         chain, _ = policy.split_record(policy(obs)[0])
-        deviations = chain[:, 1:] - policy.evaluate_chain(obs, chain).mean
-    found = deviations.view(2000, 4, -1).std(dim=(0, 2))
-    truncated = 0.2 * 0.98658  # SciPy's truncnorm(-3, 3).std()
-    np.testing.assert_allclose(found[1:], [factor * truncated for factor in factors[1:]], rtol=0.02)
-    assert found[0] < 1e-5
+        for i, factor in enumerate(factors):
+            policy.set_noise(0.2, 0.2, factor)
+            of_factor = policy.evaluate_chain(obs[i::4], chain[i::4])
+            deviations = (chain[i::4, 1:] - of_factor.mean) / of_factor.std
+            if factor > 1e-3:  # otherwise, float32 rounds
+                assert deviations.std() == pytest.approx(0.98658, rel=0.02)  # SciPy's truncnorm(-3, 3).std()
+            assert (chain[i::4, 1:] - of_factor.mean).std() == pytest.approx(factor * 0.2 * 0.98658, rel=0.35, abs=1e-6)
+    policy.set_noise(0.2, 0.2)
     th.manual_seed(0)
     expected = policy.predict(np.zeros((4, 1), np.float32))[0]
     policy.noise_factors = None
@@ -124,7 +133,6 @@ def test_noise_of_each_environment(clone: ScoReFlowPPO) -> None:
         (0.25, dict(max_std=0.24)),
         (0.25, dict(learning_rate=2e-4)),
         (0.25, dict(min_std=0.11)),
-        (0.25, dict(noise="score_matched")),
         (0.25, dict(log_prob_clip=1.0)),
     ],
 )
@@ -196,10 +204,12 @@ def test_every_scale_gets_episodes_of_all_lengths(n_envs: int) -> None:
     ("full", "without", "returns", "scale"),
     [
         ([2, 3, 4, 3, 3], 10, {0.5: 5, 0.25: 8, 0.125: 9}, 0.25),
-        ([2, 3, 4, 3, 3], 10, {0.5: 7.5, 0.25: 5, 0.125: 9}, 0.5),
+        ([2, 3, 4, 3, 3], 10, {0.5: 7.5, 0.25: 5, 0.125: 9}, 0.125),  # 1/2 and 1/4 together: 6.25
+        ([2, 3, 4, 3, 3], 10, {0.5: 7.5, 0.25: 6.7, 0.125: 9}, 0.5),  # 7.1
         ([2, 3, 4, 3, 3], 10, {0.5: 1, 0.25: 2, 0.125: 3}, 0.125),
-        ([0, 0, 15, 5, 5], 10, {0.5: 9, 0.25: 9, 0.125: 9}, 1.0),  # 5, with a standard error of 2.7
-        ([4, 4, 7, 5, 5], 10, {0.5: 9, 0.25: 9, 0.125: 9}, 0.5),  # 5, with a standard error of 0.5
+        ([0, 0, 15, 5, 5], 10, {0.5: 9, 0.25: 9, 0.125: 9}, 0.5),  # 5, with a standard error of 2.7
+        ([8, 9, 8, 9, 8], 10, {0.5: 2, 0.25: 2, 0.125: 9}, 0.125),  # 20 episodes with 8.4 and 10 with 2: 6.3
+        ([9, 9, 9, 9, 9], 10, {0.5: 6, 0.25: 9, 0.125: 9}, 1.0),  # 8.4
         ([7, 7.5, 8, 7, 7.5], 10, {0.5: 9, 0.25: 9, 0.125: 9}, 1.0),
         ([0, 0, 0.1, 0, 0], 0, {0.5: 0, 0.25: 0, 0.125: 0}, 1.0),  # a clone that earns nothing
         ([-10, -10, -10.1, -9.9, -10], -10, {0.5: -10, 0.25: -10, 0.125: -10}, 1.0),
@@ -221,17 +231,21 @@ def test_episodes_that_never_end() -> None:
     assert n_steps == 4000 and trial.result() == (1.0, {})
 
 
-def test_a_scale_is_that_of_bounds_and_rate(clone: ScoReFlowPPO) -> None:
-    """Training with a scale equals training with scaled bounds and a scaled learning rate."""
+def test_a_scale_is_that_of_bounds_rate_and_score(clone: ScoReFlowPPO) -> None:
+    """Training with a scale equals training with scaled bounds and learning rate, and its square as scale of the score."""
     by_hand = dict(
-        min_std=0.05, max_std=HalfLifeSchedule(0.12, 0.05, 25_000), learning_rate=HalfLifeSchedule(1e-4, 1e-5, 25_000)
+        min_std=0.05,
+        max_std=HalfLifeSchedule(0.12, 0.05, 25_000),
+        learning_rate=HalfLifeSchedule(1e-4, 1e-5, 25_000),
+        policy_kwargs=dict(net_arch=[32, 32], score_scale=0.25),
     )
     models = [cloned(clone, **arguments).learn(72) for arguments in (dict(noise_scale=0.5), by_hand)]
     states = [model.policy.state_dict() for model in models]
+    assert [float(state.pop("score_factor")) for state in states] == [0.25, 1]
     assert all(th.equal(value, states[1][name]) for name, value in states[0].items())
     assert not th.equal(states[0]["log_std_bounds"], cloned(clone).policy.log_std_bounds)
     model = make(noise_scale=0.5)
-    assert model.policy.log_std_bounds[0].exp().item() == pytest.approx(0.05)
+    assert model.policy.log_std_bounds[0].exp().item() == pytest.approx(0.05) and model.policy.score_factor == 0.25
 
 
 @pytest.mark.parametrize("trusted", [True, False])

@@ -204,13 +204,29 @@ def test_parameter_groups_are_a_partition(space: spaces.Space, share: bool, nois
     assert optimized == {group: members for group, members in grouped.items() if members}
 
 
-def test_std_bounds_travel_with_the_state_dict() -> None:
+def test_the_noise_travels_with_the_state_dict() -> None:
     first, second = (make_policy(noise="constant", min_std=0.1, max_std=max_std) for max_std in (0.2, 0.4))
-    first.set_std_bounds(0.15, 0.3)
+    first.set_noise(0.3, 0.6, 0.5)
     np.testing.assert_allclose(first.state_dict()["log_std_bounds"], np.log([0.15, 0.3]), rtol=1e-6)
+    assert first.state_dict()["score_factor"] == 0.25
     second.load_state_dict(first.state_dict())
     std = second.evaluate_chain(make_obs(2), th.randn(2, STEPS + 1, ACTION)).std
     np.testing.assert_allclose(std, 0.3, rtol=1e-6)
+    assert second.score_factor == 0.25
+
+
+def test_files_of_earlier_versions_act_as_before() -> None:
+    """Their score did not follow the noise."""
+    policy = make_policy(min_std=0.05, max_std=0.1)
+    state = policy.state_dict()
+    del state["score_factor"]
+    other = make_policy(noise_scale=0.5)
+    other.load_state_dict(state)
+    assert "score_factor" not in state
+    obs = np.random.default_rng(0).normal(size=(5, *policy.observation_space.shape)).astype(np.float32)  # type: ignore[misc]
+    expected = policy.predict(obs, deterministic=True)[0]
+    np.testing.assert_array_equal(other.predict(obs, deterministic=True)[0], expected)
+    assert th.equal(other.log_std_bounds, policy.log_std_bounds)
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 0.1), (-0.1, 0.1), (0.3, 0.2)])
@@ -218,7 +234,7 @@ def test_impossible_std_bounds_are_refused(bounds: tuple[float, float]) -> None:
     policy = make_policy()
     before = policy.log_std_bounds.clone()
     with pytest.raises(ValueError, match=f"min_std={bounds[0]}, max_std={bounds[1]}"):
-        policy.set_std_bounds(*bounds)
+        policy.set_noise(*bounds)
     th.testing.assert_close(policy.log_std_bounds, before, rtol=0, atol=0)
 
 
