@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from scipy.optimize import isotonic_regression
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_scoreflow import HalfLifeSchedule, ScoReFlowPPO, learn_resumable, pretrain_bc
 from sb3_scoreflow.ppo.first_episodes import FirstEpisodes
-from sb3_scoreflow.scoreflow_ppo.noise_trial import NoiseTrial
+from sb3_scoreflow.scoreflow_ppo.noise_trial import NoiseTrial, largest_scale
 from tests.resuming.runs import KillAt, Killed
 from tests.scoreflow_ppo.needle import Needle, ResumableNeedle, demonstrations_of_zero
 
@@ -222,6 +223,20 @@ def test_choice(full: list[float], without: float, returns: dict[float, float], 
     found, means = trial.result()
     assert found == scale and means[0.0] == pytest.approx(without, abs=0.02) and means[1.0] == pytest.approx(np.mean(full))
     assert {key: round(value, 1) + 0.0 for key, value in means.items() if 0 < key < 1} == returns
+
+
+@pytest.mark.parametrize("base", [0.0, -3.0])
+def test_the_choice_is_that_of_isotonic_regression(base: float) -> None:
+    """SciPy's implementation, on random returns with different numbers of episodes"""
+    rng, scales, chosen = np.random.default_rng(0), (0.0, 0.125, 0.25, 0.5, 1.0), []
+    for _ in range(500):
+        returns = {scale: rng.normal(5 - 3 * scale, 3, rng.integers(1, 20)).tolist() for scale in rng.permutation(scales)}
+        means, counts = zip(*((np.mean(returns[scale]), len(returns[scale])) for scale in scales), strict=True)
+        fitted = isotonic_regression(means, weights=counts, increasing=False).x - base
+        kept = [scale for scale, value in zip(scales[1:], fitted[1:], strict=True) if value > 0.7 * fitted[0] - 1e-9]
+        chosen.append(1.0 if fitted[0] <= 0 else max(kept, default=0.125))
+        assert largest_scale(returns, 0.7, base) == chosen[-1]
+    assert {*chosen} == {*scales[1:]}
 
 
 def test_episodes_that_never_end() -> None:
