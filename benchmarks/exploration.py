@@ -3,17 +3,17 @@ Measure other ways to explore around a precise clone, and another start of deter
 
     python -m benchmarks.exploration --task hopper-precise --data demonstrations
 
-The variants start from the clones of ``benchmarks.tasks`` and train like its variant ``scoreflow_ppo``, except for one change:
+The variants start from the clones of ``benchmarks.tasks`` and train like its variant ``scoreflow_ppo``, except that the
+score's coefficient does not follow the noise, which was the default when they were measured, and for one change:
 
-- ``full_score``: the score's coefficient does not follow the noise. This was the default when the others were measured, so
-  that they are compared with it.
+- ``full_score``: no other change. The next four variants are compared with it.
 - ``per_dimension``: the noise of each dimension of a chunk is proportional to the clone's error on the demonstrations in this
   dimension. The geometric mean over dimensions stays the same.
 - ``correlated``: the noise of a denoising step is correlated with that of the previous chunk of the same environment (0.7).
   The likelihood is that of one chunk, as with colored noise in PPO.
 - ``annealed_10``, ``annealed_100``: the policy is pulled toward the clone (``bc_coef``), less and less until the end.
-- ``start``: no change. Before and after training, deterministic actions start from each of 16 points, 0 and 15 draws from
-  ``N(0, I)``. The best of them in 20 episodes is compared with 0 in other episodes.
+- ``start``: no other change. Before and after training, deterministic actions start from each of 16 points, 0 and 15 draws
+  from ``N(0, I)``. The best of them in 20 episodes is compared with 0 in other episodes.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from benchmarks.tasks.families import TASKS, demonstrations_of
 from benchmarks.tasks.runs import N_EVAL_ENVS, N_FINAL_EPISODES, kept_clone, mean_returns
 from sb3_scoreflow import Demonstrations, ScoReFlowPPO
 from sb3_scoreflow.scoreflow_ppo import policies
-from sb3_scoreflow.scoreflow_ppo.transition import truncated_normal
+from sb3_scoreflow.scoreflow_ppo.transition import transition_mean, truncated_normal
 
 CORRELATION = 0.7
 N_STARTS, N_START_EPISODES = 16, 20
@@ -49,11 +49,13 @@ _FACTORS = (0.25, 4.0)
 
 
 class OtherNoise(policies.ScoReFlowPolicy):
-    """A policy with other noise than the library's, and another start of deterministic actions."""
+    """
+    A policy with other noise than the library's, another start of deterministic actions, and a score whose coefficient does
+    not follow the noise.
+    """
 
     dimension_factors: th.Tensor | None = None
     correlation = 0.0
-    full_score = False
     start: th.Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -72,13 +74,19 @@ class OtherNoise(policies.ScoReFlowPolicy):
         self._last[shape] = deviates
         return deviates
 
-    def set_noise(self, min_std: float, max_std: float, scale: float = 1.0) -> None:
-        super().set_noise(min_std, max_std, scale)
-        if self.full_score:
-            self.score_factor.fill_(1)
+    def set_noise(self, min_std: float, max_std: float, noise_scale: float = 1.0) -> None:
+        super().set_noise(min_std, max_std, noise_scale)
+        self.log_noise_scale.zero_()
 
     def _sample_chain(self, *args: Any, **kwargs: Any) -> Any:
-        with patch.object(policies, "truncated_normal", self._deviates):
+        factors = args[5] if len(args) > 5 else None
+
+        def mean(x: th.Tensor, velocity: th.Tensor, t: th.Tensor, alpha: Any, *settings: Any) -> th.Tensor:
+            if alpha is not None and factors is not None:
+                alpha = alpha / factors[:, None] ** 2
+            return transition_mean(x, velocity, t, alpha, *settings)
+
+        with patch.multiple(policies, truncated_normal=self._deviates, transition_mean=mean):
             return super()._sample_chain(*args, **kwargs)
 
     def _deterministic_action(self, features: th.Tensor, noise: th.Tensor, denoising_steps: int) -> th.Tensor:
@@ -121,18 +129,13 @@ def _correlated(model: OtherPPO, _: Demonstrations) -> None:
     policy.correlation = CORRELATION
 
 
-def _full_score(model: OtherPPO, _: Demonstrations) -> None:
-    policy: Any = model.policy
-    policy.full_score = True
-
-
 def _nothing(_: OtherPPO, __: Demonstrations) -> None:
     pass
 
 
 #: Changes of a model with a cloned policy, and initial pull toward the clone
 CHANGES: dict[str, tuple[Callable[[OtherPPO, Demonstrations], None], float]] = {
-    "full_score": (_full_score, 0.0),
+    "full_score": (_nothing, 0.0),
     "per_dimension": (_per_dimension, 0.0),
     "correlated": (_correlated, 0.0),
     "annealed_10": (_nothing, 10.0),

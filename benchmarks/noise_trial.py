@@ -54,7 +54,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     def measure(scale: float, full_score: bool = False) -> list[float]:
         policy.set_noise(settings.min_std, as_schedule(settings.max_std)(START), scale or NONE)
         if full_score:
-            policy.score_factor.fill_(1)
+            policy.log_noise_scale.zero_()
         th.manual_seed(seed)
         eval_env.seed(1000 * seed + 300)
         found, _ = evaluate_policy(model, eval_env, N_MEASURED, deterministic=False, return_episode_rewards=True)

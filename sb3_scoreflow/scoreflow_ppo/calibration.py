@@ -1,6 +1,7 @@
 """Chooses the noise of :class:`ScoReFlowPPO` by the share of a clone's return that it costs."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,7 +70,7 @@ def calibrate_noise(
     if model.get_vec_normalize_env() is not None:
         assert model.env is not None
         sync_normalization(model.env, vec_env)
-    low, high = (model.policy.log_std_bounds.exp() / model.noise_scale).tolist()
+    state = deepcopy(dict(model.policy.named_buffers(recurse=False)))
 
     def run(actor: Any) -> np.ndarray:
         with th.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -79,11 +80,12 @@ def calibrate_noise(
         return np.asarray(returns)
 
     def run_with(scale: float) -> np.ndarray:
-        model.policy.set_noise(low, high, scale * model.noise_scale)
+        model._update_noise(scale)
         try:
             return run(model)
         finally:
-            model.policy.set_noise(low, high, model.noise_scale)
+            for name, value in state.items():
+                getattr(model.policy, name).copy_(value)
 
     random_actions = _RandomActions(model.action_space, vec_env.num_envs, seed)  # type: ignore[arg-type]
     random_return = float(run(random_actions).mean())
@@ -98,7 +100,7 @@ def calibrate_noise(
     found |= {scale: run_with(scale) for scale in scales}
     scale = largest_scale(found, keep, random_return)  # type: ignore[arg-type]
     model.noise_scale *= scale  # also if it is 1: training does not try less noise then
-    model.policy.set_noise(low, high, model.noise_scale)
+    model._update_noise()
     returns = {scale: float(of_scale.mean()) for scale, of_scale in found.items()}
     if model.verbose >= 1:
         print(f"calibrate_noise: scale {scale:g} of {model.__class__.__name__}'s noise (returns by scale: {returns})")

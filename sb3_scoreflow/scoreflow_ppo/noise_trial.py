@@ -1,5 +1,6 @@
 """A trial of less noise in training episodes, for clones that the default noise destroys."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,9 +112,11 @@ def largest_scale(returns: Mapping[float, Sequence[float]], keep: float, base: f
     :param returns: returns by scale; scale 0 is no noise
     :param keep: share of the return to keep, in (0, 1]
     :param base: return from which shares are measured
-    :return: the largest scale that keeps the share of the return without noise, or else the smallest positive one; 1 if the
-        return without noise is not above ``base``
+    :return: the largest scale that keeps the share of the fitted return without noise, or else the smallest positive scale; 1
+        if the return without noise is not above ``base``
     """
+    if np.mean(returns[0.0]) <= base:
+        return 1.0
     scales = sorted(returns)
     counts, sums = np.cumsum([[len(returns[scale]), np.sum(returns[scale])] for scale in scales], axis=0).T
     counts, sums, n = np.append(0, counts), np.append(0, sums), len(scales)
@@ -121,6 +124,11 @@ def largest_scale(returns: Mapping[float, Sequence[float]], keep: float, base: f
     def mean(first: int, last: int) -> float:
         return (sums[last + 1] - sums[first]) / (counts[last + 1] - counts[first])
 
-    fitted = [min(max(mean(i, j) for j in range(at, n)) for i in range(at + 1)) - base for at in range(n)]
-    kept = [scale for scale, value in zip(scales[1:], fitted[1:], strict=True) if value >= keep * fitted[0]]
-    return 1.0 if fitted[0] <= 0 else max(kept, default=scales[1])
+    fitted = [min(max(mean(i, j) for j in range(at, n)) for i in range(at + 1)) for at in range(n)]
+    least = base + keep * (fitted[0] - base)
+    return max((scale for scale, of in zip(scales[1:], fitted[1:], strict=True) if _reaches(of, least)), default=scales[1])
+
+
+def _reaches(value: float, least: float) -> bool:
+    """Equal returns are equal shares, in spite of rounding."""
+    return value >= least or math.isclose(value, least, rel_tol=1e-9)

@@ -1,5 +1,6 @@
 """ScoRe-Flow's policy: the common flow policy with a score coefficient, a noise network and a critic."""
 
+import math
 from typing import Any, ClassVar, Literal, get_args
 
 import torch as th
@@ -67,7 +68,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
     averaged_parts = (*ActorCriticFlowPolicy.averaged_parts, "score_coefficient_net")
     _instead_of_likelihoods = "; evaluate_actions(obs, records), records = policy(obs)[0], gives log-probabilities of chains"
     log_std_bounds: th.Tensor
-    score_factor: th.Tensor
+    log_noise_scale: th.Tensor
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             noise_arch = self.net_arch.get("noise", [64, 64])
             self.noise_net = NoiseNet(self.features_dim, self.action_dim, time_embedding_dim, noise_arch)
         self.register_buffer("log_std_bounds", th.zeros(2))
-        self.register_buffer("score_factor", th.ones(()))
+        self.register_buffer("log_noise_scale", th.zeros(()))
         self.set_noise(min_std, max_std, noise_scale)
         self._build_critic(lr_schedule)
 
@@ -166,24 +167,26 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         )
         return data
 
-    def set_noise(self, min_std: float, max_std: float, scale: float = 1.0) -> None:
+    def set_noise(self, min_std: float, max_std: float, noise_scale: float = 1.0) -> None:
         """
         Set the bounds of the standard deviation, and the factor of the score coefficient. The state dict contains them, so
         that a saved policy acts in the same way.
 
         :param min_std: lower bound, positive
         :param max_std: upper bound, at least ``min_std``
-        :param scale: factor of both bounds, positive; its square is the factor of the score coefficient
-        :raises ValueError: if ``min_std`` is not positive or exceeds ``max_std``
+        :param noise_scale: factor of both bounds, positive; its square is the factor of the score coefficient
+        :raises ValueError: if ``min_std`` or ``noise_scale`` is not positive, or ``min_std`` exceeds ``max_std``
         """
         if not 0 < min_std <= max_std:
             raise ValueError(f"min_std must be positive and at most max_std, got min_std={min_std}, max_std={max_std}.")
-        self.log_std_bounds.copy_(th.tensor([scale * min_std, scale * max_std]).log())
-        self.score_factor.fill_(scale**2)
+        if not 0 < noise_scale < math.inf:
+            raise ValueError(f"noise_scale must be positive, got {noise_scale}: pass 1.0 for all noise.")
+        self.log_std_bounds.copy_(th.tensor([noise_scale * min_std, noise_scale * max_std]).log())
+        self.log_noise_scale.fill_(math.log(noise_scale))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Files of earlier versions have no factor: their score did not follow the noise
-        state_dict.setdefault(f"{prefix}score_factor", th.ones_like(self.score_factor))
+        if f"{prefix}log_std_bounds" in state_dict:  # files of earlier versions: their score did not follow the noise
+            state_dict.setdefault(f"{prefix}log_noise_scale", th.zeros_like(self.log_noise_scale))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # ------------------------------------------------------------------ chain
@@ -200,7 +203,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
             alpha = self.acting("score_coefficient_net")(t) if average else self.score_coefficient_net(t)
         else:
             alpha = th.clamp((1 - t) * initial_score_gate() * self.score_scale, max=2 * self.score_scale)
-        return alpha * self.score_factor
+        return alpha * th.exp(2 * self.log_noise_scale)
 
     def _step_std(self, features: th.Tensor, time_embedding: th.Tensor, alpha: th.Tensor | None) -> th.Tensor:
         """
@@ -230,7 +233,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         :param step: index of each chain's stochastic step, -1 if all its steps are stochastic, shape ``(batch,)``; None: all
             steps of all chains are stochastic
         :param mean: whether all steps take their means; the networks then have the averaged weights of deterministic actions
-        :param factors: factor of each chain's noise, as ``scale`` of :meth:`set_noise`, shape ``(batch,)``; None: 1
+        :param factors: factor of each chain's noise, as ``noise_scale``, shape ``(batch,)``; None: 1
         :return: chain ``(batch, K + 1, action_dim)``, means ``(batch, K, action_dim)``, and standard deviations, which are
             None with ``mean``
         """

@@ -286,8 +286,9 @@ class ScoReFlowPPO(FlowPPO):
         """Corrects rounding: a schedule that ends at ``min_std`` may end slightly below it."""
         return self.min_std if math.isclose(max_std, self.min_std, rel_tol=1e-6) else max_std
 
-    def _update_noise(self) -> None:
-        self.policy.set_noise(self.min_std, self._bounded_std(self._scheduled("max_std")), self.noise_scale)
+    def _update_noise(self, factor: float = 1.0) -> None:
+        max_std = self._bounded_std(self._scheduled("max_std"))
+        self.policy.set_noise(self.min_std, max_std, factor * self.noise_scale)
 
     # ------------------------------------------------------------------ trial of less noise
 

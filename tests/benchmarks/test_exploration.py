@@ -81,10 +81,18 @@ def test_the_pull_ends_at_zero() -> None:
     np.testing.assert_allclose(seen, [10 * (1 - 4 * (i + 1) / 128) for i in range(32)])
 
 
-def test_the_full_score_does_not_follow_the_noise() -> None:
+def test_the_score_does_not_follow_the_noise() -> None:
+    """Neither its scale, nor the factors of a trial"""
     policy: Any = make(score_drift="constant", noise="constant", max_std=0.1).policy
-    policy.full_score = True
     t = flow.time_grid(4)
     policy.set_noise(0.05, 0.05, 0.5)
-    np.testing.assert_allclose(policy.score_coefficient(t), (1 - t) * np.log1p(np.exp(-2)), rtol=1e-5)
-    np.testing.assert_allclose(policy.log_std_bounds.exp(), 0.025, rtol=1e-5)
+    alpha = (1 - t) * np.log1p(np.exp(-2))
+    np.testing.assert_allclose(policy.score_coefficient(t), alpha, rtol=1e-5)
+    features, x = policy.extract_features(th.rand(2, 1)), th.tensor([[0.9, -0.4]]).repeat(2, 1)
+    with th.no_grad():
+        _, means, std = policy._sample_chain(features, x, 4, None, False, th.tensor([1.0, 0.5]))
+        time = policy.velocity_field.time_features(t).at(th.tensor([0]))
+        velocity = policy.velocity_field(x, time, policy.velocity_field.condition(features))
+    expected = (x + (velocity - alpha[0] * x) / 4).clamp(-1, 1)  # at t = 0, the score is -x
+    th.testing.assert_close(means[:, 0], expected)
+    np.testing.assert_allclose(std[:, 0, 0], [0.025, 0.0125], rtol=1e-5)

@@ -23,7 +23,7 @@ from tests.resuming.runs import KillAt, Killed
 from tests.scoreflow_ppo.needle import N_STEPS, Needle, demonstrations_of_zero
 
 #: Entries of the state dict that follow the noise
-NOISE = ("log_std_bounds", "score_factor")
+NOISE = ("log_std_bounds", "log_noise_scale")
 
 
 def make(width: float = 4.0, fee: float = 0.0, **arguments: Any) -> ScoReFlowPPO:
@@ -110,7 +110,7 @@ def test_generators_and_file(clone: ScoReFlowPPO, tmp_path: Any, capsys: pytest.
     assert calibrate_noise(cloned(clone), Needle(0.25), scales=(0.25,), n_episodes=5) == first
     model.save(tmp_path / "model")
     loaded = ScoReFlowPPO.load(tmp_path / "model")
-    assert loaded.noise_scale == 0.25 and loaded.policy.score_factor == 0.0625
+    assert loaded.noise_scale == 0.25 and loaded.policy.log_noise_scale == pytest.approx(np.log(0.25))
     assert loaded.policy.log_std_bounds.exp().tolist() == pytest.approx([0.025, 0.06])
 
 
@@ -151,9 +151,27 @@ def test_a_clone_that_is_no_better_than_random_actions(clone: ScoReFlowPPO) -> N
             return observation, -reward, *rest
 
     model = cloned(clone)
+    model.policy.log_noise_scale.fill_(-0.3)  # not that of noise_scale=1, as in a file of an earlier version
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     with pytest.warns(UserWarning, match="is not above that of random actions"):
         assert calibrate_noise(model, Inverse(0.5), n_episodes=5).scale == 1.0
     assert model.noise_scale == 1 and "noise_scale" in model._at_default
+    assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+
+
+def test_the_noise_is_that_of_training(clone: ScoReFlowPPO, tmp_path: Path) -> None:
+    """Also if ``noise_scale`` has been set since the policy's noise was, or parameters came from another model"""
+    expected = calibrate_noise(cloned(clone, noise_scale=0.25), Needle(0.25), scales=(1.0,), n_episodes=5)
+    model = cloned(clone)
+    model.noise_scale = 0.25
+    assert calibrate_noise(model, Needle(0.25), scales=(1.0,), n_episodes=5) == expected
+    cloned(clone).save(tmp_path / "model")
+    loaded = ScoReFlowPPO.load(tmp_path / "model", noise_scale=0.25)
+    assert calibrate_noise(loaded, Needle(0.25), scales=(1.0,), n_episodes=5) == expected
+    expected = calibrate_noise(cloned(clone), Needle(0.25), scales=(1.0,), n_episodes=5)
+    model = cloned(clone)
+    model.set_parameters(cloned(clone, noise_scale=0.25).get_parameters())
+    assert calibrate_noise(model, Needle(0.25), scales=(1.0,), n_episodes=5) == expected
 
 
 def test_statistics_are_those_of_training(clone: ScoReFlowPPO) -> None:

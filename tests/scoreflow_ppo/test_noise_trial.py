@@ -1,6 +1,7 @@
 """The trial of less noise in training episodes: when it takes place, what it finds, and what it leaves alone."""
 
 import contextlib
+import math
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -234,9 +235,18 @@ def test_the_choice_is_that_of_isotonic_regression(base: float) -> None:
         means, counts = zip(*((np.mean(returns[scale]), len(returns[scale])) for scale in scales), strict=True)
         fitted = isotonic_regression(means, weights=counts, increasing=False).x - base
         kept = [scale for scale, value in zip(scales[1:], fitted[1:], strict=True) if value > 0.7 * fitted[0] - 1e-9]
-        chosen.append(1.0 if fitted[0] <= 0 else max(kept, default=0.125))
+        chosen.append(1.0 if means[0] <= base else max(kept, default=0.125))
         assert largest_scale(returns, 0.7, base) == chosen[-1]
     assert {*chosen} == {*scales[1:]}
+
+
+@pytest.mark.parametrize("base", [0.0, -3.3])
+@pytest.mark.parametrize("keep", [0.7, 1.0])
+def test_equal_shares_count_in_spite_of_rounding(base: float, keep: float) -> None:
+    for value in np.random.default_rng(0).uniform(1, 1000, 300).round(2).tolist():
+        returns = {scale: [value] * 20 for scale in (0.0, 0.125, 0.25, 0.5)}
+        assert largest_scale({**returns, 1.0: [base + keep * (value - base)] * 20}, keep, base) == 1
+        assert largest_scale({**returns, 1.0: [base + 0.999 * keep * (value - base)] * 20}, keep, base) == 0.5
 
 
 def test_episodes_that_never_end() -> None:
@@ -256,11 +266,13 @@ def test_a_scale_is_that_of_bounds_rate_and_score(clone: ScoReFlowPPO) -> None:
     )
     models = [cloned(clone, **arguments).learn(72) for arguments in (dict(noise_scale=0.5), by_hand)]
     states = [model.policy.state_dict() for model in models]
-    assert [float(state.pop("score_factor")) for state in states] == [0.25, 1]
-    assert all(th.equal(value, states[1][name]) for name, value in states[0].items())
+    assert [math.exp(state.pop("log_noise_scale")) for state in states] == pytest.approx([0.5, 1])
+    assert all(th.allclose(value, states[1][name], rtol=1e-4, atol=1e-6) for name, value in states[0].items())
     assert not th.equal(states[0]["log_std_bounds"], cloned(clone).policy.log_std_bounds)
     model = make(noise_scale=0.5)
-    assert model.policy.log_std_bounds[0].exp().item() == pytest.approx(0.05) and model.policy.score_factor == 0.25
+    assert model.policy.log_std_bounds[0].exp().item() == pytest.approx(
+        0.05
+    ) and model.policy.log_noise_scale == pytest.approx(math.log(0.5))
 
 
 @pytest.mark.parametrize("trusted", [True, False])

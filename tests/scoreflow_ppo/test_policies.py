@@ -208,21 +208,24 @@ def test_the_noise_travels_with_the_state_dict() -> None:
     first, second = (make_policy(noise="constant", min_std=0.1, max_std=max_std) for max_std in (0.2, 0.4))
     first.set_noise(0.3, 0.6, 0.5)
     np.testing.assert_allclose(first.state_dict()["log_std_bounds"], np.log([0.15, 0.3]), rtol=1e-6)
-    assert first.state_dict()["score_factor"] == 0.25
+    assert first.state_dict()["log_noise_scale"] == pytest.approx(np.log(0.5))
     second.load_state_dict(first.state_dict())
     std = second.evaluate_chain(make_obs(2), th.randn(2, STEPS + 1, ACTION)).std
     np.testing.assert_allclose(std, 0.3, rtol=1e-6)
-    assert second.score_factor == 0.25
+    assert th.equal(second.log_noise_scale, first.log_noise_scale)
 
 
 def test_files_of_earlier_versions_act_as_before() -> None:
     """Their score did not follow the noise."""
     policy = make_policy(min_std=0.05, max_std=0.1)
     state = policy.state_dict()
-    del state["score_factor"]
+    del state["log_noise_scale"]
     other = make_policy(noise_scale=0.5)
+    part = {name: value for name, value in other.state_dict().items() if name.startswith("velocity_field")}
+    other.load_state_dict(part, strict=False)
+    assert other.log_noise_scale == pytest.approx(np.log(0.5)), "a part says nothing about the noise"
     other.load_state_dict(state)
-    assert "score_factor" not in state
+    assert "log_noise_scale" not in state
     obs = np.random.default_rng(0).normal(size=(5, *policy.observation_space.shape)).astype(np.float32)  # type: ignore[misc]
     expected = policy.predict(obs, deterministic=True)[0]
     np.testing.assert_array_equal(other.predict(obs, deterministic=True)[0], expected)
@@ -236,6 +239,15 @@ def test_impossible_std_bounds_are_refused(bounds: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=f"min_std={bounds[0]}, max_std={bounds[1]}"):
         policy.set_noise(*bounds)
     th.testing.assert_close(policy.log_std_bounds, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, float("nan"), float("inf")])
+def test_impossible_noise_scales_are_refused(scale: float) -> None:
+    policy = make_policy()
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    with pytest.raises(ValueError, match=f"noise_scale must be positive, got {scale}: pass 1.0"):
+        policy.set_noise(0.1, 0.2, scale)
+    assert all(th.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
 def test_equal_std_bounds_are_possible() -> None:
