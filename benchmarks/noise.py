@@ -24,7 +24,7 @@ from benchmarks.finetune import start
 from benchmarks.learning import lowest_over_clone, mean_and_interval
 from benchmarks.locomotion import DEMONSTRATIONS, HORIZON, N_ENVS, make_envs
 from benchmarks.tasks.families import TASKS, demonstrations_of
-from benchmarks.tasks.runs import N_EVAL_ENVS, clone, mean_returns
+from benchmarks.tasks.runs import N_EVAL_ENVS, kept_clone, mean_returns
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
 from sb3_scoreflow import calibrate_noise
 
@@ -51,7 +51,9 @@ def make(options: argparse.Namespace, variant: str, seed: int) -> tuple[Any, Any
         timesteps = task.env_steps // HORIZON
 
     def flow_clone() -> Any:
-        return locomotion.clone(name, seed) if name in DEMONSTRATIONS else clone(TASKS[name], options.data, seed)
+        if name in DEMONSTRATIONS:
+            return locomotion.clone(name, seed)
+        return kept_clone(TASKS[name], options.data, seed, options.clones)
 
     model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, flow_clone, seed)
     return model, eval_env, timesteps
@@ -131,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "noise", seeds=(0, 1, 2), variants=VARIANTS)
     parser.add_argument("--task", default="hopper-precise", choices=[*TASKS, *DEMONSTRATIONS], help="task to run")
     parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
+    parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
     meaning = (
         "episodes per evaluation during training (default 10); with few, falls in single episodes hide the policy's change"
     )
