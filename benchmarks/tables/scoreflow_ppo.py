@@ -349,8 +349,12 @@ _NOISE_NUMBERS = [
     ),
     Number(PAGE, "(return {} on Hopper, {} on Walker2d and {} on HalfCheetah)", _experts),
     Number(PAGE, "ends below its clone on {} of these {} seeds", _ends_below),
-    Number(PAGE, "above its clone on {} of {} seeds, within a percent below on {}, and {}% below on one", _ends_above),
-    Number(PAGE, "is {}% of the clone's on the same seed, and at least {}% on the others", _default_least),
+    Number(
+        PAGE,
+        "above its clone on {} of {} seeds, within a percent below on {}, and at most {}% below on the others",
+        _ends_above,
+    ),
+    Number(PAGE, "is {}% of the clone's on one seed, and at least {}% on the others", _default_least),
 ]
 
 TABLES: Tables = {
