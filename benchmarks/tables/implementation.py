@@ -13,6 +13,7 @@ _CLONES = {
     "hopper-medium": ("Hopper, embedded", 0),
     "walker2d-medium": ("Walker2d, embedded", 0),
     "halfcheetah-medium": ("HalfCheetah, embedded", 0),
+    "hopper-precise": ("Hopper, 30 precise episodes", 0),
     "walker2d-precise": ("Walker2d, 30 precise episodes", 0),
     "halfcheetah-precise": ("HalfCheetah, 30 precise episodes", 0),
     "peg-insert-side-v3": ("peg-insert-side, 10 successes", 2),
