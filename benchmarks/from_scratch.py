@@ -48,8 +48,10 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 
 
 def return_at(curve: Curve, column: str, env_steps: float) -> float:
-    """Return at a number of environment steps, interpolated between evaluations."""
+    """Return at a number of environment steps, interpolated between evaluations; NaN if no episode has ended."""
     known = ~np.isnan(curve[column])
+    if not known.any():
+        return float("nan")
     return float(np.interp(env_steps, curve["env_steps"][known], curve[column][known]))
 
 
