@@ -18,7 +18,6 @@ score's coefficient does not follow the noise, which was the default when they w
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,12 +31,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from benchmarks import study
 from benchmarks.clones import chunk_errors
 from benchmarks.curves import CurveTable, Run
-from benchmarks.finetune import ITERATION, start
+from benchmarks.finetune import ITERATION
 from benchmarks.learning import lowest_over_clone, mean_and_interval
-from benchmarks.locomotion import HORIZON, N_ENVS
+from benchmarks.locomotion import HORIZON
 from benchmarks.study import Variant
-from benchmarks.tasks.families import TASKS, demonstrations_of
-from benchmarks.tasks.runs import N_EVAL_ENVS, N_FINAL_EPISODES, kept_clone, mean_returns
+from benchmarks.tasks.families import TASKS
+from benchmarks.tasks.runs import N_FINAL_EPISODES, mean_returns, start_task
 from sb3_scoreflow import Demonstrations, ScoReFlowPPO
 from sb3_scoreflow.scoreflow_ppo import policies
 from sb3_scoreflow.scoreflow_ppo.transition import transition_mean, truncated_normal
@@ -173,10 +172,7 @@ def choose_start(model: OtherPPO, env: VecEnv, seed: int) -> dict[str, Any]:
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     task = TASKS[options.task]
-    demonstrations = demonstrations_of(task, options.data, seed)
-    env, eval_env = task.make_env("train", N_ENVS, 1000 * seed), task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500)
-    flow_clone = partial(kept_clone, task, options.data, seed, options.clones)
-    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, flow_clone, seed)
+    model, eval_env, demonstrations = start_task(options, VARIANTS[variant], seed)
     change, pull = CHANGES[variant]
     change(model, demonstrations)
     timesteps = options.timesteps or task.env_steps // HORIZON
@@ -190,7 +186,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     if variant == "start":
         result["starts_in_the_end"] = choose_start(model, eval_env, seed)
     print(task.name, variant, seed, {name: value for name, value in result.items() if name != "curves"}, flush=True)
-    env.close()
+    model.get_env().close()
     eval_env.close()
     return result
 
@@ -221,7 +217,7 @@ def _plot(folder: Path) -> None:
         curves = {
             variant: [curve for run, curve in table.items() if run[:2] == (variant, task)]
             for variant in VARIANTS
-            if variant != "start"  # trains like the default
+            if variant != "start"  # trains like full_score
         }
         rows.append(study.return_panels(task, {name: of for name, of in {"default": default, **curves}.items() if of}))
     study.plot(rows, folder / "figure.png")

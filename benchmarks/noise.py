@@ -15,6 +15,7 @@ trains them with the default noise.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from benchmarks import locomotion, study
 from benchmarks.curves import CurveTable, Run
 from benchmarks.finetune import start
 from benchmarks.learning import lowest_over_clone, mean_and_interval
-from benchmarks.locomotion import DEMONSTRATIONS, HORIZON, N_ENVS, make_envs
-from benchmarks.tasks.families import TASKS, demonstrations_of
-from benchmarks.tasks.runs import N_EVAL_ENVS, kept_clone, mean_returns
+from benchmarks.locomotion import DEMONSTRATIONS, HORIZON, make_envs
+from benchmarks.tasks.families import TASKS
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
+from benchmarks.tasks.runs import mean_returns, start_task
 from sb3_scoreflow import calibrate_noise
 
 _DEFAULT = OF_TASKS["scoreflow_ppo"]
@@ -41,22 +42,12 @@ KINDS = ("deterministic", "exploring")
 def make(options: argparse.Namespace, variant: str, seed: int) -> tuple[Any, Any, int]:
     """:return: the model with the clone's weights, the evaluation environment, and the number of time steps to train"""
     name = options.task
-    if name in DEMONSTRATIONS:
-        demonstrations, (env, eval_env) = locomotion.demonstrations_of(name), make_envs(name, seed)
-        timesteps = 75_000
-    else:
-        task = TASKS[name]
-        demonstrations = demonstrations_of(task, options.data, seed)
-        env, eval_env = task.make_env("train", N_ENVS, 1000 * seed), task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500)
-        timesteps = task.env_steps // HORIZON
-
-    def flow_clone() -> Any:
-        if name in DEMONSTRATIONS:
-            return locomotion.clone(name, seed)
-        return kept_clone(TASKS[name], options.data, seed, options.clones)
-
-    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, flow_clone, seed)
-    return model, eval_env, timesteps
+    if name in TASKS:
+        model, eval_env, _ = start_task(options, VARIANTS[variant], seed)
+        return model, eval_env, TASKS[name].env_steps // HORIZON
+    demonstrations, (env, eval_env) = locomotion.demonstrations_of(name), make_envs(name, seed)
+    clone = partial(locomotion.clone, name, seed)
+    return *start(VARIANTS[variant], env, eval_env, demonstrations, clone, seed), 75_000
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:

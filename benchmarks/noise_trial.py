@@ -27,11 +27,9 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks import study
-from benchmarks.finetune import start
-from benchmarks.locomotion import N_ENVS
-from benchmarks.tasks.families import TASKS, demonstrations_of
-from benchmarks.tasks.runs import N_EVAL_ENVS, kept_clone
+from benchmarks.tasks.families import TASKS
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
+from benchmarks.tasks.runs import start_task
 from sb3_scoreflow.common.schedules import START, as_schedule
 from sb3_scoreflow.ppo.first_episodes import N_EPISODES, earn_less
 from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, NONE, largest_scale
@@ -43,16 +41,11 @@ Returns = Mapping[float, Sequence[float]]
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
-    task = TASKS[options.task]
-    demonstrations = demonstrations_of(task, options.data, seed)
-    env, eval_env = task.make_env("train", N_ENVS, 1000 * seed), task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500)
-    flow_clone = partial(kept_clone, task, options.data, seed, options.clones)
-    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, flow_clone, seed)
-    policy: Any = model.policy
-    settings: Any = model
+    model, eval_env, demonstrations = start_task(options, VARIANTS[variant], seed)
+    policy, max_std = model.policy, as_schedule(model.max_std)(START)
 
     def measure(scale: float, full_score: bool = False) -> list[float]:
-        policy.set_noise(settings.min_std, as_schedule(settings.max_std)(START), scale or NONE)
+        policy.set_noise(model.min_std, max_std, scale or NONE)
         if full_score:
             policy.log_noise_scale.zero_()
         th.manual_seed(seed)
@@ -62,8 +55,8 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 
     returns = {str(scale): measure(scale) for scale in SCALES}
     full_score = {str(scale): float(np.mean(measure(scale, True))) for scale in SCALES[:-1]}
-    print(task.name, seed, {scale: round(float(np.mean(of))) for scale, of in returns.items()}, full_score, flush=True)
-    env.close()
+    print(options.task, seed, {scale: round(float(np.mean(of))) for scale, of in returns.items()}, full_score, flush=True)
+    model.get_env().close()
     eval_env.close()
     return {"returns": returns, "full_score": full_score, "demonstrations": float(demonstrations.episode_returns.mean())}
 

@@ -19,7 +19,7 @@ from benchmarks.finetune import GAUSSIAN, ITERATION, start
 from benchmarks.locomotion import HORIZON, N_ENVS
 from benchmarks.study import Variant
 from benchmarks.tasks.families import TASKS, Task, demonstrations_of
-from sb3_scoreflow import FPO, RLDT, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
+from sb3_scoreflow import FPO, RLDT, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.common.files import atomic_path
 
 VARIANTS = {
@@ -60,6 +60,20 @@ def kept_clone(task: Task, data: Path, seed: int, folder: Path | None) -> FlowMa
     return path
 
 
+def start_task(options: argparse.Namespace, variant: Variant, seed: int) -> tuple[Any, VecEnv, Demonstrations]:
+    """
+    :param options: options of the command: task, folder of demonstrations and folder of clones
+    :param variant: variant to fine-tune
+    :param seed: seed of the run
+    :return: the model before fine-tuning, with the task's clone, the evaluation environment and the demonstrations
+    """
+    task = TASKS[options.task]
+    demonstrations = demonstrations_of(task, options.data, seed)
+    env, eval_env = task.make_env("train", N_ENVS, 1000 * seed), task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500)
+    flow_clone = partial(kept_clone, task, options.data, seed, options.clones)
+    return *start(variant, env, eval_env, demonstrations, flow_clone, seed), demonstrations
+
+
 def mean_returns(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
     """Mean returns over episodes with the same starts for every variant. RLDT only draws ``x_0`` here and adds no noise."""
     result = {}
@@ -72,11 +86,7 @@ def mean_returns(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     task = TASKS[options.task]
-    demonstrations = demonstrations_of(task, options.data, seed)
-    env = task.make_env("train", N_ENVS, 1000 * seed)
-    eval_env = task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500)
-    flow_clone = partial(kept_clone, task, options.data, seed, options.clones)
-    model, eval_env = start(VARIANTS[variant], env, eval_env, demonstrations, flow_clone, seed)
+    model, eval_env, demonstrations = start_task(options, VARIANTS[variant], seed)
     before = mean_returns(model, eval_env, seed)
     timesteps = options.timesteps or task.env_steps // HORIZON
     curve, episodes = Run(variant, task.name, seed), options.eval_episodes
@@ -88,9 +98,9 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     success: dict[str, Any] = {"start": before, "end": after}
     if isinstance(model, ScoReFlowPPO):
         success["noise_scale"] = model.noise_scale
-    env.close()
+    model.get_env().close()
     eval_env.close()
-    del model, env, eval_env
+    del model, eval_env
     gc.collect()  # models and environments form reference cycles, and a Meta-World run takes 370 MB
     versions = {task.package: version(task.package)} if task.package else {}
     return {"curves": {task.name: rows}, "task": task_facts, "success": success, "versions": versions}

@@ -118,7 +118,8 @@ def test_noise_of_each_environment(clone: ScoReFlowPPO, score_drift: Any, noise:
             deviations = (chain[i::4, 1:] - of_factor.mean) / of_factor.std
             if factor > 1e-3:  # otherwise, float32 rounds
                 assert deviations.std() == pytest.approx(0.98658, rel=0.02)  # SciPy's truncnorm(-3, 3).std()
-            assert (chain[i::4, 1:] - of_factor.mean).std() == pytest.approx(factor * 0.2 * 0.98658, rel=0.35, abs=1e-6)
+            if noise != "score_matched":  # which has its own standard deviations
+                assert (chain[i::4, 1:] - of_factor.mean).std() == pytest.approx(factor * 0.2 * 0.98658, rel=0.02, abs=1e-6)
     policy.set_noise(0.2, 0.2)
     th.manual_seed(0)
     expected = policy.predict(np.zeros((4, 1), np.float32))[0]
