@@ -30,8 +30,8 @@ from benchmarks.curves import check_seeds, locked
 from benchmarks.learning import mean_and_interval
 from benchmarks.locomotion import HORIZON
 from benchmarks.tasks.families import TASKS as FINE_TUNED
-from benchmarks.tasks.families import Locomotion, MetaWorld, Task, demonstrations_of
-from sb3_scoreflow import BehaviorCloning, Demonstrations, FlowMatchingPolicy, load_demonstrations
+from benchmarks.tasks.families import MetaWorld, Task, demonstrations_of
+from sb3_scoreflow import BehaviorCloning, Demonstrations, FlowMatchingPolicy
 from sb3_scoreflow.common.networks import TimeFeatures, VelocityField
 from sb3_scoreflow.demonstrations import ChunkBatch
 
@@ -147,20 +147,12 @@ VARIANTS = {
 }
 
 
-class Medium(Locomotion):
-    """The embedded demonstrations."""
-
-    def demonstrations(self, data: Path, seed: int) -> Demonstrations:
-        return load_demonstrations(f"builtin:{self.name}")
-
-
 #: Meta-World's tasks that ``benchmarks.tasks`` leaves out, because clones of five demonstrations leave little to improve
 EASY = ("hammer-v3", "assembly-v3", "stick-push-v3", "door-open-v3", "button-press-topdown-v3", "window-open-v3")
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        *(Medium(f"{name.lower()}-medium", f"{name}-v5") for name in ("Hopper", "Walker2d", "HalfCheetah")),
-        *(FINE_TUNED[name] for name in ("hopper-precise", "walker2d-precise", "halfcheetah-precise")),
+        *(FINE_TUNED[f"{name}-{data}"] for data in ("medium", "precise") for name in ("hopper", "walker2d", "halfcheetah")),
         MetaWorld("peg-insert-side-v3", 10),
         MetaWorld("soccer-v3", 10),
         *(MetaWorld(name, 5) for name in EASY),

@@ -11,8 +11,9 @@ Compare all algorithms at their defaults on tasks, experts and data from other p
 On Meta-World's tasks, the demonstrations are a few successes of its scripted expert. The return is success within 200 steps,
 and evaluation never uses the positions of training. For hopper-precise and similar tasks, the folder ``--data`` must contain
 episodes of experts without noise, recorded by ``benchmarks.make_expert_demonstrations``; training takes 300,000 environment
-steps. lift, can and square are robosuite's tasks, with state observations. Their demonstrations are episodes of a mediocre
-script, which the command writes to ``--data`` if they are missing; the return is success within 100 steps (lift) or 200.
+steps. So it does for hopper-medium and similar tasks, whose demonstrations are the embedded ones. lift, can and square are
+robosuite's tasks, with state observations. Their demonstrations are episodes of a mediocre script, which the command writes to
+``--data`` if they are missing; the return is success within 100 steps (lift) or 200.
 
 For every seed, all flow variants start from one clone, made with the defaults of ``pretrain_bc``; the Gaussian PPO clones the
 same demonstrations. The script evaluates the deterministic policy every 20,000 environment steps during training. Before and

@@ -86,6 +86,13 @@ class Locomotion(Task):
         return locomotion.make_env(self.env_id, n_envs, seed)
 
 
+class Embedded(Locomotion):
+    """A locomotion task with the package's own demonstrations, of noisy agents, which are the same for all seeds."""
+
+    def demonstrations(self, data: Path, seed: int) -> Demonstrations:
+        return load_demonstrations(f"builtin:{self.name}")
+
+
 @dataclass(frozen=True)
 class Robosuite(Task):
     """
@@ -120,8 +127,7 @@ def _flat_and_chunked(env: gym.Env) -> gym.Env:
 
 
 #: Meta-World's tasks have so few demonstrations that fine-tuning can improve the clone. Those of ``benchmarks.clones.EASY``
-#: are left out, because clones of five demonstrations succeed in nearly all episodes. ``benchmarks.finetune`` covers
-#: locomotion with noisy demonstrations
+#: are left out, because clones of five demonstrations succeed in nearly all episodes
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -132,6 +138,7 @@ TASKS: dict[str, Task] = {
         MetaWorld("disassemble-v3", 5),
         MetaWorld("basketball-v3", 5),
         MetaWorld("hand-insert-v3", 5),
+        *(Embedded(f"{name.lower()}-medium", f"{name}-v5") for name in ("Hopper", "Walker2d", "HalfCheetah")),
         Locomotion("hopper-precise", "Hopper-v5"),
         Locomotion("walker2d-precise", "Walker2d-v5"),
         Locomotion("halfcheetah-precise", "HalfCheetah-v5"),
