@@ -10,6 +10,7 @@ from sb3_scoreflow.ppo.arguments import PPO_RULES
 RULES: dict[str, Rule] = {
     **PPO_RULES,
     "n_mc_samples": Count(),
+    "zero_noise_fraction": Number(high=1),
     "ratio": Choice(get_args(Ratio)),
     "trust_region": Choice(get_args(TrustRegion)),
     "loss_clip": Number(open_low=True, bound=True),

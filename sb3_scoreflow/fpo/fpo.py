@@ -63,6 +63,8 @@ class FPO(RollbackAlgorithm, FlowPPO):
     :param denoising_steps: Euler steps ``K`` per action; with few steps, actions vary less than actions of the exact flow
         (docs/fpo.md)
     :param n_mc_samples: number ``N`` of pairs of a time and noise that score an action
+    :param zero_noise_fraction: share of the pairs whose noise is 0, in [0, 1], so that they score the path of deterministic
+        actions, which start from ``x_0 = 0`` (ours). None: 0.125 for a clone, 0 from scratch
     :param ratio: "per_sample" (FPO++): one ratio per pair; "mean" (FPO): one ratio per action, from the mean of its pairs'
         losses
     :param trust_region: "clip" (PPO) or "aspo" (FPO++ from scratch: for negative advantages, a quadratic penalty instead of
@@ -120,6 +122,7 @@ class FPO(RollbackAlgorithm, FlowPPO):
         critic_learning_rate: float | Schedule | None = None,
         denoising_steps: int = 10,
         n_mc_samples: int = 8,
+        zero_noise_fraction: float | None = None,
         ratio: Ratio = "per_sample",
         trust_region: TrustRegion = "clip",
         loss_clip: float = 3.0,
@@ -166,6 +169,7 @@ class FPO(RollbackAlgorithm, FlowPPO):
             device=device,
         )
         self.n_mc_samples = n_mc_samples
+        self.zero_noise_fraction = zero_noise_fraction
         self.ratio = ratio
         self.trust_region = trust_region
         self.loss_clip = loss_clip
@@ -185,6 +189,11 @@ class FPO(RollbackAlgorithm, FlowPPO):
 
     def _policy_arguments(self) -> dict[str, Any]:
         return dict(denoising_steps=self.denoising_steps, n_mc_samples=self.n_mc_samples)
+
+    def _prepare_rollout(self) -> None:
+        super()._prepare_rollout()
+        assert self.zero_noise_fraction is not None
+        self.policy.zero_noise_fraction = self.zero_noise_fraction
 
     # ------------------------------------------------------------------ safeguard
 

@@ -39,6 +39,8 @@ class FPOPolicy(ActorCriticFlowPolicy):
     :param n_mc_samples: number ``N`` of pairs of a time and noise that score an action
     """
 
+    #: Probability that a pair's noise is 0; the algorithm sets it
+    zero_noise_fraction = 0.0
     _instead_of_likelihoods = "; evaluate_actions(obs, records), records = policy(obs)[0], gives negative mean losses"
 
     def __init__(
@@ -110,7 +112,8 @@ class FPOPolicy(ActorCriticFlowPolicy):
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
         """
         Sample an action and the pairs that score it; :meth:`collect_rollouts` of Stable-Baselines3 calls this method. Times
-        are uniform in [0, 1), as in FPO.
+        are uniform in [0, 1), as in FPO. Noise is standard normal, but 0 with the probability ``zero_noise_fraction`` (ours):
+        pairs of normal noise in many dimensions never come near the path from ``x_0 = 0``.
 
         Actions are stored and scored after clamping, as they are executed.
 
@@ -129,6 +132,8 @@ class FPOPolicy(ActorCriticFlowPolicy):
             field, condition = self.acting("velocity_field"), self.acting("features_extractor")(preprocessed)
         action = self._integrate(field, condition, start, self.denoising_steps)
         t, noise = th.rand(shape, **kind), th.randn(*shape, self.action_dim, **kind)
+        if self.zero_noise_fraction > 0:
+            noise = noise.masked_fill((th.rand(shape, **kind) < self.zero_noise_fraction).unsqueeze(-1), 0.0)
         losses = self._losses(features, action, noise, t)
         records = Record(t, noise, losses, start, action).flatten()
         return records, self._values(preprocessed, features), -losses.mean(1)

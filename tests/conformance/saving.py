@@ -32,6 +32,7 @@ OTHER_VALUES: dict[str, Any] = dict(
     critic_warmup_iterations=1,
     bc_coef=0.1,
     averaging_horizon=500.0,
+    zero_noise_fraction=0.3,
     max_shift=0.7,
     log_prob_clip=1.5,
     policy_kwargs=dict(net_arch=[8], prior_std=0.7),

@@ -17,6 +17,10 @@ CASE = Algorithm(
     impossible=(
         (dict(n_mc_samples=0), "n_mc_samples must be a whole number of at least 1, got 0: leave it out for its default, 8"),
         (dict(n_mc_samples=8.0), "n_mc_samples must be a whole number of at least 1, got 8.0: pass 8, an int"),
+        (
+            dict(zero_noise_fraction=1.5),
+            "zero_noise_fraction must be a number in [0, 1], got 1.5: leave it out for its default",
+        ),
         (dict(ratio="Mean"), "ratio must be one of 'per_sample', 'mean', got 'Mean': pass 'mean'"),
         (
             dict(trust_region="spo"),

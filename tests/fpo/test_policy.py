@@ -74,6 +74,17 @@ def test_distribution_of_pairs_and_starts() -> None:
     assert len(record.t.unique()) > 0.99 * record.t.numel(), "each pair has a time of its own"
 
 
+def test_some_pairs_have_no_noise() -> None:
+    policy, obs = _policy(n_mc_samples=50), th.randn(100, OBS)
+    policy.zero_noise_fraction = 0.2
+    record = policy.unflatten(policy(obs)[0].detach())
+    is_zero = (record.noise == 0).all(-1)
+    assert stats.binomtest(int(is_zero.sum()), is_zero.numel(), 0.2).pvalue > 0.01
+    assert stats.kstest(record.noise[~is_zero].numpy().ravel(), "norm").pvalue > 0.01
+    assert stats.ks_2samp(record.t[is_zero].numpy(), record.t[~is_zero].numpy()).pvalue > 0.01, "whatever their time is"
+    assert (record.start != 0).all(), "they score actions from any start"
+
+
 # ---------------------------------------------------------------------- losses
 
 

@@ -12,13 +12,13 @@ from stable_baselines3.common.buffers import RolloutBufferSamples
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_scoreflow import FPO
+from sb3_scoreflow import FPO, pretrain_bc
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.fpo.surrogate import Ratio, TrustRegion, log_ratios
 from tests.conformance.envs import ACTION_SPACE, make_toy, toys
 from tests.conformance.recording import Rollouts, flatten
 from tests.fpo.conformance import CASE
-from tests.learning import ReachEnv
+from tests.learning import ReachEnv, timid_demonstrations
 
 N_ENVS, N_STEPS = 2, 16
 SIZE = N_ENVS * N_STEPS
@@ -58,7 +58,8 @@ def _logs(model: FPO) -> dict[str, float]:
 @pytest.mark.parametrize("ratio", get_args(Ratio))
 def test_ratio_is_one_before_the_first_step(ratio: str, tmp_path: Path) -> None:
     """Of every pair, also through a file; step by step, in the batches of the rollout, to the last bit."""
-    model = CASE.make("FlowPolicy", make_toy(n_envs=3), ratio=ratio, learning_rate=1e-2)
+    arguments: dict[str, Any] = dict(ratio=ratio, zero_noise_fraction=0.25, learning_rate=1e-2)
+    model = CASE.make("FlowPolicy", make_toy(n_envs=3), **arguments)
     checked = 0
 
     def check(local: dict[str, Any], _: dict[str, Any]) -> bool:
@@ -89,6 +90,20 @@ def test_ratio_is_one_before_the_first_step(ratio: str, tmp_path: Path) -> None:
     with th.no_grad():
         losses = model.policy.evaluate_records(obs, record).losses
     assert log_ratios(record.losses, losses, model.ratio, model.loss_clip).abs().max() > 1e-3, "after the update it is not"
+
+
+def test_share_of_pairs_without_noise() -> None:
+    """From scratch, for a clone, and from the next rollout on if it is set."""
+    model = _model()
+
+    def share() -> float:
+        return (model.policy.unflatten(_collect(model).actions).noise == 0).all(-1).float().mean().item()
+
+    assert model.zero_noise_fraction == share() == 0
+    pretrain_bc(model, timid_demonstrations(20)[0], n_batches=2, critic_batches=0)
+    assert model.zero_noise_fraction == 0.125 and 0.05 < share() < 0.2
+    model.zero_noise_fraction = 1.0
+    assert share() == 1
 
 
 def test_env_gets_the_action_that_is_scored() -> None:

@@ -60,6 +60,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = dict(
     averaging_horizon=st.none() | st.floats(0, 1e4),
     log_prob_clip=st.none() | st.floats(0.1, 5),
     n_mc_samples=st.integers(1, 4),
+    zero_noise_fraction=st.none() | FRACTIONS,
     ratio=st.sampled_from(["per_sample", "mean"]),
     trust_region=st.sampled_from(["clip", "aspo"]),
     loss_clip=st.floats(0.1, 5),
