@@ -1,0 +1,163 @@
+"""
+Measure how far the average reaches back from which the deterministic actions of a fine-tuned clone should come.
+
+    python -m benchmarks.averaging --task hopper-medium
+    python -m benchmarks.averaging --task halfcheetah-medium
+    python -m benchmarks.averaging --task hopper-precise --data demonstrations
+
+The average does not change what is learned, so one run measures all horizons: after every update, weights are averaged over
+each of them, and every 20,000 environment steps, the deterministic policy of each average runs 20 episodes with the same
+starts. Tasks, clones and algorithms are those of ``benchmarks.tasks``.
+"""
+
+import argparse
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from benchmarks import study
+from benchmarks.learning import mean_and_interval
+from benchmarks.locomotion import HORIZON
+from benchmarks.tasks.families import TASKS
+from benchmarks.tasks.runs import VARIANTS as OF_TASKS
+from benchmarks.tasks.runs import start_task
+
+VARIANTS = {name: OF_TASKS[name] for name in ("rldt", "fpo", "scoreflow_ppo")}
+#: Horizons in transitions; 0 stands for the current weights
+HORIZONS = (0, 10_000, 20_000, 40_000)
+EVAL_EVERY, N_EPISODES = 20_000, 20
+
+
+class Averages(BaseCallback):
+    """
+    Averages the weights over several horizons, and evaluates the deterministic policy of each.
+
+    :param eval_env: environments of the evaluation episodes
+    :param seed: seed of their starts
+    """
+
+    model: Any
+
+    def __init__(self, eval_env: VecEnv, seed: int) -> None:
+        super().__init__()
+        self.eval_env, self.seed = eval_env, seed
+        #: Horizon -> averaged actor; None for the current weights, and before the first rollout
+        self.averages: dict[int, nn.ModuleDict | None] = dict.fromkeys(HORIZONS)
+        #: One row for each evaluation: the time steps, and the mean return by horizon
+        self.rows: list[dict[str, float]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._average()
+        if self.num_timesteps >= len(self.rows) * EVAL_EVERY // HORIZON:
+            self._evaluate()
+
+    def _on_training_end(self) -> None:
+        self._average()
+        self._evaluate()
+
+    def _each(self) -> Iterator[int]:
+        """Let the policy act with each average in turn."""
+        policy = self.model.policy
+        own = policy.averaged
+        for horizon in HORIZONS:
+            policy.averaged = self.averages[horizon]
+            yield horizon
+            self.averages[horizon] = policy.averaged
+        policy.averaged = own
+
+    def _average(self) -> None:
+        policy, size = self.model.policy, self.model.rollout_buffer.rewards.size
+        for horizon in self._each():
+            if policy.averaged is not None:
+                policy.update_average(-math.expm1(-size / horizon))
+            elif horizon:
+                policy.start_average()
+
+    def _evaluate(self) -> None:
+        row: dict[str, float] = {"timesteps": self.num_timesteps}
+        for horizon in self._each():
+            self.eval_env.seed(self.seed)
+            row[str(horizon)] = round(float(np.mean(evaluate_policy(self.model, self.eval_env, N_EPISODES)[0])), 2)
+        self.rows.append(row)
+
+
+def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
+    model, eval_env, _ = start_task(options, VARIANTS[variant], seed)
+    averages = Averages(eval_env, 1000 * seed + 700)
+    model.learn(options.timesteps, callback=averages)
+    rollbacks = getattr(model, "n_rollbacks", 0)
+    print(options.task, variant, seed, averages.rows[-1], f"{rollbacks} rollbacks", flush=True)
+    model.get_env().close()
+    eval_env.close()
+    del model
+    gc.collect()
+    return {"rows": averages.rows, "rollbacks": rollbacks}
+
+
+def statistics(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    :param runs: seed -> what :func:`run` returns
+    :return: horizon -> lowest evaluation of each run as a share of its clone's, and mean and interval of the last one
+    """
+    result = {}
+    for horizon in map(str, HORIZONS):
+        curves = [[row[horizon] for row in facts["rows"]] for facts in runs.values()]
+        lowest = [min(curve) / curve[0] for curve in curves]
+        result[horizon] = {"lowest_over_clone": lowest, "end": mean_and_interval([curve[-1] for curve in curves])}
+    return result
+
+
+def summarize(options: argparse.Namespace, made: study.Made) -> None:
+    section = dict(study.read_summary(options.output).get(options.task, {}))
+    runs: dict[str, dict[str, Any]] = {name: dict(of) for name, of in section.get("runs", {}).items()}
+    for (variant, seed), facts in made.facts.items():
+        runs.setdefault(variant, {})[str(seed)] = facts
+    found = {variant: statistics(of) for variant, of in runs.items()}
+    study.update_summary(
+        options.output, options.task, {"origins": study.origins(section, made), "statistics": found, "runs": runs}
+    )
+    _plot(options.output)
+
+
+def _plot(folder: Path) -> None:
+    """Plot the mean return of each horizon, for each task and algorithm."""
+    summary = study.read_summary(folder)
+    panels = [(task, variant, runs) for task, section in summary.items() for variant, runs in section["runs"].items()]
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (task, variant, runs) in zip(grid, panels, strict=True):
+        for horizon in map(str, HORIZONS):
+            n_rows = min(len(facts["rows"]) for facts in runs.values())
+            curves = np.array([[row[horizon] for row in facts["rows"][:n_rows]] for facts in runs.values()])
+            steps = [HORIZON * row["timesteps"] for row in next(iter(runs.values()))["rows"][:n_rows]]
+            axes.plot(steps, curves.mean(0), label=horizon if int(horizon) else "none")
+        axes.set(title=f"{task}, {VARIANTS[variant].label}", xlabel="environment steps (at most)")
+    grid[0].set_ylabel("deterministic return")
+    grid[0].legend(title="horizon", fontsize="small")
+    figure.savefig(folder / "figure.png", dpi=75)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study.parser(__doc__, "averaging", seeds=(0, 1, 2), variants=VARIANTS, timesteps=45_000)
+    parser.set_defaults(variants=["rldt"])
+    parser.add_argument("--task", default="hopper-medium", choices=list(TASKS), help="task to run")
+    parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
+    parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
+    options = parser.parse_args(arguments)
+    summarize(options, study.make_runs(options, run, VARIANTS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""``benchmarks.averaging``: one run measures all horizons."""
+
+from typing import Any
+
+import pytest
+import torch as th
+
+from benchmarks import averaging, study
+from benchmarks.averaging import HORIZONS, Averages, main, statistics
+from sb3_scoreflow import FPO, pretrain_bc
+from tests.conformance.envs import make_toy
+from tests.conformance.test_defaults import demonstrations
+
+
+@pytest.mark.filterwarnings("ignore:The environment's 'observations' do not resemble")
+def test_averages_are_those_of_the_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And evaluations change nothing of what is learned."""
+    monkeypatch.setattr(averaging, "N_EPISODES", 2)
+    monkeypatch.setattr(averaging, "EVAL_EVERY", 4 * 64)
+
+    def trained(callback: Averages | None) -> Any:
+        arguments: dict[str, Any] = dict(n_steps=16, batch_size=16, n_epochs=1, rollback=False, seed=0, device="cpu")
+        arguments |= dict(averaging_horizon=HORIZONS[1], policy_kwargs=dict(net_arch=[8]))
+        model = FPO("FlowPolicy", make_toy(n_envs=2), **arguments)
+        pretrain_bc(model, demonstrations(), n_batches=2, critic_batches=0, seed=0)
+        return model.learn(4 * 32, callback=callback)
+
+    callback = Averages(make_toy(n_envs=2), seed=0)
+    model, alone = trained(callback), trained(None)
+    kept = callback.averages[HORIZONS[1]]
+    assert kept is not None and callback.averages[0] is None
+    own, others = model.policy.averaged.state_dict(), alone.policy.averaged.state_dict()
+    for name, average in kept.state_dict().items():
+        assert th.equal(average, own[name]) and th.equal(average, others[name])
+    assert [row["timesteps"] for row in callback.rows] == [0, 64, 128]
+    for row in callback.rows:
+        assert set(row) == {"timesteps", *map(str, HORIZONS)}
+
+
+def test_statistics() -> None:
+    rows = [
+        [{str(horizon): value for horizon in HORIZONS} for value in values] for values in ((4.0, 1.0, 8.0), (2.0, 3.0, 4.0))
+    ]
+    found = statistics({str(seed): {"rows": of} for seed, of in enumerate(rows)})
+    assert set(found) == set(map(str, HORIZONS))
+    assert found["0"]["lowest_over_clone"] == [0.25, 1.0] and found["0"]["end"]["mean"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:learn.* ends within the critics' warm-up")
+def test_study(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(averaging, "N_EPISODES", 2)
+    main(["--task", "push-v3", "--seeds", "0", "--timesteps", "1000", "--output", str(tmp_path)])
+    summary = study.read_summary(tmp_path)["push-v3"]
+    assert len(summary["runs"]["rldt"]["0"]["rows"]) == 2 and (tmp_path / "figure.png").exists()
