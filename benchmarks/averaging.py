@@ -124,10 +124,13 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
     runs: dict[str, dict[str, Any]] = {name: dict(of) for name, of in section.get("runs", {}).items()}
     for (variant, seed), facts in made.facts.items():
         runs.setdefault(variant, {})[str(seed)] = facts
-    found = {variant: statistics(of) for variant, of in runs.items()}
-    study.update_summary(
-        options.output, options.task, {"origins": study.origins(section, made), "statistics": found, "runs": runs}
-    )
+    section = {
+        "origins": study.origins(section, made),
+        "seeds": sorted({int(seed) for of in runs.values() for seed in of}),
+        "statistics": {variant: statistics(of) for variant, of in runs.items()},
+        "runs": runs,
+    }
+    study.update_summary(options.output, options.task, section)
     _plot(options.output)
 
 
@@ -141,9 +144,9 @@ def _plot(folder: Path) -> None:
         for horizon in map(str, HORIZONS):
             n_rows = min(len(facts["rows"]) for facts in runs.values())
             curves = np.array([[row[horizon] for row in facts["rows"][:n_rows]] for facts in runs.values()])
-            steps = [HORIZON * row["timesteps"] for row in next(iter(runs.values()))["rows"][:n_rows]]
+            steps = [HORIZON * row["timesteps"] / 1000 for row in next(iter(runs.values()))["rows"][:n_rows]]
             axes.plot(steps, curves.mean(0), label=horizon if int(horizon) else "none")
-        axes.set(title=f"{task}, {VARIANTS[variant].label}", xlabel="environment steps (at most)")
+        axes.set(title=f"{task}, {VARIANTS[variant].label}", xlabel="thousands of environment steps (at most)")
     grid[0].set_ylabel("deterministic return")
     grid[0].legend(title="horizon", fontsize="small")
     figure.savefig(folder / "figure.png", dpi=75)

@@ -64,6 +64,18 @@ def targets() -> str:
     return markdown(head, rows)
 
 
+def averaging() -> str:
+    """What each horizon would have given in the same runs."""
+    rows = []
+    for task, section in result("averaging").items():
+        for horizon, entry in section["statistics"]["rldt"].items():
+            label = f"{int(horizon):,}" if int(horizon) else "none"
+            lowest = listed([100 * share for share in entry["lowest_over_clone"]])
+            rows.append((task, label, lowest, listed(entry["end"]["per_seed"]), with_interval(entry["end"])))
+    head = ("Task", "Horizon", "lowest deterministic evaluation (% of the clone's)", "in the end, per seed", "mean")
+    return markdown(head, rows)
+
+
 def _warm_up(column: str) -> list[str]:
     changes = result("rldt_settings")["changes"]
     return [with_interval(changes[name][column]) for name in ("warmup_2_iterations", "default")]
@@ -111,6 +123,7 @@ TABLES: Tables = {
     "modes": (PAGE, modes),
     "depth": (PAGE, depth),
     "rldt_targets": (PAGE, targets),
+    "averaging": (PAGE, averaging),
     "from_scratch, early": (PAGE, from_scratch),
 }
 _COST = (
