@@ -7,7 +7,8 @@ Measure how far the average reaches back from which the deterministic actions of
 
 The average does not change what is learned, so one run measures all horizons: after every update, weights are averaged over
 each of them, and every 20,000 environment steps, the deterministic policy of each average runs 20 episodes with the same
-starts. Tasks, clones and algorithms are those of ``benchmarks.tasks``.
+starts. Tasks, clones and algorithms are those of ``benchmarks.tasks``, but without ``rollback``, which would give the averaged
+weights back to the actor.
 """
 
 import argparse
@@ -31,7 +32,13 @@ from benchmarks.tasks.families import TASKS
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
 from benchmarks.tasks.runs import start_task
 
-VARIANTS = {name: OF_TASKS[name] for name in ("rldt", "fpo", "scoreflow_ppo")}
+VARIANTS = {
+    "scoreflow_ppo": OF_TASKS["scoreflow_ppo"],
+    **{
+        name: OF_TASKS[name]._replace(settings={**OF_TASKS[name].settings, "rollback": False, "averaging_horizon": 20_000.0})
+        for name in ("rldt", "fpo")
+    },
+}
 #: Horizons in transitions; 0 stands for the current weights
 HORIZONS = (0, 10_000, 20_000, 40_000)
 EVAL_EVERY, N_EPISODES = 20_000, 20
@@ -97,13 +104,12 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     model, eval_env, _ = start_task(options, VARIANTS[variant], seed)
     averages = Averages(eval_env, 1000 * seed + 700)
     model.learn(options.timesteps, callback=averages)
-    rollbacks = getattr(model, "n_rollbacks", 0)
-    print(options.task, variant, seed, averages.rows[-1], f"{rollbacks} rollbacks", flush=True)
+    print(options.task, variant, seed, averages.rows[-1], flush=True)
     model.get_env().close()
     eval_env.close()
     del model
     gc.collect()
-    return {"rows": averages.rows, "rollbacks": rollbacks}
+    return {"rows": averages.rows}
 
 
 def statistics(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def averaging() -> str:
     """What each horizon would have given in the same runs."""
     rows = []
     for task, section in result("averaging").items():
-        for horizon, entry in section["statistics"]["rldt"].items():
+        for horizon, entry in section["statistics"].get("rldt", {}).items():
             label = f"{int(horizon):,}" if int(horizon) else "none"
             lowest = listed([100 * share for share in entry["lowest_over_clone"]])
             rows.append((task, label, lowest, listed(entry["end"]["per_seed"]), with_interval(entry["end"])))

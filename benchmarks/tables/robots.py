@@ -180,11 +180,29 @@ def _worst_on_hopper_and_walker() -> list[str]:
 
 def _fpo_over_clone() -> list[str]:
     """Lowest final return of FPO on Hopper and Walker2d, in percent of its clone's, with its safeguard and without."""
-    found = []
-    for variant in ("fpo", "fpo_no_rollback"):
-        runs = [run for task in PRECISE[:2] for run in result("tasks")[task]["success"][variant].values()]
-        found.append(f"{100 * min(run['end']['deterministic'] / run['start']['deterministic'] for run in runs):.0f}")
-    return found
+    return [f"{min(_fpo_shares(variant, PRECISE[:2])):.0f}" for variant in ("fpo", "fpo_no_rollback")]
+
+
+def _fpo_shares(variant: str, tasks: Sequence[str]) -> list[float]:
+    runs = [run for task in tasks for run in result("tasks")[task]["success"][variant].values()]
+    return [100 * run["end"]["deterministic"] / run["start"]["deterministic"] for run in runs]
+
+
+def _fpo_of_pairs() -> list[str]:
+    """Final returns of FPO on Walker2d, in percent of its clones', with normal noise only and with pairs without noise."""
+    return [f"{share:.0f}" for name in ("fpo_normal_noise", "fpo") for share in _fpo_shares(name, ["walker2d-precise"])]
+
+
+def _fpo_of_normal_noise() -> list[str]:
+    """The same of the runs with normal noise only that end below their clones."""
+    return [f"{share:.0f}" for share in _fpo_shares("fpo_normal_noise", ["walker2d-precise"]) if share < 100]
+
+
+def _fpo_on_experts() -> list[str]:
+    """Numbers of FPO's runs from clones of experts that end above their clones, and of all; the share of the only other."""
+    shares = _fpo_shares("fpo", PRECISE)
+    (other,) = [share for share in shares if share <= 100]
+    return [WORDS[len(shares) - 1], WORDS[len(shares)], f"{other:.0f}"]
 
 
 _GAINING = ("scoreflow_ppo", "constant_score", "no_score")
@@ -306,6 +324,9 @@ NUMBERS = [
         _above_on_hopper_and_walker,
     ),
     Number(TASKS, "the lowest of its six runs ends at {}% of its clone (without `rollback`, {}%)", _fpo_over_clone),
+    Number(TASKS, "two of three runs on Walker2d end at {} and {}% of their clones", _fpo_of_normal_noise),
+    Number(page("fpo"), "end at {}, {} and {}% of their clones with normal noise only, and at {}, {} and {}%", _fpo_of_pairs),
+    Number(page("benchmarks"), "above its clone in {} of {} runs, and at {}% of it in the other", _fpo_on_experts),
     Number(TASKS, "its lowest evaluation of seed 1, {}:", _lowest_of_the_clone),
     Number(TASKS, "one seed rises from {} to {}, and the others end at {} and {}% of", _rldt_on_walker),
     Number(TASKS, "{} points with the stochastic policy and {} with", _gains_on_push),

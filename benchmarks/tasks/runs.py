@@ -27,7 +27,8 @@ VARIANTS = {
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
     "rldt": Variant("RLDT", RLDT, {}),
-    "fpo": Variant("FPO", FPO, dict(rollback=True, **ITERATION)),  # named, because earlier runs had none
+    # Named, because earlier runs had none
+    "fpo": Variant("FPO", FPO, dict(zero_noise_fraction=0.125, rollback=True, **ITERATION)),
     "fpo_normal_noise": Variant("FPO, only normal noise", FPO, dict(zero_noise_fraction=0.0, rollback=True, **ITERATION)),
     "fpo_no_rollback": Variant("FPO without rollback", FPO, dict(rollback=False, **ITERATION)),
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),

@@ -10,6 +10,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
 
 from sb3_scoreflow.common.capabilities import Capabilities
+from sb3_scoreflow.common.checks import check_argument
 from sb3_scoreflow.common.rollback import RollbackAlgorithm
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.fpo.arguments import RULES
@@ -192,8 +193,8 @@ class FPO(RollbackAlgorithm, FlowPPO):
 
     def _prepare_rollout(self) -> None:
         super()._prepare_rollout()
-        assert self.zero_noise_fraction is not None
-        self.policy.zero_noise_fraction = self.zero_noise_fraction
+        rule = RULES["zero_noise_fraction"]
+        self.policy.zero_noise_fraction = check_argument(rule, "zero_noise_fraction", self.zero_noise_fraction)
 
     # ------------------------------------------------------------------ safeguard
 

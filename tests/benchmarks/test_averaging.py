@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch as th
+from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks import averaging, study
 from benchmarks.averaging import HORIZONS, Averages, main, statistics
@@ -33,8 +34,12 @@ def test_averages_are_those_of_the_algorithm(monkeypatch: pytest.MonkeyPatch) ->
     for name, average in kept.state_dict().items():
         assert th.equal(average, own[name]) and th.equal(average, others[name])
     assert [row["timesteps"] for row in callback.rows] == [0, 64, 128]
-    for row in callback.rows:
-        assert set(row) == {"timesteps", *map(str, HORIZONS)}
+    for horizon in HORIZONS:
+        model.policy.averaged = callback.averages[horizon]
+        callback.eval_env.seed(0)
+        returns = evaluate_policy(model, callback.eval_env, 2)[0]
+        assert callback.rows[-1][str(horizon)] == pytest.approx(returns, abs=0.005)
+    assert len({callback.rows[-1][str(horizon)] for horizon in HORIZONS}) > 1
 
 
 def test_statistics() -> None:

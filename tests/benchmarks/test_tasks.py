@@ -75,6 +75,12 @@ def test_all_tasks_at_once() -> None:
         assert (profile[0.0], profile[1.0], profile[2.0]) == (1.0, 0.25, 0.0)
 
 
+def test_mediocre_demonstrations_are_left_out() -> None:
+    """Shares of their return may be far above 1."""
+    summary = {**SUMMARY, "hopper-medium": SUMMARY["b"], "hopper-precise": SUMMARY["b"]}
+    assert aggregate(summary, ("rldt", "no_score"), (0, 1))["tasks"] == ["a", "b", "hopper-precise"]
+
+
 def test_nothing_at_once_without_a_complete_task() -> None:
     assert aggregate(SUMMARY, ("rldt", "no_score"), (0, 1, 2)) == {}
 

@@ -55,6 +55,16 @@ def test_training_from_scratch_improves_returns_if_rewards_tell_something(shuffl
         assert (permutation_p_value(trained, untrained) < LEVEL) != shuffled, (kind, returns)
 
 
+def test_pairs_without_noise_train_deterministic_actions() -> None:
+    """Alone, without any of the pairs that train the stochastic policy."""
+    untrained, trained = [], []
+    for seed in SEEDS:
+        model: Any = _model(seed, prior_std=0.5, zero_noise_fraction=1.0)
+        untrained.append(mean_return(model))
+        trained.append(mean_return(model.learn(6 * ITERATION)))
+    assert permutation_p_value(trained, untrained) < LEVEL, (trained, untrained)
+
+
 def test_fine_tuning_beats_the_clone_and_its_demonstrations() -> None:
     demonstrations, demonstrated = timid_demonstrations()
     clones, tuned = [], []

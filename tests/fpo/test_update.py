@@ -104,6 +104,10 @@ def test_share_of_pairs_without_noise() -> None:
     assert model.zero_noise_fraction == 0.125 and 0.05 < share() < 0.2
     model.zero_noise_fraction = 1.0
     assert share() == 1
+    model.zero_noise_fraction = -0.5
+    with pytest.raises(ValueError, match=r"zero_noise_fraction must be a number in \[0, 1\], got -0\.5"):
+        model.rollout_buffer.reset()
+        model._prepare_rollout()
 
 
 def test_env_gets_the_action_that_is_scored() -> None:

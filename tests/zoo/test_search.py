@@ -61,6 +61,7 @@ def test_ranges_hold_the_defaults(algorithm: str) -> None:
                 "td_lambda",
                 "max_shift",
                 "noise_scale",
+                "zero_noise_fraction",
             )
     assert sampler.rates["learning_rate"][0] < 3e-4 < sampler.rates["learning_rate"][1]
 
