@@ -21,6 +21,8 @@ _FLOWS = ("scoreflow_ppo", "rldt", "fpo")
 _FINETUNE = {
     "rldt": "RLDT",
     "fpo": "FPO",
+    "fpo_normal_noise": "FPO, only normal noise",
+    "fpo_published": "FPO, also without averages and rollback",
     "fpo_searched": "FPO, iterations of 1000 chunks",
     "scoreflow_ppo": "ScoReFlowPPO",
     "current_weights": "ScoReFlowPPO, current weights",
@@ -60,10 +62,12 @@ def overview() -> str:
 
 
 def algorithms(env: str) -> str:
-    """All variants of ``benchmarks.finetune``."""
+    """All variants of ``benchmarks.finetune`` that were run."""
     section = result("finetune")[env]
     rows = []
     for name, label in _FINETUNE.items():
+        if name not in section["cpu_seconds"]:  # not run in this environment
+            continue
         finals = [section[column]["variants"][name]["final"] for column in RETURNS]
         lowest = [100 * share for share in section["lowest_deterministic_over_clone"][name]]
         steps = section["return_exploring"]["variants"][name]["steps_to_50%"]["median"]
