@@ -46,6 +46,7 @@ def test_every_file_has_an_entry_for_environments_without_one(algorithm: str) ->
 @pytest.mark.parametrize("name", ["peg-insert-side-v3", "push-v3", "soccer-v3"])
 def test_meta_world(algorithm: str, name: str) -> None:
     task: Any = families.TASKS[name]
+    at_default = "rollback", "zero_noise_fraction"
     source = dict(source=f"metaworld:{name}", n_episodes=task.n_demonstrations, seed=0)
     expected = dict(
         demonstrations=dict(source, only_successes=True, max_episode_steps=task.max_steps),
@@ -54,7 +55,7 @@ def test_meta_world(algorithm: str, name: str) -> None:
         policy="FlowPolicy",
         n_envs=locomotion.N_ENVS,
         n_timesteps=task.env_steps // locomotion.HORIZON,
-        **{key: value for key, value in runs.VARIANTS[algorithm].settings.items() if key != "rollback"},  # its default
+        **{key: value for key, value in runs.VARIANTS[algorithm].settings.items() if key not in at_default},
     )
     assert entries(algorithm)[f"sb3_scoreflow/{name}"] == expected
 
