@@ -28,9 +28,8 @@ from torch import nn
 from benchmarks import study
 from benchmarks.learning import mean_and_interval
 from benchmarks.locomotion import HORIZON
-from benchmarks.tasks.families import TASKS
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
-from benchmarks.tasks.runs import start_task
+from benchmarks.tasks.runs import add_task_options, start_task
 
 VARIANTS = {
     "scoreflow_ppo": OF_TASKS["scoreflow_ppo"],
@@ -161,9 +160,7 @@ def _plot(folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "averaging", seeds=(0, 1, 2), variants=VARIANTS, timesteps=45_000)
     parser.set_defaults(variants=["rldt"])
-    parser.add_argument("--task", default="hopper-medium", choices=list(TASKS), help="task to run")
-    parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
-    parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
+    add_task_options(parser, "hopper-medium")
     options = parser.parse_args(arguments)
     summarize(options, study.make_runs(options, run, VARIANTS))
 

@@ -36,7 +36,7 @@ from benchmarks.learning import lowest_over_clone, mean_and_interval
 from benchmarks.locomotion import HORIZON
 from benchmarks.study import Variant
 from benchmarks.tasks.families import TASKS
-from benchmarks.tasks.runs import N_FINAL_EPISODES, mean_returns, start_task
+from benchmarks.tasks.runs import N_FINAL_EPISODES, add_task_options, mean_returns, start_task
 from sb3_scoreflow import Demonstrations, ScoReFlowPPO
 from sb3_scoreflow.scoreflow_ppo import policies
 from sb3_scoreflow.scoreflow_ppo.transition import transition_mean, truncated_normal
@@ -229,10 +229,8 @@ def _gain(runs: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "exploration", seeds=(0, 1, 2), variants=VARIANTS)
-    parser.add_argument("--task", default="hopper-precise", choices=list(TASKS), help="task to run")
+    add_task_options(parser, "hopper-precise")
     parser.add_argument("--timesteps", type=int, help="time steps of training (default as in benchmarks.tasks)")
-    parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
-    parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
     parser.add_argument("--eval-episodes", type=int, default=20, help="episodes per evaluation during training (default 20)")
     options = parser.parse_args(arguments)
     summarize(options, study.make_runs(options, run, VARIANTS))

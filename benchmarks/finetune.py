@@ -42,7 +42,9 @@ VARIANTS = {
     "fpo": Variant("FPO", FPO, ITERATION),
     "fpo_normal_noise": Variant("FPO, only normal noise", FPO, dict(zero_noise_fraction=0.0, **ITERATION)),
     "fpo_published": Variant(
-        "FPO, as published", FPO, dict(zero_noise_fraction=0.0, averaging_horizon=0.0, rollback=False, **ITERATION)
+        "FPO, also without averages and rollback",
+        FPO,
+        dict(zero_noise_fraction=0.0, averaging_horizon=0.0, rollback=False, **ITERATION),
     ),
     "fpo_searched": Variant("FPO, searched", FPO, dict(n_steps=50, batch_size=250, n_epochs=8)),
 }

@@ -26,7 +26,7 @@ from benchmarks.learning import lowest_over_clone, mean_and_interval
 from benchmarks.locomotion import DEMONSTRATIONS, HORIZON, make_envs
 from benchmarks.tasks.families import TASKS
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
-from benchmarks.tasks.runs import mean_returns, start_task
+from benchmarks.tasks.runs import add_task_options, mean_returns, start_task
 from sb3_scoreflow import calibrate_noise
 
 _DEFAULT = OF_TASKS["scoreflow_ppo"]
@@ -122,9 +122,7 @@ def _plot(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "noise", seeds=(0, 1, 2), variants=VARIANTS)
-    parser.add_argument("--task", default="hopper-precise", choices=[*TASKS, *DEMONSTRATIONS], help="task to run")
-    parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
-    parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
+    add_task_options(parser, "hopper-precise", (*TASKS, *DEMONSTRATIONS))
     meaning = (
         "episodes per evaluation during training (default 10); with few, falls in single episodes hide the policy's change"
     )

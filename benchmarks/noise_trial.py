@@ -27,9 +27,8 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks import study
-from benchmarks.tasks.families import TASKS
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
-from benchmarks.tasks.runs import start_task
+from benchmarks.tasks.runs import add_task_options, start_task
 from sb3_scoreflow.common.schedules import START, as_schedule
 from sb3_scoreflow.ppo.first_episodes import N_EPISODES, earn_less
 from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, NONE, largest_scale
@@ -133,9 +132,7 @@ def _plot(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "noise_trial", seeds=(0, 1, 2), variants=VARIANTS)
-    parser.add_argument("--task", default="hopper-precise", choices=list(TASKS), help="task whose clones are measured")
-    parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
-    parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
+    add_task_options(parser, "hopper-precise")
     options = parser.parse_args(arguments)
     summarize(options, study.make_runs(options, run, VARIANTS))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+from collections.abc import Iterable
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +61,19 @@ def kept_clone(task: Task, data: Path, seed: int, folder: Path | None) -> FlowMa
             with atomic_path(path) as temporary:
                 clone(task, data, seed).save(str(temporary))
     return path
+
+
+def add_task_options(parser: argparse.ArgumentParser, task: str, tasks: Iterable[str] = TASKS) -> None:
+    """
+    Add the options that :func:`start_task` needs.
+
+    :param parser: command line of a study of one task
+    :param task: default of ``--task``
+    :param tasks: choices of ``--task``
+    """
+    parser.add_argument("--task", default=task, choices=list(tasks), help=f"task to run (default {task})")
+    parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
+    parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
 
 
 def start_task(options: argparse.Namespace, variant: Variant, seed: int) -> tuple[Any, VecEnv, Demonstrations]:

@@ -106,7 +106,6 @@ def test_share_of_pairs_without_noise() -> None:
     assert share() == 1
     model.zero_noise_fraction = -0.5
     with pytest.raises(ValueError, match=r"zero_noise_fraction must be a number in \[0, 1\], got -0\.5"):
-        model.rollout_buffer.reset()
         model._prepare_rollout()
 
 
