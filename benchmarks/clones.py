@@ -29,8 +29,8 @@ from benchmarks import study
 from benchmarks.curves import check_seeds, locked
 from benchmarks.learning import mean_and_interval
 from benchmarks.locomotion import HORIZON
+from benchmarks.tasks.families import EASY, MetaWorld, Task, demonstrations_of
 from benchmarks.tasks.families import TASKS as FINE_TUNED
-from benchmarks.tasks.families import MetaWorld, Task, demonstrations_of
 from sb3_scoreflow import BehaviorCloning, Demonstrations, FlowMatchingPolicy
 from sb3_scoreflow.common.networks import TimeFeatures, VelocityField
 from sb3_scoreflow.demonstrations import ChunkBatch
@@ -147,8 +147,6 @@ VARIANTS = {
 }
 
 
-#: Meta-World's tasks that ``benchmarks.tasks`` leaves out, because clones of five demonstrations leave little to improve
-EASY = ("hammer-v3", "assembly-v3", "stick-push-v3", "door-open-v3", "button-press-topdown-v3", "window-open-v3")
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.clones import EASY
 from benchmarks.curves import CurveTable, Run
 from benchmarks.provenance import ROOT
 from benchmarks.study import RESULTS
@@ -24,6 +23,7 @@ from benchmarks.tables.cells import (
     with_interval,
 )
 from benchmarks.tables.numbers import Number
+from benchmarks.tasks.families import EASY
 
 TASKS, CAMERAS, IMPLEMENTATION = page("tasks"), page("cameras"), page("implementation")
 _ALGORITHMS = {"scoreflow_ppo": "ScoReFlowPPO", "rldt": "RLDT"}
