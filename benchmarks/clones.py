@@ -47,6 +47,27 @@ class UniformTimes(BehaviorCloning):
         return noise, t, th.ones_like(t)
 
 
+class BetaTimes(BehaviorCloning):
+    """Cloning with ``t = 0.999 (1 - b)``, ``b ~ Beta(1.5, 1)``, which prefers noisy points (arXiv 2410.24164), no weights."""
+
+    def _draw(self, actions: th.Tensor, generator: th.Generator) -> Draw:
+        noise = th.randn(actions.shape, device=actions.device, generator=generator)
+        uniform = th.rand(len(actions), device=actions.device, generator=generator)
+        t = 0.999 * (1 - uniform ** (2 / 3))  # the distribution function of Beta(1.5, 1) is b^1.5
+        return noise, t, th.ones_like(t)
+
+
+class ZeroStarts(BehaviorCloning):
+    """Cloning in which an eighth of the paths start from ``x_0 = 0``, as deterministic actions do."""
+
+    SHARE = 0.125
+
+    def _draw(self, actions: th.Tensor, generator: th.Generator) -> Draw:
+        noise, t, weights = super()._draw(actions, generator)
+        noise[: round(self.SHARE * len(noise))] = 0.0  # batches are shuffled
+        return noise, t, weights
+
+
 class Regression(BehaviorCloning):
     """
     Regression of the actions with the same network. With one denoising step, the velocity at ``x_0 = 0`` and ``t = 0`` is the
@@ -136,6 +157,8 @@ VARIANTS = {
     "short": Variant(n_batches=10_000),  # for precise demonstrations, whose default is more steps
     "passes_200": Variant(n_batches=23_600),  # over 30 episodes of an expert
     "uniform_times": Variant(UniformTimes),
+    "beta_times": Variant(BetaTimes),
+    "zero_starts": Variant(ZeroStarts),
     "earlier": Variant(UniformTimes, 1e-3, 10_000),  # all earlier defaults
     "mean_prediction": Variant(MeanPrediction),
     "regression": Variant(Regression, policy_kwargs=dict(denoising_steps=1)),

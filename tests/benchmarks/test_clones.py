@@ -57,6 +57,29 @@ def test_mean_predictions_loss_is_the_error_of_the_mean() -> None:
         assert expected == pytest.approx(0.01, rel=1e-4)
 
 
+def test_times_of_a_beta_distribution() -> None:
+    """``Beta(1.5, 1)`` has the mean 0.6 and the variance 0.24 / 3.5, so times are nearer to 0 than to 1."""
+    _, t, weights = clones.BetaTimes(make_policy(), make_demonstrations())._draw(
+        th.zeros(200_000, 2), th.Generator().manual_seed(0)
+    )
+    assert 0 <= float(t.min()) and float(t.max()) < 1 and bool((weights == 1).all())
+    assert float(t.mean()) == pytest.approx(0.999 * 0.4, abs=0.003)
+    assert float(t.var()) == pytest.approx(0.999**2 * 0.24 / 3.5, rel=0.02)
+
+
+def test_an_eighth_of_the_paths_starts_from_zero() -> None:
+    arguments = (make_policy(), make_demonstrations())
+    drawn = {
+        cloning: cloning(*arguments)._draw(th.zeros(80, 2), th.Generator().manual_seed(0))
+        for cloning in (clones.ZeroStarts, clones.BehaviorCloning)
+    }
+    (noise, *times), (usual_noise, *usual_times) = drawn.values()
+    zero = (noise == 0).all(-1)
+    assert int(zero.sum()) == 10 and not bool((usual_noise == 0).all(-1).any())
+    assert th.equal(noise[~zero], usual_noise[~zero])
+    assert all(th.equal(a, b) for a, b in zip(times, usual_times, strict=True))
+
+
 def test_from_the_command_line_to_the_summary(tmp_path: Path) -> None:
     common = ["--task", "hopper-medium", "--seeds", "0", "--episodes", "1", "--output", str(tmp_path)]
     clones.main([*common, "--n-batches", "2", "--variants", "earlier", "regression"])
