@@ -1,8 +1,8 @@
 """Statistics over all tasks (arXiv 2108.13264), and their figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,18 +15,30 @@ from benchmarks.learning import (
     probabilities_of_gain,
     probabilities_of_improvement,
 )
-from benchmarks.tasks.families import TASKS, Embedded
+from benchmarks.tasks.families import TASKS, TEN, Embedded
 from benchmarks.tasks.runs import VARIANTS
 
 #: Variant with which the others are compared
 REFERENCE = "no_score"
 #: Variants that differ in the score alone
 SCORES = ("scoreflow_ppo", "constant_score", "no_score")
-#: Sections of the summary with statistics over several tasks -> their variants, and the seeds with which every variant needs a
-#: run for a task to be included
-AGGREGATES: dict[str, tuple[Sequence[str], Sequence[int]]] = {
-    "aggregate": ([name for name in VARIANTS if not name.startswith("fpo_")], (0, 1, 2)),
-    "aggregate_five_seeds": (SCORES, (0, 1, 2, 3, 4)),
+
+
+class Over(NamedTuple):
+    """What a section of the summary with statistics over several tasks covers."""
+
+    variants: Sequence[str]
+    seeds: Sequence[int]
+    """A task is included if every variant has a run with every one of these seeds"""
+    tasks: Collection[str]
+
+
+#: Shares of the return of mediocre demonstrations say little beside shares of an expert's
+EXPERTS = [name for name, task in TASKS.items() if name not in TEN and not isinstance(task, Embedded)]
+AGGREGATES = {
+    "aggregate": Over([name for name in VARIANTS if not name.startswith("fpo_")], (0, 1, 2), EXPERTS),
+    "aggregate_five_seeds": Over(SCORES, (0, 1, 2, 3, 4), EXPERTS),
+    "aggregate_ten": Over(["scoreflow_ppo"], (0, 1, 2), TEN),
 }
 #: The section over all tasks
 AGGREGATE = "aggregate"
@@ -42,18 +54,15 @@ def tasks_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: section for name, section in summary.items() if name not in AGGREGATES}
 
 
-def complete_tasks(summary: Mapping[str, Any], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
+def complete_tasks(summary: Mapping[str, Any], over: Over) -> list[str]:
     """
     :param summary: summary of the study
-    :param variants: compared variants
-    :param seeds: seeds of the runs
-    :return: tasks for which every variant has a run with every seed, without those whose demonstrations are mediocre, because
-        shares of their return say little beside shares of an expert's
+    :param over: tasks, variants and seeds
+    :return: the tasks for which every variant has a run with every seed
     """
-    wanted = {(variant, str(seed)) for variant in variants for seed in seeds}
-    sections = {task: of for task, of in tasks_of(summary).items() if not isinstance(TASKS.get(task), Embedded)}
-    runs = {task: {(v, s) for v, of in section["success"].items() for s in of} for task, section in sections.items()}
-    return [task for task in runs if wanted <= runs[task]]
+    wanted = {(variant, str(seed)) for variant in over.variants for seed in over.seeds}
+    runs = {task: {(v, s) for v, of in section["success"].items() for s in of} for task, section in tasks_of(summary).items()}
+    return [task for task in runs if task in over.tasks and wanted <= runs[task]]
 
 
 def scores_of(
@@ -76,18 +85,17 @@ def scores_of(
     return np.array(columns).T
 
 
-def aggregate(summary: Mapping[str, Any], variants: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+def aggregate(summary: Mapping[str, Any], over: Over) -> dict[str, Any]:
     """
     :param summary: summary of the study
-    :param variants: variants to compare, including the reference
-    :param seeds: seeds of the runs
+    :param over: tasks, variants and seeds
     :return: statistics over all complete tasks; empty if no task is complete
     """
-    tasks = complete_tasks(summary, variants, seeds)
+    variants, seeds, tasks = over.variants, over.seeds, complete_tasks(summary, over)
     if not tasks:
         return {}
     result: dict[str, Any] = {"seeds": list(seeds), "tasks": tasks}
-    pairs = [(variant, REFERENCE) for variant in variants if variant != REFERENCE]
+    pairs = [(variant, REFERENCE) for variant in variants if REFERENCE in variants and variant != REFERENCE]
     pairs += [SCORES[:2]] if {*SCORES} <= {*variants} else []
     for kind in KINDS:
         starts, ends = (

@@ -39,9 +39,9 @@ def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> No
             section["settings"] = {**section.get("settings", {}), **settings}
         for task, entry in tasks_of(summary).items():
             entry.update(statistics(task, entry["success"], table))
-        for name, (variants, seeds) in AGGREGATES.items():
+        for name, over in AGGREGATES.items():
             summary.pop(name, None)
-            over_all = aggregate(summary, variants, seeds)
+            over_all = aggregate(summary, over)
             if over_all:
                 summary[name] = {**next(iter(made.values())).origin, **over_all}
         study.write_summary(folder, summary)

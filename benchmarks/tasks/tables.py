@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.tables.cells import listed, markdown
 from benchmarks.tasks.aggregate import AGGREGATES, REFERENCE, tasks_of
+from benchmarks.tasks.families import TEN
 from benchmarks.tasks.runs import VARIANTS
 
 _LABELS = {name: variant.label for name, variant in VARIANTS.items()}
@@ -31,10 +32,12 @@ _OF_ALL = (
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     """
     :param summary: summary of the study
-    :return: section -> table, for every section of the summary
+    :return: section -> table, for every section of the summary; tasks with ten demonstrations share the table "ten"
     """
     result = {name: aggregate_table(summary[name]) for name in AGGREGATES if name in summary}
-    return {**result, **{task: task_table(section) for task, section in tasks_of(summary).items()}}
+    result.update({task: task_table(section) for task, section in tasks_of(summary).items() if task not in TEN})
+    ten = {TEN[task]: summary[task] for task in TEN if task in summary}
+    return {**result, "ten": tasks_table(ten, "scoreflow_ppo")} if ten else result
 
 
 def aggregate_table(section: Mapping[str, Any]) -> str:
@@ -66,22 +69,33 @@ def task_table(section: Mapping[str, Any]) -> str:
     :param section: a task's section of the summary
     :return: table with a row for each variant
     """
+    variants = [variant for variant in VARIANTS if variant in section["success"]]
+    return markdown(_OF_TASK, [(_LABELS[variant], *_cells(section, variant)) for variant in variants])
+
+
+def tasks_table(sections: Mapping[str, Any], variant: str) -> str:
+    """
+    :param sections: label of a task -> its section of the summary
+    :param variant: variant with runs on all of them
+    :return: table with a row for each task
+    """
+    return markdown(_OF_TASK, [(label, *_cells(section, variant)) for label, section in sections.items()])
+
+
+def _cells(section: Mapping[str, Any], variant: str) -> tuple[str, ...]:
+    """Columns of a variant's runs on one task."""
     is_return = section.get("measure") == "return"
     places = 0 if is_return else 2
-    rows = []
-    for variant in (variant for variant in VARIANTS if variant in section["success"]):
-        mean, gain = section["mean"][variant], section["gain"][variant]
-        episodes = section.get("eval_episodes", {}).get(variant, 10)
-        rows.append(
-            (
-                _LABELS[variant],
-                *(listed(mean[when]["deterministic"]["per_seed"], places) for when in ("start", "end")),
-                *(_with_interval(gain[kind], "mean", places, "+") for kind in ("deterministic", "exploring")),
-                listed(section["lowest_deterministic"][variant], 0 if is_return else 1) + ("" if episodes == 20 else "*"),
-                f"{section['cpu_seconds'][variant]['mean']:.0f}",
-            )
-        )
-    return markdown(_OF_TASK, rows)
+    mean, gain = section["mean"][variant], section["gain"][variant]
+    episodes = section.get("eval_episodes", {}).get(variant, 10)
+    return (
+        *(listed(mean[when]["deterministic"]["per_seed"], places) for when in ("start", "end")),
+        *(_with_interval(gain[kind], "mean", places, "+") for kind in ("deterministic", "exploring")),
+        # A success rate of 20 episodes has two digits after the point
+        listed(section["lowest_deterministic"][variant], places if episodes == 20 else min(places, 1))
+        + ("" if episodes == 20 else "*"),
+        f"{section['cpu_seconds'][variant]['mean']:.0f}",
+    )
 
 
 def _with_interval(entry: Mapping[str, Any], name: str, places: int = 2, sign: str = "") -> str:

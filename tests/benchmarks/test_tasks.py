@@ -15,8 +15,8 @@ from benchmarks.make_expert_demonstrations import record
 from benchmarks.provenance import ROOT
 from benchmarks.tasks import runs
 from benchmarks.tasks.__main__ import main
-from benchmarks.tasks.aggregate import AGGREGATE, AGGREGATES, aggregate
-from benchmarks.tasks.families import TASKS, Robosuite
+from benchmarks.tasks.aggregate import AGGREGATE, AGGREGATES, Over, aggregate
+from benchmarks.tasks.families import EASY, TASKS, TEN, MetaWorld, Robosuite
 from benchmarks.tasks.report import statistics
 from benchmarks.tasks.tables import aggregate_table, tables, task_table
 from sb3_scoreflow import FlowMatchingPolicy, ScoReFlowPPO
@@ -25,8 +25,8 @@ from tests.benchmarks.test_expert_demonstrations import Expert
 RESULTS = study.RESULTS / "tasks"
 
 
-def success(start: tuple[float, float], end: tuple[float, float]) -> dict[str, Any]:
-    """What a variant's runs of two seeds write."""
+def success(start: tuple[float, ...], end: tuple[float, ...]) -> dict[str, Any]:
+    """What a variant's runs write, one per seed."""
     return {
         str(seed): {when: dict.fromkeys(("deterministic", "exploring"), value) for when, value in (("start", a), ("end", b))}
         for seed, (a, b) in enumerate(zip(start, end, strict=True))
@@ -56,7 +56,7 @@ def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_tasks_at_once() -> None:
-    result = aggregate(SUMMARY, ("rldt", "no_score"), (0, 1))
+    result = aggregate(SUMMARY, Over(("rldt", "no_score"), (0, 1), SUMMARY))
     assert result["tasks"] == ["a", "b"] and result["seeds"] == [0, 1]
     for kind in ("deterministic", "exploring"):
         found = result[kind]
@@ -75,14 +75,39 @@ def test_all_tasks_at_once() -> None:
         assert (profile[0.0], profile[1.0], profile[2.0]) == (1.0, 0.25, 0.0)
 
 
-def test_mediocre_demonstrations_are_left_out() -> None:
-    """Shares of their return may be far above 1."""
-    summary = {**SUMMARY, "hopper-medium": SUMMARY["b"], "hopper-precise": SUMMARY["b"]}
-    assert aggregate(summary, ("rldt", "no_score"), (0, 1))["tasks"] == ["a", "b", "hopper-precise"]
+def test_statistics_of_one_variant() -> None:
+    """There is no other one that it could be better than."""
+    result = aggregate(SUMMARY, Over(("rldt",), (0, 1), ("a", "c")))
+    assert result["tasks"] == ["a", "c"] and result["deterministic"]["improvement"] == {}
+    assert result["deterministic"]["improvement_over_clone"]["rldt"]["value"] == (0.5 + 1 + 1 + 1) / 4
+    assert aggregate_table(result).splitlines()[2].startswith("| RLDT | ")
+
+
+def test_tasks_of_the_statistics() -> None:
+    """
+    Shares of the return of mediocre demonstrations may be far above 1, and tasks with ten demonstrations have their own
+    section.
+    """
+    variants = AGGREGATES["aggregate"].variants
+    runs = {variant: {seed: success((0.5,), (1.0,))["0"] for seed in "012"} for variant in variants}
+    names = ["hopper-medium", "push-v3", "push-v3-ten", "hopper-precise"]
+    summary = {name: {"demonstrations": 1, "success": runs} for name in names}
+    assert aggregate(summary, AGGREGATES["aggregate"])["tasks"] == ["push-v3", "hopper-precise"]
+    assert aggregate(summary, AGGREGATES["aggregate_ten"])["tasks"] == ["push-v3-ten"]
+
+
+def test_ten_demonstrations_of_the_same_tasks() -> None:
+    task, same = TASKS["window-open-v3-ten"], MetaWorld("window-open-v3", 10)
+    assert set(EASY) < set(TEN.values()) and len(TEN) == 13
+    np.testing.assert_array_equal(task.demonstrations(Path(), 1).actions, same.demonstrations(Path(), 1).actions)
+    envs = [of.make_env("test", 1, 3) for of in (task, same)]
+    np.testing.assert_array_equal(*(env.reset() for env in envs))  # type: ignore[arg-type]
+    for env in envs:
+        env.close()
 
 
 def test_nothing_at_once_without_a_complete_task() -> None:
-    assert aggregate(SUMMARY, ("rldt", "no_score"), (0, 1, 2)) == {}
+    assert aggregate(SUMMARY, Over(("rldt", "no_score"), (0, 1, 2), SUMMARY)) == {}
 
 
 def test_curves_and_results_of_other_seeds() -> None:
@@ -109,7 +134,7 @@ def test_curves_and_results_of_other_seeds() -> None:
 
 
 def test_tables() -> None:
-    table = aggregate_table(aggregate(SUMMARY, ("rldt", "no_score"), (0, 1))).splitlines()
+    table = aggregate_table(aggregate(SUMMARY, Over(("rldt", "no_score"), (0, 1), SUMMARY))).splitlines()
     assert [line.count("|") for line in table] == 4 * [8]
     assert table[2].startswith("| RLDT | 0.75 [") and table[2].endswith(" | 2 (0) | 0 (0) |")
     assert table[3].startswith("| ScoReFlowPPO, no score (ReinFlow) | 1.25 [") and table[3].endswith(" | | 0 (0) | 1 (1) |")
@@ -127,9 +152,25 @@ def test_tables() -> None:
     assert task_table(section).splitlines()[2:] == [expected]
 
 
-@pytest.mark.parametrize("name", study.read_summary(RESULTS))
+def test_table_of_tasks_with_ten_demonstrations() -> None:
+    section = dict(
+        demonstrations=10,
+        eval_episodes={"scoreflow_ppo": 20},
+        success={"scoreflow_ppo": {}},
+        mean={"scoreflow_ppo": {when: {"deterministic": {"per_seed": [0.5, 1.0]}} for when in ("start", "end")}},
+        gain={"scoreflow_ppo": {kind: {"mean": 0.125} for kind in ("deterministic", "exploring")}},
+        lowest_deterministic={"scoreflow_ppo": [0.45, 0.9]},
+        cpu_seconds={"scoreflow_ppo": {"mean": 100.0}},
+    )
+    found = tables({"push-v3-ten": section, "soccer-v3-ten": section})
+    assert list(found) == ["ten"]
+    row = "| 0.50, 1.00 | 0.50, 1.00 | +0.12 | +0.12 | 0.45, 0.90 | 100 |"
+    assert found["ten"].splitlines()[2:] == [f"| soccer-v3 {row}", f"| push-v3 {row}"]
+
+
+@pytest.mark.parametrize("name", tables(study.read_summary(RESULTS)))
 def test_documentation_has_the_tables_of_the_results(name: str) -> None:
-    page = "docs/benchmarks.md" if name in AGGREGATES else "docs/tasks.md"
+    page = "docs/benchmarks.md" if name in ("aggregate", "aggregate_five_seeds") else "docs/tasks.md"
     assert tables(study.read_summary(RESULTS))[name] in (ROOT / page).read_text()
 
 
