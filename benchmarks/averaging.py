@@ -2,7 +2,7 @@
 Measure how far the average reaches back from which the deterministic actions of a fine-tuned clone should come.
 
     python -m benchmarks.averaging --task hopper-medium
-    python -m benchmarks.averaging --task halfcheetah-medium
+    python -m benchmarks.averaging --task halfcheetah-medium --variants scoreflow_ppo --timesteps 75000
     python -m benchmarks.averaging --task hopper-precise --data demonstrations
 
 The average does not change what is learned, so one run measures all horizons: after every update, weights are averaged over
@@ -30,6 +30,8 @@ from benchmarks.learning import mean_and_interval
 from benchmarks.locomotion import HORIZON
 from benchmarks.tasks.runs import VARIANTS as OF_TASKS
 from benchmarks.tasks.runs import add_task_options, start_task
+from sb3_scoreflow import HalfLifeSchedule
+from sb3_scoreflow.common.schedules import Progress, as_schedule
 
 VARIANTS = {
     "scoreflow_ppo": OF_TASKS["scoreflow_ppo"],
@@ -38,8 +40,14 @@ VARIANTS = {
         for name in ("rldt", "fpo")
     },
 }
-#: Horizons in transitions; 0 stands for the current weights
-HORIZONS = (0, 10_000, 20_000, 40_000)
+#: Label -> horizon in transitions; 0 stands for the current weights
+HORIZONS: dict[str, float | HalfLifeSchedule] = {
+    "0": 0,
+    "10000": 10_000,
+    "20000": 20_000,
+    "40000": 40_000,
+    **{f"40000 to {final}": HalfLifeSchedule(40_000, final, half_life=25_000) for final in (10_000, 5_000)},
+}
 EVAL_EVERY, N_EPISODES = 20_000, 20
 
 
@@ -56,8 +64,8 @@ class Averages(BaseCallback):
     def __init__(self, eval_env: VecEnv, seed: int) -> None:
         super().__init__()
         self.eval_env, self.seed = eval_env, seed
-        #: Horizon -> averaged actor; None for the current weights, and before the first rollout
-        self.averages: dict[int, nn.ModuleDict | None] = dict.fromkeys(HORIZONS)
+        #: Label of the horizon -> averaged actor; None for the current weights, and before the first rollout
+        self.averages: dict[str, nn.ModuleDict | None] = dict.fromkeys(HORIZONS)
         #: One row for each evaluation: the time steps, and the mean return by horizon
         self.rows: list[dict[str, float]] = []
 
@@ -73,19 +81,21 @@ class Averages(BaseCallback):
         self._average()
         self._evaluate()
 
-    def _each(self) -> Iterator[int]:
+    def _each(self) -> Iterator[str]:
         """Let the policy act with each average in turn."""
         policy = self.model.policy
         own = policy.averaged
-        for horizon in HORIZONS:
-            policy.averaged = self.averages[horizon]
-            yield horizon
-            self.averages[horizon] = policy.averaged
+        for label in HORIZONS:
+            policy.averaged = self.averages[label]
+            yield label
+            self.averages[label] = policy.averaged
         policy.averaged = own
 
     def _average(self) -> None:
         policy, size = self.model.policy, self.model.rollout_buffer.rewards.size
-        for horizon in self._each():
+        progress = Progress(1.0, self.model.n_transitions)
+        for label in self._each():
+            horizon = as_schedule(HORIZONS[label])(progress)
             if policy.averaged is not None:
                 policy.update_average(-math.expm1(-size / horizon))
             elif horizon:
@@ -93,9 +103,9 @@ class Averages(BaseCallback):
 
     def _evaluate(self) -> None:
         row: dict[str, float] = {"timesteps": self.num_timesteps}
-        for horizon in self._each():
+        for label in self._each():
             self.eval_env.seed(self.seed)
-            row[str(horizon)] = round(float(np.mean(evaluate_policy(self.model, self.eval_env, N_EPISODES)[0])), 2)
+            row[label] = round(float(np.mean(evaluate_policy(self.model, self.eval_env, N_EPISODES)[0])), 2)
         self.rows.append(row)
 
 
@@ -114,13 +124,14 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
 def statistics(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """
     :param runs: seed -> what :func:`run` returns
-    :return: horizon -> lowest evaluation of each run as a share of its clone's, and mean and interval of the last one
+    :return: label of the horizon -> lowest evaluation of each run as a share of its clone's, and mean and interval of the last
+        one; earlier runs have fewer horizons
     """
     result = {}
-    for horizon in map(str, HORIZONS):
-        curves = [[row[horizon] for row in facts["rows"]] for facts in runs.values()]
+    for label in [label for label in HORIZONS if all(label in facts["rows"][0] for facts in runs.values())]:
+        curves = [[row[label] for row in facts["rows"]] for facts in runs.values()]
         lowest = [min(curve) / curve[0] for curve in curves]
-        result[horizon] = {"lowest_over_clone": lowest, "end": mean_and_interval([curve[-1] for curve in curves])}
+        result[label] = {"lowest_over_clone": lowest, "end": mean_and_interval([curve[-1] for curve in curves])}
     return result
 
 
@@ -146,11 +157,11 @@ def _plot(folder: Path) -> None:
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (task, variant, runs) in zip(grid, panels, strict=True):
-        for horizon in map(str, HORIZONS):
+        for label in [label for label in HORIZONS if all(label in facts["rows"][0] for facts in runs.values())]:
             n_rows = min(len(facts["rows"]) for facts in runs.values())
-            curves = np.array([[row[horizon] for row in facts["rows"][:n_rows]] for facts in runs.values()])
+            curves = np.array([[row[label] for row in facts["rows"][:n_rows]] for facts in runs.values()])
             steps = [HORIZON * row["timesteps"] / 1000 for row in next(iter(runs.values()))["rows"][:n_rows]]
-            axes.plot(steps, curves.mean(0), label=horizon if int(horizon) else "none")
+            axes.plot(steps, curves.mean(0), label="none" if label == "0" else label)
         axes.set(title=f"{task}, {VARIANTS[variant].label}", xlabel="thousands of environment steps (at most)")
     grid[0].set_ylabel("deterministic return")
     grid[0].legend(title="horizon", fontsize="small")

@@ -1,5 +1,7 @@
 """For docs/rldt.md: modes, gradients by denoising step, warm-up of the critics, cost, learning from scratch."""
 
+import re
+
 from benchmarks.curves import RETURNS, Curve, CurveTable, Run
 from benchmarks.rldt_targets import LABELS
 from benchmarks.study import RESULTS
@@ -64,12 +66,12 @@ def targets() -> str:
     return markdown(head, rows)
 
 
-def averaging() -> str:
-    """What each horizon would have given in the same runs."""
+def averaging(variant: str = "rldt") -> str:
+    """What each horizon would have given in the same runs of an algorithm."""
     rows = []
     for task, section in result("averaging").items():
-        for horizon, entry in section["statistics"].get("rldt", {}).items():
-            label = f"{int(horizon):,}" if int(horizon) else "none"
+        for horizon, entry in section["statistics"].get(variant, {}).items():
+            label = "none" if horizon == "0" else re.sub(r"\d+", lambda number: f"{int(number[0]):,}", horizon)
             lowest = listed([100 * share for share in entry["lowest_over_clone"]])
             rows.append((task, label, lowest, listed(entry["end"]["per_seed"]), with_interval(entry["end"])))
     head = ("Task", "Horizon", "lowest deterministic evaluation (% of the clone's)", "in the end, per seed", "mean")

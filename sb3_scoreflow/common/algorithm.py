@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_scoreflow.common.action_space import check_action_space
@@ -51,7 +51,7 @@ class FlowAlgorithm(KnownEnvironment):
     #: Arguments of the policy that may change after it has been built
     followed: ClassVar[tuple[str, ...]] = ()
     policy: FlowMatchingPolicy
-    averaging_horizon: float
+    averaging_horizon: float | Schedule
 
     def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, **kwargs: Any) -> None:
         for name, rule in SB3_RULES.items():  # Stable-Baselines3 uses them at once
@@ -166,15 +166,16 @@ class FlowAlgorithm(KnownEnvironment):
 
     def _begin_averaging(self) -> None:
         """Start or stop the average before an update, according to the current ``averaging_horizon``."""
-        if self.averaging_horizon:
+        if self._scheduled("averaging_horizon"):
             self.policy.start_average()
         else:
             self.policy.stop_average()
 
     def _average(self) -> None:
         """Move the average toward the weights after an update."""
-        if self.averaging_horizon:
-            self.policy.update_average(-math.expm1(-self.rollout_buffer.rewards.size / self.averaging_horizon))
+        horizon = self._scheduled("averaging_horizon")
+        if horizon:
+            self.policy.update_average(-math.expm1(-self.rollout_buffer.rewards.size / horizon))
 
     # ------------------------------------------------------------------ cloning
 

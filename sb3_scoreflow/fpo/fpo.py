@@ -76,7 +76,8 @@ class FPO(RollbackAlgorithm, FlowPPO):
         return
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
-        actions come from; 0: they come from the current weights. None: 40,000 for a clone, 0 from scratch
+        actions come from, a number or schedule; 0: they come from the current weights. None: 40,000 for a clone, 0 from
+        scratch
     :param rollback: whether the actor of a clone goes back to its best weights if the last training episodes (at least 20)
         earn less than those before, by more than two standard errors; the critic keeps its weights (ours). It has no effect
         from scratch, or if ``Monitor`` does not record the episodes
@@ -130,7 +131,7 @@ class FPO(RollbackAlgorithm, FlowPPO):
         critic_warmup_iterations: int = 0,
         normalize_reward: bool = True,
         bc_coef: float = 0.0,
-        averaging_horizon: float | None = None,
+        averaging_horizon: float | Schedule | None = None,
         rollback: bool = True,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,

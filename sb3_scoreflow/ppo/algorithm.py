@@ -49,7 +49,7 @@ class FlowPPO(CloneCheckingPPO):
         return
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
-        actions come from; 0: they come from the current weights; None: the subclass's default
+        actions come from, a number or schedule; 0: they come from the current weights; None: the subclass's default
     :param kwargs: further arguments of :class:`~sb3_scoreflow.common.algorithm.FlowAlgorithm`
     """
 
@@ -75,7 +75,7 @@ class FlowPPO(CloneCheckingPPO):
         critic_warmup_iterations: int,
         normalize_reward: bool,
         bc_coef: float,
-        averaging_horizon: float | None,
+        averaging_horizon: float | Schedule | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(policy, env, **kwargs)

@@ -22,5 +22,5 @@ PPO_RULES: dict[str, Rule] = {
     "critic_warmup_iterations": Count(0),
     "normalize_reward": Flag(),
     "bc_coef": Number(),
-    "averaging_horizon": Number(),
+    "averaging_horizon": Schedule(),
 }

@@ -28,7 +28,7 @@ RULES: dict[str, Rule] = {
     "consistency_coef": Number(),
     "fisher_coef": Number(),
     "max_shift": Number(open_low=True, bound=True),
-    "averaging_horizon": Number(),
+    "averaging_horizon": Schedule(),
     "rollback": Flag(),
     "learning_rate_warmup_steps": Count(0),
     "denoising_steps": Count(),

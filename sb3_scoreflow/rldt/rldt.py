@@ -79,7 +79,8 @@ class RLDT(RollbackAlgorithm, HistoryAlgorithm):
         has no effect with a single actor step per iteration. None: 0.3 for a clone whose ``learning_rate`` is also None,
         otherwise no limit (``math.inf``)
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
-        actions come from; 0: they come from the current weights. None: 20,000 for a clone, 0 from scratch
+        actions come from, a number or schedule; 0: they come from the current weights. None: 20,000 for a clone, 0 from
+        scratch
     :param rollback: whether the actor of a clone goes back to its best weights if the last training episodes (at least 20)
         earn less than those before, by more than two standard errors; the critics, which have learned from these episodes,
         keep their weights (ours). It has no effect from scratch, or if ``Monitor`` does not record the episodes
@@ -159,7 +160,7 @@ class RLDT(RollbackAlgorithm, HistoryAlgorithm):
         consistency_coef: float = 0.5,
         fisher_coef: float = 0.2,
         max_shift: float | None = None,
-        averaging_horizon: float | None = None,
+        averaging_horizon: float | Schedule | None = None,
         rollback: bool = True,
         learning_rate_warmup_steps: int = 320,
         denoising_steps: int = 4,

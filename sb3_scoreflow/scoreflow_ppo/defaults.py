@@ -32,7 +32,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         clip_range=0.02,
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
         noise_scale=1.0,
-        averaging_horizon=40_000.0,
+        averaging_horizon=HalfLifeSchedule(40_000, 10_000, _HALF_LIFE),
     ),
 }
 

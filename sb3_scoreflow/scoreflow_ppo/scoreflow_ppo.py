@@ -97,7 +97,8 @@ class ScoReFlowPPO(FlowPPO):
         return
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
-        actions come from; 0: they come from the current weights. None: 40,000 for a clone, 0 from scratch
+        actions come from, a number or schedule; 0: they come from the current weights. None: for a clone, it falls from 40,000
+        to 10,000 as the noise does; 0 from scratch
     :param log_prob_clip: bound of the absolute normalized log-probability (1 in the official code, where it stops gradients at
         small standard deviations); None: no bound
     :param policy_kwargs: further keyword arguments of :class:`ScoReFlowPolicy` (``net_arch``, ``activation_fn``,
@@ -160,7 +161,7 @@ class ScoReFlowPPO(FlowPPO):
         critic_warmup_iterations: int = 0,
         normalize_reward: bool = True,
         bc_coef: float = 0.0,
-        averaging_horizon: float | None = None,
+        averaging_horizon: float | Schedule | None = None,
         log_prob_clip: float | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,

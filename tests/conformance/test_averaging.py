@@ -9,7 +9,8 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_scoreflow import ActionSampler, FlowMatchingPolicy, pretrain_bc
+from sb3_scoreflow import ActionSampler, FlowMatchingPolicy, HalfLifeSchedule, pretrain_bc
+from sb3_scoreflow.common.schedules import START
 from tests.conformance.algorithm import Algorithm
 from tests.conformance.algorithms import ALGORITHMS
 from tests.conformance.test_load_clone import demonstrations
@@ -65,17 +66,23 @@ def averaging(request: pytest.FixtureRequest) -> Algorithm:
     return request.param
 
 
-def test_average_is_that_of_the_weights_after_each_iteration(averaging: Algorithm) -> None:
+@pytest.mark.parametrize("horizon", [40.0, HalfLifeSchedule(60, 20, half_life=50)], ids=["number", "schedule"])
+def test_average_is_that_of_the_weights_after_each_iteration(averaging: Algorithm, horizon: float | HalfLifeSchedule) -> None:
     """It starts at the clone, and forgets over ``averaging_horizon`` transitions."""
     callback = Snapshots()
-    model = fine_tuned(averaging, callback)
+    model = fine_tuned(averaging, callback, averaging_horizon=horizon)
     states = [*callback.states, current(model.policy)]
     assert len(states) == ITERATIONS + 1
-    kept = np.exp(-averaging.iteration() / 40)
-    shares = [kept**ITERATIONS, *((1 - kept) * kept ** (ITERATIONS - k) for k in range(1, ITERATIONS + 1))]
+    size = averaging.iteration()
+    horizons = [horizon if isinstance(horizon, float) else 20 + 40 / 2 ** (k * size / 50) for k in range(1, ITERATIONS + 1)]
+    shares = [1.0]
+    for current_horizon in horizons:
+        kept = np.exp(-size / current_horizon)
+        shares = [*(kept * share for share in shares), 1 - kept]
     np.testing.assert_allclose(sum(shares), 1)
+    weights = th.tensor(shares, dtype=th.float64)
     mean = {
-        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True)).to(tensor.dtype)
+        name: th.tensordot(weights, th.stack([state[name].double() for state in states]), 1).to(tensor.dtype)
         for name, tensor in states[0].items()
     }
     np.testing.assert_allclose(deterministic(model), acting_by(model.policy, mean), atol=2e-5)
@@ -140,5 +147,7 @@ def test_only_clones_have_it_by_default(averaging: Algorithm) -> None:
     assert model.averaging_horizon == 0 and model.policy.averaged is None
     pretrain_bc(model, demonstrations(), n_batches=1, critic_batches=0)
     model.learn(averaging.iteration())
-    assert model.averaging_horizon == averaging.cls.defaults["pretrained"]["averaging_horizon"] >= 10_000
+    horizon = model.averaging_horizon
+    assert horizon == averaging.cls.defaults["pretrained"]["averaging_horizon"]
+    assert (horizon(START) if callable(horizon) else horizon) >= 10_000
     assert model.policy.averaged is not None
