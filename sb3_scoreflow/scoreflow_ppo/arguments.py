@@ -17,5 +17,6 @@ RULES: dict[str, Rule] = {
     "min_std": Number(open_low=True),
     "max_std": Schedule(open_low=True),
     "noise_scale": Number(open_low=True),
+    "deterministic_coef": Number(),
     "log_prob_clip": OrNone(Number(open_low=True, bound=True)),
 }

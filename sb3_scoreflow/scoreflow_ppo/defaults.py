@@ -23,6 +23,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         clip_range=0.2,
         max_std=0.4,
         noise_scale=1.0,
+        deterministic_coef=0.0,
         averaging_horizon=0.0,
     ),
     "pretrained": dict(
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         clip_range=0.02,
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
         noise_scale=1.0,
+        deterministic_coef=0.1,
         averaging_horizon=HalfLifeSchedule(40_000, 10_000, _HALF_LIFE),
     ),
 }

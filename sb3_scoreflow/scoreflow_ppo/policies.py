@@ -351,7 +351,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         time, alpha, condition = field.time_features(t), self.score_coefficient(t), field.condition(features)
         if step is None:
             mean, std = self._transition(chain[:, :-1], t, time, alpha, condition.unsqueeze(1), features.unsqueeze(1))
-            return ChainEvaluation(values, chain_log_prob(chain, mean, std), chain_entropy(std), mean, std)
+            return ChainEvaluation(values, chain_log_prob(chain, mean, std), chain_entropy(std), mean, std, features)
         scored = scored_transitions(step, self.denoising_steps)
         row, k = scored.nonzero(as_tuple=True)
         coefficient = None if alpha is None else alpha[k]
@@ -359,7 +359,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         every_mean, every_std = chain[:, 1:].clone(), th.ones_like(chain[:, 1:])
         every_mean[row, k], every_std[row, k] = mean, std
         log_prob, entropy = chain_log_prob(chain, every_mean, every_std, step), chain_entropy(every_std, step)
-        return ChainEvaluation(values, log_prob, entropy, mean, std, k)
+        return ChainEvaluation(values, log_prob, entropy, mean, std, features, k)
 
     def _transition(
         self,
@@ -375,6 +375,23 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         velocity = self.velocity_field(x, time, condition)
         mean = transition_mean(x, velocity, t.unsqueeze(-1), coefficient, self.denoising_steps, self.score_clip)
         return mean, self._step_std(features, time.embedding, alpha)
+
+    def deterministic_loss(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        Flow-matching loss at the start of deterministic actions, ``x_0 = 0`` at ``t = 0`` (ours).
+
+        Chains start from normal noise, whose norm is about the square root of the dimension, so PPO does not train the
+        velocity there. The loss is smallest if this velocity is the mean of the policy's own actions. Later times are left to
+        PPO: around a chain, they remove noise, and points between 0 and a noisy action would teach them to keep it.
+
+        :param features: observation features, shape ``(batch, features_dim)``
+        :param actions: normalized actions in [-1, 1], shape ``(batch, action_dim)``
+        :return: mean squared error of the velocity
+        """
+        field = self.velocity_field
+        start = field.time_features(th.zeros(1, dtype=actions.dtype, device=actions.device))
+        velocity = field(th.zeros_like(actions), start, field.condition(features))
+        return (velocity - actions).pow(2).mean()
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """

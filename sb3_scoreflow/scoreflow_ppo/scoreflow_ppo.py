@@ -92,6 +92,10 @@ class ScoReFlowPPO(FlowPPO):
     :param single_step_fraction: share of the environments, in [0, 1], whose chains start from ``x_0 = 0`` and have a single
         noisy step, drawn at random, so that they explore around the deterministic action. 0: all steps of all chains are noisy
         (published)
+    :param deterministic_coef: coefficient of the loss that trains the start of deterministic actions, ``x_0 = 0`` (ours,
+        :meth:`ScoReFlowPolicy.deterministic_loss`): without it, only the noisy chains are trained, and the deterministic
+        policy may lose its return while they improve. It is multiplied by ``noise_scale``. None: 0.1 for a clone, 0
+        (published) from scratch
     :param critic_warmup_iterations: number of iterations at the start that train only the critic
     :param normalize_reward: whether the critic's outputs are in units of the running standard deviation of the discounted
         return
@@ -127,6 +131,7 @@ class ScoReFlowPPO(FlowPPO):
     score_clip = MovedArgument("policy_kwargs", "policy", 10.0)
     policy: ScoReFlowPolicy
     noise_scale: float
+    deterministic_coef: float
 
     def __init__(
         self,
@@ -158,6 +163,7 @@ class ScoReFlowPPO(FlowPPO):
         max_std: float | Schedule | None = None,
         noise_scale: float | None = None,
         single_step_fraction: float = 0.0,
+        deterministic_coef: float | None = None,
         critic_warmup_iterations: int = 0,
         normalize_reward: bool = True,
         bc_coef: float = 0.0,
@@ -208,6 +214,7 @@ class ScoReFlowPPO(FlowPPO):
         self.max_std = max_std
         self.noise_scale = noise_scale  # type: ignore[assignment]
         self.single_step_fraction = single_step_fraction
+        self.deterministic_coef = deterministic_coef  # type: ignore[assignment]
         self.log_prob_clip = log_prob_clip
         self._noise_trial: NoiseTrial | None = None
         #: Whether a trial has changed the noise during the current rollout
@@ -363,8 +370,18 @@ class ScoReFlowPPO(FlowPPO):
         return {
             "policy_gradient_loss": self._policy_loss(evaluation, batch, clip_range, log),
             "entropy_loss": -self.ent_coef * evaluation.entropy.mean(),
+            **self._deterministic_loss(evaluation, chain, log),
             **self._shared_losses(evaluation.values, chain[:, 0], batch, log),
         }
+
+    def _deterministic_loss(self, evaluation: ChainEvaluation, chain: th.Tensor, log: UpdateLog) -> dict[str, th.Tensor]:
+        """Loss of the start of deterministic actions; empty without ``deterministic_coef``."""
+        if self.deterministic_coef == 0:
+            return {}
+        loss = self.policy.deterministic_loss(evaluation.features, chain[:, -1].clamp(-1.0, 1.0))
+        log.record({"deterministic_loss": loss})
+        # With less noise, deterministic actions are nearer to the mean of the others, and must stay more precise
+        return {"deterministic_loss": self.noise_scale * self.deterministic_coef * loss}
 
     def _policy_loss(
         self, evaluation: ChainEvaluation, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog

@@ -28,6 +28,7 @@ class ChainEvaluation(NamedTuple):
     entropy: th.Tensor  #: normalized entropies, shape ``(batch,)``
     mean: th.Tensor  #: means of the transitions, shape ``(batch, K, action_dim)`` or ``(n, action_dim)``
     std: th.Tensor  #: standard deviations of the transitions, same shape
+    features: th.Tensor  #: features of the observations, shape ``(batch, features_dim)``
     step: th.Tensor | None = None  #: denoising step of each scored transition, shape ``(n,)``; None: all steps of all chains
 
 

@@ -31,6 +31,7 @@ OTHER_VALUES: dict[str, Any] = dict(
     noise_scale=0.7,
     critic_warmup_iterations=1,
     bc_coef=0.1,
+    deterministic_coef=0.2,
     averaging_horizon=500.0,
     zero_noise_fraction=0.3,
     max_shift=0.7,

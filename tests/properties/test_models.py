@@ -57,6 +57,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = dict(
     critic_warmup_iterations=st.integers(0, 2),
     normalize_reward=st.booleans(),
     bc_coef=st.sampled_from([0.0, 0.1]),
+    deterministic_coef=st.none() | st.sampled_from([0.0, 0.1]),
     averaging_horizon=st.none() | st.floats(0, 1e4),
     log_prob_clip=st.none() | st.floats(0.1, 5),
     n_mc_samples=st.integers(1, 4),
