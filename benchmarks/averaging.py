@@ -6,7 +6,7 @@ Measure how far the average reaches back from which the deterministic actions of
     python -m benchmarks.averaging --task hopper-precise --data demonstrations
 
 The average does not change what is learned, so one run measures all horizons: after every update, weights are averaged over
-each of them, and every 20,000 environment steps, the deterministic policy of each average runs 20 episodes with the same
+each of them, and every 20,000 environment steps (``--eval-every``), the deterministic policy of each average runs 20 episodes with the same
 starts. Tasks, clones and algorithms are those of ``benchmarks.tasks``, but without ``rollback``, which would give the averaged
 weights back to the actor.
 """
@@ -57,13 +57,14 @@ class Averages(BaseCallback):
 
     :param eval_env: environments of the evaluation episodes
     :param seed: seed of their starts
+    :param eval_every: environment steps between evaluations
     """
 
     model: Any
 
-    def __init__(self, eval_env: VecEnv, seed: int) -> None:
+    def __init__(self, eval_env: VecEnv, seed: int, eval_every: int = EVAL_EVERY) -> None:
         super().__init__()
-        self.eval_env, self.seed = eval_env, seed
+        self.eval_env, self.seed, self.eval_every = eval_env, seed, eval_every
         #: Label of the horizon -> averaged actor; None for the current weights, and before the first rollout
         self.averages: dict[str, nn.ModuleDict | None] = dict.fromkeys(HORIZONS)
         #: One row for each evaluation: the time steps, and the mean return by horizon
@@ -74,7 +75,7 @@ class Averages(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self._average()
-        if self.num_timesteps >= len(self.rows) * EVAL_EVERY // HORIZON:
+        if self.num_timesteps >= len(self.rows) * self.eval_every // HORIZON:
             self._evaluate()
 
     def _on_training_end(self) -> None:
@@ -111,7 +112,7 @@ class Averages(BaseCallback):
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     model, eval_env, _ = start_task(options, VARIANTS[variant], seed)
-    averages = Averages(eval_env, 1000 * seed + 700)
+    averages = Averages(eval_env, 1000 * seed + 700, options.eval_every)
     model.learn(options.timesteps, callback=averages)
     print(options.task, variant, seed, averages.rows[-1], flush=True)
     model.get_env().close()
@@ -171,6 +172,7 @@ def _plot(folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study.parser(__doc__, "averaging", seeds=(0, 1, 2), variants=VARIANTS, timesteps=45_000)
     parser.set_defaults(variants=["rldt"])
+    parser.add_argument("--eval-every", type=int, default=EVAL_EVERY, help=f"environment steps (default {EVAL_EVERY})")
     add_task_options(parser, "hopper-medium")
     options = parser.parse_args(arguments)
     summarize(options, study.make_runs(options, run, VARIANTS))

@@ -18,7 +18,6 @@ from tests.conformance.test_defaults import demonstrations
 def test_averages_are_those_of_the_algorithm(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And evaluations change nothing of what is learned."""
     monkeypatch.setattr(averaging, "N_EPISODES", 2)
-    monkeypatch.setattr(averaging, "EVAL_EVERY", 4 * 64)
 
     def trained(callback: Averages | None) -> Any:
         arguments: dict[str, Any] = dict(n_steps=16, batch_size=16, n_epochs=1, rollback=False, seed=0, device="cpu")
@@ -27,7 +26,7 @@ def test_averages_are_those_of_the_algorithm(label: str, monkeypatch: pytest.Mon
         pretrain_bc(model, demonstrations(), n_batches=2, critic_batches=0, seed=0)
         return model.learn(4 * 32, callback=callback)
 
-    callback = Averages(make_toy(n_envs=2), seed=0)
+    callback = Averages(make_toy(n_envs=2), seed=0, eval_every=4 * 64)
     model, alone = trained(callback), trained(None)
     kept = callback.averages[label]
     assert kept is not None and callback.averages["0"] is None
