@@ -6,9 +6,9 @@ Measure how far the average reaches back from which the deterministic actions of
     python -m benchmarks.averaging --task hopper-precise --data demonstrations
 
 The average does not change what is learned, so one run measures all horizons: after every update, weights are averaged over
-each of them, and every 20,000 environment steps (``--eval-every``), the deterministic policy of each average runs 20 episodes with the same
-starts. Tasks, clones and algorithms are those of ``benchmarks.tasks``, but without ``rollback``, which would give the averaged
-weights back to the actor.
+each of them, and every 20,000 environment steps (``--eval-every``), the deterministic policy of each average runs 20 episodes
+with the same starts. Tasks, clones and algorithms are those of ``benchmarks.tasks``, but without ``rollback``, which would
+give the averaged weights back to the actor.
 """
 
 import argparse
