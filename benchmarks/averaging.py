@@ -162,10 +162,11 @@ def _plot(folder: Path) -> None:
             n_rows = min(len(facts["rows"]) for facts in runs.values())
             curves = np.array([[row[label] for row in facts["rows"][:n_rows]] for facts in runs.values()])
             steps = [HORIZON * row["timesteps"] / 1000 for row in next(iter(runs.values()))["rows"][:n_rows]]
-            axes.plot(steps, curves.mean(0), label="none" if label == "0" else label)
+            axes.plot(steps, curves.mean(0), label="none" if label == "0" else label, color=f"C{list(HORIZONS).index(label)}")
         axes.set(title=f"{task}, {VARIANTS[variant].label}", xlabel="thousands of environment steps (at most)")
     grid[0].set_ylabel("deterministic return")
-    grid[0].legend(title="horizon", fontsize="small")
+    lines = {line.get_label(): line for axes in grid for line in axes.get_lines()}
+    figure.legend(lines.values(), lines.keys(), title="horizon", fontsize="small", loc="outside right upper")
     figure.savefig(folder / "figure.png", dpi=75)
 
 

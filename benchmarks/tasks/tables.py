@@ -32,12 +32,14 @@ _OF_ALL = (
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     """
     :param summary: summary of the study
-    :return: section -> table, for every section of the summary; tasks with ten demonstrations share the table "ten"
+    :return: section -> table, for every section of the summary; ScoReFlowPPO's runs from ten demonstrations
+        share the table "ten"
     """
     result = {name: aggregate_table(summary[name]) for name in AGGREGATES if name in summary}
     result.update({task: task_table(section) for task, section in tasks_of(summary).items() if task not in TEN})
-    ten = {TEN[task]: summary[task] for task in TEN if task in summary}
-    return {**result, "ten": tasks_table(ten, "scoreflow_ppo")} if ten else result
+    variant = "scoreflow_ppo"
+    ten = {name: summary[task] for task, name in TEN.items() if variant in summary.get(task, {}).get("success", {})}
+    return {**result, "ten": tasks_table(ten, variant)} if ten else result
 
 
 def aggregate_table(section: Mapping[str, Any]) -> str:

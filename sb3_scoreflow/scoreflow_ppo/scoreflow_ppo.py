@@ -94,7 +94,7 @@ class ScoReFlowPPO(FlowPPO):
         (published)
     :param deterministic_coef: coefficient of the loss that trains the start of deterministic actions, ``x_0 = 0`` (ours,
         :meth:`ScoReFlowPolicy.deterministic_loss`): without it, only the noisy chains are trained, and the deterministic
-        policy may lose its return while they improve. It is multiplied by ``noise_scale``. None: 0.1 for a clone, 0
+        policy may lose its return while they improve. ``noise_scale`` is a factor of it. None: 0.1 for a clone, 0
         (published) from scratch
     :param critic_warmup_iterations: number of iterations at the start that train only the critic
     :param normalize_reward: whether the critic's outputs are in units of the running standard deviation of the discounted
@@ -129,6 +129,7 @@ class ScoReFlowPPO(FlowPPO):
     less_noise = "which calibrate_noise(model, eval_env) lowers"
     score_scale = MovedArgument("policy_kwargs", "policy", 1.0, fixed=True)
     score_clip = MovedArgument("policy_kwargs", "policy", 10.0)
+    earlier: ClassVar[dict[str, Any]] = dict(deterministic_coef=0.0)
     policy: ScoReFlowPolicy
     noise_scale: float
     deterministic_coef: float

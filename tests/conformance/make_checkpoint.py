@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         critic_learning_rate=LinearSchedule(1e-3, 1e-4, 1.0),
         max_std=HoldCosineSchedule(0.4, 0.2),
         bc_coef=0.1,
+        deterministic_coef=0.1,
     ),
     "RLDT": dict(
         learning_rate=CosineSchedule(1e-3, 1e-4, warmup_fraction=0.1),

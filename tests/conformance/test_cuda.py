@@ -48,7 +48,7 @@ def test_pretrain(algorithm: Algorithm) -> None:
 
 def test_options_of_the_update(ratio: Algorithm) -> None:
     options: dict[str, Any] = dict(
-        bc_coef=0.1, target_kl=1.0, clip_range_vf=0.2, log_prob_clip=1.0, critic_warmup_iterations=1
+        bc_coef=0.1, deterministic_coef=0.1, target_kl=1.0, clip_range_vf=0.2, log_prob_clip=1.0, critic_warmup_iterations=1
     )
     ratio.make("MlpPolicy", make_toy(), device="cuda", **ratio.known(options)).learn(2 * ratio.iteration())
 

@@ -83,6 +83,7 @@ def test_keys_are_those_of_ppo_and_our_own(likelihoods: Algorithm, tmp_path: Pat
         (dict(score_drift="none"), set(), {key for key in OWN_KEYS if "score_coefficient" in key}),
         (dict(score_drift="constant", noise="constant"), set(), {"train/grad_norm_noise", "train/noise_learning_rate"}),
         (dict(bc_coef=0.1), {"train/bc_loss"}, set()),
+        (dict(deterministic_coef=0.1), {"train/deterministic_loss"}, set()),
         (dict(log_prob_clip=1.0), {"train/log_prob_clip_fraction"}, set()),
     ],
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),  # the same in every process

@@ -1,13 +1,17 @@
 """``deterministic_coef``: the path of deterministic actions learns the mean of the policy's own actions."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.torch_layers import NatureCNN
 
-from sb3_scoreflow import Demonstrations, pretrain_bc
+from sb3_scoreflow import Demonstrations, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.common.update_log import UpdateLog
 from tests.ppo.helpers import SIZE, collect, logs_of, make_model, perturb
-from tests.scoreflow_ppo.helpers import ACTION, make_obs, make_policy
+from tests.scoreflow_ppo.helpers import ACTION, IMAGE, make_obs, make_policy
 
 
 def test_velocity_at_the_start_becomes_the_mean_of_the_actions() -> None:
@@ -51,22 +55,39 @@ def test_update_adds_it_to_the_loss(fraction: float) -> None:
     assert losses.keys() == others.keys() and all(th.equal(losses[name], others[name]) for name in others)
 
 
-def test_only_the_actor_learns_from_it() -> None:
-    model = make_model(deterministic_coef=1.0)
-    model.learn(SIZE)
-    policy = model.policy
-    policy.optimizer.zero_grad()
-    obs = th.as_tensor(np.random.default_rng(0).uniform(-1, 1, (9, 2)), dtype=th.float32)
-    policy.deterministic_loss(policy.extract_features(obs), th.zeros(9, 2)).backward()
-    groups = policy.parameter_groups()
-    assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in groups.pop("velocity"))
-    assert all(parameter.grad is None for group in groups.values() for parameter in group)
+@pytest.mark.parametrize("shared", [False, True])
+def test_only_the_actor_and_its_encoder_learn_from_it(shared: bool) -> None:
+    policy = make_policy(IMAGE, features_extractor_class=NatureCNN, share_features_extractor=shared)
+    policy.deterministic_loss(policy.extract_features(make_obs(3, IMAGE)), th.zeros(3, ACTION)).backward()
+    learning = {name.split(".")[0] for name, of in policy.named_parameters() if of.grad is not None and of.grad.any()}
+    assert learning == {"features_extractor", "velocity_field"}
+
+
+def test_it_is_logged() -> None:
+    model = make_model(deterministic_coef=1.0).learn(SIZE)
     assert logs_of(model)["deterministic_loss"] > 0
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_clones_of_earlier_versions_train_as_before(trusted: bool, tmp_path: Path) -> None:
+    """Their files lack the argument; it may be passed to ``load``, and files with it keep it."""
+    model = cloned()
+    model.save(tmp_path / "new")
+    del model.__dict__["deterministic_coef"], model._at_default["deterministic_coef"]
+    model.save(tmp_path / "old")
+
+    def loaded(name: str, **arguments: Any) -> float:
+        return ScoReFlowPPO.load(tmp_path / name, model.get_env(), trusted=trusted, **arguments).deterministic_coef
+
+    assert (loaded("new"), loaded("old"), loaded("old", deterministic_coef=0.2)) == (0.1, 0.0, 0.2)
+
+
 def test_clones_have_it_by_default() -> None:
+    assert make_model().deterministic_coef == 0 and cloned().deterministic_coef == 0.1
+
+
+def cloned() -> ScoReFlowPPO:
     model = make_model()
-    assert model.deterministic_coef == 0
     demonstrations = Demonstrations(np.zeros((8, 2)), np.zeros((8, 2)), np.zeros(8), np.arange(8) == 7, np.zeros(8, bool))
     pretrain_bc(model, demonstrations, n_batches=1, critic_batches=0)
-    assert model.deterministic_coef == 0.1
+    return model
