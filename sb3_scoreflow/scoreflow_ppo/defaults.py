@@ -38,6 +38,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     ),
 }
 
+#: The same for a clone whose ``noise_scale`` is below 1: its deterministic actions stay near the others without help, and are
+#: so precise that an average over more weights is better
+WITH_LESS_NOISE: dict[str, Any] = dict(deterministic_coef=0.0, averaging_horizon=40_000.0)
+
 #: From scratch: the final value of each argument, and its half-life in transitions per action dimension: about 200 rollouts
 _SCRATCH_FINAL = dict(learning_rate=1e-4, noise_learning_rate=1e-4, clip_range=0.02)
 _SCRATCH_HALF_LIFE = 50_000

@@ -19,7 +19,7 @@ from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
 from sb3_scoreflow.ppo.first_episodes import FirstEpisodes
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, WITH_LESS_NOISE, above, from_scratch
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, NoiseTrial
 from sb3_scoreflow.scoreflow_ppo.policies import (
@@ -94,15 +94,15 @@ class ScoReFlowPPO(FlowPPO):
         (published)
     :param deterministic_coef: coefficient of the loss that trains the start of deterministic actions, ``x_0 = 0`` (ours,
         :meth:`ScoReFlowPolicy.deterministic_loss`): without it, only the noisy chains are trained, and the deterministic
-        policy may lose its return while they improve. ``noise_scale`` is a factor of it. None: 0.1 for a clone, 0
-        (published) from scratch
+        policy may lose its return while they improve. None: 0.1 for a clone with a
+        ``noise_scale`` of 1, otherwise 0 (published)
     :param critic_warmup_iterations: number of iterations at the start that train only the critic
     :param normalize_reward: whether the critic's outputs are in units of the running standard deviation of the discounted
         return
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
         actions come from, a number or schedule; 0: they come from the current weights. None: for a clone, it falls from 40,000
-        to 10,000 as the noise does; 0 from scratch
+        to 10,000 as the noise does, or is 40,000 if ``noise_scale`` is below 1; 0 from scratch
     :param log_prob_clip: bound of the absolute normalized log-probability (1 in the official code, where it stops gradients at
         small standard deviations); None: no bound
     :param policy_kwargs: further keyword arguments of :class:`ScoReFlowPolicy` (``net_arch``, ``activation_fn``,
@@ -263,14 +263,21 @@ class ScoReFlowPPO(FlowPPO):
 
     def _default_depends_on(self, name: str) -> list[Any]:
         own = {"max_std": float(self.min_std), "clip_range": int(self.denoising_steps)}
+        own |= dict.fromkeys(WITH_LESS_NOISE, self._has_less_noise or None)
         return [*super()._default_depends_on(name), own.get(name)]
 
     def _default(self, name: str) -> Any:
         value = super()._default(name)
+        if self._pretrained and self._has_less_noise:
+            value = WITH_LESS_NOISE.get(name, value)
         if name not in self.sizes and not self._pretrained:
             value = from_scratch(name, self.denoising_steps, get_action_dim(self.action_space))
             value = as_schedule(value) if name == "clip_range" else value
         return above(value, self.min_std) if name == "max_std" else value
+
+    @property
+    def _has_less_noise(self) -> bool:
+        return self.noise_scale is not None and self.noise_scale < 1  # it may itself be about to get its default
 
     # ------------------------------------------------------------------ bounds of the noise
 
@@ -381,8 +388,7 @@ class ScoReFlowPPO(FlowPPO):
             return {}
         loss = self.policy.deterministic_loss(evaluation.features, chain[:, -1].clamp(-1.0, 1.0))
         log.record({"deterministic_loss": loss})
-        # With less noise, deterministic actions are nearer to the mean of the others, and must stay more precise
-        return {"deterministic_loss": self.noise_scale * self.deterministic_coef * loss}
+        return {"deterministic_loss": self.deterministic_coef * loss}
 
     def _policy_loss(
         self, evaluation: ChainEvaluation, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog

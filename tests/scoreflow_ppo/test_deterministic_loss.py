@@ -37,9 +37,7 @@ def test_velocity_at_the_start_becomes_the_mean_of_the_actions() -> None:
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
 def test_update_adds_it_to_the_loss(fraction: float) -> None:
     """For executed actions, the last points of chains; no other loss depends on it."""
-    model = make_model(
-        deterministic_coef=0.3, ent_coef=0.1, bc_coef=0.1, max_std=1.8, noise_scale=0.5, single_step_fraction=fraction
-    )
+    model = make_model(deterministic_coef=0.3, ent_coef=0.1, bc_coef=0.1, max_std=0.9, single_step_fraction=fraction)
     perturb(model, scale=0.5)
     collect(model)
     perturb(model)
@@ -48,7 +46,7 @@ def test_update_adds_it_to_the_loss(fraction: float) -> None:
     executed = model.policy.unscale_action(batch.actions.numpy())  # the environment's bounds are -1 and 1
     assert np.abs(batch.actions.numpy()[:, -2:]).max() > np.abs(executed).max() == 1, "some are clamped"
     velocity = model.policy.velocity(batch.observations, th.zeros(SIZE, 2), th.zeros(())).detach().numpy()
-    expected = 0.5 * 0.3 * np.square(velocity - executed).mean()
+    expected = 0.3 * np.square(velocity - executed).mean()
     assert float(losses.pop("deterministic_loss").detach()) == pytest.approx(expected, rel=1e-5)
     model.deterministic_coef = 0.0
     others = model._losses(batch, 0.02, UpdateLog())
@@ -86,8 +84,21 @@ def test_clones_have_it_by_default() -> None:
     assert make_model().deterministic_coef == 0 and cloned().deterministic_coef == 0.1
 
 
-def cloned() -> ScoReFlowPPO:
-    model = make_model()
+def test_less_noise_changes_defaults() -> None:
+    """At once if it is given, or with the next update if it is set; values that the user gives stay."""
+    model = cloned()
+    assert callable(model.averaging_horizon)
+    model.__dict__["noise_scale"] = 0.5  # as a trial does
+    model.learn(SIZE)
+    assert (model.deterministic_coef, model.averaging_horizon) == (0.0, 40_000.0)
+    given = cloned(noise_scale=0.5)
+    assert (given.deterministic_coef, given.averaging_horizon) == (0.0, 40_000.0)
+    given = cloned(noise_scale=0.5, deterministic_coef=0.2, averaging_horizon=0.0)
+    assert (given.deterministic_coef, given.averaging_horizon) == (0.2, 0.0)
+
+
+def cloned(**arguments: Any) -> ScoReFlowPPO:
+    model = make_model(**arguments)
     demonstrations = Demonstrations(np.zeros((8, 2)), np.zeros((8, 2)), np.zeros(8), np.arange(8) == 7, np.zeros(8, bool))
     pretrain_bc(model, demonstrations, n_batches=1, critic_batches=0)
     return model
