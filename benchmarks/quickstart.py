@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = study.parser(__doc__, "quickstart").parse_args(arguments)
     origin = provenance()
     th.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    section = {**origin, "seed": 0, **run(block())}
+    code = block()
+    section = {**origin, "seed": 0, "code": code, **run(code)}
     study.update_summary(options.output, "hopper", section)
     print(output(section), section["cpu_seconds"], "s of one core")
 

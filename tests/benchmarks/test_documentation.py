@@ -31,6 +31,7 @@ def test_figure_of_the_readme_has_its_variants(tmp_path: Path, monkeypatch: pyte
 def test_quickstart_prints_what_was_recorded() -> None:
     readme, section = (ROOT / "README.md").read_text(), study.read_summary(study.RESULTS / "quickstart")["hopper"]
     assert quickstart.output(section) in readme and len(section["output"]) == 2
+    assert section["code"] == quickstart.block()
     assert f"about {section['cpu_seconds'] / 60:.0f} minutes of one core" in readme
     assert 'load_demonstrations("builtin:hopper-medium")' in quickstart.block()
 
