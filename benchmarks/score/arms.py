@@ -19,7 +19,6 @@ _PUBLISHED: dict[str, Any] = dict(
     ent_coef=0.03 / 5,  # the official code divides the entropy by K + 1 once more
     target_kl=1.0,
     min_std=0.1,
-    deterministic_coef=0.0,
 )
 _DECAY, _HOLD = HoldCosineSchedule(0.24, 0.198), 0.24
 _RATES: dict[str, dict[str, Any]] = {
@@ -44,7 +43,6 @@ def published(env_id: str, variant: str) -> dict[str, Any]:
 
 #: Our settings, from which the search and the ablation start.
 _OURS: dict[str, Any] = dict(
-    deterministic_coef=0.0,
     n_steps=50,
     batch_size=250,
     n_epochs=8,

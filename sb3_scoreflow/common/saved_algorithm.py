@@ -2,7 +2,7 @@
 Saving and loading of algorithms, as in Stable-Baselines3, but atomic and with a check of the algorithm that wrote a file.
 """
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -22,8 +22,6 @@ class SavedAlgorithm(ArgumentResolution):
     """An algorithm that can be saved, and loaded from files that the same algorithm wrote."""
 
     policy: FlowMatchingPolicy
-    #: Arguments that files of earlier versions lack, and whose defaults would change how these models train -> their value
-    earlier: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def load(
@@ -58,8 +56,6 @@ class SavedAlgorithm(ArgumentResolution):
         changed = {**(custom_objects or {}), **kwargs}
         if "lr_schedule" in changed and "learning_rate" not in changed:
             kwargs["learning_rate"] = changed["learning_rate"] = changed["lr_schedule"]
-        stored = saved_data(path)
-        kwargs |= {name: value for name, value in cls.earlier.items() if stored and name not in {**stored, **changed}}
         file = path
         if not trusted:
             contents, writer = read_untrusted(path), written_by(path)

@@ -23,7 +23,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         clip_range=0.2,
         max_std=0.4,
         noise_scale=1.0,
-        deterministic_coef=0.0,
         averaging_horizon=0.0,
     ),
     "pretrained": dict(
@@ -33,14 +32,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         clip_range=0.02,
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
         noise_scale=1.0,
-        deterministic_coef=0.1,
-        averaging_horizon=HalfLifeSchedule(40_000, 10_000, _HALF_LIFE),
+        averaging_horizon=40_000.0,
     ),
 }
-
-#: The same for a clone whose ``noise_scale`` is below 1: its deterministic actions stay near the others without help, and are
-#: so precise that an average over more weights is better
-WITH_LESS_NOISE: dict[str, Any] = dict(deterministic_coef=0.0, averaging_horizon=40_000.0)
 
 #: From scratch: the final value of each argument, and its half-life in transitions per action dimension: about 200 rollouts
 _SCRATCH_FINAL = dict(learning_rate=1e-4, noise_learning_rate=1e-4, clip_range=0.02)

@@ -19,7 +19,7 @@ from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
 from sb3_scoreflow.ppo.first_episodes import FirstEpisodes
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, WITH_LESS_NOISE, above, from_scratch
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, NoiseTrial
 from sb3_scoreflow.scoreflow_ppo.policies import (
@@ -92,17 +92,15 @@ class ScoReFlowPPO(FlowPPO):
     :param single_step_fraction: share of the environments, in [0, 1], whose chains start from ``x_0 = 0`` and have a single
         noisy step, drawn at random, so that they explore around the deterministic action. 0: all steps of all chains are noisy
         (published)
-    :param deterministic_coef: coefficient of the loss that trains the start of deterministic actions, ``x_0 = 0`` (ours,
-        :meth:`ScoReFlowPolicy.deterministic_loss`): without it, only the noisy chains are trained, and the deterministic
-        policy may lose its return while they improve. None: 0.1 for a clone with a
-        ``noise_scale`` of 1, otherwise 0 (published)
+    :param deterministic_coef: coefficient of a loss that trains the start of deterministic actions, ``x_0 = 0`` (ours,
+        :meth:`ScoReFlowPolicy.deterministic_loss`); 0: only the noisy chains are trained (published)
     :param critic_warmup_iterations: number of iterations at the start that train only the critic
     :param normalize_reward: whether the critic's outputs are in units of the running standard deviation of the discounted
         return
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
-        actions come from, a number or schedule; 0: they come from the current weights. None: for a clone, it falls from 40,000
-        to 10,000 as the noise does, or is 40,000 if ``noise_scale`` is below 1; 0 from scratch
+        actions come from, a number or schedule; 0: they come from the current weights. None: 40,000 for a clone, 0 from
+        scratch
     :param log_prob_clip: bound of the absolute normalized log-probability (1 in the official code, where it stops gradients at
         small standard deviations); None: no bound
     :param policy_kwargs: further keyword arguments of :class:`ScoReFlowPolicy` (``net_arch``, ``activation_fn``,
@@ -129,10 +127,8 @@ class ScoReFlowPPO(FlowPPO):
     less_noise = "which calibrate_noise(model, eval_env) lowers"
     score_scale = MovedArgument("policy_kwargs", "policy", 1.0, fixed=True)
     score_clip = MovedArgument("policy_kwargs", "policy", 10.0)
-    earlier: ClassVar[dict[str, Any]] = dict(deterministic_coef=0.0)
     policy: ScoReFlowPolicy
     noise_scale: float
-    deterministic_coef: float
 
     def __init__(
         self,
@@ -164,7 +160,7 @@ class ScoReFlowPPO(FlowPPO):
         max_std: float | Schedule | None = None,
         noise_scale: float | None = None,
         single_step_fraction: float = 0.0,
-        deterministic_coef: float | None = None,
+        deterministic_coef: float = 0.0,
         critic_warmup_iterations: int = 0,
         normalize_reward: bool = True,
         bc_coef: float = 0.0,
@@ -215,7 +211,7 @@ class ScoReFlowPPO(FlowPPO):
         self.max_std = max_std
         self.noise_scale = noise_scale  # type: ignore[assignment]
         self.single_step_fraction = single_step_fraction
-        self.deterministic_coef = deterministic_coef  # type: ignore[assignment]
+        self.deterministic_coef = deterministic_coef
         self.log_prob_clip = log_prob_clip
         self._noise_trial: NoiseTrial | None = None
         #: Whether a trial has changed the noise during the current rollout
@@ -263,21 +259,14 @@ class ScoReFlowPPO(FlowPPO):
 
     def _default_depends_on(self, name: str) -> list[Any]:
         own = {"max_std": float(self.min_std), "clip_range": int(self.denoising_steps)}
-        own |= dict.fromkeys(WITH_LESS_NOISE, self._has_less_noise or None)
         return [*super()._default_depends_on(name), own.get(name)]
 
     def _default(self, name: str) -> Any:
         value = super()._default(name)
-        if self._pretrained and self._has_less_noise:
-            value = WITH_LESS_NOISE.get(name, value)
         if name not in self.sizes and not self._pretrained:
             value = from_scratch(name, self.denoising_steps, get_action_dim(self.action_space))
             value = as_schedule(value) if name == "clip_range" else value
         return above(value, self.min_std) if name == "max_std" else value
-
-    @property
-    def _has_less_noise(self) -> bool:
-        return self.noise_scale is not None and self.noise_scale < 1  # it may itself be about to get its default
 
     # ------------------------------------------------------------------ bounds of the noise
 

@@ -1,14 +1,10 @@
 """``deterministic_coef``: the path of deterministic actions learns the mean of the policy's own actions."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.torch_layers import NatureCNN
 
-from sb3_scoreflow import Demonstrations, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.common.update_log import UpdateLog
 from tests.ppo.helpers import SIZE, collect, logs_of, make_model, perturb
 from tests.scoreflow_ppo.helpers import ACTION, IMAGE, make_obs, make_policy
@@ -64,41 +60,3 @@ def test_only_the_actor_and_its_encoder_learn_from_it(shared: bool) -> None:
 def test_it_is_logged() -> None:
     model = make_model(deterministic_coef=1.0).learn(SIZE)
     assert logs_of(model)["deterministic_loss"] > 0
-
-
-@pytest.mark.parametrize("trusted", [True, False])
-def test_clones_of_earlier_versions_train_as_before(trusted: bool, tmp_path: Path) -> None:
-    """Their files lack the argument; it may be passed to ``load``, and files with it keep it."""
-    model = cloned()
-    model.save(tmp_path / "new")
-    del model.__dict__["deterministic_coef"], model._at_default["deterministic_coef"]
-    model.save(tmp_path / "old")
-
-    def loaded(name: str, **arguments: Any) -> float:
-        return ScoReFlowPPO.load(tmp_path / name, model.get_env(), trusted=trusted, **arguments).deterministic_coef
-
-    assert (loaded("new"), loaded("old"), loaded("old", deterministic_coef=0.2)) == (0.1, 0.0, 0.2)
-
-
-def test_clones_have_it_by_default() -> None:
-    assert make_model().deterministic_coef == 0 and cloned().deterministic_coef == 0.1
-
-
-def test_less_noise_changes_defaults() -> None:
-    """At once if it is given, or with the next update if it is set; values that the user gives stay."""
-    model = cloned()
-    assert callable(model.averaging_horizon)
-    model.__dict__["noise_scale"] = 0.5  # as a trial does
-    model.learn(SIZE)
-    assert (model.deterministic_coef, model.averaging_horizon) == (0.0, 40_000.0)
-    given = cloned(noise_scale=0.5)
-    assert (given.deterministic_coef, given.averaging_horizon) == (0.0, 40_000.0)
-    given = cloned(noise_scale=0.5, deterministic_coef=0.2, averaging_horizon=0.0)
-    assert (given.deterministic_coef, given.averaging_horizon) == (0.2, 0.0)
-
-
-def cloned(**arguments: Any) -> ScoReFlowPPO:
-    model = make_model(**arguments)
-    demonstrations = Demonstrations(np.zeros((8, 2)), np.zeros((8, 2)), np.zeros(8), np.arange(8) == 7, np.zeros(8, bool))
-    pretrain_bc(model, demonstrations, n_batches=1, critic_batches=0)
-    return model

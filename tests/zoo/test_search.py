@@ -62,7 +62,6 @@ def test_ranges_hold_the_defaults(algorithm: str) -> None:
                 "max_shift",
                 "noise_scale",
                 "zero_noise_fraction",
-                "deterministic_coef",
             )
     assert sampler.rates["learning_rate"][0] < 3e-4 < sampler.rates["learning_rate"][1]
 
