@@ -122,14 +122,19 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     return {"rows": averages.rows}
 
 
+def _measured(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """:return: labels of the horizons that all runs have; earlier ones have fewer"""
+    return [label for label in HORIZONS if all(label in facts["rows"][0] for facts in runs.values())]
+
+
 def statistics(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """
     :param runs: seed -> what :func:`run` returns
     :return: label of the horizon -> lowest evaluation of each run as a share of its clone's, and mean and interval of the last
-        one; earlier runs have fewer horizons
+        one
     """
     result = {}
-    for label in [label for label in HORIZONS if all(label in facts["rows"][0] for facts in runs.values())]:
+    for label in _measured(runs):
         curves = [[row[label] for row in facts["rows"]] for facts in runs.values()]
         lowest = [min(curve) / curve[0] for curve in curves]
         result[label] = {"lowest_over_clone": lowest, "end": mean_and_interval([curve[-1] for curve in curves])}
@@ -158,7 +163,7 @@ def _plot(folder: Path) -> None:
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (task, variant, runs) in zip(grid, panels, strict=True):
-        for label in [label for label in HORIZONS if all(label in facts["rows"][0] for facts in runs.values())]:
+        for label in _measured(runs):
             n_rows = min(len(facts["rows"]) for facts in runs.values())
             curves = np.array([[row[label] for row in facts["rows"][:n_rows]] for facts in runs.values()])
             steps = [HORIZON * row["timesteps"] / 1000 for row in next(iter(runs.values()))["rows"][:n_rows]]

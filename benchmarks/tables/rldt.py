@@ -66,11 +66,11 @@ def targets() -> str:
     return markdown(head, rows)
 
 
-def averaging(variant: str = "rldt") -> str:
-    """What each horizon would have given in the same runs of an algorithm."""
+def averaging() -> str:
+    """What each horizon would have given in the same runs."""
     rows = []
     for task, section in result("averaging").items():
-        for horizon, entry in section["statistics"].get(variant, {}).items():
+        for horizon, entry in section["statistics"].get("rldt", {}).items():
             label = "none" if horizon == "0" else re.sub(r"\d+", lambda number: f"{int(number[0]):,}", horizon)
             lowest = listed([100 * share for share in entry["lowest_over_clone"]])
             rows.append((task, label, lowest, listed(entry["end"]["per_seed"]), with_interval(entry["end"])))
