@@ -134,9 +134,9 @@ class Asked:
 def test_which_arguments_are_scheduled() -> None:
     """What the tests below go by."""
     names = {str(algorithm): set(scheduled(algorithm)) for algorithm in ALGORITHMS}
-    ppo = {"learning_rate", "noise_learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf"}
-    assert names["ScoReFlowPPO"] == ppo
-    assert names["RLDT"] == {"learning_rate", "critic_learning_rate", "encoder_learning_rate"}
+    shared = {"learning_rate", "critic_learning_rate", "averaging_horizon"}
+    assert names["ScoReFlowPPO"] == {*shared, "noise_learning_rate", "clip_range", "clip_range_vf"}
+    assert names["RLDT"] == {*shared, "encoder_learning_rate"}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
@@ -215,7 +215,8 @@ def test_schedules_as_rl_zoo3_writes_them(algorithm: Algorithm, value: Any, expe
 
     model.train = recorded
     model.learn(2 * algorithm.iteration())
-    for name in set(names) - {"encoder_learning_rate"}:  # flat observations have no encoder
+    # Flat observations have no encoder, and the horizon is not logged (tests/conformance/test_averaging.py)
+    for name in set(names) - {"encoder_learning_rate", "averaging_horizon"}:
         assert logged[name] == pytest.approx(expected), name
     del model.train
     assert algorithm.cls.load(saved(model), make_toy()).lr_schedule(0.5) == pytest.approx(expected[0])
