@@ -35,6 +35,7 @@ class Over(NamedTuple):
 
 #: Shares of the return of mediocre demonstrations say little beside shares of an expert's
 EXPERTS = [name for name, task in TASKS.items() if name not in TEN and not isinstance(task, Embedded)]
+#: Section of the summary -> what it covers
 AGGREGATES = {
     "aggregate": Over([name for name in VARIANTS if not name.startswith("fpo_")], (0, 1, 2), EXPERTS),
     "aggregate_five_seeds": Over(SCORES, (0, 1, 2, 3, 4), EXPERTS),
