@@ -98,7 +98,7 @@ class Averages(BaseCallback):
         for label in self._each():
             horizon = as_schedule(HORIZONS[label])(progress)
             if policy.averaged is not None:
-                policy.update_average(-math.expm1(-size / horizon))
+                policy.update_average(policy.averaged, -math.expm1(-size / horizon))
             elif horizon:
                 policy.start_average()
 

@@ -35,6 +35,7 @@ from benchmarks.ray_scaling import Idle, make_tasks
 from benchmarks.study import Variant
 from sb3_scoreflow import FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.distributed import RayVecEnv
+from sb3_scoreflow.ppo.buffers import WideActions
 
 ENV = "Hopper-v5"
 #: Numbers of cores that simulate Lift; number of sleeping environments that stand for them, and of their workers
@@ -75,7 +76,7 @@ class DoubleBuffered(Timed):
         super().__init__(*args, **kwargs)
         self._collector: DoubleBuffered | None = None
         self._rollout: Future[bool] | None = None
-        self._spare: RolloutBuffer | None = None
+        self._spare: WideActions | None = None
         self._callback: BaseCallback | None = None
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:

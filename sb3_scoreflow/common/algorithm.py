@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
 from sb3_scoreflow.common.action_space import check_action_space
 from sb3_scoreflow.common.capabilities import Capabilities
@@ -174,8 +175,13 @@ class FlowAlgorithm(KnownEnvironment):
     def _average(self) -> None:
         """Move the average toward the weights after an update."""
         horizon = self._scheduled("averaging_horizon")
-        if horizon:
-            self.policy.update_average(-math.expm1(-self.rollout_buffer.rewards.size / horizon))
+        average = self._running_average()
+        if horizon and average is not None:
+            self.policy.update_average(average, -math.expm1(-self.rollout_buffer.rewards.size / horizon))
+
+    def _running_average(self) -> nn.ModuleDict | None:
+        """:return: the average that follows the weights"""
+        return self.policy.averaged
 
     # ------------------------------------------------------------------ cloning
 

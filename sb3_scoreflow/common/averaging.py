@@ -1,10 +1,14 @@
 """Averaged weights, which produce deterministic actions while a clone is fine-tuned."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+
+from sb3_scoreflow.common.observations import take
 
 
 class AveragedActor(nn.Module):
@@ -18,6 +22,9 @@ class AveragedActor(nn.Module):
     #: Names of the averaged modules; names that a policy lacks are skipped
     averaged_parts: ClassVar[tuple[str, ...]] = ("features_extractor", "velocity_field")
     averaged: nn.ModuleDict | None
+    _predict: Callable[..., th.Tensor]
+    #: Other weights, and the rows of a rollout's observations, shape ``(n_envs,)``, that act deterministically with them
+    validation: tuple[nn.ModuleDict, th.Tensor] | None = None
 
     def acting(self, part: str) -> Any:
         """
@@ -29,22 +36,46 @@ class AveragedActor(nn.Module):
     def start_average(self) -> None:
         """Start the average at the current weights; an existing average is kept."""
         if self.averaged is None:
-            parts = {part: deepcopy(getattr(self, part)) for part in self.averaged_parts if hasattr(self, part)}
-            self.averaged = nn.ModuleDict(parts).requires_grad_(False)
+            self.averaged = self.copy_acting()
 
-    def update_average(self, weight: float) -> None:
+    def copy_acting(self) -> nn.ModuleDict:
+        """:return: a copy of the weights that deterministic actions come from"""
+        parts = {part: deepcopy(self.acting(part)) for part in self.averaged_parts if hasattr(self, part)}
+        return nn.ModuleDict(parts).requires_grad_(False)
+
+    def update_average(self, average: nn.ModuleDict, weight: float) -> None:
         """
         ``average += weight (weights - average)``; buffers (statistics of normalization layers) are copied.
 
+        :param average: an average, as :meth:`copy_acting` started it; changed in place
         :param weight: weight of the current weights, in [0, 1]
         """
-        assert self.averaged is not None
-        current = nn.ModuleDict({part: getattr(self, part) for part in self.averaged})
+        current = nn.ModuleDict({part: getattr(self, part) for part in average})
         with th.no_grad():
-            for average, parameter in zip(self.averaged.parameters(), current.parameters(), strict=True):
-                average.lerp_(parameter, weight)
-            for kept, buffer in zip(self.averaged.buffers(), current.buffers(), strict=True):
+            for mean, parameter in zip(average.parameters(), current.parameters(), strict=True):
+                mean.lerp_(parameter, weight)
+            for kept, buffer in zip(average.buffers(), current.buffers(), strict=True):
                 kept.copy_(buffer)
+
+    def with_validation(self, obs: PyTorchObs, records: th.Tensor) -> th.Tensor:
+        """
+        Give the rows of :attr:`validation` deterministic actions with other weights. Algorithms do not learn from these rows.
+
+        :param obs: unnormalized observations of a rollout's step, shape ``(n_envs, ...)`` per part
+        :param records: records of actions, shape ``(n_envs, width)``; the last part of a record is its normalized action
+        :return: records, same shape
+        """
+        if self.validation is None or len(self.validation[1]) != len(records):  # not a rollout's step
+            return records
+        (weights, rows), own = self.validation, self.averaged
+        self.averaged = weights
+        try:
+            actions = self._predict(take(obs, rows), deterministic=True)
+        finally:
+            self.averaged = own
+        records = records.clone()
+        records[rows, -actions.shape[-1] :] = actions
+        return records
 
     def stop_average(self) -> None:
         """Remove the average: deterministic actions come from the current weights again."""

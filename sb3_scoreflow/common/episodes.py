@@ -1,7 +1,15 @@
 """Returns of training episodes, to judge a policy by."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+
+#: Number of windows of episodes that measure the best weights
+_N_WINDOWS = 10
+#: Relative difference of means that is due to rounding
+_ROUNDING = 1e-6
 
 
 class EpisodeReturns:
@@ -37,3 +45,30 @@ class EpisodeReturns:
     def is_complete(self) -> bool:
         """Whether every environment has contributed its episodes"""
         return all(len(of_env) == self.n_per_env for of_env in self.of_env)
+
+
+def difference(returns: Sequence[float], best: Sequence[float]) -> float:
+    """
+    :param returns: returns of some episodes
+    :param best: returns of others
+    :return: difference of the means in standard errors, positive if the first is higher. The standard deviation is the larger
+        one of both, because that of rare successes may be 0 by chance
+    """
+    mean, other = float(np.mean(returns)), float(np.mean(best))
+    gain = 0.0 if math.isclose(mean, other, rel_tol=_ROUNDING) else mean - other
+    std = max(float(np.std(returns)), float(np.std(best)))
+    error = std * (1 / len(returns) + 1 / len(best)) ** 0.5
+    return 0.0 if gain == 0 else gain / error if error > 0 else math.copysign(math.inf, gain)
+
+
+def pooled(best: list[float], returns: list[float], is_better: bool) -> list[float]:
+    """
+    Returns that measure the best weights so far. If only the luckiest windows counted, later windows would seem worse by
+    chance alone.
+
+    :param best: returns of the best weights until now
+    :param returns: returns of a window that did not earn less
+    :param is_better: whether the window earned more
+    :return: the window's returns if it earned more, else both, but no more than those of ten such windows
+    """
+    return returns if is_better else (best + returns)[-_N_WINDOWS * len(returns) :]

@@ -17,7 +17,7 @@ from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.schedules import as_schedule
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, name_parameter_groups, warn
-from sb3_scoreflow.ppo.buffers import with_wide_actions
+from sb3_scoreflow.ppo.buffers import WideActions, with_wide_actions
 from sb3_scoreflow.ppo.clone_checking import CloneCheckingPPO
 from sb3_scoreflow.ppo.policies import ActorCriticFlowPolicy
 from sb3_scoreflow.ppo.reward_scaling import ReturnStatistics, ReturnStatisticsCallback
@@ -57,6 +57,7 @@ class FlowPPO(CloneCheckingPPO):
     #: Parameter group of the policy -> argument with its learning rate
     learning_rates: ClassVar[dict[str, str]] = dict(velocity="learning_rate", critic="critic_learning_rate")
     policy: ActorCriticFlowPolicy
+    rollout_buffer: WideActions
     batch_size: int
 
     def __init__(
@@ -336,8 +337,10 @@ class FlowPPO(CloneCheckingPPO):
     def _log_update(self, log: UpdateLog) -> None:
         for name, value in log.summary().items():
             self.logger.record(f"train/{name}", value)
-        buffer = self.rollout_buffer
-        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        values, returns = (
+            part.flatten()[self.rollout_buffer.learned] for part in (self.rollout_buffer.values, self.rollout_buffer.returns)
+        )
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
         self.logger.record("train/value_scale", self.policy.value_scale.item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name in ["clip_range"] if self.clip_range_vf is None else ["clip_range", "clip_range_vf"]:

@@ -1,5 +1,6 @@
 """Rollout buffers that store, for each action, everything that the algorithm needs to evaluate it later (its record)."""
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,12 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 
-class WideActions:
+class WideActions(RolloutBuffer):
     """
     Mixin for a rollout buffer whose actions are records of shape ``(n_steps, n_envs, action_width)``, such as flattened
     denoising chains. The action itself is the last part of its record.
+
+    Transitions can be left out, so that nothing is learned from them: minibatches are then smaller.
 
     Memory in bytes: ``n_steps * n_envs * (observation bytes + 4 * (action_width + 6))``, where the six numbers are reward,
     return, episode start, value, log-probability and advantage.
@@ -32,7 +35,35 @@ class WideActions:
         **kwargs: Any,
     ) -> None:
         records = spaces.Box(-np.inf, np.inf, (action_width,), dtype=np.float32)
-        super().__init__(buffer_size, observation_space, records, **kwargs)  # type: ignore[call-arg]
+        super().__init__(buffer_size, observation_space, records, **kwargs)
+
+    def reset(self) -> None:
+        """Empty the buffer."""
+        super().reset()
+        self._left_out = np.zeros((self.buffer_size, self.n_envs), np.bool_)
+
+    def leave_out(self, envs: np.ndarray) -> None:
+        """
+        Leave out the next transition of some environments.
+
+        :param envs: whether it is left out, shape ``(n_envs,)``
+        """
+        self._left_out[self.pos] = envs
+
+    @property
+    def learned(self) -> np.ndarray:
+        """Whether a transition is not left out, shape ``(n_envs * n_steps,)``, environment by environment"""
+        return np.logical_not(self._left_out.T.flatten())
+
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
+        """
+        :param batch_size: largest number of transitions in a minibatch; None: all in one
+        :return: minibatches in random order, without transitions that were left out
+        """
+        return (batch for batch in super().get(batch_size) if len(batch.advantages))
+
+    def _get_samples(self, batch_inds: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+        return super()._get_samples(batch_inds[self.learned[batch_inds]], *args, **kwargs)
 
 
 class WideRolloutBuffer(WideActions, RolloutBuffer):

@@ -18,5 +18,6 @@ RULES: dict[str, Rule] = {
     "max_std": Schedule(open_low=True),
     "noise_scale": Number(open_low=True),
     "deterministic_coef": Number(),
+    "validation_fraction": Number(high=0.5),
     "log_prob_clip": OrNone(Number(open_low=True, bound=True)),
 }

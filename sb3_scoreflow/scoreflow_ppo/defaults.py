@@ -14,6 +14,9 @@ from sb3_scoreflow.common.schedules import HalfLifeSchedule
 #: their final values. The benchmarks' 75,000 transitions are three half-lives.
 _HALF_LIFE = 25_000
 
+#: Default of ``min_std``
+MIN_STD = 0.1
+
 #: Argument -> value, for a policy trained from scratch and for a pretrained policy
 DEFAULTS: dict[str, dict[str, Any]] = {
     "scratch": dict(
@@ -23,7 +26,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         clip_range=0.2,
         max_std=0.4,
         noise_scale=1.0,
+        deterministic_coef=0.0,
         averaging_horizon=0.0,
+        validation_fraction=0.0,
     ),
     "pretrained": dict(
         learning_rate=HalfLifeSchedule(2e-4, 2e-5, _HALF_LIFE),
@@ -32,7 +37,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         clip_range=0.02,
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
         noise_scale=1.0,
-        averaging_horizon=40_000.0,
+        deterministic_coef=0.1,
+        averaging_horizon=10_000.0,
+        validation_fraction=0.1,
     ),
 }
 

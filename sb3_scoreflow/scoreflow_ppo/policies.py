@@ -310,7 +310,7 @@ class ScoReFlowPolicy(ActorCriticFlowPolicy):
         else:
             log_prob = chain_log_prob(chain, mean, std, step)
         records = chain.flatten(1) if step is None else th.cat([step.unsqueeze(-1).to(chain.dtype), chain.flatten(1)], dim=1)
-        return records, self._values(preprocessed, features), log_prob
+        return self.with_validation(obs, records), self._values(preprocessed, features), log_prob
 
     def split_record(self, records: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """

@@ -1,9 +1,7 @@
 """ScoRe-Flow: PPO on the denoising chain of a flow-matching policy (arXiv 2604.10962)."""
 
-import math
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
@@ -17,11 +15,9 @@ from sb3_scoreflow.common.schedules import END, START, as_schedule
 from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
-from sb3_scoreflow.ppo.first_episodes import FirstEpisodes
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, above, from_scratch
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, MIN_STD, above, from_scratch
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
-from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, NoiseTrial
 from sb3_scoreflow.scoreflow_ppo.policies import (
     CnnPolicy,
     MlpPolicy,
@@ -31,14 +27,13 @@ from sb3_scoreflow.scoreflow_ppo.policies import (
     ScoReFlowPolicy,
 )
 from sb3_scoreflow.scoreflow_ppo.transition import ChainEvaluation
+from sb3_scoreflow.scoreflow_ppo.validating import ValidatingPPO
 
 #: Clip ranges of at least this value suit PPO's ratio, but not a geometric mean.
 _LARGE_CLIP_RANGE = 0.1
-#: Default of ``min_std``
-_MIN_STD = 0.1
 
 
-class ScoReFlowPPO(FlowPPO):
+class ScoReFlowPPO(ValidatingPPO):
     """
     PPO on the denoising chain of a flow policy; the score steers the mean, and the variance is learned (arXiv 2604.10962).
 
@@ -93,14 +88,19 @@ class ScoReFlowPPO(FlowPPO):
         noisy step, drawn at random, so that they explore around the deterministic action. 0: all steps of all chains are noisy
         (published)
     :param deterministic_coef: coefficient of a loss that trains the start of deterministic actions, ``x_0 = 0`` (ours,
-        :meth:`ScoReFlowPolicy.deterministic_loss`); 0: only the noisy chains are trained (published)
+        :meth:`ScoReFlowPolicy.deterministic_loss`), times the square of ``noise_scale``; 0: only the noisy chains are trained
+        (published). None: 0.1 for a clone, 0 from scratch
     :param critic_warmup_iterations: number of iterations at the start that train only the critic
     :param normalize_reward: whether the critic's outputs are in units of the running standard deviation of the discounted
         return
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
-        actions come from, a number or schedule; 0: they come from the current weights. None: 40,000 for a clone, 0 from
+        actions come from, a number or schedule; 0: they come from the current weights. None: 10,000 for a clone, 0 from
         scratch
+    :param validation_fraction: share of the transitions, in [0, 0.5], of deterministic training episodes that validate the
+        average: new weights produce deterministic actions only if they earned at least as much as those in use, in five or
+        more such episodes. Nothing is learned from them, and rollout statistics leave them out (ours). 0: the average is used
+        at once. None: 0.1 for a clone, 0 from scratch
     :param log_prob_clip: bound of the absolute normalized log-probability (1 in the official code, where it stops gradients at
         small standard deviations); None: no bound
     :param policy_kwargs: further keyword arguments of :class:`ScoReFlowPolicy` (``net_arch``, ``activation_fn``,
@@ -124,11 +124,9 @@ class ScoReFlowPPO(FlowPPO):
     defaults = DEFAULTS
     followed = ("min_std", "max_std", "noise_scale", "single_step_fraction")
     learning_rates: ClassVar[dict[str, str]] = {**FlowPPO.learning_rates, "noise": "noise_learning_rate"}
-    less_noise = "which calibrate_noise(model, eval_env) lowers"
     score_scale = MovedArgument("policy_kwargs", "policy", 1.0, fixed=True)
     score_clip = MovedArgument("policy_kwargs", "policy", 10.0)
-    policy: ScoReFlowPolicy
-    noise_scale: float
+    deterministic_coef: float
 
     def __init__(
         self,
@@ -156,15 +154,16 @@ class ScoReFlowPPO(FlowPPO):
         denoising_steps: int = 4,
         score_drift: ScoreDrift = "learned",
         noise: Noise = "learned",
-        min_std: float = _MIN_STD,
+        min_std: float = MIN_STD,
         max_std: float | Schedule | None = None,
         noise_scale: float | None = None,
         single_step_fraction: float = 0.0,
-        deterministic_coef: float = 0.0,
+        deterministic_coef: float | None = None,
         critic_warmup_iterations: int = 0,
         normalize_reward: bool = True,
         bc_coef: float = 0.0,
         averaging_horizon: float | Schedule | None = None,
+        validation_fraction: float | None = None,
         log_prob_clip: float | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
@@ -208,14 +207,12 @@ class ScoReFlowPPO(FlowPPO):
         self.score_drift = score_drift
         self.noise = noise
         self.min_std = min_std
-        self.max_std = max_std
+        self.max_std = max_std  # type: ignore[assignment]
         self.noise_scale = noise_scale  # type: ignore[assignment]
+        self.validation_fraction = validation_fraction  # type: ignore[assignment]
         self.single_step_fraction = single_step_fraction
-        self.deterministic_coef = deterministic_coef
+        self.deterministic_coef = deterministic_coef  # type: ignore[assignment]
         self.log_prob_clip = log_prob_clip
-        self._noise_trial: NoiseTrial | None = None
-        #: Whether a trial has changed the noise during the current rollout
-        self._mixed_rollout = False
         take_moved(self, moved)
 
         if _init_setup_model:
@@ -268,97 +265,11 @@ class ScoReFlowPPO(FlowPPO):
             value = as_schedule(value) if name == "clip_range" else value
         return above(value, self.min_std) if name == "max_std" else value
 
-    # ------------------------------------------------------------------ bounds of the noise
-
-    def on_pretrained(self) -> None:
-        """
-        As in :class:`~sb3_scoreflow.ppo.FlowPPO`; also sets the noise bounds of a clone.
-        """
-        super().on_pretrained()
-        self._noise_trial = self.policy.noise_factors = None
-        if "noise_scale" in self._at_default:
-            self.__dict__["noise_scale"] = self._default("noise_scale")
-        self._update_noise()
-
     def _prepare_rollout(self) -> None:
         super()._prepare_rollout()
         self.policy.single_step_fraction = self.single_step_fraction
-        self._update_noise()
-        self._mixed_rollout = self._noise_trial is not None
-        self._follow_trial()
-
-    def _bounded_std(self, max_std: float) -> float:
-        """Corrects rounding: a schedule that ends at ``min_std`` may end slightly below it."""
-        return self.min_std if math.isclose(max_std, self.min_std, rel_tol=1e-6) else max_std
-
-    def _update_noise(self, factor: float = 1.0) -> None:
-        max_std = self._bounded_std(self._scheduled("max_std"))
-        self.policy.set_noise(self.min_std, max_std, factor * self.noise_scale)
-
-    # ------------------------------------------------------------------ trial of less noise
-
-    def _restart_episodes(self) -> None:
-        super()._restart_episodes()
-        if self._noise_trial is not None:
-            if len(self._noise_trial.of_env) != self.n_envs:
-                self._noise_trial = NoiseTrial(self._noise_trial.first, [{}] * self.n_envs)
-            self._noise_trial.restart_episodes()
-
-    @property
-    def _may_lower_noise(self) -> bool:
-        """Whether noise and learning rate are at their defaults; likelihoods with a bound do not allow smaller noise."""
-        at_default = {"noise_scale", "max_std", "learning_rate"} <= self._at_default.keys() and self.min_std == _MIN_STD
-        return at_default and self.log_prob_clip is None
-
-    def _judge(self, found: FirstEpisodes, infos: list[dict[str, Any]]) -> None:
-        if not self._may_lower_noise or found.are_successes or not found.earn_less(KEEP):
-            super()._judge(found, infos)
-            return
-        self._noise_trial, self._mixed_rollout = NoiseTrial(found, infos), True
-        warn(
-            f"{found.compared()} The noise may be too large for this clone: the next {self._noise_trial.n_episodes} episodes "
-            "try less of it, and the policy does not change meanwhile. Pass noise_scale to choose it yourself (1: no trial)."
-        )
-
-    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        trial = self._noise_trial
-        super()._update_info_buffer(infos, dones)
-        if trial is not None and not self._may_lower_noise:  # a callback has set an argument
-            self._noise_trial = None
-        elif trial is not None and trial.add(infos):
-            self._noise_trial = None
-            self.__dict__["noise_scale"], returns = trial.result()
-            self._update_noise()
-            if self.verbose >= 1:
-                print(f"Trial of less noise: noise_scale={self.noise_scale:g} (mean return by scale: {returns})")
-            trial.warn(self.less_noise)
-        self._follow_trial()
-
-    def _follow_trial(self) -> None:
-        """Give the policy the noise of each environment's current episode."""
-        trial = self._noise_trial
-        self.policy.noise_factors = None if trial is None else th.tensor(trial.scales(), device=self.device)
-
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
-        """Collect a rollout, as in Stable-Baselines3, in which a trial may change the noise."""
-        try:
-            return super().collect_rollouts(*args, **kwargs)
-        finally:
-            self.policy.noise_factors = None
 
     # ------------------------------------------------------------------ update
-
-    def train(self) -> None:
-        """Update policy and critic from the rollout buffer, but not from episodes of a trial, whose noise differs."""
-        if self._mixed_rollout:
-            self._check_rollout()
-            self.logger.record("train/noise_scale", self.noise_scale)
-            return
-        super().train()
-        self._update_noise()
-
-    def _scheduled(self, name: str) -> float:
-        return super()._scheduled(name) * (self.noise_scale if name == "learning_rate" else 1)
 
     def _losses(self, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog) -> dict[str, th.Tensor]:
         chain, step = self.policy.split_record(batch.actions)
@@ -377,7 +288,7 @@ class ScoReFlowPPO(FlowPPO):
             return {}
         loss = self.policy.deterministic_loss(evaluation.features, chain[:, -1].clamp(-1.0, 1.0))
         log.record({"deterministic_loss": loss})
-        return {"deterministic_loss": self.deterministic_coef * loss}
+        return {"deterministic_loss": self.deterministic_coef * self.noise_scale**2 * loss}
 
     def _policy_loss(
         self, evaluation: ChainEvaluation, batch: RolloutBufferSamples, clip_range: float, log: UpdateLog
