@@ -1,0 +1,174 @@
+"""Validation of the averaged weights that deterministic actions of a fine-tuned clone come from."""
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_scoreflow.common.kept_actors import ActorKeepingAlgorithm
+from sb3_scoreflow.common.utils import warn
+from sb3_scoreflow.scoreflow_ppo.noise_trying import NoiseTryingPPO
+from sb3_scoreflow.scoreflow_ppo.validation import MAX_STEPS, Validation
+
+#: Entries of infos that describe a whole episode
+_OF_EPISODES = ("episode", "is_success")
+#: Steps per environment after which validation no longer waits for a clone's first training episodes
+_MAX_WAIT = 5 * MAX_STEPS
+
+
+class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
+    """
+    The part of :class:`ScoReFlowPPO` that lets deterministic actions come from new averages only if these do not earn less
+    than the weights in use, in deterministic training episodes that nothing is learned from (ours).
+    """
+
+    #: The average that follows the weights, and a copy of it that is being validated
+    kept_names = ("average", "candidate")
+    validation_fraction: float
+    _window: Validation | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Whether the environments do not show returns of episodes
+        self._cannot_validate = False
+
+    @property
+    def _validates(self) -> bool:
+        is_wanted = self.validation_fraction > 0 and self._scheduled("averaging_horizon") > 0
+        return is_wanted and self._pretrained and not self._cannot_validate
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        As in :class:`ActorKeepingAlgorithm`.
+
+        :param env: the environment
+        :param force_reset: whether the next ``learn`` resets the environment
+        """
+        super().set_env(env, force_reset)
+        self._cannot_validate = False
+
+    def _forget_actors(self) -> None:
+        super()._forget_actors()
+        self.policy.validation = None
+
+    # ------------------------------------------------------------------ averages
+
+    def _begin_averaging(self) -> None:
+        if not self._validates:
+            self._stop_validating()
+        super()._begin_averaging()
+
+    def _running_average(self) -> nn.ModuleDict | None:
+        return self._kept("average") if self._window is not None else super()._running_average()
+
+    def _kept(self, name: str) -> nn.ModuleDict:
+        kept = self.kept_actors[name]
+        assert isinstance(kept, nn.ModuleDict)
+        return kept
+
+    def _stop_validating(self) -> None:
+        """Let deterministic actions come from the average that follows the weights."""
+        if self._window is not None:
+            if self.policy.averaged is not None:
+                self.policy.averaged = self._kept("average")
+            self._forget_actors()
+
+    # ------------------------------------------------------------------ episodes
+
+    def _restart_episodes(self) -> None:
+        super()._restart_episodes()
+        if self._window is not None:
+            self._window.restart(self.n_envs)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Collect a rollout, as in Stable-Baselines3, in which some episodes may be deterministic."""
+        if rollout_buffer is not self.rollout_buffer and self._window is not None:
+            self._window.restart(self.n_envs)  # a user's rollout continues the episodes
+        try:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        finally:
+            self.policy.validation = None
+
+    def _prepare_rollout(self) -> None:
+        super()._prepare_rollout()
+        if not self._validates:
+            self._stop_validating()
+            return
+        if self._window is None or self._window.noise_scale != self.noise_scale:
+            if self._window is None:
+                self._keep_actors()
+            self._window = Validation(self.n_envs, self.noise_scale)
+        assert self._last_episode_starts is not None
+        self._start_validating(self._last_episode_starts)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        window = self._window
+        if window is None or dones is None or self.rollout_buffer.full:  # full: a user's rollout
+            super()._update_info_buffer(infos, dones)
+            return
+        rows = window.rows
+        self.rollout_buffer.leave_out(rows)
+        finds_returns = window.add(infos, dones)
+        # Statistics and other checks are about the stochastic policy
+        shown = [_without_episode(info) if row else info for info, row in zip(infos, rows, strict=False)]
+        super()._update_info_buffer(shown, dones)
+        if not finds_returns:
+            self._cannot_validate = True
+            self._stop_validating()
+            warn(
+                "validation_fraction has no effect: an episode ended without info['episode'], or did not end within "
+                f"{MAX_STEPS} steps. Deterministic actions come from averages that are not validated. Wrap the environments "
+                "in a Monitor or VecMonitor, and limit the length of episodes with a TimeLimit; or pass validation_fraction=0."
+            )
+            return
+        if window.is_complete:
+            self._judge_candidate(window)
+        self._start_validating(dones)
+
+    def _judge_candidate(self, window: Validation) -> None:
+        """Use the validated weights for deterministic actions, unless they earn less."""
+        self.logger.record("validation/ep_rew_mean", float(np.mean(window.returns)))
+        is_accepted = window.accept()
+        self.logger.record("validation/accepted", float(is_accepted))
+        if is_accepted and self.policy.averaged is not None:
+            self.policy.averaged = self._kept("candidate")
+        window.restart(self.n_envs)
+
+    def _start_validating(self, starts: np.ndarray) -> None:
+        """Let episodes that are about to begin validate an average, unless the noise has not been found yet."""
+        window = self._window
+        assert window is not None
+        finds_noise = self._first_episodes is not None and window.n_all < _MAX_WAIT * self.n_envs
+        if not (finds_noise or self._noise_trial is not None) and (window.n_started or self._has_candidate(window)):
+            is_new = window.n_started == 0
+            window.start(starts, self.validation_fraction)
+            if is_new and window.n_started:  # the weights in use first, to have something to compare with
+                self.kept_actors["candidate"] = deepcopy(self._kept("average")) if window.best else self.policy.copy_acting()
+        rows = window.rows
+        self.policy.validation = (self._kept("candidate"), th.as_tensor(rows, device=self.device)) if rows.any() else None
+
+    def _has_candidate(self, window: Validation) -> bool:
+        """:return: whether there are weights to validate"""
+        used = [parameter for part in self._kept("average") for parameter in self.policy.acting(part).parameters()]
+        return not window.best or not all(map(th.equal, self._kept("average").parameters(), used))
+
+    # ------------------------------------------------------------------ update
+
+    def train(self) -> None:
+        """Update policy and critic from the rollout buffer, but not from episodes that validate."""
+        if self.rollout_buffer.learned.any():
+            super().train()
+        else:
+            self._check_rollout()
+
+
+def _without_episode(info: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in info.items() if key not in _OF_EPISODES}
