@@ -13,13 +13,12 @@ from torch import nn
 
 from sb3_scoreflow.common.kept_actors import ActorKeepingAlgorithm
 from sb3_scoreflow.common.utils import warn
+from sb3_scoreflow.scoreflow_ppo import validation
 from sb3_scoreflow.scoreflow_ppo.noise_trying import NoiseTryingPPO
-from sb3_scoreflow.scoreflow_ppo.validation import MAX_STEPS, Validation
+from sb3_scoreflow.scoreflow_ppo.validation import Validation
 
 #: Entries of infos that describe a whole episode
 _OF_EPISODES = ("episode", "is_success")
-#: Steps per environment after which validation no longer waits for a clone's first training episodes
-_MAX_WAIT = 5 * MAX_STEPS
 
 
 class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
@@ -75,8 +74,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
     def _stop_validating(self) -> None:
         """Let deterministic actions come from the average that follows the weights."""
         if self._window is not None:
-            if self.policy.averaged is not None:
-                self.policy.averaged = self._kept("average")
+            self.policy.averaged = self._kept("average")
             self._forget_actors()
 
     # ------------------------------------------------------------------ episodes
@@ -104,6 +102,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
             return
         if self._window is None or self._window.noise_scale != self.noise_scale:
             if self._window is None:
+                self.policy.start_average()  # the weights in use, which are measured first
                 self._keep_actors()
             self._window = Validation(self.n_envs, self.noise_scale)
         assert self._last_episode_starts is not None
@@ -125,32 +124,34 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
             self._stop_validating()
             warn(
                 "validation_fraction has no effect: an episode ended without info['episode'], or did not end within "
-                f"{MAX_STEPS} steps. Deterministic actions come from averages that are not validated. Wrap the environments "
-                "in a Monitor or VecMonitor, and limit the length of episodes with a TimeLimit; or pass validation_fraction=0."
+                f"{validation.MAX_STEPS} steps. Deterministic actions come from averages that are not validated. Wrap the "
+                "environments in a Monitor or VecMonitor, and limit the length of episodes with a TimeLimit; or pass "
+                "validation_fraction=0."
             )
             return
         if window.is_complete:
             self._judge_candidate(window)
-        self._start_validating(dones)
+        if np.any(dones):
+            self._start_validating(dones)
 
     def _judge_candidate(self, window: Validation) -> None:
         """Use the validated weights for deterministic actions, unless they earn less."""
         self.logger.record("validation/ep_rew_mean", float(np.mean(window.returns)))
         is_accepted = window.accept()
         self.logger.record("validation/accepted", float(is_accepted))
-        if is_accepted and self.policy.averaged is not None:
+        if is_accepted:
             self.policy.averaged = self._kept("candidate")
-        window.restart(self.n_envs)
+        window.begin()
 
     def _start_validating(self, starts: np.ndarray) -> None:
         """Let episodes that are about to begin validate an average, unless the noise has not been found yet."""
         window = self._window
         assert window is not None
-        finds_noise = self._first_episodes is not None and window.n_all < _MAX_WAIT * self.n_envs
-        if not (finds_noise or self._noise_trial is not None) and (window.n_started or self._has_candidate(window)):
+        finds_noise = self._first_episodes is not None or self._noise_trial is not None
+        if not finds_noise and (window.n_started or self._has_candidate(window)):
             is_new = window.n_started == 0
             window.start(starts, self.validation_fraction)
-            if is_new and window.n_started:  # the weights in use first, to have something to compare with
+            if is_new and window.n_started:
                 self.kept_actors["candidate"] = deepcopy(self._kept("average")) if window.best else self.policy.copy_acting()
         rows = window.rows
         self.policy.validation = (self._kept("candidate"), th.as_tensor(rows, device=self.device)) if rows.any() else None

@@ -13,11 +13,11 @@ from sb3_scoreflow.common.plain import describable
 _MIN_EPISODES, _MAX_EPISODES, _TRANSITIONS = 5, 20, 500
 #: Standard errors by which returns have to be higher to replace those of the weights in use
 _N_ERRORS = 1.0
-#: Steps after which an episode is given up, because it may never end
-MAX_STEPS = 2000
+#: Steps of an episode after which validation is given up, because it may never end
+MAX_STEPS = 10_000
 
 
-@describable("noise_scale", "best", "returns", "steps", "n_started", "n_used", "n_validating", "n_all")
+@describable("noise_scale", "best", "returns", "n_started", "n_used", "n_validating", "n_all", "steps", "validates")
 class Validation:
     """
     Returns of deterministic episodes with candidate weights, compared with those of the weights in use (ours).
@@ -36,19 +36,23 @@ class Validation:
 
     def restart(self, n_envs: int) -> None:
         """
-        Begin with another candidate.
+        Begin again after a reset of all environments.
 
         :param n_envs: number of environments
         """
+        #: Steps of each environment's episode so far, and whether it validates
+        self.steps, self.validates = [0] * n_envs, [False] * n_envs
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with another candidate."""
         self.returns: list[float] = []
         self.n_started, self.n_used = 0, 0
-        #: Steps of each environment's validating episode so far; -1: its episode does not validate
-        self.steps = [-1] * n_envs
 
     @property
     def rows(self) -> np.ndarray:
         """Whether each environment's episode validates, shape ``(n_envs,)``"""
-        return np.array(self.steps) >= 0
+        return np.array(self.validates)
 
     def add(self, infos: Sequence[Mapping[str, Any]], dones: np.ndarray) -> bool:
         """
@@ -56,18 +60,19 @@ class Validation:
 
         :param infos: its infos; the wrapper ``Monitor`` writes an episode's return into its last one
         :param dones: whether each environment's episode ended, shape ``(n_envs,)``
-        :return: False if an episode ended without a return, or if one that validates does not end
+        :return: False if an episode ended without a return, or does not end
         """
-        rows = self.rows
-        self.n_all += len(rows)
-        self.n_validating += int(rows.sum())
-        self.n_used += int(rows.sum())
+        n_validating = sum(self.validates)
+        self.n_all += len(self.steps)
+        self.n_validating += n_validating
+        self.n_used += n_validating
         for env in np.flatnonzero(dones).tolist():
             if env >= len(infos) or "episode" not in infos[env]:
                 return False
-            if rows[env]:
+            if self.validates[env]:
                 self.returns.append(float(infos[env]["episode"]["r"]))
-        self.steps = [-1 if done or step < 0 else step + 1 for step, done in zip(self.steps, dones, strict=True)]
+            self.validates[env] = False
+        self.steps = [0 if done else step + 1 for step, done in zip(self.steps, dones, strict=True)]
         return max(self.steps) < MAX_STEPS
 
     def start(self, starts: np.ndarray, fraction: float) -> None:
@@ -78,10 +83,10 @@ class Validation:
         :param fraction: share of all transitions after which no further episode begins to validate
         """
         for env in np.flatnonzero(starts & ~self.rows).tolist():
-            is_full = self.rows.sum() >= max(len(self.steps) // 4, 1)
+            is_full = sum(self.validates) >= max(len(self.validates) // 4, 1)
             if is_full or self._has_enough or self.n_validating > fraction * self.n_all:
                 return
-            self.steps[env] = 0
+            self.validates[env] = True
             self.n_started += 1
 
     @property
@@ -91,7 +96,7 @@ class Validation:
     @property
     def is_complete(self) -> bool:
         """Whether all episodes of the candidate have ended"""
-        return self._has_enough and not self.rows.any()
+        return self._has_enough and not any(self.validates)
 
     def accept(self) -> bool:
         """

@@ -18,9 +18,12 @@ _N_STEPS, _BATCH_SIZE = (5, 8), (6, 9)
 _NEAR_ONE = {"gamma": (1e-3, 5e-2), "gae_lambda": (1e-2, 2e-1), "td_lambda": (3e-2, 1.0)}
 _MIN_STD, _STD_RATIO = (0.03, 0.2), (1.0, 5.0)
 #: Arguments that are not drawn: a warm-up may be longer than a trial, averaging does not affect training, the bound
-#: ``max_shift`` would restrict drawn learning rates, ``noise_scale`` would multiply other arguments that are drawn, and
-#: ``zero_noise_fraction`` has no range on a logarithmic scale, because it is 0 from scratch
-_LEFT_OUT = ("critic_warmup_transitions", "averaging_horizon", "max_shift", "noise_scale", "zero_noise_fraction")
+#: ``max_shift`` would restrict drawn learning rates, ``noise_scale`` would multiply other arguments that are drawn, and the
+#: last ones have no range on a logarithmic scale, because they are 0 from scratch
+_LEFT_OUT = (
+    *("critic_warmup_transitions", "averaging_horizon", "max_shift", "noise_scale"),
+    *("zero_noise_fraction", "deterministic_coef", "validation_fraction"),
+)
 
 
 class ArgumentSampler:

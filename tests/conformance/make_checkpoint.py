@@ -29,6 +29,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         max_std=HoldCosineSchedule(0.4, 0.2),
         bc_coef=0.1,
         deterministic_coef=0.1,
+        validation_fraction=0.2,
     ),
     "RLDT": dict(
         learning_rate=CosineSchedule(1e-3, 1e-4, warmup_fraction=0.1),

@@ -33,6 +33,7 @@ OTHER_VALUES: dict[str, Any] = dict(
     bc_coef=0.1,
     deterministic_coef=0.2,
     averaging_horizon=500.0,
+    validation_fraction=0.2,
     zero_noise_fraction=0.3,
     max_shift=0.7,
     log_prob_clip=1.5,

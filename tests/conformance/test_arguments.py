@@ -66,6 +66,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     (dict(ent_coef=-0.01), "ent_coef must be a number of at least 0, got -0.01"),
     (dict(vf_coef=-0.5), "vf_coef must be a number of at least 0, got -0.5"),
     (dict(bc_coef=-1.0), "bc_coef must be a number of at least 0, got -1.0"),
+    (dict(validation_fraction=0.6), "validation_fraction must be a number in [0, 0.5], got 0.6"),
     (dict(deterministic_coef=-1.0), "deterministic_coef must be a number of at least 0, got -1.0"),
     (
         dict(averaging_horizon=-1),

@@ -58,6 +58,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = dict(
     normalize_reward=st.booleans(),
     bc_coef=st.sampled_from([0.0, 0.1]),
     deterministic_coef=st.sampled_from([0.0, 0.1]),
+    validation_fraction=st.sampled_from([0.0, 0.3]),
     averaging_horizon=st.none() | st.floats(0, 1e4),
     log_prob_clip=st.none() | st.floats(0.1, 5),
     n_mc_samples=st.integers(1, 4),
