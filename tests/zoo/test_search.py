@@ -62,6 +62,8 @@ def test_ranges_hold_the_defaults(algorithm: str) -> None:
                 "max_shift",
                 "noise_scale",
                 "zero_noise_fraction",
+                "deterministic_coef",
+                "validation_fraction",
             )
     assert sampler.rates["learning_rate"][0] < 3e-4 < sampler.rates["learning_rate"][1]
 
