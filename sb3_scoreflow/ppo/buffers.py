@@ -15,8 +15,8 @@ class WideActions(RolloutBuffer):
 
     Transitions can be left out, so that nothing is learned from them: minibatches are then smaller.
 
-    Memory in bytes: ``n_steps * n_envs * (observation bytes + 4 * (action_width + 6))``, where the six numbers are reward,
-    return, episode start, value, log-probability and advantage.
+    Memory in bytes: ``n_steps * n_envs * (observation bytes + 4 * (action_width + 6) + 1)``, where the six numbers are reward,
+    return, episode start, value, log-probability and advantage, and the byte says whether the transition is left out.
 
     :param buffer_size: steps per environment
     :param observation_space: observation space

@@ -38,7 +38,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
         noise_scale=1.0,
         deterministic_coef=0.1,
-        averaging_horizon=HalfLifeSchedule(40_000, 10_000, _HALF_LIFE),
+        averaging_horizon=HalfLifeSchedule(40_000, 10_000, _HALF_LIFE / 2),
         validation_fraction=0.1,
     ),
 }

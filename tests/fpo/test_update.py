@@ -262,7 +262,7 @@ def test_number_of_pairs_cannot_change_under_a_policy(tmp_path: Path) -> None:
 
 
 def test_memory_of_the_buffer() -> None:
-    """n_steps * n_envs * 4 * (observation + record + 6 numbers)"""
+    """n_steps * n_envs * (4 * (observation + record + 6 numbers) + 1)"""
     buffer = _model().rollout_buffer
     taken = sum(value.nbytes for value in vars(buffer).values() if isinstance(value, np.ndarray))
-    assert taken == SIZE * 4 * (4 + 8 * (2 + 2) + 2 * 2 + 6)
+    assert taken == SIZE * (4 * (4 + 8 * (2 + 2) + 2 * 2 + 6) + 1)

@@ -258,11 +258,12 @@ def test_episodes_that_never_end() -> None:
 
 
 def test_a_scale_is_that_of_bounds_rate_and_score(clone: ScoReFlowPPO) -> None:
-    """Training with a scale equals training with scaled bounds and learning rate, and its square as scale of the score."""
+    """Training with a scale equals training with scaled bounds and learning rate; its square scales score and loss."""
     by_hand = dict(
         min_std=0.05,
         max_std=HalfLifeSchedule(0.12, 0.05, 25_000),
         learning_rate=HalfLifeSchedule(1e-4, 1e-5, 25_000),
+        deterministic_coef=0.025,
         policy_kwargs=dict(net_arch=[32, 32], score_scale=0.25),
     )
     models = [cloned(clone, **arguments).learn(72) for arguments in (dict(noise_scale=0.5), by_hand)]
