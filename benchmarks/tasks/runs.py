@@ -25,6 +25,7 @@ from sb3_scoreflow.common.files import atomic_path
 
 VARIANTS = {
     "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, ITERATION),
+    "unvalidated": Variant("ScoReFlowPPO, no validation", ScoReFlowPPO, dict(validation_fraction=0.0, **ITERATION)),
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
     "rldt": Variant("RLDT", RLDT, {}),
