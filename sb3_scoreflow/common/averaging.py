@@ -39,9 +39,9 @@ class AveragedActor(nn.Module):
             self.averaged = self.copy_acting()
 
     def copy_acting(self) -> nn.ModuleDict:
-        """:return: a copy of the weights that deterministic actions come from"""
+        """:return: a copy of the weights that deterministic actions come from, in evaluation mode"""
         parts = {part: deepcopy(self.acting(part)) for part in self.averaged_parts if hasattr(self, part)}
-        return nn.ModuleDict(parts).requires_grad_(False)
+        return nn.ModuleDict(parts).requires_grad_(False).eval()
 
     def update_average(self, average: nn.ModuleDict, weight: float) -> None:
         """

@@ -13,7 +13,8 @@ class WideActions(RolloutBuffer):
     Mixin for a rollout buffer whose actions are records of shape ``(n_steps, n_envs, action_width)``, such as flattened
     denoising chains. The action itself is the last part of its record.
 
-    Transitions can be left out, so that nothing is learned from them: minibatches are then smaller.
+    Transitions can be left out, so that nothing is learned from them. The minibatches are then drawn here, with the base
+    class's ``_get_samples``, but not with its ``get``.
 
     Memory in bytes: ``n_steps * n_envs * (observation bytes + 4 * (action_width + 6) + 1)``, where the six numbers are reward,
     return, episode start, value, log-probability and advantage, and the byte says whether the transition is left out.
@@ -58,12 +59,18 @@ class WideActions(RolloutBuffer):
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         """
         :param batch_size: largest number of transitions in a minibatch; None: all in one
-        :return: minibatches in random order, without transitions that were left out
+        :return: minibatches in random order; if transitions are left out, the others are shared out evenly
         """
-        return (batch for batch in super().get(batch_size) if len(batch.advantages))
-
-    def _get_samples(self, batch_inds: np.ndarray, *args: Any, **kwargs: Any) -> Any:
-        return super()._get_samples(batch_inds[self.learned[batch_inds]], *args, **kwargs)
+        if self.learned.all():
+            yield from super().get(batch_size)
+            return
+        if not self.generator_ready:
+            next(super().get(1))  # flattens the arrays
+        # Of the generator that Stable-Baselines3's buffers use
+        rows = np.random.permutation(np.flatnonzero(self.learned))  # noqa: NPY002
+        n_batches = 1 if batch_size is None else -(-len(rows) // batch_size)
+        for batch in np.array_split(rows, n_batches):
+            yield self._get_samples(batch)
 
 
 class WideRolloutBuffer(WideActions, RolloutBuffer):

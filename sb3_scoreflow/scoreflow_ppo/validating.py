@@ -1,7 +1,8 @@
 """Validation of the averaged weights that deterministic actions of a fine-tuned clone come from."""
 
+import math
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -19,6 +20,11 @@ from sb3_scoreflow.scoreflow_ppo.validation import Validation
 
 #: Entries of infos that describe a whole episode
 _OF_EPISODES = ("episode", "is_success")
+#: Change of the logarithm of ``noise_scale``, and with it of the score, after which the weights in use are measured again
+_OTHER_NOISE = math.log(1.25)
+
+
+SelfValidatingPPO = TypeVar("SelfValidatingPPO", bound="ValidatingPPO")
 
 
 class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
@@ -36,6 +42,12 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         super().__init__(*args, **kwargs)
         #: Whether the environments do not show returns of episodes
         self._cannot_validate = False
+        #: Whether a rollout into the model's own buffer is being collected
+        self._is_collecting = False
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._cannot_validate = self._is_collecting = False  # of a saved model
 
     @property
     def _validates(self) -> bool:
@@ -44,17 +56,22 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
-        As in :class:`ActorKeepingAlgorithm`.
+        Set the environment, as in Stable-Baselines3. The weights in use are measured again, because their returns belong to
+        another environment; the average goes on.
 
         :param env: the environment
         :param force_reset: whether the next ``learn`` resets the environment
         """
+        kept = self.__dict__.get("kept_actors")
         super().set_env(env, force_reset)
+        if kept is not None:
+            self.kept_actors = kept
         self._cannot_validate = False
 
     def _forget_actors(self) -> None:
         super()._forget_actors()
-        self.policy.validation = None
+        if "policy" in self.__dict__:
+            self.policy.validation = None
 
     # ------------------------------------------------------------------ averages
 
@@ -64,7 +81,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         super()._begin_averaging()
 
     def _running_average(self) -> nn.ModuleDict | None:
-        return self._kept("average") if self._window is not None else super()._running_average()
+        return self._kept("average") if hasattr(self, "kept_actors") else super()._running_average()
 
     def _kept(self, name: str) -> nn.ModuleDict:
         kept = self.kept_actors[name]
@@ -73,7 +90,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
 
     def _stop_validating(self) -> None:
         """Let deterministic actions come from the average that follows the weights."""
-        if self._window is not None:
+        if hasattr(self, "kept_actors"):
             self.policy.averaged = self._kept("average")
             self._forget_actors()
 
@@ -88,29 +105,30 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Collect a rollout, as in Stable-Baselines3, in which some episodes may be deterministic."""
-        if rollout_buffer is not self.rollout_buffer and self._window is not None:
-            self._window.restart(self.n_envs)  # a user's rollout continues the episodes
+        self._is_collecting = rollout_buffer is self.rollout_buffer
+        if not self._is_collecting and self._window is not None:
+            self._window.restart(env.num_envs)  # a user's rollout continues the episodes
         try:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         finally:
-            self.policy.validation = None
+            self._is_collecting, self.policy.validation = False, None
 
     def _prepare_rollout(self) -> None:
         super()._prepare_rollout()
         if not self._validates:
             self._stop_validating()
             return
-        if self._window is None or self._window.noise_scale != self.noise_scale:
-            if self._window is None:
-                self.policy.start_average()  # the weights in use, which are measured first
-                self._keep_actors()
+        if not hasattr(self, "kept_actors"):
+            self.policy.start_average()  # the weights in use, which are measured first
+            self._keep_actors()
+        if self._window is None:
             self._window = Validation(self.n_envs, self.noise_scale)
         assert self._last_episode_starts is not None
         self._start_validating(self._last_episode_starts)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         window = self._window
-        if window is None or dones is None or self.rollout_buffer.full:  # full: a user's rollout
+        if window is None or dones is None or not self._is_collecting:
             super()._update_info_buffer(infos, dones)
             return
         rows = window.rows
@@ -147,6 +165,8 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         """Let episodes that are about to begin validate an average, unless the noise has not been found yet."""
         window = self._window
         assert window is not None
+        if abs(math.log(self.noise_scale / window.noise_scale)) > _OTHER_NOISE:
+            self._window = window = Validation(self.n_envs, self.noise_scale)
         finds_noise = self._first_episodes is not None or self._noise_trial is not None
         if not finds_noise and (window.n_started or self._has_candidate(window)):
             is_new = window.n_started == 0
@@ -165,10 +185,23 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
 
     def train(self) -> None:
         """Update policy and critic from the rollout buffer, but not from episodes that validate."""
-        if self.rollout_buffer.learned.any():
+        n_learned, size = self.rollout_buffer.learned.sum(), self.rollout_buffer.rewards.size
+        if n_learned >= min(size, self.batch_size) / 4:
             super().train()
-        else:
+        else:  # few environments, and almost all of their steps validate
             self._check_rollout()
+
+    def learn(self: SelfValidatingPPO, *args: Any, **kwargs: Any) -> SelfValidatingPPO:
+        """Train the model, as in :class:`~sb3_scoreflow.common.algorithm.FlowAlgorithm`."""
+        super().learn(*args, **kwargs)
+        window = self._window
+        if window is not None and window.n_judged < 2 and (not window.best or self._has_candidate(window)):
+            warn(
+                f"Deterministic actions are still those of the clone: after {window.n_all} transitions, no average has been "
+                f"validated. Train longer, pass a larger validation_fraction than {self.validation_fraction:g} or shorter "
+                "episodes, or validation_fraction=0 to use averages at once."
+            )
+        return self
 
 
 def _without_episode(info: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,17 @@ from sb3_scoreflow.common.plain import describable
 #: Episodes that validate weights: the smallest number, and the largest. Between these, short episodes are repeated until they
 #: have this number of transitions
 _MIN_EPISODES, _MAX_EPISODES, _TRANSITIONS = 5, 20, 500
-#: Standard errors by which returns have to be higher to replace those of the weights in use
-_N_ERRORS = 1.0
+#: Standard errors by which returns have to be higher to replace those of the weights in use, and by which they may be lower to
+#: be added to them
+_HIGHER, _LOWER = 2.0, 1.0
 #: Steps of an episode after which validation is given up, because it may never end
 MAX_STEPS = 10_000
 
 
-@describable("noise_scale", "best", "returns", "n_started", "n_used", "n_validating", "n_all", "steps", "validates")
+@describable(
+    *("noise_scale", "first", "best", "returns", "n_started", "n_used", "n_validating", "n_all", "n_judged"),
+    *("steps", "validates", "of_env"),
+)
 class Validation:
     """
     Returns of deterministic episodes with candidate weights, compared with those of the weights in use (ours).
@@ -28,21 +32,25 @@ class Validation:
 
     def __init__(self, n_envs: int, noise_scale: float) -> None:
         self.noise_scale = noise_scale
-        #: Returns of the weights in use; empty if they have not been measured
+        #: Returns of the first weights, and of the weights in use; empty if they have not been measured
+        self.first: list[float] = []
         self.best: list[float] = []
         #: Transitions of all episodes, and of those that validate
         self.n_all, self.n_validating = 0, 0
+        #: Number of candidates that have been judged, with the first weights
+        self.n_judged = 0
+        self.begin()
         self.restart(n_envs)
 
     def restart(self, n_envs: int) -> None:
         """
-        Begin again after a reset of all environments.
+        Drop running episodes after a reset of all environments.
 
         :param n_envs: number of environments
         """
-        #: Steps of each environment's episode so far, and whether it validates
-        self.steps, self.validates = [0] * n_envs, [False] * n_envs
-        self.begin()
+        #: Steps of each environment's episode so far, whether it validates, and the number of episodes that did
+        self.steps, self.validates, self.of_env = [0] * n_envs, [False] * n_envs, [0] * n_envs
+        self.n_started = len(self.returns)
 
     def begin(self) -> None:
         """Begin with another candidate."""
@@ -77,16 +85,18 @@ class Validation:
 
     def start(self, starts: np.ndarray, fraction: float) -> None:
         """
-        Let episodes validate that are about to begin: not more than a quarter of the environments at once.
+        Let episodes validate that are about to begin: not more than a quarter of the environments at once, but one at least.
+        The environments take turns.
 
         :param starts: whether each environment begins an episode, shape ``(n_envs,)``
         :param fraction: share of all transitions after which no further episode begins to validate
         """
-        for env in np.flatnonzero(starts & ~self.rows).tolist():
+        for env in sorted(np.flatnonzero(starts & ~self.rows).tolist(), key=lambda env: self.of_env[env]):
             is_full = sum(self.validates) >= max(len(self.validates) // 4, 1)
             if is_full or self._has_enough or self.n_validating > fraction * self.n_all:
                 return
             self.validates[env] = True
+            self.of_env[env] += 1
             self.n_started += 1
 
     @property
@@ -100,12 +110,21 @@ class Validation:
 
     def accept(self) -> bool:
         """
-        :return: whether the candidate earns at least as much as the weights in use; its returns then replace those of these
-            weights if they are higher, and are added to them if not. A small loss is not forgiven, even if it may be chance:
-            the spread of the returns is widest just before a policy fails, and the next candidate follows soon
+        Judge the candidate.
+
+        Returns that are about the same are added to those of the weights in use, even if they are a little lower: if only
+        lucky ones counted, later candidates would seem worse by chance alone.
+
+        :return: whether it earns at least as much as the weights in use and as the first weights. A small loss is not
+            forgiven, even if it may be chance: the spread of the returns is widest just before a policy fails, and the next
+            candidate follows soon
         """
-        gain = difference(self.returns, self.best) if self.best else 0.0
-        if gain < 0:
-            return False
-        self.best = pooled(self.best, self.returns, is_better=gain > _N_ERRORS)
-        return True
+        self.n_judged += 1
+        if not self.best:
+            self.first = self.best = self.returns
+            return True
+        gain = difference(self.returns, self.best)
+        accepted = gain >= 0 and difference(self.returns, self.first) >= 0
+        if gain >= -_LOWER:
+            self.best = pooled(self.best, self.returns, is_better=gain > _HIGHER)
+        return accepted

@@ -14,7 +14,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from torch import nn
 
 from sb3_scoreflow import Demonstrations, ScoReFlowPPO, learn_resumable, pretrain_bc
 from sb3_scoreflow.scoreflow_ppo import validation
@@ -205,16 +207,25 @@ def test_nothing_is_learned_from_them() -> None:
     assert all(th.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_minibatches_have_every_other_transition_once() -> None:
-    model = make()
-    model.learn(SIZE)
+@pytest.mark.parametrize("env", [Slope, SlopeOfParts])
+@pytest.mark.parametrize("trained", [True, False])
+def test_minibatches_have_every_other_transition_once(env: type[Slope], trained: bool) -> None:
+    """In minibatches of equal size"""
+    model = make(monitored(env))
+    if trained:
+        model.learn(SIZE)
+    else:
+        _, callback = model._setup_learn(SIZE)
+        assert model.env is not None
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, 12)
     buffer = model.rollout_buffer
-    left_out = buffer._left_out
-    assert 0 < left_out.sum() <= left_out.size / 2
-    expected = buffer.advantages.flatten()[buffer.learned]
-    found = np.concatenate([batch.advantages.numpy() for batch in buffer.get(24)])
-    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
-    assert len(found) == (~left_out).sum()
+    n_learned = (~buffer._left_out).sum()
+    assert SIZE / 2 <= n_learned < SIZE
+    expected = buffer.advantages.T.flatten() if not trained else buffer.advantages.flatten()
+    batches = [batch.advantages.numpy() for batch in buffer.get(24)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.sort(expected[buffer.learned]))
+    assert max(map(len, batches)) <= min(24, min(map(len, batches)) + 1)
+    assert [len(batch.advantages) for batch in buffer.get()] == [n_learned]
 
 
 def test_statistics_are_about_the_stochastic_policy() -> None:
@@ -227,6 +238,67 @@ def test_statistics_are_about_the_stochastic_policy() -> None:
     n_validating = window.n_validating // N_STEPS
     assert len(model.ep_info_buffer) == len(model.ep_success_buffer) == n_all - n_validating  # type: ignore[arg-type]
     assert np.ptp(window.best) < 0.5 * np.std([info["r"] for info in model.ep_info_buffer])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, nn.Dropout])
+def test_candidates_act_in_evaluation_mode(layer: type[nn.Module]) -> None:
+    """Executed actions equal those of the policy whose weights have not changed, and running statistics stay as they are."""
+
+    class Extractor(FlattenExtractor):
+        def __init__(self, space: spaces.Space) -> None:
+            super().__init__(space)
+            self.flatten = nn.Sequential(nn.Flatten(), layer(1))
+
+    envs = monitored()
+    kwargs = dict(net_arch=[16], features_extractor_class=Extractor, observation_normalization="off")
+    model = ScoReFlowPPO(
+        "FlowPolicy", envs, n_steps=12, batch_size=24, validation_fraction=0.5, device="cpu", policy_kwargs=kwargs
+    )
+    demonstrations = Demonstrations(OBS, np.repeat(OBS, 2, 1), np.zeros(50), np.zeros(50, bool), np.arange(50) % 10 == 9)
+    pretrain_bc(model, demonstrations, n_batches=100, critic_batches=0, seed=0)
+    clone = deepcopy(model.policy)
+    model.learn(2 * SIZE)
+    episodes = [episode for env in envs.unwrapped.envs for episode in env.unwrapped.episodes]  # type: ignore[attr-defined]
+    expected = [clone.predict(obs, deterministic=True)[0] for obs, _ in episodes]
+    n_found = sum(np.allclose(mine, acts, atol=1e-5) for mine, (_, acts) in zip(expected, episodes, strict=True))
+    assert model._window is not None and n_found >= 2 * len(model._window.validates) // 4
+    for name, tensor in clone.features_extractor.state_dict().items():
+        assert th.equal(model.kept_actors["candidate"]["features_extractor"].state_dict()[name], tensor)  # type: ignore[index, union-attr]
+
+
+def test_environments_take_turns() -> None:
+    model = make(validation_fraction=0.3)
+    model.learn(40 * SIZE, callback=Shifts([0.02] * 40))
+    assert model._window is not None
+    assert max(model._window.of_env) <= min(model._window.of_env) + 2 and min(model._window.of_env) > 2
+
+
+def test_short_calls_go_on_with_a_candidate() -> None:
+    """Every call resets the environments, which ends running episodes, but not those before."""
+    model, n_judged = make(validation_fraction=0.2), 0
+    with pytest.warns(UserWarning, match="still those of the clone"):
+        for _ in range(20):
+            model.learn(3 * SIZE, callback=Shifts([0.1]))
+            assert model._window is not None and model._window.n_started >= len(model._window.returns)
+            n_judged = model._window.n_judged
+    assert n_judged >= 2 and reward_of(model) > 0.1
+
+
+def test_remedies_for_short_training() -> None:
+    """A warning says that no average was validated; with each remedy, there is none, and deterministic actions have changed."""
+    shifts = [0.1] * 8
+    with pytest.warns(UserWarning, match="still those of the clone.*validation_fraction"):
+        model = make(validation_fraction=0.1).learn(8 * SIZE, callback=Shifts(shifts))
+    clone = reward_of(make())
+    assert reward_of(model) == clone
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        longer = make(validation_fraction=0.1).learn(40 * SIZE, callback=Shifts(shifts))
+        larger = make(validation_fraction=0.5).learn(8 * SIZE, callback=Shifts(shifts))
+        shorter = make(monitored(n_steps=2), validation_fraction=0.1).learn(8 * SIZE, callback=Shifts(shifts))
+        none = make(validation_fraction=0).learn(8 * SIZE, callback=Shifts(shifts))
+        make(critic_warmup_iterations=9).learn(8 * SIZE)  # there is nothing to validate
+    assert min(map(reward_of, (longer, larger, shorter, none))) > clone + 0.05
 
 
 def test_share_of_the_transitions() -> None:
@@ -278,7 +350,7 @@ def test_a_callback_turns_it_off(name: str) -> None:
     assert model.learn(SIZE, reset_num_timesteps=False).rollout_buffer.learned.all()
 
 
-def test_remedies_for_environments_without_returns() -> None:
+def test_remedies_for_environments_without_returns(tmp_path: Path) -> None:
     model = make(DummyVecEnv([Slope] * N_ENVS))
     with pytest.warns(UserWarning, match="validation_fraction has no effect") as caught:
         model.learn(12 * SIZE, callback=Shifts([-0.3] * 10))
@@ -288,9 +360,13 @@ def test_remedies_for_environments_without_returns() -> None:
         warnings.simplefilter("error")
         make(VecMonitor(DummyVecEnv([Slope] * N_ENVS))).learn(4 * SIZE)
         make(DummyVecEnv([Slope] * N_ENVS), validation_fraction=0).learn(4 * SIZE)
-        model.set_env(VecMonitor(DummyVecEnv([Slope] * N_ENVS)))
+        path = tmp_path / "model"
+        model.save(path)
+        monitored_envs = VecMonitor(DummyVecEnv([Slope] * N_ENVS))
+        loaded = ScoReFlowPPO.load(path, monitored_envs, device="cpu").learn(6 * SIZE)
+        model.set_env(monitored_envs)
         model.learn(6 * SIZE)
-    assert model._window is not None and model._window.best
+    assert model._window is not None and model._window.best and loaded._window is not None and loaded._window.best
 
 
 def test_remedy_for_episodes_that_do_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,11 +394,20 @@ def test_other_noise_or_another_environment_is_measured_anew() -> None:
     model = make()
     model.learn(8 * SIZE)
     assert model._window is not None and model._window.best
+    best = model._window.best
+    model.noise_scale = 0.19
+    model._prepare_rollout()
+    assert model._window.best is best, "almost the same"
     model.noise_scale = 0.1
     model._prepare_rollout()
-    assert model._window.best == [] and hasattr(model, "kept_actors")
+    assert model._window.best == []
+    model.learn(8 * SIZE, callback=Shifts([-0.1] * 8))
+    average = model.kept_actors["average"]["velocity_field"]  # type: ignore[index]
     model.set_env(monitored())
-    assert model._window is None and not hasattr(model, "kept_actors")
+    model.learn(1)
+    assert model.kept_actors["average"]["velocity_field"] is average, "the average goes on"  # type: ignore[index]
+    assert not th.equal(*(list(part.parameters())[-1] for part in (average, model.policy.acting("velocity_field"))))
+    assert model._window is not None and model._window.best == []
 
 
 def test_a_users_rollout_is_not_validation() -> None:
@@ -334,6 +419,26 @@ def test_a_users_rollout_is_not_validation() -> None:
     _, callback = model._setup_learn(SIZE, None, reset_num_timesteps=False)
     assert model.env is not None and model.collect_rollouts(model.env, callback, buffer, 12)
     assert not model._window.rows.any() and model.policy.validation is None
+
+
+def test_a_users_rollout_after_an_interrupted_one() -> None:
+    class Stops(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < 5 * N_ENVS
+
+    model, seen = make(), list[int]()
+
+    class Looks(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(int(self.model.policy.validation is not None))
+            return True
+
+    model.learn(SIZE, callback=Stops())
+    assert model._window is not None and model._window.rows.any() and not model.rollout_buffer.full
+    _, callback = model._setup_learn(SIZE, Looks(), reset_num_timesteps=False)
+    before = model.rollout_buffer._left_out.copy()
+    assert model.env is not None and model.collect_rollouts(model.env, callback, deepcopy(model.rollout_buffer), 7)
+    assert seen == [0] * 7 and not model._window.rows.any() and (model.rollout_buffer._left_out == before).all()
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -420,6 +525,7 @@ def test_decisions() -> None:
     assert complete(window, [1.0, 2.0, 3.0, 2.0, 2.0]), "the weights in use"
     assert not complete(window, [1.9] * 5) and window.best == [1.0, 2.0, 3.0, 2.0, 2.0]
     assert complete(window, [2.0] * 5) and len(window.best) == 10, "as good: both measure it"
+    assert not complete(window, [1.8, 1.9, 2.0, 2.0, 2.0]) and len(window.best) == 15, "a little worse: they measure it, too"
     assert complete(window, [9.0] * 5) and window.best == [9.0] * 5, "better"
     assert complete(window, [9.0 * (1 + 1e-9)] * 5) and complete(window, [9.0 * (1 - 1e-9)] * 5), "rounding"
     for _ in range(20):
@@ -427,6 +533,24 @@ def test_decisions() -> None:
     assert len(window.best) == 50
     negative = Validation(8, 1.0)
     assert complete(negative, [-5.0] * 5) and not complete(negative, [-6.0] * 5) and complete(negative, [-4.0] * 5)
+    assert not complete(negative, [np.nan] * 5) and negative.best == [-4.0] * 5
+
+
+def test_chance_does_not_stop_equal_candidates_for_ever() -> None:
+    """Simulated returns: candidates as good as the clone, some of whose windows are lucky; slowly better; and slowly worse"""
+
+    def accepted(gain: float) -> list[int]:
+        rng, found = np.random.default_rng(0), []
+        for _ in range(100):
+            window = Validation(8, 1.0)
+            assert complete(window, rng.normal(0, 1, 5).tolist())
+            found += [n for n in range(1, 61) if complete(window, rng.normal(gain * n, 1, 5).tolist())]
+        return found
+
+    equal, better, worse = accepted(0.0), accepted(0.1), accepted(-0.05)
+    assert sum(n > 20 for n in equal) > 0.15 * 100 * 40
+    assert sum(n > 20 for n in better) > 0.5 * 100 * 40
+    assert sum(n > 20 for n in worse) < 0.01 * 100 * 40
 
 
 @pytest.mark.parametrize(
