@@ -168,7 +168,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         if abs(math.log(self.noise_scale / window.noise_scale)) > _OTHER_NOISE:
             self._window = window = Validation(self.n_envs, self.noise_scale)
         finds_noise = self._first_episodes is not None or self._noise_trial is not None
-        if not finds_noise and (window.n_started or self._has_candidate(window)):
+        if not finds_noise and (window.n_started or not window.best or self._has_new_average()):
             is_new = window.n_started == 0
             window.start(starts, self.validation_fraction)
             if is_new and window.n_started:
@@ -176,10 +176,10 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         rows = window.rows
         self.policy.validation = (self._kept("candidate"), th.as_tensor(rows, device=self.device)) if rows.any() else None
 
-    def _has_candidate(self, window: Validation) -> bool:
-        """:return: whether there are weights to validate"""
+    def _has_new_average(self) -> bool:
+        """:return: whether the average differs from the weights in use"""
         used = [parameter for part in self._kept("average") for parameter in self.policy.acting(part).parameters()]
-        return not window.best or not all(map(th.equal, self._kept("average").parameters(), used))
+        return not all(map(th.equal, self._kept("average").parameters(), used))
 
     # ------------------------------------------------------------------ update
 
@@ -195,7 +195,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         """Train the model, as in :class:`~sb3_scoreflow.common.algorithm.FlowAlgorithm`."""
         super().learn(*args, **kwargs)
         window = self._window
-        if window is not None and window.n_judged < 2 and (not window.best or self._has_candidate(window)):
+        if window is not None and window.n_judged < 2 and self._has_new_average():
             warn(
                 f"Deterministic actions are still those of the clone: after {window.n_all} transitions, no average has been "
                 f"validated. Train longer, pass a larger validation_fraction than {self.validation_fraction:g} or shorter "

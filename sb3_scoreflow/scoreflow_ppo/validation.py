@@ -120,6 +120,8 @@ class Validation:
             candidate follows soon
         """
         self.n_judged += 1
+        if not np.isfinite(self.returns).all():
+            return False
         if not self.best:
             self.first = self.best = self.returns
             return True
