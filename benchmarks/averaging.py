@@ -7,8 +7,8 @@ Measure how far the average reaches back from which the deterministic actions of
 
 The average does not change what is learned, so one run measures all horizons: after every update, weights are averaged over
 each of them, and every 20,000 environment steps (``--eval-every``), the deterministic policy of each average runs 20 episodes
-with the same starts. Tasks, clones and algorithms are those of ``benchmarks.tasks``, but without ``rollback``, which would
-give the averaged weights back to the actor.
+with the same starts. Tasks, clones and algorithms are those of ``benchmarks.tasks``, but without validation, which takes a
+share of the data, and without ``rollback``, which would give the averaged weights back to the actor.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from sb3_scoreflow import HalfLifeSchedule
 from sb3_scoreflow.common.schedules import Progress, as_schedule
 
 VARIANTS = {
-    "scoreflow_ppo": OF_TASKS["scoreflow_ppo"],
+    "scoreflow_ppo": OF_TASKS["unvalidated"]._replace(label="ScoReFlowPPO"),
     **{
         name: OF_TASKS[name]._replace(settings={**OF_TASKS[name].settings, "rollback": False, "averaging_horizon": 20_000.0})
         for name in ("rldt", "fpo")
