@@ -151,7 +151,7 @@ def nbytes(value: Any) -> int:
     ("kind", "n_envs", "denoising_steps"), [(kind, *((1, 4), (3, 2))[i % 2]) for i, kind in enumerate(OBSERVATIONS)]
 )
 def test_buffer_takes_the_documented_memory(likelihoods: Algorithm, kind: str, n_envs: int, denoising_steps: int) -> None:
-    """n_steps * n_envs * (observation bytes + 4 * ((K + 1) * action_dim + 6))"""
+    """n_steps * n_envs * (observation bytes + 4 * ((K + 1) * action_dim + 6) + 1)"""
     model = likelihoods.make(
         "FlowPolicy", make_toy(kind, n_envs), kind, n_steps=20, batch_size=10, denoising_steps=denoising_steps
     )
@@ -163,7 +163,7 @@ def test_buffer_takes_the_documented_memory(likelihoods: Algorithm, kind: str, n
     arrays = {name: value for name, value in vars(buffer).items() if isinstance(value, (np.ndarray, dict))}
     arrays.pop("obs_shape", None)
     taken = sum(nbytes(value) for value in arrays.values())
-    assert taken == 20 * n_envs * (observation_bytes + 4 * ((denoising_steps + 1) * 2 + 6))
+    assert taken == 20 * n_envs * (observation_bytes + 4 * ((denoising_steps + 1) * 2 + 6) + 1)
     model.learn(20 * n_envs)
     arrays = {name: getattr(buffer, name) for name in arrays}
     assert sum(nbytes(value) for value in arrays.values()) == taken
