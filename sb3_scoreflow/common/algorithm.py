@@ -266,7 +266,7 @@ class FlowAlgorithm(KnownEnvironment):
             warn_of_threads(th.get_num_threads(), usable_cores())
         try:
             with kept_memory():
-                return super().learn(
+                super().learn(
                     total_timesteps=total_timesteps,
                     callback=callback,
                     log_interval=log_interval,  # type: ignore[arg-type]
@@ -276,6 +276,11 @@ class FlowAlgorithm(KnownEnvironment):
                 )
         finally:
             self._close_event_files()
+        self._end_learning()
+        return self
+
+    def _end_learning(self) -> None:
+        """Called after training."""
 
     def _close_event_files(self) -> None:
         """

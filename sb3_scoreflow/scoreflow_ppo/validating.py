@@ -2,7 +2,7 @@
 
 import math
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -24,9 +24,6 @@ _OF_EPISODES = ("episode", "is_success")
 _OTHER_NOISE = math.log(1.25)
 
 
-SelfValidatingPPO = TypeVar("SelfValidatingPPO", bound="ValidatingPPO")
-
-
 class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
     """
     The part of :class:`ScoReFlowPPO` that lets deterministic actions come from new averages only if these do not earn less
@@ -44,6 +41,8 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         self._cannot_validate = False
         #: Whether a rollout into the model's own buffer is being collected
         self._is_collecting = False
+        #: Whether there was a warning that deterministic actions are still those of the clone
+        self._has_warned = False
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -191,17 +190,16 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         else:  # few environments, and almost all of their steps validate
             self._check_rollout()
 
-    def learn(self: SelfValidatingPPO, *args: Any, **kwargs: Any) -> SelfValidatingPPO:
-        """Train the model, as in :class:`~sb3_scoreflow.common.algorithm.FlowAlgorithm`."""
-        super().learn(*args, **kwargs)
+    def _end_learning(self) -> None:
+        super()._end_learning()
         window = self._window
-        if window is not None and window.n_judged < 2 and self._has_new_average():
+        if window is not None and window.n_judged < 2 and not self._has_warned and self._has_new_average():
+            self._has_warned = True
             warn(
                 f"Deterministic actions are still those of the clone: after {window.n_all} transitions, no average has been "
                 f"validated. Train longer, pass a larger validation_fraction than {self.validation_fraction:g} or shorter "
                 "episodes, or validation_fraction=0 to use averages at once."
             )
-        return self
 
 
 def _without_episode(info: dict[str, Any]) -> dict[str, Any]:
