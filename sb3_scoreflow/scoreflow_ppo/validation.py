@@ -89,11 +89,11 @@ class Validation:
         The environments take turns.
 
         :param starts: whether each environment begins an episode, shape ``(n_envs,)``
-        :param fraction: share of all transitions after which no further episode begins to validate
+        :param fraction: share of all transitions at which no further episode begins to validate: none of the first does
         """
         for env in sorted(np.flatnonzero(starts & ~self.rows).tolist(), key=lambda env: self.of_env[env]):
             is_full = sum(self.validates) >= max(len(self.validates) // 4, 1)
-            if is_full or self._has_enough or self.n_validating > fraction * self.n_all:
+            if is_full or self._has_enough or self.n_validating >= fraction * self.n_all:
                 return
             self.validates[env] = True
             self.of_env[env] += 1

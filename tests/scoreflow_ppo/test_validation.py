@@ -257,11 +257,11 @@ def test_candidates_act_in_evaluation_mode(layer: type[nn.Module]) -> None:
     demonstrations = Demonstrations(OBS, np.repeat(OBS, 2, 1), np.zeros(50), np.zeros(50, bool), np.arange(50) % 10 == 9)
     pretrain_bc(model, demonstrations, n_batches=100, critic_batches=0, seed=0)
     clone = deepcopy(model.policy)
-    model.learn(2 * SIZE)
+    model.learn(3 * SIZE)
     episodes = [episode for env in envs.unwrapped.envs for episode in env.unwrapped.episodes]  # type: ignore[attr-defined]
     expected = [clone.predict(obs, deterministic=True)[0] for obs, _ in episodes]
     n_found = sum(np.allclose(mine, acts, atol=1e-5) for mine, (_, acts) in zip(expected, episodes, strict=True))
-    assert model._window is not None and n_found >= 2 * len(model._window.validates) // 4
+    assert model._window is not None and n_found >= 2
     for name, tensor in clone.features_extractor.state_dict().items():
         assert th.equal(model.kept_actors["candidate"]["features_extractor"].state_dict()[name], tensor)  # type: ignore[index]
 
@@ -311,13 +311,15 @@ def test_share_of_the_transitions() -> None:
 
 
 def test_a_single_environment() -> None:
-    """A rollout may consist of validation alone, and then changes nothing."""
+    """Its second episode, of two rollouts, is the first to validate. These rollouts change nothing."""
     model = make(monitored(n_envs=1), n_steps=5, batch_size=5, learning_rate=1e-3, validation_fraction=0.5)
-    before = deepcopy(model.policy.velocity_field.state_dict())
     model.learn(10)
+    assert model.n_iterations == 2
+    before = deepcopy(model.policy.velocity_field.state_dict())
+    model.learn(10, reset_num_timesteps=False)
     after = model.policy.velocity_field.state_dict()
-    assert all(th.equal(before[name], after[name]) for name in before) and model.n_iterations == 0
-    model.learn(300)
+    assert all(th.equal(before[name], after[name]) for name in before) and model.n_iterations == 2
+    model.learn(300, reset_num_timesteps=False)
     assert model.n_iterations > 20 and model._window is not None and model._window.best
 
 
@@ -424,7 +426,7 @@ def test_a_users_rollout_is_not_validation() -> None:
 def test_a_users_rollout_after_an_interrupted_one() -> None:
     class Stops(BaseCallback):
         def _on_step(self) -> bool:
-            return self.num_timesteps < 5 * N_ENVS
+            return self.num_timesteps < (N_STEPS + 1) * N_ENVS
 
     model, seen = make(), list[int]()
 
@@ -561,6 +563,9 @@ def test_number_of_episodes(n_envs: int, length: int, n_episodes: int, monkeypat
     """Five at least; short episodes are repeated, up to twenty; all that begin at once count."""
     monkeypatch.setattr(validation, "_MAX_EPISODES", 20)
     window, every, step = Validation(n_envs, 1.0), np.ones(n_envs, bool), 0
+    window.start(every, 1.0)
+    assert not window.rows.any(), "none of the first episodes"
+    window.n_all = 1_000_000
     window.start(every, 1.0)
     assert window.rows.sum() == min(max(n_envs // 4, 1), 20)
     while not window.is_complete:
