@@ -340,7 +340,7 @@ def test_what_a_trial_says(clone: ScoReFlowPPO) -> None:
     model = cloned(clone)
     with pytest.warns(UserWarning) as caught:
         model.learn(TRIAL_STEPS + 36)
-    (message,) = [str(each.message) for each in caught if "episodes" in str(each.message)]
+    (message,) = [str(each.message) for each in caught if "training episodes" in str(each.message)]
     assert "The first 6 training episodes have a mean return of" in message and "the demonstrations have 10." in message
     assert "the next 21 episodes try less of it" in message and "Pass noise_scale to choose it yourself" in message
     chosen = cloned(clone, noise_scale=model.noise_scale)
