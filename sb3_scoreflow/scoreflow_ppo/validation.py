@@ -11,9 +11,10 @@ from sb3_scoreflow.common.plain import describable
 #: Episodes that validate weights: the smallest number, and the largest. Between these, short episodes are repeated until they
 #: have this number of transitions
 _MIN_EPISODES, _MAX_EPISODES, _TRANSITIONS = 5, 20, 500
-#: Standard errors by which returns have to be higher to replace those of the weights in use, and by which they may be lower to
-#: be added to them
-_HIGHER, _LOWER = 2.0, 1.0
+#: Standard errors by which returns may be lower, and by which they have to be higher to replace those of the weights in use
+_LOWER, _HIGHER = 1.0, 2.0
+#: Relative difference of means that is due to rounding
+_ROUNDING = 1e-6
 #: Steps of an episode after which validation is given up, because it may never end
 MAX_STEPS = 10_000
 
@@ -110,14 +111,9 @@ class Validation:
 
     def accept(self) -> bool:
         """
-        Judge the candidate.
+        Judge the candidate. Its returns are then added to those of the weights in use, or replace them if they are higher.
 
-        Returns that are about the same are added to those of the weights in use, even if they are a little lower: if only
-        lucky ones counted, later candidates would seem worse by chance alone.
-
-        :return: whether it earns at least as much as the weights in use and as the first weights. A small loss is not
-            forgiven, even if it may be chance: the spread of the returns is widest just before a policy fails, and the next
-            candidate follows soon
+        :return: whether it earns about as much as the weights in use and as the first weights, or more
         """
         self.n_judged += 1
         if not np.isfinite(self.returns).all():
@@ -125,8 +121,20 @@ class Validation:
         if not self.best:
             self.first = self.best = self.returns
             return True
-        gain = difference(self.returns, self.best)
-        accepted = gain >= 0 and difference(self.returns, self.first) >= 0
-        if gain >= -_LOWER:
-            self.best = pooled(self.best, self.returns, is_better=gain > _HIGHER)
-        return accepted
+        if _earns_less(self.returns, self.best) or _earns_less(self.returns, self.first):
+            return False
+        self.best = pooled(self.best, self.returns, is_better=difference(self.returns, self.best) > _HIGHER)
+        return True
+
+
+def _earns_less(returns: Sequence[float], known: Sequence[float]) -> bool:
+    """
+    :param returns: returns of a candidate
+    :param known: returns of other weights
+    :return: whether the mean is lower by more than a standard error. Its spread is that of the known returns if these differ:
+        a candidate's is widest just before a policy fails, and must not excuse its failures
+    """
+    std = float(np.std(known)) or float(np.std(returns))
+    error = std * (1 / len(returns) + 1 / len(known)) ** 0.5
+    loss = float(np.mean(known) - np.mean(returns))
+    return loss > _LOWER * error + _ROUNDING * abs(float(np.mean(known)))
