@@ -98,9 +98,9 @@ class ScoReFlowPPO(ValidatingPPO):
         actions come from, a number or schedule; 0: they come from the current weights. None: from 40,000 to
         10,000 for a clone, 0 from scratch
     :param validation_fraction: share of the transitions, in [0, 0.5], of deterministic training episodes that validate the
-        average: new weights produce deterministic actions only if they earned at least as much as those in use, in five or
-        more such episodes. Nothing is learned from them, and rollout statistics leave them out (ours). 0: the average is used
-        at once. None: 0.1 for a clone, 0 from scratch
+        average: new weights produce deterministic actions only if they earned about as much as those in use, or more, in five
+        or more such episodes. Nothing is learned from them, and rollout statistics leave them out (ours). 0: the average is
+        used at once. None: 0.1 for a clone, 0 from scratch
     :param log_prob_clip: bound of the absolute normalized log-probability (1 in the official code, where it stops gradients at
         small standard deviations); None: no bound
     :param policy_kwargs: further keyword arguments of :class:`ScoReFlowPolicy` (``net_arch``, ``activation_fn``,
