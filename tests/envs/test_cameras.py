@@ -75,7 +75,8 @@ def test_cloning_and_fine_tuning(
     before = [p.clone() for p in model.policy.features_extractor.parameters()]
     model.learn(8, log_interval=None)
     assert model.num_env_steps == 8 * CHUNK
-    assert len(model.ep_success_buffer) == 4 and set(model.ep_success_buffer) <= {0.0, 1.0}  # logged as rollout/success_rate
+    # Logged as rollout/success_rate; one of the four episodes of ScoReFlowPPO validates the clone
+    assert len(model.ep_success_buffer) == 4 - (cls is ScoReFlowPPO) and set(model.ep_success_buffer) <= {0.0, 1.0}
     after = list(model.policy.features_extractor.parameters())
     assert any(not th.equal(a, b) for a, b in zip(before, after, strict=True))
     images = model.rollout_buffer.observations["agentview_image"]
