@@ -218,3 +218,10 @@ def test_logs(tmp_path: Path) -> None:
     found = [row for row in rows if "validation/ep_rew_mean" in row]
     assert len(found) >= 2 and found[0]["validation/accepted"] == 1 and found[-1]["validation/accepted"] == 0
     assert found[-1]["validation/ep_rew_mean"] < found[0]["validation/ep_rew_mean"] - 1
+
+
+def test_an_environment_may_be_set_before_the_networks_exist() -> None:
+    model = ScoReFlowPPO("FlowPolicy", monitored(), n_steps=12, batch_size=24, device="cpu", _init_setup_model=False)
+    model.set_env(monitored())
+    model._setup_model()
+    assert model.learn(SIZE).num_timesteps == SIZE
