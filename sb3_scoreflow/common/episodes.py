@@ -9,7 +9,7 @@ import numpy as np
 #: Number of windows of episodes that measure the best weights
 _N_WINDOWS = 10
 #: Relative difference of means that is due to rounding
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 
 
 class EpisodeReturns:
@@ -55,7 +55,7 @@ def difference(returns: Sequence[float], best: Sequence[float]) -> float:
         one of both, because that of rare successes may be 0 by chance
     """
     mean, other = float(np.mean(returns)), float(np.mean(best))
-    gain = 0.0 if math.isclose(mean, other, rel_tol=_ROUNDING) else mean - other
+    gain = 0.0 if math.isclose(mean, other, rel_tol=ROUNDING) else mean - other
     std = max(float(np.std(returns)), float(np.std(best)))
     error = std * (1 / len(returns) + 1 / len(best)) ** 0.5
     return 0.0 if gain == 0 else gain / error if error > 0 else math.copysign(math.inf, gain)

@@ -95,8 +95,8 @@ class ScoReFlowPPO(ValidatingPPO):
         return
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
-        actions come from, a number or schedule; 0: they come from the current weights. None: from 40,000 to
-        10,000 for a clone, 0 from scratch
+        actions come from, a number or schedule; 0: they come from the current weights. None: from 40,000 to 10,000 for a
+        clone, 0 from scratch
     :param validation_fraction: share of the transitions, in [0, 0.5], of deterministic training episodes that validate the
         average: new weights produce deterministic actions only if they earned about as much as those in use, or more, in five
         or more such episodes. Nothing is learned from them, and rollout statistics leave them out (ours). 0: the average is

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.common.episodes import difference, pooled
+from sb3_scoreflow.common.episodes import ROUNDING, difference, pooled
 from sb3_scoreflow.common.plain import describable
 
 #: Episodes that validate weights: the smallest number, and the largest. Between these, short episodes are repeated until they
@@ -13,8 +13,6 @@ from sb3_scoreflow.common.plain import describable
 _MIN_EPISODES, _MAX_EPISODES, _TRANSITIONS = 5, 20, 500
 #: Standard errors by which returns may be lower, and by which they have to be higher to replace those of the weights in use
 _LOWER, _HIGHER = 1.0, 2.0
-#: Relative difference of means that is due to rounding
-_ROUNDING = 1e-6
 #: Steps of an episode after which validation is given up, because it may never end
 MAX_STEPS = 10_000
 
@@ -137,4 +135,4 @@ def _earns_less(returns: Sequence[float], known: Sequence[float]) -> bool:
     std = float(np.std(known)) or float(np.std(returns))
     error = std * (1 / len(returns) + 1 / len(known)) ** 0.5
     loss = float(np.mean(known) - np.mean(returns))
-    return loss > _LOWER * error + _ROUNDING * abs(float(np.mean(known)))
+    return loss > _LOWER * error + ROUNDING * abs(float(np.mean(known)))
