@@ -32,6 +32,12 @@ def origins(node: Any) -> list[dict[str, Any]]:
     return [found for found in dictionaries(node) if "command" in found]
 
 
+def module_of(command: str) -> str:
+    match = re.match(r"python -m benchmarks\.(\w+)", command)
+    assert match, command
+    return match[1]
+
+
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", *arguments], cwd=RESULTS, capture_output=True, text=True)
 
@@ -48,18 +54,20 @@ def test_result_names_command_repeats_commit_versions_and_hardware(path: Path) -
         assert origins(section)
         assert any({"seed", "seeds", "repeats"} & set(found) for found in dictionaries(section))
         for origin in origins(section):
-            assert re.match(r"python -m benchmarks\.\w+", origin["command"])
+            assert module_of(origin["command"])
             assert re.fullmatch(r"[0-9a-f]{40}\+?", origin["commit"])
             assert {"python", "torch", "stable-baselines3", "numpy"} <= set(origin["versions"])
             assert origin["platform"] and origin["cpu"] and origin["cpu_count"] > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_commit_exists(name: str) -> None:
+def test_commit_exists_and_contains_the_module_of_the_command(name: str) -> None:
     if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
         pytest.skip("without the whole history")
-    for commit in {origin["commit"].rstrip("+") for origin in origins(load(name))}:
+    for commit, module in {(origin["commit"].rstrip("+"), module_of(origin["command"])) for origin in origins(load(name))}:
         assert git("cat-file", "-e", commit + "^{commit}").returncode == 0, commit
+        found = [git("cat-file", "-e", f"{commit}:benchmarks/{module}{end}").returncode for end in (".py", "/__main__.py")]
+        assert 0 in found, (commit, module)
 
 
 def test_every_table_of_curves_has_its_summary_and_figure() -> None:
