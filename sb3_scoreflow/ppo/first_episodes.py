@@ -24,7 +24,7 @@ class FirstEpisodes(EpisodeReturns):
     Returns of a clone's first training episodes. If they are far below the demonstrations' return, the exploration noise
     destroys the clone, the clone is weak, or the environment pays differently.
 
-    :param demonstrated: mean return of the demonstrations; shares of it mean something only if it is positive
+    :param demonstrated: mean return of the demonstrations; there are no shares of 0
     :param n_envs: number of environments
     """
 
@@ -49,7 +49,7 @@ class FirstEpisodes(EpisodeReturns):
 
     def earn_less(self, share: float) -> bool:
         """
-        :param share: share of the demonstrations' return
+        :param share: share of the demonstrations' return, see :func:`share_of`
         :return: whether the mean return is below it, by more than two standard errors
         """
         return earn_less(self.returns, share, self.demonstrated)
@@ -63,7 +63,8 @@ class FirstEpisodes(EpisodeReturns):
 
     def warn(self, remedy: str) -> None:
         """
-        Warn if the mean return is less than half of the demonstrations'. Otherwise, fine-tuning would lose the clone silently.
+        Warn if the mean return is less than half of the demonstrations', or, of costs, more than twice as negative. Otherwise,
+        fine-tuning would lose the clone silently.
 
         :param remedy: what to do against too much noise, as a relative clause
         """
@@ -74,16 +75,25 @@ class FirstEpisodes(EpisodeReturns):
             )
 
 
+def share_of(value: float, share: float) -> float:
+    """
+    :param value: a return; if it is negative, minus a cost
+    :param share: share of it, in (0, 1]
+    :return: the return that is this share of it; of a cost, the return of which the cost is this share: half of 10 is 5, and
+        half of -10 is -20 (ours)
+    """
+    return share * value if value > 0 else value / share
+
+
 def earn_less(returns: Sequence[float], share: float, demonstrated: float) -> bool:
     """
     :param returns: returns of at least two episodes
-    :param share: share of the demonstrations' return
+    :param share: share of the demonstrations' return, see :func:`share_of`
     :param demonstrated: mean return of the demonstrations
-    :return: whether the mean return is below the share, by more than two standard errors; False if ``demonstrated`` is not
-        positive
+    :return: whether the mean return is below the share, by more than two standard errors; False if ``demonstrated`` is 0
     """
     mean, error = mean_and_error(returns)
-    return demonstrated > 0 and mean + 2 * error < share * demonstrated
+    return demonstrated != 0 and mean + 2 * error < share_of(demonstrated, share)
 
 
 def mean_and_error(returns: Sequence[float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy as np
 from sb3_scoreflow.common.episodes import EpisodeReturns
 from sb3_scoreflow.common.plain import describable
 from sb3_scoreflow.common.utils import warn
-from sb3_scoreflow.ppo.first_episodes import N_EPISODES, OTHERWISE, SHARE, FirstEpisodes, earn_less
+from sb3_scoreflow.ppo.first_episodes import N_EPISODES, OTHERWISE, SHARE, FirstEpisodes, earn_less, share_of
 
 #: Share of the return that the noise has to leave
 KEEP = 0.7
@@ -68,12 +68,15 @@ class NoiseTrial(EpisodeReturns):
     def result(self) -> tuple[float, dict[float, float]]:
         """
         :return: :func:`largest_scale`, with 1 among the scales, that keeps 70% of the return without noise; and the mean
-            return by scale, where scale 0 is the policy without noise. The scale is 1 if the trial was given up
+            return by scale, where scale 0 is the policy without noise. The scale is 1 if the trial was given up, or if the
+            demonstrations have a positive return and the policy without noise does not
         """
         if not self.is_complete:
             return 1.0, {}
         returns = {0.0: self._returns(NONE), 1.0: self.first.returns, **{scale: self._returns(scale) for scale in _CHOICES}}
-        return largest_scale(returns, KEEP), {scale: float(np.mean(of)) for scale, of in returns.items()}
+        means = {scale: float(np.mean(of)) for scale, of in returns.items()}
+        is_weak = self.first.demonstrated > 0 >= means[0.0]
+        return 1.0 if is_weak else largest_scale(returns, KEEP), means
 
     def warn(self, remedy: str) -> None:
         """
@@ -110,13 +113,10 @@ def largest_scale(returns: Mapping[float, Sequence[float]], keep: float, base: f
     lucky episodes of a large scale do not outweigh worse ones of a smaller scale.
 
     :param returns: returns by scale; scale 0 is no noise
-    :param keep: share of the return to keep, in (0, 1]
+    :param keep: share of the return to keep, in (0, 1], see :func:`~sb3_scoreflow.ppo.first_episodes.share_of`
     :param base: return from which shares are measured
-    :return: the largest scale that keeps the share of the fitted return without noise, or else the smallest positive scale; 1
-        if the return without noise is not above ``base``
+    :return: the largest scale that keeps the share of the fitted return without noise, or else the smallest positive scale
     """
-    if np.mean(returns[0.0]) <= base:
-        return 1.0
     scales = sorted(returns)
     counts, sums = np.cumsum([[len(returns[scale]), np.sum(returns[scale])] for scale in scales], axis=0).T
     counts, sums, n = np.append(0, counts), np.append(0, sums), len(scales)
@@ -125,7 +125,7 @@ def largest_scale(returns: Mapping[float, Sequence[float]], keep: float, base: f
         return (sums[last + 1] - sums[first]) / (counts[last + 1] - counts[first])
 
     fitted = [min(max(mean(i, j) for j in range(at, n)) for i in range(at + 1)) for at in range(n)]
-    least = base + keep * (fitted[0] - base)
+    least = base + share_of(fitted[0] - base, keep)
     return max((scale for scale, of in zip(scales[1:], fitted[1:], strict=True) if _reaches(of, least)), default=scales[1])
 
 

@@ -114,7 +114,8 @@ def test_every_environment_counts_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("demonstrated", "returns", "warns"), [(10, 2, True), (10, 6, False), (0, -5, False), (-10, -90, False)]
+    ("demonstrated", "returns", "warns"),
+    [(10, 2, True), (10, 6, False), (10, -5, True), (0, -5, False), (-10, -18, False), (-10, -22, True), (-10, 3, False)],
 )
 def test_when_it_warns(demonstrated: float, returns: float, warns: bool) -> None:
     check = FirstEpisodes(demonstrated, 5)

@@ -80,6 +80,22 @@ def test_a_precise_clone_gets_less_noise(clone: ScoReFlowPPO, n_envs: int, noise
     assert model.policy.log_std_bounds[0].exp().item() == pytest.approx(0.1 * model.noise_scale)
 
 
+def test_costs_of_a_precise_clone(clone: ScoReFlowPPO) -> None:
+    """A hit costs 0.1 and a miss 1.1: the expert pays 1 per episode, the clone with all its noise several times as much."""
+    model = make()
+    model.load_clone(clone.policy)
+    model.set_env(make_vec_env(Needle, 3, seed=0, env_kwargs=dict(width=0.25, fee=1.1)))
+    demonstrations = demonstrations_of_zero()
+    demonstrations.rewards[:] = -0.1
+    model.pretrain_critic(demonstrations, 20, seed=0)
+    with pytest.warns(UserWarning, match="but the demonstrations have -1. The noise may be too large"):
+        model.learn(600)
+    # The cost without noise is nearly 1, so that only misses in less than one of twenty steps keep 70%
+    costs = {scale: 11 - exploring_return(cloned(clone, noise_scale=scale), 0.25) for scale in (1e-5, 1.0, 0.5, 0.25, 0.125)}
+    assert costs[1.0] > 3 and costs[1e-5] < 1.2
+    assert model.noise_scale == max((s for s in (0.5, 0.25, 0.125) if costs[s] < costs[1e-5] / 0.7), default=0.125)
+
+
 def test_a_critic_that_was_fitted_separately(clone: ScoReFlowPPO) -> None:
     model = make()
     model.load_clone(clone.policy)
@@ -180,8 +196,8 @@ def test_noise_that_is_not_at_fault_stays(clone: ScoReFlowPPO) -> None:
     assert model.noise_scale == 1 and 0 < model.n_transitions < 100
 
 
-def first(returns: list[float]) -> FirstEpisodes:
-    found = FirstEpisodes(10.0, len(returns))
+def first(returns: list[float], demonstrated: float = 10.0) -> FirstEpisodes:
+    found = FirstEpisodes(demonstrated, len(returns))
     found.of_env = [[value] for value in returns]
     return found
 
@@ -215,11 +231,30 @@ def test_every_scale_gets_episodes_of_all_lengths(n_envs: int) -> None:
         ([9, 9, 9, 9, 9], 10, {0.5: 6, 0.25: 9, 0.125: 9}, 1.0),  # 8.4
         ([7, 7.5, 8, 7, 7.5], 10, {0.5: 9, 0.25: 9, 0.125: 9}, 1.0),
         ([0, 0, 0.1, 0, 0], 0, {0.5: 0, 0.25: 0, 0.125: 0}, 1.0),  # a clone that earns nothing
-        ([-10, -10, -10.1, -9.9, -10], -10, {0.5: -10, 0.25: -10, 0.125: -10}, 1.0),
+        ([-10, -10, -10.1, -9.9, -10], -9, {0.5: -9, 0.25: -9, 0.125: -9}, 1.0),
     ],
 )
 def test_choice(full: list[float], without: float, returns: dict[float, float], scale: float) -> None:
-    trial, wanted = NoiseTrial(first(full), [{"episode": {}}] * 20), {1e-5: without, **returns}
+    check_choice(10.0, full, without, returns, scale)
+
+
+@pytest.mark.parametrize(
+    ("full", "without", "returns", "scale"),
+    [
+        ([-99, -90, -95, -90, -91], -10, {0.5: -40, 0.25: -13, 0.125: -11}, 0.25),  # 10 is 77% of 13
+        ([-99, -90, -95, -90, -91], -10, {0.5: -40, 0.25: -15, 0.125: -11}, 0.125),  # 67% of 15
+        ([-99, -90, -95, -90, -91], -10, {0.5: -40, 0.25: -35, 0.125: -20}, 0.125),
+        ([-14, -15, -14, -13, -14], -10, {0.5: -10, 0.25: -10, 0.125: -10}, 1.0),  # 71% of 14
+        ([-99, -90, -95, -90, -91], 0, {0.5: -1, 0.25: -1, 0.125: -1}, 0.125),
+        ([-99, -90, -95, -90, -91], 10, {0.5: 1, 0.25: 8, 0.125: 9}, 0.25),  # a clone that earns, of an expert that pays
+    ],
+)
+def test_choice_of_costs(full: list[float], without: float, returns: dict[float, float], scale: float) -> None:
+    check_choice(-10.0, full, without, returns, scale)
+
+
+def check_choice(demonstrated: float, full: list[float], without: float, returns: dict[float, float], scale: float) -> None:
+    trial, wanted = NoiseTrial(first(full, demonstrated), [{"episode": {}}] * 20), {1e-5: without, **returns}
     noise = iter(np.tile([-0.02, -0.01, 0.0, 0.01, 0.02], 4).tolist())
     assert trial.add([{"episode": {"r": wanted[factor] + next(noise)}} for factor in trial.scales()])
     found, means = trial.result()
@@ -235,8 +270,10 @@ def test_the_choice_is_that_of_isotonic_regression(base: float) -> None:
         returns = {scale: rng.normal(5 - 3 * scale, 3, rng.integers(1, 20)).tolist() for scale in rng.permutation(scales)}
         means, counts = zip(*((np.mean(returns[scale]), len(returns[scale])) for scale in scales), strict=True)
         fitted = isotonic_regression(means, weights=counts, increasing=False).x - base
-        kept = [scale for scale, value in zip(scales[1:], fitted[1:], strict=True) if value > 0.7 * fitted[0] - 1e-9]
-        chosen.append(1.0 if means[0] <= base else max(kept, default=0.125))
+        least = 0.7 * fitted[0] if fitted[0] > 0 else fitted[0] / 0.7
+        chosen.append(
+            max((scale for scale, value in zip(scales[1:], fitted[1:], strict=True) if value > least - 1e-9), default=0.125)
+        )
         assert largest_scale(returns, 0.7, base) == chosen[-1]
     assert {*chosen} == {*scales[1:]}
 
