@@ -177,6 +177,7 @@ class FlowAlgorithm(KnownEnvironment):
         horizon = self._scheduled("averaging_horizon")
         average = self._running_average()
         if horizon and average is not None:
+            self.logger.record("train/averaging_horizon", horizon)
             self.policy.update_average(average, -math.expm1(-self.rollout_buffer.rewards.size / horizon))
 
     def _running_average(self) -> nn.ModuleDict | None:

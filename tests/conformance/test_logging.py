@@ -85,6 +85,7 @@ def test_keys_are_those_of_ppo_and_our_own(likelihoods: Algorithm, tmp_path: Pat
         (dict(bc_coef=0.1), {"train/bc_loss"}, set()),
         (dict(deterministic_coef=0.1), {"train/deterministic_loss"}, set()),
         (dict(log_prob_clip=1.0), {"train/log_prob_clip_fraction"}, set()),
+        (dict(averaging_horizon=100.0), {"train/averaging_horizon"}, set()),
     ],
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),  # the same in every process
 )
@@ -95,6 +96,12 @@ def test_options_log_what_they_do(
     row = logged(likelihoods.make("FlowPolicy", make_toy(), **arguments), tmp_path / "other", 2 * likelihoods.iteration())[-1]
     assert row.keys() - default.keys() == added
     assert default.keys() - row.keys() == removed
+
+
+def test_horizon_of_the_average(likelihoods: Algorithm, tmp_path: Path) -> None:
+    model = likelihoods.make("FlowPolicy", make_toy(), averaging_horizon=lambda remaining: 100 * remaining)
+    rows = logged(model, tmp_path, 4 * likelihoods.iteration())
+    assert [row.get("train/averaging_horizon") for row in rows] == [None, 75, 50, 25]  # of the previous iteration's update
 
 
 @pytest.mark.parametrize("kind", ["flat", "image"])
