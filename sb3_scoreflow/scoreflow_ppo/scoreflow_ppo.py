@@ -81,9 +81,9 @@ class ScoReFlowPPO(ValidatingPPO):
         :class:`~sb3_scoreflow.HoldCosineSchedule`)
     :param noise_scale: factor of ``min_std``, ``max_std`` and ``learning_rate``, for which :func:`calibrate_noise` has a
         value; its square is a factor of the score coefficient. None: 1. If a clone's first training episodes earn less than
-        70% of the demonstrations' return, with the other arguments of noise and ``learning_rate`` at their defaults, the next
-        episodes try less noise without training, and the scale becomes the largest of 1, 1/2, 1/4 and 1/8 that keeps 70% of
-        the return without noise (ours)
+        70% of the demonstrations' return (or cost more than 1/0.7 times as much, if it is negative), with the other arguments
+        of noise and ``learning_rate`` at their defaults, the next episodes try less noise without training, and the scale
+        becomes the largest of 1, 1/2, 1/4 and 1/8 that keeps 70% of the return without noise (ours)
     :param single_step_fraction: share of the environments, in [0, 1], whose chains start from ``x_0 = 0`` and have a single
         noisy step, drawn at random, so that they explore around the deterministic action. 0: all steps of all chains are noisy
         (published)
