@@ -15,7 +15,7 @@ from benchmarks.learning import (
     probabilities_of_gain,
     probabilities_of_improvement,
 )
-from benchmarks.tasks.families import TASKS, TEN, Embedded
+from benchmarks.tasks.families import TASKS, TEN, Embedded, Heuristic
 from benchmarks.tasks.runs import VARIANTS
 
 #: Variant with which the others are compared
@@ -34,7 +34,7 @@ class Over(NamedTuple):
 
 
 #: Shares of the return of mediocre demonstrations say little beside shares of an expert's
-EXPERTS = [name for name, task in TASKS.items() if name not in TEN and not isinstance(task, Embedded)]
+EXPERTS = [name for name, task in TASKS.items() if name not in TEN and not isinstance(task, Embedded | Heuristic)]
 #: Section of the summary -> what it covers
 AGGREGATES = {
     "aggregate": Over([name for name in VARIANTS if not name.startswith(("fpo_", "unvalidated"))], (0, 1, 2), EXPERTS),

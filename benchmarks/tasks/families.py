@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from benchmarks import locomotion, make_robosuite_demonstrations
 from benchmarks.curves import locked
 from benchmarks.locomotion import HORIZON
+from benchmarks.tasks import heuristics
 from sb3_scoreflow import ActionChunking, Demonstrations, load_demonstrations
 from sb3_scoreflow.envs import make_metaworld, make_robomimic
 
@@ -96,6 +97,17 @@ class Embedded(Locomotion):
 
 
 @dataclass(frozen=True)
+class Heuristic(Locomotion):
+    """A task of Gymnasium with the controller that comes with it. Every seed has separate demonstrations."""
+
+    n_demonstrations: int
+    package = "box2d"
+
+    def demonstrations(self, data: Path, seed: int) -> Demonstrations:
+        return heuristics.demonstrations_of(self.env_id, self.n_demonstrations, seed)
+
+
+@dataclass(frozen=True)
 class Robosuite(Task):
     """
     A robosuite task. The demonstrations are episodes of a mediocre script, including failures; they are written once and are
@@ -151,6 +163,8 @@ TASKS: dict[str, Task] = {
         Locomotion("hopper-precise", "Hopper-v5"),
         Locomotion("walker2d-precise", "Walker2d-v5"),
         Locomotion("halfcheetah-precise", "HalfCheetah-v5"),
+        Heuristic("lunar-lander", "LunarLanderContinuous-v3", 30),
+        Heuristic("bipedal-walker", "BipedalWalker-v3", 30),
         Robosuite("lift", 200, max_steps=100),
         Robosuite("can", 100, max_steps=200),
         Robosuite("square", 100, max_steps=200),

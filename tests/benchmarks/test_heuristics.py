@@ -1,0 +1,43 @@
+"""Demonstrations of the controllers that come with Gymnasium's environments."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.envs.box2d.bipedal_walker import BipedalWalkerHeuristics
+
+from benchmarks.tasks.families import TASKS
+from benchmarks.tasks.heuristics import demonstrations_of
+from sb3_scoreflow import Demonstrations
+
+
+@pytest.mark.parametrize(("env_id", "least"), [("LunarLanderContinuous-v3", 200), ("BipedalWalker-v3", -150)])
+def test_the_environment_pays_for_the_actions_what_was_recorded(env_id: str, least: float) -> None:
+    recorded = demonstrations_of(env_id, 1, seed=3)
+    env = gym.make(env_id)
+    first, _ = env.reset(seed=3)
+    np.testing.assert_array_equal(recorded.observations[0], first)  # type: ignore[index]
+    rewards = [env.step(action)[1] for action in recorded.actions]
+    np.testing.assert_allclose(recorded.rewards, np.array(rewards), rtol=1e-5, atol=1e-6)
+    assert sum(map(float, rewards)) > least
+
+
+def test_the_walker_begins_anew_with_every_episode() -> None:
+    recorded = demonstrations_of("BipedalWalker-v3", 2, seed=0)
+    assert isinstance(recorded.observations, np.ndarray)
+    ends = np.flatnonzero(recorded.terminations | recorded.truncations)
+    assert len(ends) == 2
+    for begin, end in zip([0, ends[0] + 1], ends + 1, strict=True):
+        controller = BipedalWalkerHeuristics()
+        observations = recorded.observations[begin:end]
+        actions = [controller.step_heuristic(observation).copy() for observation in observations]  # it reuses the array
+        np.testing.assert_allclose(recorded.actions[begin:end], actions, atol=1e-6)
+
+
+def test_seeds_have_separate_demonstrations() -> None:
+    task = TASKS["lunar-lander"]
+    first, again, other = (task.demonstrations(Path(), seed) for seed in (0, 0, 1))
+    assert isinstance(first, Demonstrations) and first.n_episodes == other.n_episodes == 30
+    np.testing.assert_array_equal(first.actions, again.actions)
+    assert not np.array_equal(first.actions[:100], other.actions[:100])
