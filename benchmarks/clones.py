@@ -6,6 +6,7 @@ Measure how good clones are at the defaults, at earlier defaults, and compared w
     python -m benchmarks.clones --task peg-insert-side-v3
     python -m benchmarks.clones --task soccer-v3
     python -m benchmarks.clones --task lift  # writes the demonstrations to --data if they are missing
+    python -m benchmarks.clones --task bipedal-walker
 
 The script evaluates complete episodes, with the same starts for all clones, once with deterministic actions (``x_0 = 0``) and
 once with random ``x_0``. In Meta-World, the return is success within 200 steps at evaluation positions, and every seed has
@@ -177,7 +178,7 @@ TASKS: dict[str, Task] = {
         MetaWorld("peg-insert-side-v3", 10),
         MetaWorld("soccer-v3", 10),
         *(MetaWorld(name, 5) for name in EASY),
-        *(FINE_TUNED[name] for name in ("lift", "can", "square")),
+        *(FINE_TUNED[name] for name in ("lift", "can", "square", "lunar-lander", "bipedal-walker")),
     )
 }
 N_EPISODES = {"return": 20, "success": 50}

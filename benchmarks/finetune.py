@@ -29,6 +29,8 @@ from sb3_scoreflow import FPO, RLDT, CosineSchedule, Demonstrations, FlowMatchin
 
 #: The defaults, with an iteration of 2000 instead of 2048 chunks because of the 20 environments.
 ITERATION: dict[str, Any] = dict(n_steps=100, batch_size=250)
+#: Without validation and the loss that needs it
+UNVALIDATED: dict[str, Any] = dict(validation_fraction=0.0, deterministic_coef=0.0, **ITERATION)
 GAUSSIAN: dict[str, Any] = dict(
     n_steps=100, batch_size=500, n_epochs=8, learning_rate=CosineSchedule(2e-4, 2e-5), clip_range=0.2
 )
@@ -36,7 +38,11 @@ VARIANTS = {
     "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, ITERATION),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
     "single_steps": Variant("ScoReFlowPPO, half single steps", ScoReFlowPPO, dict(single_step_fraction=0.5, **ITERATION)),
-    "current_weights": Variant("ScoReFlowPPO, current weights", ScoReFlowPPO, dict(averaging_horizon=0.0, **ITERATION)),
+    # Earlier defaults, with averages and without: the same training
+    "unvalidated": Variant(
+        "ScoReFlowPPO, averages without validation", ScoReFlowPPO, dict(averaging_horizon=40_000.0, **UNVALIDATED)
+    ),
+    "current_weights": Variant("ScoReFlowPPO, current weights", ScoReFlowPPO, dict(averaging_horizon=0.0, **UNVALIDATED)),
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
     "rldt": Variant("RLDT", RLDT, {}),
     "fpo": Variant("FPO", FPO, ITERATION),

@@ -25,6 +25,7 @@ _FINETUNE = {
     "fpo_published": "FPO, also without averages and rollback",
     "fpo_searched": "FPO, iterations of 1000 chunks",
     "scoreflow_ppo": "ScoReFlowPPO",
+    "unvalidated": "ScoReFlowPPO, averages without validation",
     "current_weights": "ScoReFlowPPO, current weights",
     "single_steps": "ScoReFlowPPO, half single steps",
     "no_score": "ScoReFlowPPO, no score (ReinFlow)",

@@ -41,7 +41,7 @@ def averages() -> str:
     rows = []
     for env in ENVS:
         section = result("finetune")[env]
-        for name, label in (("scoreflow_ppo", "average"), ("current_weights", "current weights")):
+        for name, label in (("unvalidated", "average"), ("current_weights", "current weights")):
             lowest = listed([100 * share for share in section["lowest_deterministic_over_clone"][name]])
             final = section["return_deterministic"]["variants"][name]["final"]
             rows.append((f"{env.removesuffix('-v5')}, {label}", lowest, with_interval(final)))
