@@ -12,7 +12,8 @@ import pytest
 from benchmarks.curves import CurveTable
 from benchmarks.study import RESULTS
 
-FILES = sorted(RESULTS.rglob("*.json"))
+#: Without the files of single runs, which git ignores
+FILES = sorted(path for path in RESULTS.rglob("*.json") if path.parent.name != "runs")
 NAMES = [str(path.relative_to(RESULTS)) for path in FILES]
 
 
