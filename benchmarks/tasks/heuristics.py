@@ -34,7 +34,7 @@ CONTROLLERS: dict[str, Callable[[], Controller]] = {
 }
 
 
-class Heuristic:
+class HeuristicPolicy:
     """
     A controller as a policy for a single environment. It begins anew with every episode, because it may have a state.
 
@@ -47,8 +47,7 @@ class Heuristic:
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
         """Same interface as the models of Stable-Baselines3; ``deterministic`` is not used."""
         controller = self.make() if state is None or np.all(episode_start) else state
-        actions = np.asarray(controller(np.squeeze(observation, 0)), np.float32)
-        return np.clip(actions, -1.0, 1.0)[None], controller
+        return np.asarray(controller(np.squeeze(observation, 0)), np.float32)[None], controller
 
 
 def demonstrations_of(env_id: str, n_episodes: int, seed: int) -> Demonstrations:
@@ -60,6 +59,6 @@ def demonstrations_of(env_id: str, n_episodes: int, seed: int) -> Demonstrations
     """
     env = gym.make(env_id)
     try:
-        return collect_demonstrations(Heuristic(env_id), env, n_episodes, deterministic=True, seed=seed)
+        return collect_demonstrations(HeuristicPolicy(env_id), env, n_episodes, deterministic=True, seed=seed)
     finally:
         env.close()
