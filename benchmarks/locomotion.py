@@ -24,9 +24,10 @@ def demonstrations_of(env_id: str) -> Demonstrations:
     return load_demonstrations(DEMONSTRATIONS[env_id])
 
 
-def make_env(env_id: str, n_envs: int, seed: int) -> VecEnv:
-    """Environments that execute chunks of actions."""
-    return make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=partial(ActionChunking, horizon=HORIZON))
+def make_env(env_id: str, n_envs: int, seed: int, n_executed: int = HORIZON) -> VecEnv:
+    """Environments that execute chunks of actions, or the first ``n_executed`` actions of each."""
+    chunked = partial(ActionChunking, horizon=HORIZON, n_executed=n_executed)
+    return make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=chunked)
 
 
 def make_envs(env_id: str, seed: int, n_eval_envs: int = 1) -> tuple[VecEnv, VecEnv]:
