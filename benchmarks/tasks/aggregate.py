@@ -37,7 +37,7 @@ class Over(NamedTuple):
 EXPERTS = [name for name, task in TASKS.items() if name not in TEN and not isinstance(task, Embedded | Heuristic)]
 #: Section of the summary -> what it covers
 AGGREGATES = {
-    "aggregate": Over([name for name in VARIANTS if not name.startswith(("fpo_", "unvalidated"))], (0, 1, 2), EXPERTS),
+    "aggregate": Over((*SCORES, "rldt", "fpo", "gaussian_ppo"), (0, 1, 2), EXPERTS),
     "aggregate_five_seeds": Over(SCORES, (0, 1, 2, 3, 4), EXPERTS),
     "aggregate_ten": Over(["scoreflow_ppo"], (0, 1, 2), TEN),
 }
