@@ -30,7 +30,9 @@ def summarize(options: argparse.Namespace, made: Mapping[str, study.Made]) -> No
             for (variant, seed), facts in of_task.facts.items():
                 about = dict(facts["task"])
                 section["eval_episodes"] = {**section.get("eval_episodes", {}), variant: about.pop("eval_episodes")}
-                section.update(about)
+                # The unit of all variants' scores stays the first: an expert's episodes differ slightly between machines
+                unit = section.get("demonstrations_return", about["demonstrations_return"])
+                section.update(about, demonstrations_return=unit)
                 # The entry has this name for every measure
                 section.setdefault("success", {}).setdefault(variant, {})[str(seed)] = facts["success"]
             check_seeds({name: map(int, section["success"].get(name, {})) for name in options.variants}, options.seeds)

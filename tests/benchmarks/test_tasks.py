@@ -1,5 +1,6 @@
 """The study of tasks: what is run, all tasks at once, and the tables of the documentation."""
 
+import argparse
 import copy
 import shutil
 from functools import partial
@@ -17,7 +18,7 @@ from benchmarks.tasks import runs
 from benchmarks.tasks.__main__ import main
 from benchmarks.tasks.aggregate import AGGREGATE, AGGREGATES, Over, aggregate
 from benchmarks.tasks.families import EASY, TASKS, TEN, MetaWorld, Robosuite
-from benchmarks.tasks.report import statistics
+from benchmarks.tasks.report import statistics, summarize
 from benchmarks.tasks.tables import aggregate_table, tables, task_table
 from sb3_scoreflow import FlowMatchingPolicy, ScoReFlowPPO
 from tests.benchmarks.test_expert_demonstrations import Expert
@@ -192,6 +193,16 @@ def test_only_summarizing_keeps_what_the_runs_have_written(tmp_path: Path, capsy
     main(["--tables", "--output", str(tmp_path)])
     printed = capsys.readouterr().out
     assert printed.startswith(f"{AGGREGATE}\n\n{aggregate_table(over_all)}\n\n") and "\n\npeg-insert-side-v3\n\n| |" in printed
+
+
+def test_later_runs_keep_the_unit_of_scores(tmp_path: Path) -> None:
+    options = argparse.Namespace(output=tmp_path, variants=["rldt"], seeds=[0])
+    for unit, end in ((1000.0, 500.0), (990.0, 700.0)):
+        about = {"measure": "return", "demonstrations": 30, "eval_episodes": 20, "demonstrations_return": unit}
+        facts = {("rldt", 0): {"task": about, "success": success((400.0,), (end,))["0"]}}
+        summarize(options, {"hopper-precise": study.Made({}, {}, facts)})
+    section = study.read_summary(tmp_path)["hopper-precise"]
+    assert section["demonstrations_return"] == 1000 and section["mean"]["rldt"]["end"]["exploring"]["mean"] == 700
 
 
 def test_missing_expert_says_how_to_make_it(tmp_path: Path) -> None:
