@@ -32,6 +32,7 @@ VARIANTS = {
     "unvalidated": Variant("ScoReFlowPPO, no validation", ScoReFlowPPO, dict(validation_fraction=0.0, **ITERATION)),
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
+    "executed_2": Variant("ScoReFlowPPO, 2 of 4 actions executed", ScoReFlowPPO, ITERATION),
     "rldt": Variant("RLDT", RLDT, {}),
     # Named, because earlier runs had none
     "fpo": Variant("FPO", FPO, dict(zero_noise_fraction=0.125, rollback=True, **ITERATION)),
@@ -39,6 +40,8 @@ VARIANTS = {
     "fpo_no_rollback": Variant("FPO without rollback", FPO, dict(rollback=False, **ITERATION)),
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
 }
+#: Variant -> number of actions of each chunk that are executed, if not all
+N_EXECUTED = {"executed_2": 2}
 N_EVAL_ENVS, N_FINAL_EPISODES = 10, 50
 
 
@@ -81,16 +84,20 @@ def add_task_options(parser: argparse.ArgumentParser, task: str, tasks: Iterable
     parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
 
 
-def start_task(options: argparse.Namespace, variant: Variant, seed: int) -> tuple[Any, VecEnv, Demonstrations]:
+def start_task(
+    options: argparse.Namespace, variant: Variant, seed: int, n_executed: int = HORIZON
+) -> tuple[Any, VecEnv, Demonstrations]:
     """
     :param options: options of the command: task, folder of demonstrations and folder of clones
     :param variant: variant to fine-tune
     :param seed: seed of the run
+    :param n_executed: number of actions of each chunk that are executed
     :return: the model before fine-tuning, with the task's clone, the evaluation environment and the demonstrations
     """
     task = TASKS[options.task]
     demonstrations = demonstrations_of(task, options.data, seed)
-    env, eval_env = task.make_env("train", N_ENVS, 1000 * seed), task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500)
+    env = task.make_env("train", N_ENVS, 1000 * seed, n_executed)
+    eval_env = task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500, n_executed)
     flow_clone = partial(kept_clone, task, options.data, seed, options.clones)
     return *start(variant, env, eval_env, demonstrations, flow_clone, seed), demonstrations
 
@@ -106,10 +113,10 @@ def mean_returns(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
-    task = TASKS[options.task]
-    model, eval_env, demonstrations = start_task(options, VARIANTS[variant], seed)
+    task, n_executed = TASKS[options.task], N_EXECUTED.get(variant, HORIZON)
+    model, eval_env, demonstrations = start_task(options, VARIANTS[variant], seed, n_executed)
     before = mean_returns(model, eval_env, seed)
-    timesteps = options.timesteps or task.env_steps // HORIZON
+    timesteps = options.timesteps or task.env_steps // n_executed
     curve, episodes = Run(variant, task.name, seed), options.eval_episodes
     rows = CurveTable(options.output).record(curve, model, timesteps, eval_env, n_eval_episodes=episodes)
     after = mean_returns(model, eval_env, seed)
