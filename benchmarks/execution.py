@@ -1,11 +1,12 @@
 """
-Measure how many actions of each predicted chunk a clone should execute before it looks again.
+Measure how many actions a clone should execute before it looks again.
 
     python -m benchmarks.execution --task lunar-lander bipedal-walker  # --data FOLDER, as in benchmarks.tasks
 
 A clone that predicts chunks of four actions, that of ``benchmarks.tasks``, executes the first one, two, three or all four of
-them. The script evaluates complete episodes, with the same starts for each number, once with deterministic actions (``x_0 =
-0``) and once with random ``x_0``. Nothing is trained after cloning.
+them; another clone of the same demonstrations predicts single actions. The script evaluates complete episodes, with the same
+starts for all of them, once with deterministic actions (``x_0 = 0``) and once with random ``x_0``. Nothing is trained after
+cloning.
 """
 
 import argparse
@@ -18,55 +19,56 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks import study
 from benchmarks.clones import N_EPISODES
-from benchmarks.curves import check_seeds
+from benchmarks.curves import check_seeds, locked
 from benchmarks.learning import mean_and_interval
-from benchmarks.locomotion import HORIZON
+from benchmarks.locomotion import CHUNKS, HORIZON, Chunks
 from benchmarks.tasks.families import TASKS, demonstrations_of
 from benchmarks.tasks.runs import N_EVAL_ENVS, kept_clone
 from sb3_scoreflow import FlowMatchingPolicy
 
-#: Numbers of actions, as keys of the summary
-NUMBERS = tuple(str(n) for n in range(1, HORIZON + 1))
+VARIANTS = {
+    "no_chunks": Chunks(1, 1),
+    **{f"executed_{n}": Chunks(HORIZON, n) for n in range(1, HORIZON)},
+    "all": CHUNKS,
+}
 KINDS = {"deterministic": True, "random_x0": False}
-_VARIANT = "default"
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
-    task = TASKS[options.task]
+    task, chunks = TASKS[options.task], VARIANTS[variant]
     demonstrations = demonstrations_of(task, options.data, seed)
-    policy = kept_clone(task, options.data, seed, options.clones)
+    policy = kept_clone(task, options.data, seed, options.clones, chunks.horizon)
     policy = FlowMatchingPolicy.load(str(policy)) if isinstance(policy, Path) else policy
+    env = task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500, chunks)
     result: study.Result = {"demonstrations": float(demonstrations.episode_returns.mean())}
-    for number in NUMBERS:
-        env = task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500, int(number))
-        for kind, deterministic in KINDS.items():
-            env.seed(1000 * seed + 700)
-            th.manual_seed(seed)
-            returns = evaluate_policy(policy, env, options.episodes, deterministic=deterministic)[0]
-            result.setdefault(kind, {})[number] = float(np.mean(returns))
-        env.close()
-    print(task.name, seed, result, flush=True)
+    for kind, deterministic in KINDS.items():
+        env.seed(1000 * seed + 700)
+        th.manual_seed(seed)
+        result[kind] = float(np.mean(evaluate_policy(policy, env, options.episodes, deterministic=deterministic)[0]))
+    env.close()
+    print(task.name, variant, seed, {name: round(value, 3) for name, value in result.items()}, flush=True)
     return result
 
 
 def summarize(options: argparse.Namespace, made: study.Made) -> None:
-    section = dict(study.read_summary(options.output).get(options.task, {}))
-    runs = {**section.get("runs", {}), **{str(seed): facts for (_, seed), facts in made.facts.items()}}
-    check_seeds({_VARIANT: map(int, runs)}, options.seeds)
-    section = {
-        "origins": study.origins(section, made),
-        "measure": TASKS[options.task].measure,
-        "episodes": options.episodes,
-        "seeds": sorted(map(int, runs)),
-        "runs": runs,
-        "demonstrations": mean_and_interval([of["demonstrations"] for of in runs.values()]),
-        **{kind: {n: mean_and_interval([of[kind][n] for of in runs.values()]) for n in NUMBERS} for kind in KINDS},
-    }
-    study.update_summary(options.output, options.task, section)
+    with locked(options.output):
+        summary = study.read_summary(options.output)
+        section = summary.setdefault(options.task, {})
+        for (variant, seed), facts in made.facts.items():
+            section.setdefault("runs", {}).setdefault(variant, {})[str(seed)] = facts
+        check_seeds({variant: map(int, runs) for variant, runs in section["runs"].items()}, options.seeds)
+        section["origins"] = study.origins(section, made)
+        section["measure"], section["episodes"] = TASKS[options.task].measure, options.episodes
+        section["seeds"] = sorted({int(seed) for runs in section["runs"].values() for seed in runs})
+        section["mean"] = {
+            variant: {name: mean_and_interval([run[name] for run in runs.values()]) for name in ("demonstrations", *KINDS)}
+            for variant, runs in section["runs"].items()
+        }
+        study.write_summary(options.output, summary)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = study.parser(__doc__, "execution", seeds=(0, 1, 2))
+    parser = study.parser(__doc__, "execution", seeds=(0, 1, 2), variants=VARIANTS)
     parser.add_argument("--task", nargs="+", default=["bipedal-walker"], choices=list(TASKS), help="tasks to measure")
     parser.add_argument("--data", type=Path, default=Path("demonstrations"), help="folder with files of demonstrations")
     parser.add_argument("--clones", type=Path, help="folder in which clones are kept, for other commands with the same code")
@@ -74,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for task in options.task:
         episodes = options.episodes or N_EPISODES[TASKS[task].measure]
-        chosen = argparse.Namespace(**{**vars(options), "task": task, "episodes": episodes, "variants": [_VARIANT]})
-        summarize(chosen, study.make_runs(chosen, run, {_VARIANT: None}))
+        chosen = argparse.Namespace(**{**vars(options), "task": task, "episodes": episodes})
+        summarize(chosen, study.make_runs(chosen, run, VARIANTS))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Demonstrations, environments with chunks of actions, and clones for the studies on Gymnasium's locomotion tasks."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
+from typing import NamedTuple
 
+import gymnasium as gym
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
@@ -24,10 +26,25 @@ def demonstrations_of(env_id: str) -> Demonstrations:
     return load_demonstrations(DEMONSTRATIONS[env_id])
 
 
-def make_env(env_id: str, n_envs: int, seed: int, n_executed: int = HORIZON) -> VecEnv:
-    """Environments that execute chunks of actions, or the first ``n_executed`` actions of each."""
-    chunked = partial(ActionChunking, horizon=HORIZON, n_executed=n_executed)
-    return make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=chunked)
+class Chunks(NamedTuple):
+    """Chunks of actions."""
+
+    horizon: int = HORIZON
+    """Number of actions that the policy predicts"""
+    n_executed: int = HORIZON
+    """Number of these actions that the environment executes before the next prediction"""
+
+    def wrap(self, env: gym.Env) -> ActionChunking:
+        return ActionChunking(env, self.horizon, self.n_executed)
+
+
+#: All predicted actions are executed
+CHUNKS = Chunks()
+
+
+def make_env(env_id: str, n_envs: int, seed: int, chunks: Chunks = CHUNKS) -> VecEnv:
+    """Environments that execute chunks of actions."""
+    return make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=chunks.wrap)
 
 
 def make_envs(env_id: str, seed: int, n_eval_envs: int = 1) -> tuple[VecEnv, VecEnv]:

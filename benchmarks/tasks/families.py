@@ -14,9 +14,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks import locomotion, make_robosuite_demonstrations
 from benchmarks.curves import locked
-from benchmarks.locomotion import HORIZON
+from benchmarks.locomotion import CHUNKS, Chunks
 from benchmarks.tasks import heuristics
-from sb3_scoreflow import ActionChunking, Demonstrations, load_demonstrations
+from sb3_scoreflow import Demonstrations, load_demonstrations
 from sb3_scoreflow.envs import make_metaworld, make_robomimic
 
 
@@ -41,12 +41,12 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def make_env(self, split: str, n_envs: int, seed: int, n_executed: int = HORIZON) -> VecEnv:
+    def make_env(self, split: str, n_envs: int, seed: int, chunks: Chunks = CHUNKS) -> VecEnv:
         """
         :param split: ``"train"`` or ``"test"``
         :param n_envs: number of environments
         :param seed: seed of the first environment; split and seed together make evaluation episodes differ from training
-        :param n_executed: number of actions of each chunk that are executed
+        :param chunks: chunks of actions
         :return: environments that execute chunks of actions
         """
 
@@ -65,10 +65,9 @@ class MetaWorld(Task):
         source, n = f"metaworld:{self.env_name or self.name}", self.n_demonstrations
         return load_demonstrations(source, n_episodes=n, seed=seed, only_successes=True, max_episode_steps=self.max_steps)
 
-    def make_env(self, split: str, n_envs: int, seed: int, n_executed: int = HORIZON) -> VecEnv:
+    def make_env(self, split: str, n_envs: int, seed: int, chunks: Chunks = CHUNKS) -> VecEnv:
         arguments = dict(task=self.env_name or self.name, split=split, max_episode_steps=self.max_steps)
-        chunked = partial(ActionChunking, horizon=HORIZON, n_executed=n_executed)
-        return make_vec_env(make_metaworld, n_envs=n_envs, seed=seed, env_kwargs=arguments, wrapper_class=chunked)
+        return make_vec_env(make_metaworld, n_envs=n_envs, seed=seed, env_kwargs=arguments, wrapper_class=chunks.wrap)
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ class Locomotion(Task):
             raise FileNotFoundError(f"There is no {path}. Make it with `{command}`, or pass its folder as --data.")
         return load_demonstrations(str(path))
 
-    def make_env(self, split: str, n_envs: int, seed: int, n_executed: int = HORIZON) -> VecEnv:
-        return locomotion.make_env(self.env_id, n_envs, seed, n_executed)
+    def make_env(self, split: str, n_envs: int, seed: int, chunks: Chunks = CHUNKS) -> VecEnv:
+        return locomotion.make_env(self.env_id, n_envs, seed, chunks)
 
 
 class Embedded(Locomotion):
@@ -132,14 +131,14 @@ class Robosuite(Task):
         flags = recorded.terminations, recorded.truncations
         return Demonstrations(observations, recorded.actions, recorded.rewards, *flags, metadata=recorded.metadata)
 
-    def make_env(self, split: str, n_envs: int, seed: int, n_executed: int = HORIZON) -> VecEnv:
+    def make_env(self, split: str, n_envs: int, seed: int, chunks: Chunks = CHUNKS) -> VecEnv:
         arguments = dict(dataset_or_task=self.name, horizon=self.max_steps)
-        chunked = partial(_flat_and_chunked, n_executed=n_executed)
+        chunked = partial(_flat_and_chunked, chunks=chunks)
         return make_vec_env(make_robomimic, n_envs, seed=seed, env_kwargs=arguments, wrapper_class=chunked)
 
 
-def _flat_and_chunked(env: gym.Env, n_executed: int) -> gym.Env:
-    return ActionChunking(FlattenObservation(env), horizon=HORIZON, n_executed=n_executed)
+def _flat_and_chunked(env: gym.Env, chunks: Chunks) -> gym.Env:
+    return chunks.wrap(FlattenObservation(env))
 
 
 #: Meta-World's tasks whose clones of five demonstrations succeed in nearly all episodes

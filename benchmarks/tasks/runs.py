@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from benchmarks import study
 from benchmarks.curves import CurveTable, Run, locked
 from benchmarks.finetune import GAUSSIAN, ITERATION, start
-from benchmarks.locomotion import HORIZON, N_ENVS
+from benchmarks.locomotion import CHUNKS, HORIZON, N_ENVS, Chunks
 from benchmarks.study import Variant
 from benchmarks.tasks.families import TASKS, Task, demonstrations_of
 from sb3_scoreflow import FPO, RLDT, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
@@ -33,6 +33,10 @@ VARIANTS = {
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
     "executed_2": Variant("ScoReFlowPPO, 2 of 4 actions executed", ScoReFlowPPO, ITERATION),
+    # As many environment steps per iteration and minibatch as with chunks, and the same discount per environment step
+    "no_chunks": Variant(
+        "ScoReFlowPPO, no chunks", ScoReFlowPPO, dict(n_steps=400, batch_size=1000, gamma=0.9975, gae_lambda=0.9873)
+    ),
     "rldt": Variant("RLDT", RLDT, {}),
     # Named, because earlier runs had none
     "fpo": Variant("FPO", FPO, dict(zero_noise_fraction=0.125, rollback=True, **ITERATION)),
@@ -40,34 +44,35 @@ VARIANTS = {
     "fpo_no_rollback": Variant("FPO without rollback", FPO, dict(rollback=False, **ITERATION)),
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
 }
-#: Variant -> number of actions of each chunk that are executed, if not all
-N_EXECUTED = {"executed_2": 2}
+#: Variant -> its chunks of actions, if they are not ``CHUNKS``
+CHUNKS_OF = {"executed_2": Chunks(HORIZON, 2), "no_chunks": Chunks(1, 1)}
 N_EVAL_ENVS, N_FINAL_EPISODES = 10, 50
 
 
 @lru_cache(maxsize=1)
-def clone(task: Task, data: Path, seed: int) -> FlowMatchingPolicy:
-    """The clone from which all flow variants start with this seed."""
+def clone(task: Task, data: Path, seed: int, horizon: int = HORIZON) -> FlowMatchingPolicy:
+    """The clone from which all flow variants with this number of predicted actions start with this seed."""
     th.manual_seed(seed)
-    env = task.make_env("train", 1, 1000 * seed)
+    env = task.make_env("train", 1, 1000 * seed, Chunks(horizon, horizon))
     policy = FlowMatchingPolicy(env.observation_space, env.action_space)  # type: ignore[arg-type]
     pretrain_bc(policy, demonstrations_of(task, data, seed), seed=seed)
     env.close()
     return policy
 
 
-def kept_clone(task: Task, data: Path, seed: int, folder: Path | None) -> FlowMatchingPolicy | Path:
+def kept_clone(task: Task, data: Path, seed: int, folder: Path | None, horizon: int = HORIZON) -> FlowMatchingPolicy | Path:
     """
     :param folder: folder in which several commands share the clones; None: only the runs of this process share them
     :return: the clone, or its file in the folder, which is written if it is missing
     """
     if folder is None:
-        return clone(task, data, seed)
-    path = folder / f"{task.name}_seed{seed}" / "clone.zip"
+        return clone(task, data, seed, horizon)
+    chunks = "" if horizon == HORIZON else f"_horizon{horizon}"
+    path = folder / f"{task.name}{chunks}_seed{seed}" / "clone.zip"
     with locked(path.parent):  # another command may be about to write it, too
         if not path.exists():
             with atomic_path(path) as temporary:
-                clone(task, data, seed).save(str(temporary))
+                clone(task, data, seed, horizon).save(str(temporary))
     return path
 
 
@@ -85,20 +90,20 @@ def add_task_options(parser: argparse.ArgumentParser, task: str, tasks: Iterable
 
 
 def start_task(
-    options: argparse.Namespace, variant: Variant, seed: int, n_executed: int = HORIZON
+    options: argparse.Namespace, variant: Variant, seed: int, chunks: Chunks = CHUNKS
 ) -> tuple[Any, VecEnv, Demonstrations]:
     """
     :param options: options of the command: task, folder of demonstrations and folder of clones
     :param variant: variant to fine-tune
     :param seed: seed of the run
-    :param n_executed: number of actions of each chunk that are executed
+    :param chunks: chunks of actions
     :return: the model before fine-tuning, with the task's clone, the evaluation environment and the demonstrations
     """
     task = TASKS[options.task]
     demonstrations = demonstrations_of(task, options.data, seed)
-    env = task.make_env("train", N_ENVS, 1000 * seed, n_executed)
-    eval_env = task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500, n_executed)
-    flow_clone = partial(kept_clone, task, options.data, seed, options.clones)
+    env = task.make_env("train", N_ENVS, 1000 * seed, chunks)
+    eval_env = task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500, chunks)
+    flow_clone = partial(kept_clone, task, options.data, seed, options.clones, chunks.horizon)
     return *start(variant, env, eval_env, demonstrations, flow_clone, seed), demonstrations
 
 
@@ -113,10 +118,10 @@ def mean_returns(model: Any, eval_env: VecEnv, seed: int) -> dict[str, float]:
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
-    task, n_executed = TASKS[options.task], N_EXECUTED.get(variant, HORIZON)
-    model, eval_env, demonstrations = start_task(options, VARIANTS[variant], seed, n_executed)
+    task, chunks = TASKS[options.task], CHUNKS_OF.get(variant, CHUNKS)
+    model, eval_env, demonstrations = start_task(options, VARIANTS[variant], seed, chunks)
     before = mean_returns(model, eval_env, seed)
-    timesteps = options.timesteps or task.env_steps // n_executed
+    timesteps = options.timesteps or task.env_steps // chunks.n_executed
     curve, episodes = Run(variant, task.name, seed), options.eval_episodes
     rows = CurveTable(options.output).record(curve, model, timesteps, eval_env, n_eval_episodes=episodes)
     after = mean_returns(model, eval_env, seed)
