@@ -32,7 +32,6 @@ VARIANTS = {
     "unvalidated": Variant("ScoReFlowPPO, no validation", ScoReFlowPPO, dict(validation_fraction=0.0, **ITERATION)),
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
-    "executed_2": Variant("ScoReFlowPPO, 2 of 4 actions executed", ScoReFlowPPO, ITERATION),
     # As many environment steps per iteration and minibatch as with chunks, and the same discount per environment step
     "no_chunks": Variant(
         "ScoReFlowPPO, no chunks", ScoReFlowPPO, dict(n_steps=400, batch_size=1000, gamma=0.9975, gae_lambda=0.9873)
@@ -45,7 +44,7 @@ VARIANTS = {
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
 }
 #: Variant -> its chunks of actions, if they are not ``CHUNKS``
-CHUNKS_OF = {"executed_2": Chunks(HORIZON, 2), "no_chunks": Chunks(1, 1)}
+CHUNKS_OF = {"no_chunks": Chunks(1, 1)}
 N_EVAL_ENVS, N_FINAL_EPISODES = 10, 50
 
 

@@ -13,7 +13,8 @@ from sb3_scoreflow.common.utils import warn
 N_EPISODES, SHARE = 5, 0.5
 #: What else may be wrong
 OTHERWISE = (
-    "the clone is weak (clone more demonstrations, or for longer), or the environment's rewards are not those of the "
+    "the clone is weak (clone more demonstrations, clone for longer, or execute fewer actions before the policy looks again: "
+    "a smaller `n_executed` of ActionChunking, or no chunks), or the environment's rewards are not those of the "
     "demonstrations."
 )
 
