@@ -49,6 +49,10 @@ def overview() -> str:
         section = result("finetune")[env]
         finals = [with_interval(section["return_deterministic"]["variants"][name]["final"]) for name in variants]
         rows.append((env, f"{clone_return(env, *_FLOWS):.0f}", *finals))
+    precise = result("tasks")["halfcheetah-precise"]
+    start, end = (precise["mean"]["no_chunks"][when]["deterministic"] for when in ("start", "end"))
+    label = f"HalfCheetah-v5, expert without noise ({precise['demonstrations_return']:.0f}), no chunks"
+    rows.append((label, f"{start['mean']:.0f}", with_interval(end), *["not run"] * 3))
     lift = result("lift")["state"]
     finals = [with_interval(lift[name]["return_deterministic"], 2) for name in ("scoreflow_ppo", "rldt")]
     clones = np.mean([lift[name]["clone_deterministic"] for name in ("scoreflow_ppo", "rldt")])
