@@ -1,7 +1,7 @@
 """
 Measure how many actions a clone should execute before it looks again.
 
-    python -m benchmarks.execution --task lunar-lander bipedal-walker  # --data FOLDER, as in benchmarks.tasks
+    python -m benchmarks.execution --task hopper-precise walker2d-precise halfcheetah-precise --data FOLDER  # of experts
 
 A clone that predicts chunks of four actions, that of ``benchmarks.tasks``, executes the first one, two, three or all four of
 them; another clone of the same demonstrations predicts single actions. The script evaluates complete episodes, with the same

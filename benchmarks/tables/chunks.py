@@ -21,10 +21,10 @@ def execution() -> str:
     return markdown(("", "demonstrations", *_LABELS.values()), rows)
 
 
-def _shares(variant: str, kind: str = "deterministic") -> list[str]:
-    """Range of the returns of experts' clones, in percent of the demonstrations'."""
+def _shares(variant: str) -> list[str]:
+    """Range of the deterministic returns of experts' clones, in percent of the demonstrations'."""
     runs = [run for task in PRECISE for run in result("execution")[task]["runs"][variant].values()]
-    return range_of([100 * run[kind] / run["demonstrations"] for run in runs]).split(" to ")
+    return range_of([100 * run["deterministic"] / run["demonstrations"] for run in runs]).split(" to ")
 
 
 def _stochastic(task: str, variant: str) -> list[str]:

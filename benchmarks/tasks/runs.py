@@ -62,6 +62,7 @@ def clone(task: Task, data: Path, seed: int, horizon: int = HORIZON) -> FlowMatc
 def kept_clone(task: Task, data: Path, seed: int, folder: Path | None, horizon: int = HORIZON) -> FlowMatchingPolicy | Path:
     """
     :param folder: folder in which several commands share the clones; None: only the runs of this process share them
+    :param horizon: number of actions that the clone predicts
     :return: the clone, or its file in the folder, which is written if it is missing
     """
     if folder is None:
