@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from benchmarks import study
@@ -182,6 +183,8 @@ TASKS: dict[str, Task] = {
     )
 }
 N_EPISODES = {"return": 20, "success": 50}
+#: Kind of action -> whether it is deterministic
+KINDS = {"deterministic": True, "random_x0": False}
 #: Number of chunks of actions whose error is measured
 N_ACTIONS = 5000
 
@@ -205,6 +208,25 @@ def action_error(policy: FlowMatchingPolicy, demonstrations: Demonstrations) -> 
     return float(np.sqrt(np.nanmean(np.square(chunk_errors(policy, demonstrations)))))
 
 
+def mean_returns(
+    policy: FlowMatchingPolicy, env: VecEnv, n_episodes: int, seed: int, kinds: Mapping[str, bool] = KINDS
+) -> dict[str, float]:
+    """
+    :param policy: clone
+    :param env: environments whose actions are the clone's
+    :param n_episodes: number of episodes
+    :param seed: seed of the run, which determines starts and ``x_0``
+    :param kinds: kind of action -> whether it is deterministic
+    :return: mean return of each kind, over episodes with the same starts
+    """
+    returns = {}
+    for kind, deterministic in kinds.items():
+        env.seed(1000 * seed + 700)
+        th.manual_seed(seed)
+        returns[kind] = float(np.mean(evaluate_policy(policy, env, n_episodes, deterministic=deterministic)[0]))
+    return returns
+
+
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     cloning, learning_rate, n_batches, weight_decay, policy_kwargs = VARIANTS[variant]
     task = TASKS[options.task]
@@ -217,33 +239,41 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     history = trained.train(n_batches=options.n_batches or n_batches)
     facts = {"batches": history["batch"][-1], "epochs": history["bc/epochs"][-1], "cpu_seconds": time.process_time() - start}
     facts["error"] = action_error(policy, demonstrations)
-    for name, deterministic in (("deterministic", True), ("random_x0", False)):
-        if name == "random_x0" and VARIANTS[variant].cloning is Regression:  # it was only trained at x_0 = 0
-            continue
-        env.seed(1000 * seed + 700)
-        th.manual_seed(seed)
-        facts[name] = float(np.mean(evaluate_policy(policy, env, options.episodes, deterministic=deterministic)[0]))
+    # A regression was only trained at x_0 = 0
+    kinds = {"deterministic": True} if cloning is Regression else KINDS
+    facts.update(mean_returns(policy, env, options.episodes, seed, kinds))
     env.close()
     print(task.name, variant, seed, {key: round(value, 3) for key, value in facts.items()}, flush=True)
     return facts
+
+
+def add_runs(section: dict[str, Any], options: argparse.Namespace, made: study.Made) -> None:
+    """
+    Add the runs of this command to a task's section of the summary, and average over all runs.
+
+    :param section: section of the summary, which is changed
+    :param options: options of the command: seeds to average over, and number of episodes
+    :param made: results of the command
+    """
+    for (variant, seed), facts in made.facts.items():
+        section.setdefault("runs", {}).setdefault(variant, {})[str(seed)] = facts
+    check_seeds({variant: map(int, runs) for variant, runs in section["runs"].items()}, options.seeds)
+    section["episodes"] = options.episodes
+    section["origins"] = study.origins(section, made)
+    section["seeds"] = sorted({int(seed) for runs in section["runs"].values() for seed in runs})
+    section["mean"] = {
+        variant: {name: mean_and_interval([run[name] for run in runs.values()]) for name in next(iter(runs.values()))}
+        for variant, runs in section["runs"].items()
+    }
 
 
 def summarize(options: argparse.Namespace, made: study.Made) -> None:
     with locked(options.output):
         summary = study.read_summary(options.output)
         section = summary.setdefault(options.task, {})
-        for (variant, seed), facts in made.facts.items():
-            section.setdefault("runs", {}).setdefault(variant, {})[str(seed)] = facts
-        check_seeds({variant: map(int, runs) for variant, runs in section["runs"].items()}, options.seeds)
+        add_runs(section, options, made)
         demonstrations = demonstrations_of(TASKS[options.task], options.data, options.seeds[0])
         section["demonstrations"] = demonstrations.describe().splitlines()[1:]
-        section["episodes"] = options.episodes
-        section["origins"] = study.origins(section, made)
-        section["seeds"] = sorted({int(seed) for runs in section["runs"].values() for seed in runs})
-        section["mean"] = {
-            variant: {name: mean_and_interval([run[name] for run in runs.values()]) for name in next(iter(runs.values()))}
-            for variant, runs in section["runs"].items()
-        }
         study.write_summary(options.output, summary)
 
 

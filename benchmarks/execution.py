@@ -13,14 +13,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch as th
-from stable_baselines3.common.evaluation import evaluate_policy
-
 from benchmarks import study
-from benchmarks.clones import N_EPISODES
-from benchmarks.curves import check_seeds, locked
-from benchmarks.learning import mean_and_interval
+from benchmarks.clones import N_EPISODES, add_runs, mean_returns
+from benchmarks.curves import locked
 from benchmarks.locomotion import CHUNKS, HORIZON, Chunks
 from benchmarks.tasks.families import TASKS, demonstrations_of
 from benchmarks.tasks.runs import N_EVAL_ENVS, kept_clone
@@ -31,7 +26,6 @@ VARIANTS = {
     **{f"executed_{n}": Chunks(HORIZON, n) for n in range(1, HORIZON)},
     "all": CHUNKS,
 }
-KINDS = {"deterministic": True, "random_x0": False}
 
 
 def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
@@ -41,10 +35,7 @@ def run(options: argparse.Namespace, variant: str, seed: int) -> study.Result:
     policy = FlowMatchingPolicy.load(str(policy)) if isinstance(policy, Path) else policy
     env = task.make_env("test", N_EVAL_ENVS, 1000 * seed + 500, chunks)
     result: study.Result = {"demonstrations": float(demonstrations.episode_returns.mean())}
-    for kind, deterministic in KINDS.items():
-        env.seed(1000 * seed + 700)
-        th.manual_seed(seed)
-        result[kind] = float(np.mean(evaluate_policy(policy, env, options.episodes, deterministic=deterministic)[0]))
+    result.update(mean_returns(policy, env, options.episodes, seed))
     env.close()
     print(task.name, variant, seed, {name: round(value, 3) for name, value in result.items()}, flush=True)
     return result
@@ -54,16 +45,8 @@ def summarize(options: argparse.Namespace, made: study.Made) -> None:
     with locked(options.output):
         summary = study.read_summary(options.output)
         section = summary.setdefault(options.task, {})
-        for (variant, seed), facts in made.facts.items():
-            section.setdefault("runs", {}).setdefault(variant, {})[str(seed)] = facts
-        check_seeds({variant: map(int, runs) for variant, runs in section["runs"].items()}, options.seeds)
-        section["origins"] = study.origins(section, made)
-        section["measure"], section["episodes"] = TASKS[options.task].measure, options.episodes
-        section["seeds"] = sorted({int(seed) for runs in section["runs"].values() for seed in runs})
-        section["mean"] = {
-            variant: {name: mean_and_interval([run[name] for run in runs.values()]) for name in ("demonstrations", *KINDS)}
-            for variant, runs in section["runs"].items()
-        }
+        section["measure"] = TASKS[options.task].measure
+        add_runs(section, options, made)
         study.write_summary(options.output, summary)
 
 

@@ -1,6 +1,7 @@
 """For docs/tasks.md: how many actions a clone should execute before it looks again."""
 
-from benchmarks.execution import KINDS, VARIANTS
+from benchmarks.clones import KINDS
+from benchmarks.execution import VARIANTS
 from benchmarks.tables.cells import PRECISE, WORDS, Tables, markdown, page, range_of, result, with_interval
 from benchmarks.tables.numbers import Number
 

@@ -23,12 +23,14 @@ from benchmarks.tasks.families import TASKS, Task, demonstrations_of
 from sb3_scoreflow import FPO, RLDT, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.common.files import atomic_path
 
-#: Defaults of ScoReFlowPPO for a clone, by name
-VALIDATED = dict(validation_fraction=0.1, deterministic_coef=0.1)
 VARIANTS = {
     "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, ITERATION),
     # The current defaults, beside runs of the three scores that are older than validation
-    "validated": Variant("ScoReFlowPPO, validated averages", ScoReFlowPPO, dict(**VALIDATED, **ITERATION)),
+    "validated": Variant(
+        "ScoReFlowPPO, validated averages",
+        ScoReFlowPPO,
+        dict(validation_fraction=0.1, deterministic_coef=0.1, **ITERATION),
+    ),
     "unvalidated": Variant("ScoReFlowPPO, no validation", ScoReFlowPPO, dict(validation_fraction=0.0, **ITERATION)),
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
