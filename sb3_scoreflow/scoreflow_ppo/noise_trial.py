@@ -9,7 +9,7 @@ import numpy as np
 from sb3_scoreflow.common.episodes import EpisodeReturns
 from sb3_scoreflow.common.plain import describable
 from sb3_scoreflow.common.utils import warn
-from sb3_scoreflow.ppo.first_episodes import N_EPISODES, OTHERWISE, SHARE, FirstEpisodes, earn_less, share_of
+from sb3_scoreflow.ppo.first_episodes import N_EPISODES, OTHERWISE, SHARE, FirstEpisodes, earn_less, mean_and_error, share_of
 
 #: Share of the return that the noise has to leave
 KEEP = 0.7
@@ -68,15 +68,22 @@ class NoiseTrial(EpisodeReturns):
     def result(self) -> tuple[float, dict[float, float]]:
         """
         :return: :func:`largest_scale`, with 1 among the scales, that keeps 70% of the return without noise; and the mean
-            return by scale, where scale 0 is the policy without noise. The scale is 1 if the trial was given up, or if the
-            demonstrations have a positive return and the policy without noise does not
+            return by scale, where scale 0 is the policy without noise. The scale is 1 if the trial was given up. If the
+            demonstrations have a positive return and the policy does not, with noise or without, then rewards and costs
+            cancel, and there are no shares of their sum: the return is measured from that with the full noise, and the scale
+            is 1 unless the policy without noise earns more than this by more than two standard errors
         """
         if not self.is_complete:
             return 1.0, {}
         returns = {0.0: self._returns(NONE), 1.0: self.first.returns, **{scale: self._returns(scale) for scale in _CHOICES}}
         means = {scale: float(np.mean(of)) for scale, of in returns.items()}
-        is_weak = self.first.demonstrated > 0 >= means[0.0]
-        return 1.0 if is_weak else largest_scale(returns, KEEP), means
+        base = 0.0
+        if self.first.demonstrated > 0 > min(means[0.0], means[1.0]):
+            base = means[1.0]
+            errors = [mean_and_error(returns[scale])[1] for scale in (0.0, 1.0)]
+            if means[0.0] - base <= 2 * math.hypot(*errors):
+                return 1.0, means
+        return largest_scale(returns, KEEP, base), means
 
     def warn(self, remedy: str) -> None:
         """

@@ -96,6 +96,20 @@ def test_costs_of_a_precise_clone(clone: ScoReFlowPPO) -> None:
     assert model.noise_scale == max((s for s in (0.5, 0.25, 0.125) if costs[s] < costs[1e-5] / 0.7), default=0.125)
 
 
+@pytest.mark.parametrize("fee", [0.5, 1.05])
+def test_returns_below_zero_of_a_demonstrator_above_it(clone: ScoReFlowPPO, fee: float) -> None:
+    """A hit pays 0.5 or costs 0.05, a miss costs as much as the fee: without the noise, clones earn about 5 or lose 0.5."""
+    model = cloned(clone)
+    model.set_env(make_vec_env(Needle, 3, seed=0, env_kwargs=dict(width=0.25, fee=fee)))
+    model.learn(900)
+    hits = {scale: exploring_return(cloned(clone, noise_scale=scale), 0.25) for scale in (1e-5, 1.0, 0.5, 0.25, 0.125)}
+    assert hits[1.0] < 10 * fee, "below 0"
+    lost = {scale: (hits[1e-5] - of) / (hits[1e-5] - hits[1.0]) for scale, of in hits.items()}
+    # Errors of a few percent of the return
+    assert all(lost[scale] > 0.2 for scale in lost if scale > model.noise_scale)
+    assert model.noise_scale < 1 and lost[model.noise_scale] < 0.4
+
+
 def test_a_critic_that_was_fitted_separately(clone: ScoReFlowPPO) -> None:
     model = make()
     model.load_clone(clone.policy)
@@ -231,7 +245,12 @@ def test_every_scale_gets_episodes_of_all_lengths(n_envs: int) -> None:
         ([9, 9, 9, 9, 9], 10, {0.5: 6, 0.25: 9, 0.125: 9}, 1.0),  # 8.4
         ([7, 7.5, 8, 7, 7.5], 10, {0.5: 9, 0.25: 9, 0.125: 9}, 1.0),
         ([0, 0, 0.1, 0, 0], 0, {0.5: 0, 0.25: 0, 0.125: 0}, 1.0),  # a clone that earns nothing
-        ([-10, -10, -10.1, -9.9, -10], -9, {0.5: -9, 0.25: -9, 0.125: -9}, 1.0),
+        # Returns below 0, measured from those with the full noise
+        ([-99, -90, -95, -90, -91], 5, {0.5: -80, 0.25: -20, 0.125: 0}, 0.25),  # 73 of 98
+        ([-99, -90, -95, -90, -91], -20, {0.5: -80, 0.25: -50, 0.125: -40}, 0.125),  # 43 and 53 of 73
+        ([-99, -90, -95, -90, -91], 100, {0.5: 20, 0.25: 60, 0.125: 90}, 0.25),  # 113 and 153 of 193
+        ([-10, -10, -10.1, -9.9, -10], -9, {0.5: -9.1, 0.25: -9, 0.125: -9}, 0.5),
+        ([-20, -2, -14, -10, -4], -9, {0.5: -9, 0.25: -9, 0.125: -9}, 1.0),  # -10, with a standard error of 3.3
     ],
 )
 def test_choice(full: list[float], without: float, returns: dict[float, float], scale: float) -> None:
