@@ -23,6 +23,8 @@ from benchmarks.tasks.families import TASKS, Task, demonstrations_of
 from sb3_scoreflow import FPO, RLDT, Demonstrations, FlowMatchingPolicy, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.common.files import atomic_path
 
+#: As many environment steps per iteration and minibatch as with chunks, and the same discount per environment step
+_NO_CHUNKS = dict(n_steps=400, batch_size=1000, gamma=0.9975, gae_lambda=0.9873)
 VARIANTS = {
     "scoreflow_ppo": Variant("ScoReFlowPPO", ScoReFlowPPO, ITERATION),
     # The current defaults, beside runs of the three scores that are older than validation
@@ -34,10 +36,11 @@ VARIANTS = {
     "unvalidated": Variant("ScoReFlowPPO, no validation", ScoReFlowPPO, dict(validation_fraction=0.0, **ITERATION)),
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
-    # As many environment steps per iteration and minibatch as with chunks, and the same discount per environment step
-    "no_chunks": Variant(
-        "ScoReFlowPPO, no chunks", ScoReFlowPPO, dict(n_steps=400, batch_size=1000, gamma=0.9975, gae_lambda=0.9873)
+    "no_chunks": Variant("ScoReFlowPPO, no chunks", ScoReFlowPPO, _NO_CHUNKS),
+    "no_chunks_constant_score": Variant(
+        "ScoReFlowPPO, no chunks, constant score", ScoReFlowPPO, dict(score_drift="constant", **_NO_CHUNKS)
     ),
+    "no_chunks_no_score": Variant("ScoReFlowPPO, no chunks, no score", ScoReFlowPPO, dict(score_drift="none", **_NO_CHUNKS)),
     "rldt": Variant("RLDT", RLDT, {}),
     # Named, because earlier runs had none
     "fpo": Variant("FPO", FPO, dict(zero_noise_fraction=0.125, rollback=True, **ITERATION)),
@@ -46,7 +49,7 @@ VARIANTS = {
     "gaussian_ppo": Variant("Gaussian PPO", PPO, GAUSSIAN),
 }
 #: Variant -> its chunks of actions, if they are not ``CHUNKS``
-CHUNKS_OF = {"no_chunks": Chunks(1, 1)}
+CHUNKS_OF = {name: Chunks(1, 1) for name in VARIANTS if name.startswith("no_chunks")}
 N_EVAL_ENVS, N_FINAL_EPISODES = 10, 50
 
 
