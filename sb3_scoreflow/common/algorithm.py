@@ -73,6 +73,8 @@ class FlowAlgorithm(KnownEnvironment):
         #: Facts about the policy's cloning, as plain numbers and strings; None if it was not cloned. Saved with the model
         self.cloning: dict[str, Any] | None = None
         self._built_from: dict[str, dict[str, Any]] = {"policy": {}, "buffer": {}}
+        #: Whether a rollout into the model's own buffer is being collected
+        self._is_collecting = False
 
     # ------------------------------------------------------------------ set-up, also on loading
 
@@ -98,6 +100,7 @@ class FlowAlgorithm(KnownEnvironment):
         if "stats_window_size" in self.__dict__:  # given to `load`; Stable-Baselines3 keeps it under another name
             size = self.__dict__.pop("stats_window_size")
             self._stats_window_size = check_argument(SB3_RULES["stats_window_size"], "stats_window_size", size)
+        self._is_collecting = False  # of a model that was saved during a rollout
         self.algorithm = type(self).__name__  # so that a file names the algorithm that wrote it
         self._check_arguments()
         self._check_chunks(self.env)
@@ -309,6 +312,8 @@ class FlowAlgorithm(KnownEnvironment):
                     f"{name} was set to {getattr(self, name)!r}, but the policy was built with {built!r}: pass it to "
                     f"{type(self).__name__}() or to load()."
                 )
+        if reset_num_timesteps or self._last_obs is None:  # when Stable-Baselines3 resets the environments
+            self._restart_episodes()
         if reset_num_timesteps:
             self.num_env_steps = 0
         total_timesteps, callback = super()._setup_learn(
@@ -317,6 +322,9 @@ class FlowAlgorithm(KnownEnvironment):
         if self.num_timesteps < total_timesteps:  # otherwise, learn does nothing
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         return total_timesteps, callback
+
+    def _restart_episodes(self) -> None:
+        """Called if running episodes do not go on, or another rollout than the algorithm's own continues them."""
 
     def _prepare_rollout(self) -> None:
         """Called before each rollout, because a callback may have cloned or changed arguments since the last one."""
@@ -338,10 +346,16 @@ class FlowAlgorithm(KnownEnvironment):
         :param n_rollout_steps: steps per environment
         :return: False if the callback stopped training
         """
-        if rollout_buffer is self.rollout_buffer:
+        self._is_collecting = rollout_buffer is self.rollout_buffer
+        if self._is_collecting:
             self._prepare_rollout()
             rollout_buffer, n_rollout_steps = self.rollout_buffer, self.n_steps
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        else:
+            self._restart_episodes()
+        try:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        finally:
+            self._is_collecting = False
 
     # ------------------------------------------------------------------ environments
 

@@ -8,6 +8,8 @@ import numpy as np
 
 #: Number of windows of episodes that measure the best weights
 _N_WINDOWS = 10
+#: Entry of the info of an episode's last step that says that the episode was lost with its worker
+LOST = "worker_lost"
 #: Relative difference of means that is due to rounding
 ROUNDING = 1e-6
 
@@ -15,7 +17,7 @@ ROUNDING = 1e-6
 class EpisodeReturns:
     """
     Returns of training episodes. Each environment contributes the same number, because the first ones to end are the short
-    ones.
+    ones. An episode that is running at the beginning does not count, because another policy may have begun it.
 
     :param n_envs: number of environments
     :param n_episodes: smallest number of episodes over all environments
@@ -25,16 +27,27 @@ class EpisodeReturns:
         self.n_per_env = -(-n_episodes // n_envs)
         #: Returns of each environment's episodes
         self.of_env: list[list[float]] = [[] for _ in range(n_envs)]
+        self.wait()
 
-    def add_return(self, env: int, info: Mapping[str, Any]) -> None:
-        """
-        Add the return of an episode that ends, unless the environment has contributed all of its episodes.
+    def wait(self) -> None:
+        """Leave out the episodes that are running."""
+        #: Whether each environment's episode does not count
+        self.waiting = [True for _ in self.of_env]
 
-        :param env: index of the environment
-        :param info: info of a step; the wrapper ``Monitor`` writes an episode's return into its last one
+    def add(self, infos: Sequence[Mapping[str, Any]], starts: Sequence[bool] | np.ndarray) -> bool:
         """
-        if "episode" in info and len(self.of_env[env]) < self.n_per_env:
-            self.of_env[env].append(float(info["episode"]["r"]))
+        Add the returns of episodes that end, unless their environment has contributed all of its episodes.
+
+        :param infos: infos of a step of all environments
+        :param starts: whether the step was the first one of an episode, shape ``(n_envs,)``
+        :return: whether all episodes have ended
+        """
+        for env, (info, is_start) in enumerate(zip(infos, starts, strict=False)):
+            self.waiting[env] = self.waiting[env] and not is_start
+            value = return_of(info)
+            if value is not None and not self.waiting[env] and len(self.of_env[env]) < self.n_per_env:
+                self.of_env[env].append(value)
+        return self.is_complete
 
     @property
     def returns(self) -> list[float]:
@@ -45,6 +58,15 @@ class EpisodeReturns:
     def is_complete(self) -> bool:
         """Whether every environment has contributed its episodes"""
         return all(len(of_env) == self.n_per_env for of_env in self.of_env)
+
+
+def return_of(info: Mapping[str, Any]) -> float | None:
+    """
+    :param info: info of a step; the wrapper ``Monitor`` writes an episode's return into its last one
+    :return: return of the episode that the step ends; None if it ends none, or one that was lost with a worker of a
+        :class:`~sb3_scoreflow.distributed.RayVecEnv`, whose return is not complete
+    """
+    return float(info["episode"]["r"]) if "episode" in info and not info.get(LOST) else None
 
 
 def difference(returns: Sequence[float], best: Sequence[float]) -> float:

@@ -3,7 +3,6 @@ Safeguard of algorithms that explore with the actor's own actions: if the traini
 the actor goes back to its best weights.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,16 +40,6 @@ class EpisodeWindow(EpisodeReturns):
         super().__init__(n_envs, _N_EPISODES)
         self.waiting = [wait] * n_envs
 
-    def add(self, infos: Sequence[Mapping[str, Any]], starts: Sequence[bool] | np.ndarray) -> None:
-        """
-        :param infos: infos of a step of all environments
-        :param starts: whether the step was the first one of an episode
-        """
-        for env, (info, is_start) in enumerate(zip(infos, starts, strict=False)):
-            self.waiting[env] = self.waiting[env] and not is_start
-            if not self.waiting[env]:
-                self.add_return(env, info)
-
     def difference(self) -> float:
         """:return: :func:`~sb3_scoreflow.common.episodes.difference` from the best actors' episodes"""
         return difference(self.returns, self.best)
@@ -83,9 +72,14 @@ class RollbackAlgorithm(ActorKeepingAlgorithm):
         """Whether the actor has not changed since construction or pretraining, so that episodes differ by chance only"""
         raise NotImplementedError
 
+    def _restart_episodes(self) -> None:
+        super()._restart_episodes()
+        if self._window is not None:
+            self._window.wait()
+
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
-        if not (self.rollback and self._pretrained):
+        if not (self.rollback and self._pretrained and self._is_collecting):
             return
         if self._window is None:
             self._window = EpisodeWindow(self.n_envs)

@@ -230,6 +230,7 @@ class FlowPPO(CloneCheckingPPO):
         """Update policy and critic from the rollout buffer."""
         self._check_rollout()
         self._resolve_defaults()  # a callback may have cloned demonstrations during the rollout
+        self._notice_clone()
         self._keep_reference()
         self._count_transitions(self.rollout_buffer.rewards.size)
         self.policy.set_training_mode(True)

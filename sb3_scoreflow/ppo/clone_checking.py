@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor, VecNormalize
 
 from sb3_scoreflow.bc import BehaviorCloning, Execution
 from sb3_scoreflow.common.algorithm import FlowAlgorithm
@@ -89,41 +89,79 @@ class CloneCheckingPPO(FlowAlgorithm):
 
     # ------------------------------------------------------------------ first training episodes
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps or self._last_obs is None:  # when Stable-Baselines3 resets the environments
-            self._restart_episodes()
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        # Afterwards, because a callback may clone when it is initialized
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment, as in Stable-Baselines3. A clone's first training episodes begin again, because it may reward
+        differently.
+
+        :param env: the environment
+        :param force_reset: whether the next ``learn`` resets the environment
+        """
+        super().set_env(env, force_reset)
+        if self._first_episodes is not None:
+            self._begin_judging(self._first_episodes.demonstrated)
+
+    def _begin_judging(self, demonstrated: float) -> None:
+        """
+        Begin the first episodes, or begin them again.
+
+        :param demonstrated: mean return of the demonstrations
+        """
+        self._judged = False
+        self._first_episodes = FirstEpisodes(demonstrated, self.n_envs) if self._reports_returns else None
+
+    def _restart_episodes(self) -> None:
+        super()._restart_episodes()
+        if self._first_episodes is not None:
+            self._first_episodes.wait()
+
+    def _prepare_rollout(self) -> None:
+        super()._prepare_rollout()
+        first = self._first_episodes
+        if first is not None and len(first.of_env) != self.n_envs:  # a saved model with another number of environments
+            self._begin_judging(first.demonstrated)
+        self._notice_clone()
+
+    def _notice_clone(self) -> None:
+        """Begin the first episodes of a clone. Callbacks may clone at any time."""
+        if not self._pretrained or self.n_transitions or self._judged or self._first_episodes is not None:
+            return
         demonstrated = self._demonstrated_return
         if demonstrated is None:
             demonstrated = (self.cloning or {}).get("results", {}).get(DEMONSTRATED_RETURN)
-        if self._pretrained and self.n_transitions == 0 and demonstrated is not None and not self._judged:
-            self._first_episodes = FirstEpisodes(demonstrated, self.n_envs)
-        return result
+        if demonstrated is not None:
+            self._begin_judging(demonstrated)
 
-    def _restart_episodes(self) -> None:
-        """Called before all environments are reset."""
-        if self._first_episodes is not None and len(self._first_episodes.of_env) != self.n_envs:
-            self._first_episodes = FirstEpisodes(self._first_episodes.demonstrated, self.n_envs)
+    @property
+    def _reports_returns(self) -> bool:
+        """
+        Whether the environment may report returns in the demonstrations' unit. Outside of ``ActionChunking``, a ``Monitor``
+        reports sums of discounted rewards, and outside of ``VecNormalize``, a ``VecMonitor`` those of normalized ones.
+        """
+        if getattr(self, "chunks", {}).get("discount", 1.0) != 1.0:
+            return False
+        env, is_monitored = self.env, False
+        while isinstance(env, VecEnvWrapper):
+            if isinstance(env, VecNormalize) and env.norm_reward and is_monitored:
+                return False
+            is_monitored |= isinstance(env, VecMonitor)
+            env = env.venv
+        return True
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
-        if self._first_episodes is not None and self._first_episodes.add(infos):
+        if not self._is_collecting:
+            return
+        self._notice_clone()
+        assert self._last_episode_starts is not None
+        if self._first_episodes is not None and self._first_episodes.add(infos, self._last_episode_starts):
             found, self._first_episodes, self._judged = self._first_episodes, None, True
-            self._judge(found, infos)
+            self._judge(found)
 
-    def _judge(self, found: FirstEpisodes, infos: list[dict[str, Any]]) -> None:
+    def _judge(self, found: FirstEpisodes) -> None:
         """
         Called when a clone's first training episodes have ended.
 
         :param found: the episodes
-        :param infos: infos of the last step
         """
         found.warn(self.less_noise)

@@ -1,7 +1,6 @@
 """A check of a clone's first training episodes: do they earn what the demonstrations earn?"""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,7 +18,7 @@ OTHERWISE = (
 )
 
 
-@describable("demonstrated", "n_per_env", "of_env")
+@describable("demonstrated", "n_per_env", "of_env", "waiting")
 class FirstEpisodes(EpisodeReturns):
     """
     Returns of a clone's first training episodes. If they are far below the demonstrations' return, the exploration noise
@@ -32,15 +31,6 @@ class FirstEpisodes(EpisodeReturns):
     def __init__(self, demonstrated: float, n_envs: int) -> None:
         super().__init__(n_envs, N_EPISODES)
         self.demonstrated = demonstrated
-
-    def add(self, infos: Sequence[Mapping[str, Any]]) -> bool:
-        """
-        :param infos: infos of a step of all environments
-        :return: whether all episodes have ended
-        """
-        for env, info in enumerate(infos):
-            self.add_return(env, info)
-        return self.is_complete
 
     @property
     def are_successes(self) -> bool:

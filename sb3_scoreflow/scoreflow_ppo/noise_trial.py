@@ -26,35 +26,26 @@ class NoiseTrial(EpisodeReturns):
     Finds the largest noise that leaves a clone most of its return (ours), in episodes of the training environments, with at
     least five for each scale.
 
-    All environments take turns with the scales, so that every scale gets the same number of episodes, or one more. An episode
-    that was running when the trial began does not count. The trial is given up if it takes 2000 steps for every episode of an
-    environment.
+    All environments take turns with the scales, so that every scale gets the same number of episodes, or one more. The trial
+    is given up if it takes 2000 steps for every episode of an environment.
 
     :param first: earlier episodes, with the full noise
-    :param infos: infos of the step after which the trial begins
+    :param n_envs: number of environments
     """
 
-    def __init__(self, first: FirstEpisodes, infos: Sequence[Mapping[str, Any]]) -> None:
-        super().__init__(len(infos), len(_SCALES) * N_EPISODES)
+    def __init__(self, first: FirstEpisodes, n_envs: int) -> None:
+        super().__init__(n_envs, len(_SCALES) * N_EPISODES)
         self.first = first
-        self.waiting = ["episode" not in info for info in infos]
         self.n_steps = 0
 
-    def restart_episodes(self) -> None:
-        """To be called after a reset of all environments."""
-        self.waiting = [False for _ in self.waiting]
-
-    def add(self, infos: Sequence[Mapping[str, Any]]) -> bool:
+    def add(self, infos: Sequence[Mapping[str, Any]], starts: Sequence[bool] | np.ndarray) -> bool:
         """
         :param infos: infos of a step of all environments
+        :param starts: whether the step was the first one of an episode, shape ``(n_envs,)``
         :return: whether the trial is over
         """
         self.n_steps += 1
-        for env, info in enumerate(infos):
-            if not self.waiting[env]:
-                self.add_return(env, info)
-            self.waiting[env] = self.waiting[env] and "episode" not in info
-        return self.is_complete or self.n_steps >= _MAX_STEPS * (self.n_per_env + 1)
+        return super().add(infos, starts) or self.n_steps >= _MAX_STEPS * (self.n_per_env + 1)
 
     @property
     def n_episodes(self) -> int:
@@ -87,11 +78,17 @@ class NoiseTrial(EpisodeReturns):
 
     def warn(self, remedy: str) -> None:
         """
-        Warn if the episodes without noise have less than half of the demonstrations' return, or if only those with noise have,
-        but the noise stays.
+        Warn if the trial was given up, if the episodes without noise have less than half of the demonstrations' return, or if
+        only those with noise have, but the noise stays.
 
         :param remedy: what to do against too much noise, as a relative clause
         """
+        if not self.is_complete:
+            warn(
+                f"The trial of less noise is given up, because {self.n_steps} steps of each environment were too few for "
+                f"{self.n_episodes} episodes: the noise stays as it is. Pass noise_scale to choose it yourself, or limit the "
+                "length of episodes with a TimeLimit."
+            )
         if self.is_complete and earn_less(self._returns(NONE), SHARE, self.first.demonstrated):
             without = self._returns(NONE)
             warn(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_scoreflow.common.utils import warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
@@ -46,6 +46,9 @@ class NoiseTryingPPO(FlowPPO):
     def _prepare_rollout(self) -> None:
         super()._prepare_rollout()
         self._update_noise()
+        trial = self._noise_trial
+        if trial is not None and len(trial.of_env) != self.n_envs:  # a saved model with another number of environments
+            self._noise_trial = NoiseTrial(trial.first, self.n_envs)
         self._mixed_rollout = self._noise_trial is not None
         self._follow_trial()
 
@@ -62,9 +65,20 @@ class NoiseTryingPPO(FlowPPO):
     def _restart_episodes(self) -> None:
         super()._restart_episodes()
         if self._noise_trial is not None:
-            if len(self._noise_trial.of_env) != self.n_envs:
-                self._noise_trial = NoiseTrial(self._noise_trial.first, [{}] * self.n_envs)
-            self._noise_trial.restart_episodes()
+            self._noise_trial.wait()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment, as in Stable-Baselines3. A clone's first training episodes, or the trial of less noise that
+        follows them, begin again, because it may reward differently.
+
+        :param env: the environment
+        :param force_reset: whether the next ``learn`` resets the environment
+        """
+        super().set_env(env, force_reset)
+        if self._noise_trial is not None:
+            self._begin_judging(self._noise_trial.first.demonstrated)
+            self._noise_trial = None
 
     @property
     def _may_lower_noise(self) -> bool:
@@ -72,11 +86,11 @@ class NoiseTryingPPO(FlowPPO):
         at_default = {"noise_scale", "max_std", "learning_rate"} <= self._at_default.keys() and self.min_std == MIN_STD
         return at_default and self.log_prob_clip is None
 
-    def _judge(self, found: FirstEpisodes, infos: list[dict[str, Any]]) -> None:
+    def _judge(self, found: FirstEpisodes) -> None:
         if not self._may_lower_noise or found.are_successes or not found.earn_less(KEEP):
-            super()._judge(found, infos)
+            super()._judge(found)
             return
-        self._noise_trial, self._mixed_rollout = NoiseTrial(found, infos), True
+        self._noise_trial, self._mixed_rollout = NoiseTrial(found, self.n_envs), True
         warn(
             f"{found.compared()} The noise may be too large for this clone: the next {self._noise_trial.n_episodes} episodes "
             "try less of it, and the policy does not change meanwhile. Pass noise_scale to choose it yourself (1: no trial)."
@@ -85,9 +99,12 @@ class NoiseTryingPPO(FlowPPO):
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         trial = self._noise_trial
         super()._update_info_buffer(infos, dones)
+        if not self._is_collecting:
+            return
+        assert self._last_episode_starts is not None
         if trial is not None and not self._may_lower_noise:  # a callback has set an argument
             self._noise_trial = None
-        elif trial is not None and trial.add(infos):
+        elif trial is not None and trial.add(infos, self._last_episode_starts):
             self._noise_trial = None
             self.__dict__["noise_scale"], returns = trial.result()
             self._update_noise()

@@ -39,14 +39,19 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         super().__init__(*args, **kwargs)
         #: Whether the environments do not show returns of episodes
         self._cannot_validate = False
-        #: Whether a rollout into the model's own buffer is being collected
-        self._is_collecting = False
+        #: Number of averages that have been judged since pretraining
+        self._n_judged = 0
         #: Whether there was a warning that deterministic actions are still those of the clone
         self._has_warned = False
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._cannot_validate = self._is_collecting = False  # of a saved model
+        self._cannot_validate = False  # of a saved model
+
+    def on_pretrained(self) -> None:
+        """As in :class:`NoiseTryingPPO` and :class:`ActorKeepingAlgorithm`; also forgets the judgments of an earlier clone."""
+        super().on_pretrained()
+        self._n_judged, self._has_warned = 0, False
 
     @property
     def _validates(self) -> bool:
@@ -64,7 +69,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         kept = self.__dict__.get("kept_actors")
         super().set_env(env, force_reset)
         if kept is not None:
-            self.kept_actors = kept
+            self.kept_actors, self._window = kept, Validation(self.n_envs, self.noise_scale)
         self._cannot_validate = False
 
     def _forget_actors(self) -> None:
@@ -104,13 +109,10 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Collect a rollout, as in Stable-Baselines3, in which some episodes may be deterministic."""
-        self._is_collecting = rollout_buffer is self.rollout_buffer
-        if not self._is_collecting and self._window is not None:
-            self._window.restart(env.num_envs)  # a user's rollout continues the episodes
         try:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         finally:
-            self._is_collecting, self.policy.validation = False, None
+            self.policy.validation = None
 
     def _prepare_rollout(self) -> None:
         super()._prepare_rollout()
@@ -153,6 +155,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
 
     def _judge_candidate(self, window: Validation) -> None:
         """Use the validated weights for deterministic actions, unless they earn less."""
+        self._n_judged += bool(window.best)
         self.logger.record("validation/ep_rew_mean", float(np.mean(window.returns)))
         is_accepted = window.accept()
         self.logger.record("validation/accepted", float(is_accepted))
@@ -167,7 +170,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         if abs(math.log(self.noise_scale / window.noise_scale)) > _OTHER_NOISE:
             self._window = window = Validation(self.n_envs, self.noise_scale)
         finds_noise = self._first_episodes is not None or self._noise_trial is not None
-        if not finds_noise and (window.n_started or not window.best or self._has_new_average()):
+        if not finds_noise and (window.n_started or not window.best or self._has_new_average(self._kept("candidate"))):
             is_new = window.n_started == 0
             window.start(starts, self.validation_fraction)
             if is_new and window.n_started:
@@ -175,10 +178,9 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         rows = window.rows
         self.policy.validation = (self._kept("candidate"), th.as_tensor(rows, device=self.device)) if rows.any() else None
 
-    def _has_new_average(self) -> bool:
-        """:return: whether the average differs from the weights in use"""
-        used = [parameter for part in self._kept("average") for parameter in self.policy.acting(part).parameters()]
-        return not all(map(th.equal, self._kept("average").parameters(), used))
+    def _has_new_average(self, known: nn.ModuleDict) -> bool:
+        """:return: whether the average differs from other weights"""
+        return not all(map(th.equal, self._kept("average").parameters(), known.parameters()))
 
     # ------------------------------------------------------------------ update
 
@@ -193,7 +195,9 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
     def _end_learning(self) -> None:
         super()._end_learning()
         window = self._window
-        if window is not None and window.n_judged < 2 and not self._has_warned and self._has_new_average():
+        if window is None or self._n_judged or self._has_warned:
+            return
+        if self._has_new_average(self.policy.copy_acting()):
             self._has_warned = True
             warn(
                 f"Deterministic actions are still those of the clone: after {window.n_all} transitions, no average has been "

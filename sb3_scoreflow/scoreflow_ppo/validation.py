@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_scoreflow.common.episodes import ROUNDING, difference, pooled
+from sb3_scoreflow.common.episodes import LOST, ROUNDING, difference, pooled, return_of
 from sb3_scoreflow.common.plain import describable
 
 #: Episodes that validate weights: the smallest number, and the largest. Between these, short episodes are repeated until they
@@ -18,7 +18,7 @@ MAX_STEPS = 10_000
 
 
 @describable(
-    *("noise_scale", "first", "best", "returns", "n_started", "n_used", "n_validating", "n_all", "n_judged"),
+    *("noise_scale", "first", "best", "returns", "n_started", "n_used", "n_validating", "n_all"),
     *("steps", "validates", "of_env"),
 )
 class Validation:
@@ -36,8 +36,6 @@ class Validation:
         self.best: list[float] = []
         #: Transitions of all episodes, and of those that validate
         self.n_all, self.n_validating = 0, 0
-        #: Number of candidates that have been judged, with the first weights
-        self.n_judged = 0
         self.begin()
         self.restart(n_envs)
 
@@ -74,10 +72,13 @@ class Validation:
         self.n_validating += n_validating
         self.n_used += n_validating
         for env in np.flatnonzero(dones).tolist():
-            if env >= len(infos) or "episode" not in infos[env]:
+            value = return_of(infos[env]) if env < len(infos) else None
+            if value is None and not (env < len(infos) and infos[env].get(LOST)):
                 return False
-            if self.validates[env]:
-                self.returns.append(float(infos[env]["episode"]["r"]))
+            if self.validates[env] and value is not None:
+                self.returns.append(value)
+            elif self.validates[env]:
+                self.n_started -= 1
             self.validates[env] = False
         self.steps = [0 if done else step + 1 for step, done in zip(self.steps, dones, strict=True)]
         return max(self.steps) < MAX_STEPS
@@ -113,7 +114,6 @@ class Validation:
 
         :return: whether it earns about as much as the weights in use and as the first weights, or more
         """
-        self.n_judged += 1
         if not np.isfinite(self.returns).all():
             return False
         if not self.best:

@@ -109,7 +109,7 @@ def test_every_environment_counts_alike() -> None:
     while not done:
         step += 1
         late: dict[str, Any] = {"episode": {"r": 10.0}} if step % 4 == 0 else {}
-        done = check.add([{"episode": {"r": 0.0}}, late])
+        done = check.add([{"episode": {"r": 0.0}}, late], [True, step % 4 == 1])
     assert step == 12 and check.of_env == [[0.0] * 3, [10.0] * 3]
 
 
@@ -122,7 +122,7 @@ def test_when_it_warns(demonstrated: float, returns: float, warns: bool) -> None
     infos = [{"episode": {"r": returns + noise}} for noise in np.linspace(-0.1, 0.1, 5)]
     with pytest.warns(UserWarning, match=MESSAGE) if warns else warnings.catch_warnings():
         warnings.simplefilter("always" if warns else "error")
-        assert check.add(infos)
+        assert check.add(infos, [True] * 5)
         check.warn("which nothing lowers")
 
 
@@ -130,5 +130,5 @@ def test_returns_that_vary_too_much_to_judge() -> None:
     check = FirstEpisodes(10.0, 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert check.add([{"episode": {"r": r}} for r in (0.0, 0.0, 0.0, 0.0, 20.0)])
+        assert check.add([{"episode": {"r": r}} for r in (0.0, 0.0, 0.0, 0.0, 20.0)], [True] * 5)
         check.warn("which nothing lowers")

@@ -219,7 +219,7 @@ def first(returns: list[float], demonstrated: float = 10.0) -> FirstEpisodes:
 @pytest.mark.parametrize("n_envs", [1, 2, 3, 4, 5, 7, 8, 20, 23, 100])
 def test_every_scale_gets_episodes_of_all_lengths(n_envs: int) -> None:
     """Environment ``i`` has episodes of ``i % 3 + 1`` steps; the first of each environment began before the trial."""
-    trial, counts, step, done = NoiseTrial(first([1.0] * 5), [{}] * n_envs), Counter[float](), 0, False
+    trial, counts, step, done = NoiseTrial(first([1.0] * 5), n_envs), Counter[float](), 0, False
     began = trial.scales()
     while not done:
         step += 1
@@ -227,7 +227,7 @@ def test_every_scale_gets_episodes_of_all_lengths(n_envs: int) -> None:
         for env, info in enumerate(infos):
             if info and step > env % 3 + 1 and len(trial.of_env[env]) < trial.n_per_env:
                 counts[began[env]] += 1
-        done = trial.add(infos)
+        done = trial.add(infos, [step > 1 and (step - 1) % (env % 3 + 1) == 0 for env in range(n_envs)])
         began = trial.scales()
     assert len(counts) == 4 and 5 <= min(counts.values()) >= max(counts.values()) - 1
     assert all(len(of_env) == trial.n_per_env for of_env in trial.of_env)
@@ -273,9 +273,9 @@ def test_choice_of_costs(full: list[float], without: float, returns: dict[float,
 
 
 def check_choice(demonstrated: float, full: list[float], without: float, returns: dict[float, float], scale: float) -> None:
-    trial, wanted = NoiseTrial(first(full, demonstrated), [{"episode": {}}] * 20), {1e-5: without, **returns}
+    trial, wanted = NoiseTrial(first(full, demonstrated), 20), {1e-5: without, **returns}
     noise = iter(np.tile([-0.02, -0.01, 0.0, 0.01, 0.02], 4).tolist())
-    assert trial.add([{"episode": {"r": wanted[factor] + next(noise)}} for factor in trial.scales()])
+    assert trial.add([{"episode": {"r": wanted[factor] + next(noise)}} for factor in trial.scales()], [True] * 20)
     found, means = trial.result()
     assert found == scale and means[0.0] == pytest.approx(without, abs=0.02) and means[1.0] == pytest.approx(np.mean(full))
     assert {key: round(value, 1) + 0.0 for key, value in means.items() if 0 < key < 1} == returns
@@ -307,10 +307,12 @@ def test_equal_shares_count_in_spite_of_rounding(base: float, keep: float) -> No
 
 
 def test_episodes_that_never_end() -> None:
-    trial = NoiseTrial(first([1.0] * 5), [{}] * 20)
+    trial = NoiseTrial(first([1.0] * 5), 20)
     infos: list[dict[str, Any]] = [{"episode": {"r": 10.0}}] * 19 + [{}]
-    n_steps = next(step for step in range(1, 10_000) if trial.add(infos))
+    n_steps = next(step for step in range(1, 10_000) if trial.add(infos, [True] * 20))
     assert n_steps == 4000 and trial.result() == (1.0, {})
+    with pytest.warns(UserWarning, match="given up, because 4000 steps of each environment were too few.*TimeLimit"):
+        trial.warn("which nothing lowers")
 
 
 def test_a_scale_is_that_of_bounds_rate_and_score(clone: ScoReFlowPPO) -> None:
