@@ -62,7 +62,7 @@ class NoiseTrial(EpisodeReturns):
             return by scale, where scale 0 is the policy without noise. The scale is 1 if the trial was given up. If the
             demonstrations have a positive return and the policy does not, with noise or without, then rewards and costs
             cancel, and there are no shares of their sum: the return is measured from that with the full noise, and the scale
-            is 1 unless the policy without noise earns more than this by more than two standard errors
+            is 1 unless the policy without noise earns more than this by more than a standard error
         """
         if not self.is_complete:
             return 1.0, {}
@@ -72,7 +72,7 @@ class NoiseTrial(EpisodeReturns):
         if self.first.demonstrated > 0 > min(means[0.0], means[1.0]):
             base = means[1.0]
             errors = [mean_and_error(returns[scale])[1] for scale in (0.0, 1.0)]
-            if means[0.0] - base <= 2 * math.hypot(*errors):
+            if means[0.0] - base <= math.hypot(*errors):
                 return 1.0, means
         return largest_scale(returns, KEEP, base), means
 
