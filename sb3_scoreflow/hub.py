@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from sb3_scoreflow.common.files import AnyPath, as_path, atomic_folder, temporar
 from sb3_scoreflow.common.plain import describe, restore
 from sb3_scoreflow.common.saved_files import written_by
 from sb3_scoreflow.common.untrusted import UntrustedFileError
-from sb3_scoreflow.common.utils import ArgumentError, warn, without_folders
+from sb3_scoreflow.common.utils import ArgumentError, copy_statistics, warn, without_folders
 from sb3_scoreflow.hub_card import card_text, training_config
 from sb3_scoreflow.registry import ALGORITHMS
 
@@ -246,7 +245,7 @@ def _evaluate(model: FlowAlgorithm, env: VecEnv, n_episodes: int, seed: int) -> 
         normalizer.training = normalizer.norm_reward = False
         own = model.get_vec_normalize_env()
         if own is not None:
-            normalizer.obs_rms, normalizer.ret_rms = deepcopy(own.obs_rms), deepcopy(own.ret_rms)
+            copy_statistics(own, normalizer)
     results: dict[str, Any] = {}
     for deterministic in (True, False):
         env.seed(seed)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from sb3_scoreflow.common.kept_memory import kept_memory
 from sb3_scoreflow.common.policies import FlowMatchingPolicy
 from sb3_scoreflow.common.progress import progress
 from sb3_scoreflow.common.schedules import CosineSchedule
-from sb3_scoreflow.common.utils import DivergenceError, non_finite_parameter
+from sb3_scoreflow.common.utils import DivergenceError, copy_statistics, non_finite_parameter
 from sb3_scoreflow.demonstrations import ActionChunks, ChunkBatch, Demonstrations
 
 #: Number of chunks on which the distance between demonstrated and cloned actions is measured
@@ -307,7 +306,7 @@ class BehaviorCloning:
         descent = Descent(policy, self.rng, length, self.batch_size, self.ema_decay, rate, self.weight_decay, n_batches)
         may_extend = is_default and not policy.image_keys  # steps with an image encoder take far more time
         settings = dict(self.settings, n_batches=n_batches, log_interval=log_interval)
-        fingerprint = "" if path is None else fingerprint_of(self.training, settings)
+        fingerprint = "" if path is None else fingerprint_of(self.training, policy, settings)
         if path is not None and path.exists():
             history.metrics.update(descent.restore(path, fingerprint))
         policy.set_training_mode(True)
@@ -317,7 +316,8 @@ class BehaviorCloning:
                 history.record(descent.n_done, metrics)
                 if path is not None:
                     descent.save(path, fingerprint, history.metrics)
-                if callback is not None and callback(metrics) is False:
+                goes_on = None if callback is None else callback(metrics)
+                if goes_on is not None and not goes_on:  # also NumPy's False
                     break
         except KeyboardInterrupt as error:
             if descent.n_done == 0:
@@ -413,13 +413,11 @@ class BehaviorCloning:
         generator = th.Generator(device=self.policy.device)
         generator.manual_seed(0)
         self.policy.set_training_mode(False)
-        starts = range(0, len(chunks), self.batch_size)
+        batches = (chunks[np.arange(s, min(s + self.batch_size, len(chunks)))] for s in range(0, len(chunks), self.batch_size))
         with th.no_grad():
-            losses = [
-                self._loss(chunks[np.arange(s, min(s + self.batch_size, len(chunks)))], generator).item() for s in starts
-            ]
+            losses, sizes = zip(*((self._loss(batch, generator).item(), batch.mask.sum()) for batch in batches), strict=True)
         self.policy.set_training_mode(True)
-        return float(np.mean(losses))
+        return float(np.average(losses, weights=sizes))
 
     def _evaluate(self, env: VecEnv, n_episodes: int) -> dict[str, float]:
         normalizer = unwrap_vec_normalize(env)
@@ -427,7 +425,7 @@ class BehaviorCloning:
             training = self.execution.vec_normalize
             assert training is not None  # checked before
             normalizer.training = normalizer is training and training.training
-            normalizer.obs_rms, normalizer.ret_rms = deepcopy(training.obs_rms), deepcopy(training.ret_rms)
+            copy_statistics(training, normalizer)
         returns, _ = evaluate_policy(self.policy, env, n_episodes, return_episode_rewards=True)
         return {"bc/eval_return": float(np.mean(returns)), "bc/eval_return_std": float(np.std(returns))}
 

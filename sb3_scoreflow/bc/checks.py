@@ -91,7 +91,7 @@ def _check_observation(key: str, array: Array, space: spaces.Space, raw_space: s
     :param space: the policy's observation space; images have their channels first
     :param raw_space: the environment's observation space, before ``VecNormalize``
     """
-    sample = maybe_transpose(array[0], space)
+    sample = array[0] if array[0].ndim != len(space.shape or ()) else maybe_transpose(array[0], space)
     if sample.shape != space.shape:
         raise ValueError(f"Demonstrated '{key}' have shape {array.shape[1:]}, but the environment's have shape {space.shape}.")
     integral = not isinstance(raw_space, spaces.Box) or raw_space.dtype == np.uint8
@@ -155,6 +155,11 @@ def _bounds(values: np.ndarray, space: spaces.Box) -> tuple[Any, Any]:
 def _horizon(policy: FlowMatchingPolicy, demonstrations: Demonstrations, execution: Execution | None) -> int:
     shape, given = policy.action_space.shape, demonstrations.action_shape
     assert shape is not None
+    if given == ():
+        raise ValueError(
+            f"Demonstrated actions have shape ({len(demonstrations)},), but the action space's shape is {shape}: give each "
+            "action an axis of its own, as by actions[:, None]."
+        )
     if execution is not None:
         fits = shape == given if execution.horizon is None else shape == (execution.horizon, *given)
         if fits:
@@ -262,7 +267,20 @@ def checked_eval_env(eval_env: GymEnv, policy: FlowMatchingPolicy, execution: Ex
             f"eval_env is {'not ' if expected else ''}wrapped in VecNormalize, but the training environment is"
             f"{'' if expected else ' not'}: wrap both or neither (its statistics are taken from the training environment)."
         )
+    if expected and _normalized_keys(env) != (keys := _normalized_keys(execution.vec_normalize)):  # type: ignore[union-attr]
+        raise ValueError(
+            f"eval_env's VecNormalize normalizes {_normalized_keys(env) or 'no observations'}, but that of the training "
+            f"environment {keys or 'no observations'}: pass the same norm_obs and norm_obs_keys to both."
+        )
     return env
+
+
+def _normalized_keys(env: VecEnv | None) -> list[str]:
+    """:return: keys of the observations that an environment's ``VecNormalize`` normalizes"""
+    normalizer = unwrap_vec_normalize(env) if env is not None else None
+    if normalizer is None or not normalizer.norm_obs:
+        return []
+    return sorted(normalizer.obs_rms) if isinstance(normalizer.obs_rms, dict) else ["observations"]
 
 
 def check_numbers(fractions: dict[str, float], counts: dict[str, int | None], amounts: dict[str, float]) -> None:

@@ -15,6 +15,9 @@ from sb3_scoreflow.common.utils import ArgumentError
 from sb3_scoreflow.demonstrations import Demonstrations
 from sb3_scoreflow.demonstrations.arrays import named_observations
 
+#: Attributes of a policy on which its clone, or the state of its cloning, depends
+_OF_POLICY = ("denoising_steps", "prior_std", "net_arch", "activation_fn", "time_embedding_dim", "observation_normalization")
+
 
 class Descent:
     """
@@ -120,7 +123,7 @@ class Descent:
             ) from error
         if saved != fingerprint:
             raise ArgumentError(
-                f"checkpoint={str(path)!r} belongs to a run with other demonstrations or arguments ({saved}, not "
+                f"checkpoint={str(path)!r} belongs to a run with another policy, demonstrations or arguments ({saved}, not "
                 f"{fingerprint}): pass those, or another path, or delete the file. Without a seed, every run holds out "
                 "different episodes."
             )
@@ -135,11 +138,12 @@ class Descent:
         return history
 
 
-def fingerprint_of(demonstrations: Demonstrations, settings: dict[str, Any]) -> str:
+def fingerprint_of(demonstrations: Demonstrations, policy: FlowMatchingPolicy, settings: dict[str, Any]) -> str:
     """
     :param demonstrations: demonstrations of the run
+    :param policy: policy to be cloned into
     :param settings: arguments of the run
-    :return: text that differs between runs whose arguments, actions, episodes or observations differ. Of images that
+    :return: text that differs between runs whose policies, arguments, actions, episodes or observations differ. Of images that
         stay in a file, only the shape counts: reading them all would take as long as cloning
     """
     digest = hashlib.sha256(np.ascontiguousarray(demonstrations.actions).tobytes())
@@ -149,5 +153,7 @@ def fingerprint_of(demonstrations: Demonstrations, settings: dict[str, Any]) -> 
         digest.update(f"{name}{part.shape}".encode())
         if isinstance(part, np.ndarray):
             digest.update(np.ascontiguousarray(part).tobytes())
-    texts = [f"{len(demonstrations)} transitions {digest.hexdigest()[:16]}", *(f"{k}={v}" for k, v in settings.items())]
-    return ", ".join(texts)
+    facts = {name: getattr(policy, name) for name in _OF_POLICY} | settings
+    classes = (type(each).__name__ for each in (policy, policy.features_extractor))
+    given = (f"{name}={getattr(value, '__name__', value)}" for name, value in facts.items())
+    return ", ".join([f"{len(demonstrations)} transitions {digest.hexdigest()[:16]}", *classes, *given])

@@ -306,12 +306,7 @@ class FlowAlgorithm(KnownEnvironment):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._check_arguments()
-        for name, built in self._built_with.items():
-            if name not in self.followed and getattr(self, name) != built:
-                raise ValueError(
-                    f"{name} was set to {getattr(self, name)!r}, but the policy was built with {built!r}: pass it to "
-                    f"{type(self).__name__}() or to load()."
-                )
+        self._check_policy()
         if reset_num_timesteps or self._last_obs is None:  # when Stable-Baselines3 resets the environments
             self._restart_episodes()
         if reset_num_timesteps:
@@ -323,11 +318,21 @@ class FlowAlgorithm(KnownEnvironment):
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         return total_timesteps, callback
 
+    def _check_policy(self) -> None:
+        """Raise an error if an argument was set that the policy cannot follow."""
+        for name, built in self._built_with.items():
+            if name not in self.followed and getattr(self, name) != built:
+                raise ValueError(
+                    f"{name} was set to {getattr(self, name)!r}, but the policy was built with {built!r}: pass it to "
+                    f"{type(self).__name__}() or to load()."
+                )
+
     def _restart_episodes(self) -> None:
         """Called if running episodes do not go on, or another rollout than the algorithm's own continues them."""
 
     def _prepare_rollout(self) -> None:
         """Called before each rollout, because a callback may have cloned or changed arguments since the last one."""
+        self._check_policy()
         self._resolve_defaults()
         buffer = self.rollout_buffer
         if (buffer.buffer_size, buffer.n_envs) != (self.n_steps, self.n_envs):

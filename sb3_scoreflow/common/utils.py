@@ -6,13 +6,14 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 
 class ArgumentError(ValueError, AssertionError):
@@ -122,6 +123,18 @@ def sync_normalization(env: VecEnv, eval_env: VecEnv) -> None:
             "eval_env is not wrapped like the training environment, which has a VecNormalize: also wrap it "
             "in VecNormalize(training=False)."
         ) from error
+
+
+def copy_statistics(source: VecNormalize, target: VecNormalize) -> None:
+    """
+    Copy those statistics of ``VecNormalize`` that both wrappers have: without ``norm_obs``, there are none of observations.
+
+    :param source: wrapper of the training environment
+    :param target: wrapper of another environment
+    """
+    for name in ("obs_rms", "ret_rms"):
+        if hasattr(source, name) and hasattr(target, name):
+            setattr(target, name, deepcopy(getattr(source, name)))
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

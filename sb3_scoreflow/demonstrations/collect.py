@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_scoreflow.common.env_attributes import chunk_settings
 from sb3_scoreflow.common.progress import progress
 from sb3_scoreflow.demonstrations.arrays import LoadedObservations, map_observations, named_observations
 from sb3_scoreflow.demonstrations.container import Demonstrations
@@ -57,8 +58,9 @@ def collect_demonstrations(
         chunk
     :return: The demonstrations; ``metadata`` contains the environment's id, the class of the policy, ``deterministic`` and
         ``seed``
-    :raises ValueError: if the environment executes chunks, an argument is out of range, an action has the wrong shape or is
-        not finite, or the first episode exceeds ``max_transitions``
+    :raises ValueError: if the environment executes chunks, or does not normalize observations as in the model's training, an
+        argument is out of range, an action has the wrong shape or is not finite, or the first episode exceeds
+        ``max_transitions``
     :raises ImportError: if a progress bar is asked for and tqdm is not installed
     """
     for name, value in (("n_episodes", n_episodes), ("max_transitions", max_transitions)):
@@ -78,6 +80,11 @@ def collect_demonstrations(
             set_random_seed(seed)
             vec_env.seed(seed)
         normalizer = unwrap_vec_normalize(vec_env)
+        if (normalizer is None or not normalizer.norm_obs) and _sees_normalized(model):
+            raise ValueError(
+                "`model` was trained on observations normalized by VecNormalize, but `env` does not normalize them: pass "
+                "VecNormalize.load('vecnormalize.pkl', env), or model.get_vec_normalize_env()."
+            )
         if normalizer is not None:
             stack.callback(setattr, normalizer, "training", normalizer.training)
             normalizer.training = False
@@ -208,10 +215,11 @@ def _as_vec_env(env: gym.Env | VecEnv | str, stack: contextlib.ExitStack) -> Vec
         vec_env = DummyVecEnv([lambda: single])
         if isinstance(env, str):
             stack.callback(vec_env.close)
-    if any(vec_env.env_is_wrapped(ActionChunking)):
+    if any(vec_env.env_is_wrapped(ActionChunking)) or chunk_settings(vec_env) is not None:
         raise ValueError(
-            "`env` is wrapped in ActionChunking, but demonstrations contain single actions: training extracts chunks from "
-            "them. Pass the environment without ActionChunking: the chunks of a policy are executed in it."
+            "`env` executes chunks (ActionChunking, or another wrapper with `n_executed`), but demonstrations contain single "
+            "actions: training extracts chunks from them. Pass the environment without ActionChunking: the chunks of a policy "
+            "are executed in it."
         )
     return vec_env
 
@@ -237,6 +245,12 @@ def _as_predict(model: Any, deterministic: bool, batched: bool) -> Predict:
         return (action if batched else action[None]), None
 
     return predict
+
+
+def _sees_normalized(model: Any) -> bool:
+    """:return: Whether the policy of a model gets normalized observations, as far as the model knows"""
+    normalizer = model.get_vec_normalize_env() if hasattr(model, "get_vec_normalize_env") else None
+    return getattr(model, "sees_normalized", False) or (normalizer is not None and normalizer.norm_obs)
 
 
 def _horizon(model: Any, space: spaces.Space) -> int | None:

@@ -43,9 +43,9 @@ def describe_odd_ends(terminations: np.ndarray, truncations: np.ndarray) -> str 
             return (
                 f"{where} stay on for many steps in a row: {counts}. Flags that mark a reached goal, or stay on after the "
                 "end, look like this. Set flags only on the last transition of each episode, and leave out later transitions. "
-                "If the episodes continue until `truncations` (in a file, "
-                '`timeouts`), pass terminations=None (for a file, load_demonstrations(path, ends="timeouts"); for a Minari '
-                'dataset, ends="episodes").'
+                "If the episodes continue until `truncations` (in a file, `timeouts`), pass terminations=None (for an HDF5 "
+                'file, load_demonstrations(path, ends="timeouts"); for a Minari dataset, ends="episodes"; for another file, '
+                "read its arrays and pass them to Demonstrations)."
             )
     if n_rest and len(lengths) > 1:
         if lengths[0] == 1 and len(longer) == len(lengths) - 1 and len(lengths) >= _MIN_EPISODES:

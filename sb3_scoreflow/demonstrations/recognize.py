@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sb3_scoreflow.demonstrations.trajectories import NAMES
+
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HEAD_BYTES = 1024
 _MAX_NAMES = 20
@@ -224,15 +226,19 @@ def _groups(episode: Any, opened: Iterable[str]) -> str:
         return (
             f". They have {sorted(episode)}, but no observations: record them again (ManiSkill: replay_trajectory, obs_mode)."
         )
-    if not hasattr(episode[observations], "keys"):
+    either = _first(episode, _EITHER)
+    found = {"obs": observations, "acts": "actions", "rews": _first(episode, _REWARDS)}
+    found["terminal"] = _first(episode, _TERMINATIONS) or either
+    is_dict = hasattr(episode[observations], "keys")
+    if not is_dict and all(name is None or name in NAMES[key] for key, name in found.items()):
         return ":" + _code(*opened, _FROM_GROUPS)
-    entries = {"obs": _leaves(episode[observations], "episode"), "acts": "episode['actions'][()]"}
-    for key, candidates in (("rews", _REWARDS), ("terminal", _TERMINATIONS)):
-        name = _first(episode, candidates)
-        if name is not None:
-            entries[key] = f"episode[{name!r}][()]"
+    entries = {key: f"episode[{name!r}][()]" for key, name in found.items() if name is not None}
+    if is_dict:
+        entries["obs"] = _leaves(episode[observations], "episode")
     parts = ", ".join(f"{key!r}: {value}" for key, value in entries.items())
     made = f"    demonstrations = Demonstrations.from_trajectories([{{{parts}}} for episode in file.values()])"
+    if either is not None and found["terminal"] == either:
+        made += "  # 'terminal': False instead, if episodes end by a time limit"
     return ":" + _code(*opened, made)
 
 

@@ -11,10 +11,10 @@ from sb3_scoreflow.demonstrations.checks import Checked, check_arrays
 from sb3_scoreflow.demonstrations.conversion import as_array, rows_of_dicts
 
 # Names of an episode's entries in several programs, imitation first
-_NAMES = {
+NAMES = {
     "obs": ("obs", "observations"),
     "acts": ("acts", "actions"),
-    "rews": ("rews", "rewards"),
+    "rews": ("rews", "rewards", "reward"),
     "terminal": ("terminal", "terminals", "terminated", "terminations"),
 }
 
@@ -90,12 +90,17 @@ def _from_mapping(number: int, trajectory: Mapping[str, Any]) -> SimpleNamespace
     :return: The same entries as attributes with imitation's names
     :raises ValueError: if an entry is missing
     """
-    entries = {key: trajectory[name] for key, names in _NAMES.items() for name in reversed(names) if name in trajectory}
-    missing = [" or ".join(map(repr, _NAMES[key])) for key in ("obs", "acts") if key not in entries]
+    entries = {key: trajectory[name] for key, names in NAMES.items() for name in reversed(names) if name in trajectory}
+    missing = [" or ".join(map(repr, NAMES[key])) for key in ("obs", "acts") if key not in entries]
     if missing:
         raise ValueError(
             f"Trajectory {number} is a {type(trajectory).__name__} without {', and without '.join(missing)}; it has "
             f"{sorted(trajectory)}. Trajectories have `obs`, `acts`, `terminal` and perhaps `rews`."
+        )
+    if "terminal" not in entries and trajectory.keys() & {"done", "dones"}:
+        raise ValueError(
+            f"Trajectory {number} has `done` flags, which do not tell a termination from a time limit: give it an entry "
+            "`terminal`, which is False if a time limit or the end of the recording ended the episode."
         )
     flags = as_array(f"terminal of trajectory {number}", entries.get("terminal", False)).ravel()
     return SimpleNamespace(**{**entries, "terminal": bool(flags[-1:].any())})

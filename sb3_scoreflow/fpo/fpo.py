@@ -11,8 +11,10 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 
 from sb3_scoreflow.common.capabilities import Capabilities
 from sb3_scoreflow.common.checks import check_argument
+from sb3_scoreflow.common.episodes import LOST
 from sb3_scoreflow.common.rollback import RollbackAlgorithm
 from sb3_scoreflow.common.update_log import UpdateLog
+from sb3_scoreflow.common.utils import warn
 from sb3_scoreflow.fpo.arguments import RULES
 from sb3_scoreflow.fpo.defaults import DEFAULTS
 from sb3_scoreflow.fpo.diagnostics import pair_diagnostics
@@ -79,8 +81,9 @@ class FPO(RollbackAlgorithm, FlowPPO):
         actions come from, a number or schedule; 0: they come from the current weights. None: 40,000 for a clone, 0 from
         scratch
     :param rollback: whether the actor of a clone goes back to its best weights if the last training episodes (at least 20)
-        earn less than those before, by more than two standard errors; the critic keeps its weights (ours). It has no effect
-        from scratch, or if ``Monitor`` does not record the episodes
+        earn less than those before, by more than two standard errors; the critic keeps its weights (ours). Until the first
+        episodes have measured the clone, the actor waits, for 20,000 transitions at most. It has no effect from scratch, or
+        if ``Monitor`` does not record the episodes
     :param policy_kwargs: further keyword arguments of the policy (``net_arch``, ``activation_fn``, ...)
     :param verbose: 0: no output, 1: info, 2: debug
     :param seed: seed of the random number generators; None: not seeded
@@ -215,13 +218,21 @@ class FPO(RollbackAlgorithm, FlowPPO):
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
         ended = () if dones is None else np.flatnonzero(dones).tolist()
-        if any(env >= len(infos) or "episode" not in infos[env] for env in ended):
+        if any(env >= len(infos) or not infos[env].keys() & {"episode", LOST} for env in ended):
             self._n_waited = _MAX_WAIT  # without Monitor, no episode would ever measure the clone
 
     def _waits(self) -> bool:
         """:return: whether the actor has to wait, because its episodes have not been measured yet"""
-        measured = self._window is not None and bool(self._window.best)
+        measured = self._actor_changed or (self._window is not None and bool(self._window.best))
         return self.rollback and self._pretrained and not measured and self._n_waited < _MAX_WAIT
+
+    def _end_learning(self) -> None:
+        super()._end_learning()
+        if self._holds_actor and not self._actor_changed:
+            warn(
+                f"The actor is still that of the clone: it waits until its episodes have been measured, for {_MAX_WAIT} "
+                f"transitions at most, of which {self._n_waited} have passed. Train longer, or pass rollback=False."
+            )
 
     def train(self) -> None:
         """Update policy and critic from the rollout buffer; only the critic if the actor goes back, or is not measured yet."""

@@ -1,5 +1,6 @@
 """The replay buffer of RLDT: the last rollouts, stored as trajectories."""
 
+from copy import deepcopy
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -46,8 +47,9 @@ class RolloutHistory(RolloutBuffer):
     :param n_envs: number of environments
     :param history_size: number of stored rollouts, at least 1
     :param new_fraction: smallest share of the sampled trajectories that comes from the last rollout, in [0, 1]
-    :param balance_success: option for sparse success rewards: if True, half of the sampled trajectories contain a success
-        (``info["is_success"]``), transitions after a success are ignored, and a success ends the episode for the critic
+    :param balance_success: option for sparse success rewards: if True, half of the sampled trajectories contain the first
+        success of an episode (``info["is_success"]``), transitions after a success are ignored, and a success ends the episode
+        for the critic
     :raises ValueError: if one of the last three is invalid; the message names the argument, its value and a remedy
     """
 
@@ -160,7 +162,7 @@ class RolloutHistory(RolloutBuffer):
         success = np.array([bool(info.get("is_success", False)) for info in infos])
         self._after_success[slot, step] = self._succeeded & ~episode_starts
         self._success[slot, step] = success
-        self._succeeded = self._after_success[slot, step] | success
+        self._succeeded = (self._after_success[slot, step] | success) & ~dones
         self._recorded = step
 
     def add(
@@ -270,14 +272,22 @@ class RolloutHistory(RolloutBuffer):
         return self._gather(chosen[:, 0], chosen[:, 1], renormalization)
 
     def _trajectories(self, slots: np.ndarray) -> np.ndarray:
-        """:return: all pairs (slot, environment) of these slots, shape ``(n, 2)``"""
-        return np.stack(np.meshgrid(slots, np.arange(self.n_envs), indexing="ij"), axis=-1).reshape(-1, 2)
+        """
+        :return: all pairs (slot, environment) of these slots, shape ``(n, 2)``; with ``balance_success``, without those that
+            lie entirely after a success
+        """
+        pairs = np.stack(np.meshgrid(slots, np.arange(self.n_envs), indexing="ij"), axis=-1).reshape(-1, 2)
+        if not self.balance_success:
+            return pairs
+        is_used = ~self._after_success[pairs[:, 0], :, pairs[:, 1]].all(-1)
+        return pairs[is_used] if is_used.any() else pairs
 
     def _draw(self, pool: np.ndarray, size: int) -> np.ndarray:
         """:return: random rows of the pool, each at most once"""
         if not self.balance_success:
             return _choose(pool, size)
-        success = self._success[pool[:, 0], :, pool[:, 1]].any(-1)
+        slots, envs = pool.T
+        success = (self._success[slots, :, envs] & ~self._after_success[slots, :, envs]).any(-1)
         n_success = min(max(size // 2, size - int((~success).sum())), int(success.sum()))
         return np.concatenate([_choose(pool[success], n_success), _choose(pool[~success], size - n_success)])
 
@@ -349,15 +359,21 @@ class RolloutHistoryCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         raw = self._renormalization()
-        if raw is not None:
-            self.model.rollout_buffer.begin(raw.raw_observations(self.model._last_obs))  # type: ignore[attr-defined]
+        #: First observations of the rollout, unnormalized; None without ``VecNormalize``
+        self._first = None if raw is None else raw.raw_observations(deepcopy(self.model._last_obs))
 
     def _on_step(self) -> bool:
-        names, raw = self.locals, self._renormalization() if self.locals["rollout_buffer"].holds_raw else None
-        rewards, infos, new_obs = names["rewards"], names["infos"], names["new_obs"]
+        names, buffer = self.locals, self.locals["rollout_buffer"]
+        if not isinstance(buffer, RolloutHistory):  # of a user's own rollout
+            return True
+        if buffer.pos == 0 and self._first is not None:
+            buffer.begin(self._first)
+        raw = self._renormalization() if buffer.holds_raw else None
+        rewards: Any = names["rewards"]
+        infos, new_obs = names["infos"], names["new_obs"]
         if raw is not None:
             rewards, new_obs, key = raw.raw_rewards(rewards), raw.raw_observations(new_obs), "terminal_observation"
             infos = [{**info, key: raw.raw_observation(info[key])} if key in info else info for info in infos]
-        starts = self.model._last_episode_starts
-        names["rollout_buffer"].record(rewards, starts, names["dones"], infos, new_obs)
+        starts: Any = self.model._last_episode_starts
+        buffer.record(rewards, starts, names["dones"], infos, new_obs)
         return True

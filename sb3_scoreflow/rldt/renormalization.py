@@ -51,10 +51,15 @@ class Renormalization:
 
     def raw_rewards(self, seen: Any) -> Any:
         """
-        :param seen: last rewards returned by the environment, shape ``(n_envs,)``
-        :return: the same rewards before normalization
+        :param seen: last rewards returned by the environment, shape ``(n_envs,)``; a callback may have changed them
+        :return: the same rewards before normalization; of changed ones, clipped values cannot be recovered
         """
-        return self.normalizer.get_original_reward() if self.normalizer.norm_reward else seen
+        normalizer = self.normalizer
+        if not normalizer.norm_reward:
+            return seen
+        original = normalizer.get_original_reward()
+        is_same = np.isclose(seen, normalizer.normalize_reward(original))
+        return np.where(is_same, original, normalizer.unnormalize_reward(np.asarray(seen)))
 
     def observations(self, key: str, raw: np.ndarray) -> np.ndarray:
         """

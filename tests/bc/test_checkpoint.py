@@ -101,19 +101,19 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     for other in (dict(n_batches=60), dict(learning_rate=1e-4), dict(seed=2)):
         with pytest.raises(
             ValueError,
-            match=r"checkpoint=.*clone.pt' belongs to a run with other.*delete the file",
+            match=r"checkpoint=.*clone.pt' belongs to a run with another.*delete the file",
         ):
             clone(path, **other)
-    with pytest.raises(ValueError, match="other demonstrations"):
+    with pytest.raises(ValueError, match="another policy, demonstrations or arguments"):
         pretrain_bc(make_model(), make_demonstrations(n=50), checkpoint=path, **SETTINGS)
     others = make_demonstrations()
     assert isinstance(others.observations, np.ndarray)
     others.observations[-1, 0] += 1e-3
-    with pytest.raises(ValueError, match="other demonstrations"):
+    with pytest.raises(ValueError, match="another policy, demonstrations or arguments"):
         pretrain_bc(make_model(), others, checkpoint=path, **SETTINGS)
     others = make_demonstrations()
     others.truncations[10] = True
-    with pytest.raises(ValueError, match="other demonstrations"):
+    with pytest.raises(ValueError, match="another policy, demonstrations or arguments"):
         pretrain_bc(make_model(), others, checkpoint=path, **SETTINGS)
     path.unlink()  # the remedy
     clone(path, n_batches=60)
@@ -153,3 +153,20 @@ def clone_by_program(folder: Path, name: str, n_kills: int) -> dict[str, th.Tens
 def test_killed_programs(n_kills: int, tmp_path: Path) -> None:
     whole, killed = (clone_by_program(tmp_path, name, n) for name, n in (("whole", 0), ("killed", n_kills)))
     assert all(th.equal(whole[name], killed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [dict(denoising_steps=2), dict(policy_kwargs=dict(net_arch=[8])), dict(policy_kwargs=dict(net_arch=[16], prior_std=0.5))],
+)
+def test_a_checkpoint_of_another_policy_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "clone.pt"
+    with pytest.raises(Killed):
+        clone(path, 2)
+    model = make_model(**other)
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    with pytest.raises(ValueError, match=r"belongs to a run with another policy.*or delete the file"):
+        pretrain_bc(model, make_demonstrations(), checkpoint=path, **SETTINGS)
+    assert all(th.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
+    path.unlink()  # the remedy
+    pretrain_bc(model, make_demonstrations(), checkpoint=path, **SETTINGS)

@@ -293,3 +293,21 @@ def test_one_bound_per_dimension() -> None:
     clone(make_policy(action_space=space), make_demonstrations(actions=inside))
     swapped = make_demonstrations(actions=inside[:, ::-1])
     refused("60 of 60", "by up to 9", model=make_policy(action_space=space), demonstrations=swapped)
+
+
+@pytest.mark.parametrize("with_env", [True, False])
+def test_actions_without_an_axis_and_the_remedy(with_env: bool) -> None:
+    space = spaces.Box(-1, 1, (1,))
+    model = make_model(BlankEnv(action_space=space)) if with_env else make_policy(action_space=space)
+    for actions in (np.zeros(60), np.zeros(60)[:, None]):
+        demonstrations = make_demonstrations(actions=actions)
+        if actions.ndim == 1:
+            refused(r"shape (60,)", "(1,)", "actions[:, None]", model=model, demonstrations=demonstrations)
+        else:
+            pretrain_bc(model, demonstrations, n_batches=1, batch_size=8)
+
+
+def test_images_without_channels() -> None:
+    demonstrations = make_demonstrations(observations=np.zeros((60, 36, 36), np.uint8))
+    policy = make_policy(spaces.Box(0, 255, (1, 36, 36), np.uint8))
+    refused("(36, 36)", "(1, 36, 36)", model=policy, demonstrations=demonstrations)

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_scoreflow import RLDT, ActionChunking, BehaviorCloning, Demonstrations, ScoReFlowPPO, pretrain_bc
 from sb3_scoreflow.bc.execution import Execution, execution_of
@@ -392,3 +392,30 @@ def test_evaluation_takes_over_the_statistics() -> None:
     eval_env.seed(0)
     assert len(history["bc/eval_return"]) == 1
     assert np.isfinite(evaluate_policy(model, eval_env, 1)[0])
+
+
+def test_evaluation_without_normalized_observations() -> None:
+    """``VecNormalize(norm_obs=False)`` has no statistics of observations. Both have to normalize the same parts."""
+    demonstrations = pendulum_demonstrations()
+    env, eval_env = normalized(norm_obs=False), normalized(n_envs=1, norm_obs=False, norm_reward=False)
+    history = pretrain_bc(make_model(env), demonstrations, n_batches=2, eval_env=eval_env, n_eval_episodes=2, seed=0)
+    assert -2000 < history["bc/eval_return"][0] < 0 and eval_env.ret_rms.mean == env.ret_rms.mean
+    for norm_obs in (True, False):
+        other = normalized(n_envs=1, norm_obs=not norm_obs)
+        with pytest.raises(ValueError, match=r"eval_env's VecNormalize normalizes .*: pass the same norm_obs"):
+            pretrain_bc(make_model(normalized(norm_obs=norm_obs)), demonstrations, n_batches=2, eval_env=other)
+
+
+def test_a_wrapper_that_reshapes_normalized_observations_is_refused() -> None:
+    def blank(**kwargs: Any) -> VecNormalize:
+        return VecNormalize(DummyVecEnv([BlankEnv]), **kwargs)
+
+    stacked = make_demonstrations(observations=np.random.default_rng(0).normal(size=(60, 6)))
+    for training in (True, False):
+        model = make_model(VecFrameStack(blank(training=training), 2))
+        with pytest.raises(ValueError, match=r"from \(3,\) to \(6,\).*VecNormalize\(VecFrameStack"):
+            pretrain_bc(model, stacked, n_batches=2)
+    for remedy in (VecNormalize(VecFrameStack(DummyVecEnv([BlankEnv]), 2)), VecFrameStack(blank(norm_obs=False), 2)):
+        model = make_model(remedy)
+        pretrain_bc(model, stacked, n_batches=2)
+        model.learn(32)

@@ -5,6 +5,7 @@ import itertools
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
@@ -138,3 +139,11 @@ def test_interrupt_in_the_critics_fit_leaves_the_clone_and_the_critic_before_it(
     with pytest.raises(KeyboardInterrupt):
         pretrain_bc(model, make_demonstrations(), n_batches=4, batch_size=16, critic_batches=10, seed=0)
     assert_same(model.policy, state_of(plain.policy))
+
+
+def test_false_of_numpy_stops_as_well() -> None:
+    def callback(metrics: dict[str, float]) -> Any:
+        return np.mean([metrics["bc/loss"]]) < 0
+
+    history = pretrain_bc(make_model(), make_demonstrations(), n_batches=50, log_interval=10, callback=callback)
+    assert history["batch"] == [10]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_scoreflow import BehaviorCloning
+from sb3_scoreflow.demonstrations import ChunkBatch
 from tests.bc.helpers import OBS, clone, make_demonstrations, make_policy, numbered_episodes, state_of
 
 
@@ -58,3 +60,20 @@ def test_validation_needs_two_episodes() -> None:
     with pytest.raises(ValueError, match=r"\b2 episodes\b.*\b1\b"):
         clone(make_policy(), make_demonstrations(10, length=10), validation_fraction=0.5)
     assert len(clone(make_policy(), make_demonstrations(20, length=10), validation_fraction=0.5)["bc/validation_loss"]) == 1
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 256])
+def test_validation_loss_counts_every_action_once(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the mean action in place of the loss: also if the last batch is small, and chunks end with their episode"""
+    d = make_demonstrations()
+
+    def mean_action(cloning: BehaviorCloning, batch: ChunkBatch, *_: Any) -> th.Tensor:
+        weights = batch.mask[..., None] * np.ones_like(batch.actions)
+        return th.tensor((batch.actions * weights).sum() / weights.sum(), requires_grad=True)
+
+    monkeypatch.setattr(BehaviorCloning, "_loss", mean_action)
+    cloning = BehaviorCloning(make_policy(), d, batch_size=batch_size, validation_fraction=0.3, seed=0)
+    assert cloning.validation is not None
+    chunks = cloning.validation.chunks(3)
+    every = chunks[np.arange(len(chunks))]
+    assert cloning._validation_loss(chunks) == pytest.approx(every.actions[every.mask].mean(), rel=1e-6)

@@ -204,12 +204,33 @@ def test_vec_normalize_must_not_be_reshaped() -> None:
     assert collect_demonstrations(batch_of(1, [0, 0]), outermost, n_episodes=1).n_episodes == 1
 
 
+@pytest.mark.parametrize("cls", [PPO, ScoReFlowPPO])
+def test_models_of_normalized_observations_need_them(cls: Any) -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1), training=False)
+    statistics: Any = env.obs_rms
+    statistics.mean = np.array([0.0, 0.0, 5.0])
+    model = cls("MlpPolicy", env, n_steps=64, batch_size=64, seed=0, device="cpu")
+    unnormalized = VecNormalize(make_vec_env("Pendulum-v1", 1), norm_obs=False)
+    for other in ("Pendulum-v1", gym.make("Pendulum-v1"), unnormalized):
+        with pytest.raises(ValueError, match=r"trained on observations normalized by VecNormalize.*get_vec_normalize_env\(\)"):
+            collect_demonstrations(model, other, 1)
+    remedy = collect_demonstrations(model, model.get_vec_normalize_env(), 1, deterministic=True, seed=0)
+    seen = env.normalize_obs(np.asarray(remedy.observations))
+    np.testing.assert_allclose(model.predict(seen, deterministic=True)[0], remedy.actions, atol=1e-5)
+
+
+class OwnChunks(gym.ActionWrapper):
+    """Executes chunks, as its attribute says."""
+
+    n_executed = 2
+
+
 def test_chunked_envs_are_refused() -> None:
     single = ActionChunking(gym.make("Pendulum-v1"), horizon=4)
     vectorized = VecNormalize(DummyVecEnv([lambda: ActionChunking(CounterEnv(1), horizon=2)]))
-    for env in (single, TimeLimit(single, 10), vectorized):
+    for env in (single, TimeLimit(single, 10), vectorized, OwnChunks(CounterEnv(1))):
         with pytest.raises(
-            ValueError, match=r"`env` is wrapped in ActionChunking.*Pass the environment without ActionChunking"
+            ValueError, match=r"`env` executes chunks \(ActionChunking.*Pass the environment without ActionChunking"
         ):
             collect_demonstrations(constant([0]), env, n_episodes=1)
 

@@ -41,6 +41,19 @@ def test_groups_without_rewards_and_flags(tmp_path: Path) -> None:
     check(follow(message_of(hdf5(tmp_path / "x.h5", **arrays))), rewards=False, terminated=False)
 
 
+@pytest.mark.parametrize("names", [("obs", "reward", "dones"), ("states", "rews", "done"), ("qpos", "rewards", "terminals")])
+def test_groups_with_other_names(names: tuple[str, str, str], tmp_path: Path) -> None:
+    obs, rews, ends = names
+    arrays = {
+        f"episode_{i}__{key}": value
+        for i, e in enumerate(episodes())
+        for key, value in {obs: e["observations"], "actions": e["actions"], rews: e["rewards"], ends: e["terminals"]}.items()
+    }
+    message = message_of(hdf5(tmp_path / "x.h5", **arrays))
+    check(follow(message))
+    assert ("'terminal': False instead, if episodes end by a time limit" in message) == ends.startswith("done")
+
+
 def test_maniskill_without_observations(tmp_path: Path) -> None:
     message = message_of(hdf5(tmp_path / "x.h5", traj_0__actions=ACTS, traj_0__env_states__x=OBS))
     assert (

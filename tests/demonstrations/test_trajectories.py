@@ -102,7 +102,9 @@ def test_dicts(n_observations: int, flags: dict[str, Any], terminated: bool) -> 
         np.testing.assert_array_equal(d.rewards, [0, 1, 2] * 2)
         np.testing.assert_array_equal(d.terminations, [0, 0, terminated] * 2)
         np.testing.assert_array_equal(d.truncations, [0, 0, not terminated] * 2)
-    del given[0]["rews"]
+    given[0]["reward"] = given[0].pop("rews")
+    np.testing.assert_array_equal(Demonstrations.from_trajectories(given[:1]).rewards, [0, 1, 2])
+    del given[0]["reward"]
     assert not Demonstrations.from_trajectories(given[:1]).rewards.any()
 
 
@@ -138,6 +140,7 @@ def test_a_column_per_episode() -> None:
             r"\(3,\), .*\(2,\)}\. There must",
         ),
         ([{"obs": [np.zeros(2), np.zeros(3)], "acts": np.zeros((2, 1))}], "`obs of trajectory 0` holds entries of different"),
+        ([{"obs": np.zeros((2, 1)), "acts": np.zeros((2, 1)), "dones": [False, True]}], "has `done` flags.*give it an entry"),
         ([trajectory(2), trajectory(2, acts=np.zeros((2, 5)))], r"number 0 has .*, number 1 has .*\(5,\)"),
     ],
 )

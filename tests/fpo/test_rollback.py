@@ -1,6 +1,7 @@
 """FPO's safeguard, which is RLDT's: when the actor of a clone goes back, and what a saved model keeps of it."""
 
 import contextlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,36 @@ def test_the_actor_does_not_wait_for_episodes_that_nobody_records(clone: FPO, mo
     assert same(actor_of(impatient), actor_of(clone))
     impatient.learn(ITERATION, reset_num_timesteps=False)
     assert not same(actor_of(impatient), actor_of(clone))
+
+
+def test_a_lost_worker_does_not_end_the_wait(clone: FPO) -> None:
+    model = cloned(clone, critic_warmup_iterations=0)
+    infos: list[dict[str, Any]] = [{"worker_lost": True, "TimeLimit.truncated": True}, *[{}] * (N_ENVS - 1)]
+    step = model._update_info_buffer
+
+    def loses(given: list[dict[str, Any]], dones: Any = None) -> None:
+        is_lost = model.num_timesteps == 5 * N_ENVS
+        step(infos if is_lost else given, np.arange(N_ENVS) == 0 if is_lost else dones)
+
+    model._update_info_buffer = loses  # type: ignore[method-assign, assignment]
+    with pytest.warns(UserWarning, match="The actor is still that of the clone: it waits.*rollback=False"):
+        model.learn(2 * ITERATION)
+    assert same(actor_of(model), actor_of(clone)) and model._n_waited == 2 * ITERATION
+
+
+def test_short_calls_and_their_remedies(clone: FPO) -> None:
+    for arguments, timesteps in ((dict(rollback=False), 2 * ITERATION), ({}, 9 * ITERATION)):
+        model = cloned(clone, critic_warmup_iterations=0, **arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "The actor is still that")
+            model.learn(timesteps)
+        assert not same(actor_of(model), actor_of(clone))
+
+
+def test_a_trained_actor_does_not_wait_in_another_environment(clone: FPO) -> None:
+    model = cloned(clone, critic_warmup_iterations=0)
+    model.learn(9 * ITERATION)
+    before = actor_of(model)
+    model.set_env(make_vec_env(Needle, N_ENVS, env_kwargs=dict(width=0.25)))
+    model.learn(ITERATION)
+    assert not same(actor_of(model), before)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from tests.rldt.histories import add_rollout, make_history, sources_of
+from tests.rldt.histories import N_ENVS, N_STEPS, add_rollout, everything_in, make_history, sources_of
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def _seed() -> None:
 def test_every_drawn_trajectory_is_another_one(balance: bool) -> None:
     history = make_history(n_envs=5, history_size=4)
     for number in range(6):
-        add_rollout(history, number, success={env: {1} for env in range(number % 4)})
+        add_rollout(history, number, success={env: {1} for env in range(number % 4)}, starts=np.ones(5, bool))
     for n in (1, 2, 7, 19, 20, 100):
         for new_fraction in (0.0, 0.3, 1.0):
             history.new_fraction, history.balance_success = new_fraction, balance
@@ -108,9 +108,31 @@ def test_new_and_old_trajectories_are_balanced_each() -> None:
     """The newest rollout has successes in environments 0-1, the old ones in 0-3."""
     history = make_history(n_envs=6, history_size=3, new_fraction=1 / 3, balance_success=True)
     for number in range(3):
-        add_rollout(history, number, success={env: {0} for env in range(2 if number == 2 else 4)})
+        add_rollout(history, number, success={env: {0} for env in range(2 if number == 2 else 4)}, starts=np.ones(6, bool))
     for _ in range(5):
         sources = sources_of(history.sample(12))
         new, old = [env for r, env in sources if r == 2], [env for r, env in sources if r < 2]
         assert len(new) == 4 and sum(env < 2 for env in new) == 2
         assert len(old) == 8 and sum(env < 4 for env in old) == 4
+
+
+def test_trajectories_after_the_success_are_not_successes() -> None:
+    """An environment that goes on after the success of step 1 and still reports it: only one of three rollouts has it."""
+    history = make_history()
+    starts = add_rollout(history, 0, success={0: {1, 2, 3}}, starts=np.ones(N_ENVS, bool))
+    for number in (1, 2):
+        starts = add_rollout(history, number, success={0: set(range(N_STEPS))}, starts=starts)
+    history.balance_success, history.new_fraction = True, 0.0
+    drawn = [history.sample(2) for _ in range(50)]
+    sources = [sources_of(batch) for batch in drawn]
+    assert all((0, 0) in pair and (1, 0) not in pair and (2, 0) not in pair for pair in sources), "half of two"
+    assert len({source for pair in sources for source in pair}) == 1 + 4, "without the last rollout's"
+    assert all(batch.valid.any(1).all() for batch in drawn)
+
+
+def test_a_success_that_ends_an_episode_ends_with_it() -> None:
+    """Also if a callback stops training in that step, and the next rollout is not told that an episode begins"""
+    history = make_history()
+    add_rollout(history, 0, terminated={0: {3}}, success={0: {3}}, starts=np.ones(N_ENVS, bool))
+    add_rollout(history, 1, starts=np.zeros(N_ENVS, bool))
+    assert everything_in(history, balance_success=True).valid.all()

@@ -14,6 +14,7 @@ from tests.rldt.histories import (
     flags_of,
     make_history,
     observation_of,
+    sources_of,
 )
 
 
@@ -94,11 +95,13 @@ def test_the_episode_goes_on_in_the_next_rollout() -> None:
     starts = add_rollout(history, 0, terminated={2: {3}}, success={0: {3}, 1: {1}, 2: {3}})
     starts = add_rollout(history, 1, truncated={0: {1}}, starts=starts)
     add_rollout(history, 2, starts=starts)
-    valid = everything_in(history, balance_success=True).valid.view(3, N_ENVS, N_STEPS)
-    np.testing.assert_array_equal(valid[0], [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
-    # 0: until its episode ends at 1; 1: all of it; 2: its success ended the episode
-    np.testing.assert_array_equal(valid[1], [[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
-    np.testing.assert_array_equal(valid[2], [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    batch = everything_in(history, balance_success=True)
+    # Nothing can be learned from the later rollouts of 1, whose episode goes on after its success
+    assert sources_of(batch) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 2)]
+    np.testing.assert_array_equal(batch.valid[:3], [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
+    # 0: until its episode ends at 1; 2: its success ended the episode
+    np.testing.assert_array_equal(batch.valid[3:5], [[0, 0, 1, 1], [1, 1, 1, 1]])
+    assert batch.valid[5:].all()
 
 
 def test_a_reset_between_rollouts_begins_anew() -> None:

@@ -1,5 +1,6 @@
 """A history under VecNormalize keeps raw transitions, and gives them normalized by the statistics of the day."""
 
+import pickle
 from typing import Any
 
 import gymnasium as gym
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_scoreflow import RLDT
+from sb3_scoreflow.rldt.buffers import RolloutHistory
 
 CHEAP: dict[str, Any] = dict(
     n_steps=8,
@@ -126,3 +130,45 @@ def test_rewards_are_scaled_by_what_is_paid() -> None:
     assert float(never.policy.reward_scale) == 1.0
     tiny = learned(make_vec_env(lambda: gym.wrappers.TransformReward(Ramp(), lambda reward: 1e-12), 1))
     assert float(tiny.policy.reward_scale) == pytest.approx(1e-12)
+
+
+class Shaping(BaseCallback):
+    """Pays one more in the unit that the algorithm sees."""
+
+    def _on_step(self) -> bool:
+        self.locals["rewards"][:] += 1.0
+        return True
+
+
+def test_rewards_that_a_callback_shapes_are_stored() -> None:
+    env = VecNormalize(DummyVecEnv([Ramp]), training=False, clip_reward=1e6)
+    env.ret_rms.var = np.array(2500.0)
+    model = RLDT("FlowPolicy", env, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]), **CHEAP)
+    plain = learned(VecNormalize(DummyVecEnv([Ramp]), training=False, clip_reward=1e6))
+    model.learn(16, callback=Shaping())
+    np.testing.assert_allclose(model.rollout_buffer._rewards[:2], plain.rollout_buffer._rewards[:2] + 50, rtol=1e-5)
+
+
+@pytest.mark.parametrize("own_class", [True, False])
+def test_a_users_rollout_leaves_the_history_alone(own_class: bool) -> None:
+    model = learned(VecNormalize(DummyVecEnv([Ramp]), clip_obs=1e6, clip_reward=1e6))
+    before, assert_env = pickle.dumps(model.rollout_buffer), model.env
+    arguments = (8, model.observation_space, model.action_space)
+    own: Any = RolloutHistory(*arguments, device="cpu") if own_class else RolloutBuffer(*arguments, device="cpu")
+    assert assert_env is not None
+    model.collect_rollouts(assert_env, model._init_callback(None), own, 8)
+    assert pickle.dumps(model.rollout_buffer) == before
+    if own_class:
+        counter = np.array([1 + i + i // 5 for i in range(16, 24)], np.float32)
+        np.testing.assert_allclose(own._store[""][0, :-1, 0, 0], counter)
+        np.testing.assert_allclose(own._rewards[0, :, 0], 100 * (counter + 1))
+
+
+def test_another_number_of_steps_keeps_the_settings_and_says_what_is_lost() -> None:
+    model = learned(DummyVecEnv([Ramp]))
+    model.rollout_buffer.new_fraction, model.rollout_buffer.balance_success = 0.9, True
+    model.n_steps = 4
+    with pytest.warns(UserWarning, match="n_steps was changed from 8 to 4: the history of 2 rollouts"):
+        model.learn(4)
+    assert (model.rollout_buffer.new_fraction, model.rollout_buffer.balance_success) == (0.9, True)
+    assert model.rollout_buffer.n_rollouts == 1
