@@ -15,6 +15,8 @@ from sb3_scoreflow.rldt.reward_magnitude import mean_magnitude
 
 #: Weight of the newest rollout in the running mean of ``|r|`` (arXiv 2606.08602, released configuration).
 _REWARD_SCALE_RATE = 0.01
+#: Arguments of policy and buffer that are attributes, and may be set at any time
+_OF_POLICY, _OF_BUFFER = ("exploration_scale", "exploration_steps"), ("new_fraction", "balance_success")
 
 
 class HistoryAlgorithm(FlowAlgorithm):
@@ -41,6 +43,33 @@ class HistoryAlgorithm(FlowAlgorithm):
 
     def _buffer_arguments(self) -> dict[str, Any]:
         return {}
+
+    def _make_buffer(self) -> None:
+        old = self.rollout_buffer
+        super()._make_buffer()
+        self.rollout_buffer.adopt_settings(old)
+        if old.n_rollouts:
+            warn(
+                f"n_steps was changed from {old.buffer_size} to {self.n_steps}: the history of {old.n_rollouts} rollouts does "
+                "not fit, and begins again. Set n_steps before training to keep it."
+            )
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """
+        Save the model, as in :class:`FlowAlgorithm`, with the settings of policy and buffer that were set since construction.
+
+        :param path: path (".zip" is added if it has no suffix) or file object
+        :param exclude: names of attributes not to save
+        :param include: names of attributes to save although they are excluded by default
+        :raises DivergenceError: if a parameter is NaN or infinite
+        :raises OSError: if it cannot be written, for example because the disk is full
+        """
+        for part, built, names in (("policy", self.policy, _OF_POLICY), ("rollout_buffer", self.rollout_buffer, _OF_BUFFER)):
+            given = getattr(self, f"{part}_kwargs")
+            current = {name: getattr(built, name) for name in names}
+            setattr(self, f"{part}_kwargs", {**given, **{name: current[name] for name in names if name in given}})
+            self._built_from[part.removeprefix("rollout_")].update(current)
+        super().save(path, exclude, include)
 
     def _restore_history(self, history: RolloutHistory) -> None:
         """Continue with the rollout history of a file, if it fits the loaded model's environments and settings."""

@@ -263,16 +263,6 @@ class RLDT(RollbackAlgorithm, HistoryAlgorithm):
 
     # ------------------------------------------------------------------ hooks into Stable-Baselines3's loop
 
-    def _make_buffer(self) -> None:
-        old = self.rollout_buffer
-        super()._make_buffer()
-        self.rollout_buffer.adopt_settings(old)
-        if old.n_rollouts:
-            warn(
-                f"n_steps was changed from {old.buffer_size} to {self.n_steps}: the history of {old.n_rollouts} rollouts does "
-                "not fit, and begins again. Set n_steps before training to keep it."
-            )
-
     def _setup_learn(
         self,
         total_timesteps: int,

@@ -1,6 +1,7 @@
 """A history under VecNormalize keeps raw transitions, and gives them normalized by the statistics of the day."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -172,3 +173,22 @@ def test_another_number_of_steps_keeps_the_settings_and_says_what_is_lost() -> N
         model.learn(4)
     assert (model.rollout_buffer.new_fraction, model.rollout_buffer.balance_success) == (0.9, True)
     assert model.rollout_buffer.n_rollouts == 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("include", [["rollout_buffer"], None])
+def test_settings_of_policy_and_buffer_are_saved(given: bool, trusted: bool, include: Any, tmp_path: Path) -> None:
+    users: dict[str, Any] = {}
+    if given:
+        users["rollout_buffer_kwargs"] = dict(history_size=3, new_fraction=0.4, balance_success=False)
+        users["policy_kwargs"] = dict(net_arch=[8], exploration_scale=2.0)
+    model = learned(DummyVecEnv([Ramp]), **users)
+    model.rollout_buffer.new_fraction, model.rollout_buffer.balance_success = 0.9, True
+    model.policy.exploration_scale = 0.25
+    model.save(tmp_path / "model", include=include)
+    loaded = RLDT.load(tmp_path / "model", DummyVecEnv([Ramp]), device="cpu", trusted=trusted or include is not None)
+    found = loaded.rollout_buffer.new_fraction, loaded.rollout_buffer.balance_success, loaded.policy.exploration_scale
+    assert found == (0.9, True, 0.25)
+    again = RLDT.load(tmp_path / "model", device="cpu", rollout_buffer_kwargs=dict(history_size=3, new_fraction=0.2))
+    assert again.rollout_buffer.new_fraction == 0.2, "what load is given counts"
