@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_scoreflow.common.clones import clone_policy
 from sb3_scoreflow.common.env_attributes import ask
 from sb3_scoreflow.common.files import AnyPath, as_path, atomic_path
+from sb3_scoreflow.common.guard import guard_env
 from sb3_scoreflow.common.utils import ArgumentError, sync_normalization, warn
 from sb3_scoreflow.demonstrations import normalized_score
 
@@ -198,7 +200,7 @@ class FlowEvalCallback(EvalCallback):
                 with atomic_path(os.path.join(self.best_model_save_path, "vecnormalize.pkl")) as path:
                     normalizer.save(str(path))
         if self.restore_best:
-            self._best_parameters = deepcopy(self.model.get_parameters())
+            self._best_parameters = _on_cpu(self.model.get_parameters())
             self._best_statistics = None if normalizer is None else _statistics(normalizer)
         if self.verbose:
             print(f"New best mean reward, with a lower bound of {self.best_lower_bound:.2f}")
@@ -313,8 +315,10 @@ def _score_name(env: VecEnv, given: str | None) -> str | None:
     :return: name of the environment in D4RL's scores; None if D4RL has no score for it
     :raises ValueError: if D4RL has no score for the user's name
     """
-    spec = (ask(lambda: env.get_attr("spec", 0)) or [None])[0]
-    name = given if given is not None else getattr(spec, "id", None)
+    name = given
+    if given is None:
+        guard_env(env)  # a spec that cannot be pickled would end the process of an environment that is not guarded
+        name = getattr((ask(lambda: env.get_attr("spec", 0)) or [None])[0], "id", None)
     try:
         if name is not None:
             normalized_score(name, 0.0)
@@ -323,6 +327,15 @@ def _score_name(env: VecEnv, given: str | None) -> str | None:
         if given is not None:
             raise
         return None
+
+
+def _on_cpu(parameters: Any) -> Any:
+    """:return: a copy of nested parameters, in the main memory, so that a checkpoint can be read without a GPU"""
+    if isinstance(parameters, th.Tensor):
+        return parameters.detach().to("cpu", copy=True)
+    if isinstance(parameters, Mapping):
+        return {name: _on_cpu(value) for name, value in parameters.items()}
+    return deepcopy(parameters)
 
 
 def _statistics(normalizer: VecNormalize) -> dict[str, Any]:

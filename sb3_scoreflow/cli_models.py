@@ -38,7 +38,7 @@ def clone(args: argparse.Namespace) -> None:
     demonstrations = load_demonstrations(args.source)
 
     def make_env(n_envs: int) -> VecEnv:
-        return make_vec_env(args.env, n_envs, args.seed, wrapper_class=lambda single: _chunked(single, args.horizon, {}))
+        return make_vec_env(args.env, n_envs, args.seed, wrapper_class=lambda single: _chunked(single, args.horizon))
 
     env = make_env(1)
     model = ALGORITHMS[args.algo]("FlowPolicy", env, seed=args.seed)
@@ -186,7 +186,9 @@ def _env_of(model: FlowAlgorithm, args: argparse.Namespace, n_envs: int) -> VecE
     def wrap(env: gym.Env) -> gym.Env:
         single = env.action_space.shape
         horizon = args.horizon or (shape[0] if shape[1:] == single else 1)
-        return _chunked(env, horizon, chunks if shape == (horizon, *(single or ())) else {})
+        if shape == (horizon, *(single or ())):  # also a chunk of one action
+            return ActionChunking(env, horizon, **chunks)
+        return _chunked(env, horizon)
 
     env = make_vec_env(args.env, n_envs, seed=args.seed, wrapper_class=wrap)
     try:
@@ -212,14 +214,13 @@ def _env_of(model: FlowAlgorithm, args: argparse.Namespace, n_envs: int) -> VecE
         ) from error
 
 
-def _chunked(env: gym.Env, horizon: int, chunks: dict[str, Any]) -> gym.Env:
+def _chunked(env: gym.Env, horizon: int) -> gym.Env:
     """
     :param env: environment with single actions
     :param horizon: number of actions per chunk; 1: no chunks
-    :param chunks: further arguments of ``ActionChunking``
     :return: environment that executes chunks, with a ``Monitor`` that counts single steps
     """
-    return env if horizon == 1 else ActionChunking(env, horizon, **chunks)
+    return env if horizon == 1 else ActionChunking(env, horizon)
 
 
 def _output(path: str) -> Path:

@@ -417,3 +417,10 @@ def test_output_that_nobody_reads(monkeypatch: pytest.MonkeyPatch, capfd: pytest
         assert main(["inspect", "builtin:hopper-medium"]) == 141
         monkeypatch.undo()
     assert capfd.readouterr().err == ""
+
+
+def test_a_chunk_of_one_action(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ScoReFlowPPO("FlowPolicy", ActionChunking(gym.make("Pendulum-v1"), 1), seed=3, **SMALL).save(tmp_path / "one.zip")
+    for further in ([], ["--horizon", "1"]):
+        assert main(["evaluate", str(tmp_path / "one"), "--env", "Pendulum-v1", "--episodes", "2", *further]) == 0
+        assert capsys.readouterr().out.count("(episodes: 2)") == 2

@@ -78,15 +78,20 @@ def guard_env(venv: VecEnv, step_timeout: float | None = None) -> VecEnv:
 
 def guard_evaluations(callback: BaseCallback) -> None:
     """
-    Guard the evaluation environments of a callback and of its child callbacks.
+    Guard the evaluation environments of a callback and of its child callbacks, which may refer to each other.
 
     :param callback: the callback
     """
-    if isinstance(callback, EvalCallback):
-        guard_env(callback.eval_env)
-    inner = [value for name, value in vars(callback).items() if isinstance(value, BaseCallback) and name != "parent"]
-    for each in [*getattr(callback, "callbacks", ()), *inner]:
-        guard_evaluations(each)
+    waiting, known = [callback], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in known:
+            continue
+        known.add(id(each))
+        if isinstance(each, EvalCallback):
+            guard_env(each.eval_env)
+        inner = [value for name, value in vars(each).items() if isinstance(value, BaseCallback) and name != "parent"]
+        waiting += [*getattr(each, "callbacks", ()), *inner]
 
 
 @dataclass

@@ -68,15 +68,19 @@ class CallbackStates:
                 set_vec_env_state(getattr(callback, key), env_state)
 
 
-def _named(prefix: str, callbacks: Iterable[BaseCallback]) -> Iterator[tuple[str, BaseCallback]]:
-    """:return: callbacks and their child callbacks, each with its path from the outermost callback"""
+def _named(
+    prefix: str, callbacks: Iterable[BaseCallback], outer: tuple[BaseCallback, ...] = ()
+) -> Iterator[tuple[str, BaseCallback]]:
+    """:return: callbacks and their child callbacks, each with its path from the outermost callback, without cycles"""
     for index, callback in enumerate(callbacks):
-        name = f"{prefix}{index}:{type(callback).__name__}"
+        if any(callback is each for each in outer):
+            continue
+        name, path = f"{prefix}{index}:{type(callback).__name__}", (*outer, callback)
         yield name, callback
-        yield from _named(f"{name}/", getattr(callback, "callbacks", []))
+        yield from _named(f"{name}/", getattr(callback, "callbacks", []), path)
         inner = {key: value for key, value in vars(callback).items() if isinstance(value, BaseCallback) and key != "parent"}
         for key, value in inner.items():
-            yield from _named(f"{name}.{key}/", [value])
+            yield from _named(f"{name}.{key}/", [value], path)
 
 
 def _is_own_env(callback: BaseCallback, value: Any) -> bool:

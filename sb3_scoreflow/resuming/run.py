@@ -1,7 +1,9 @@
 """Saving a run to checkpoints and restoring it."""
 
 import math
+import pickle
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -79,7 +81,7 @@ class RunCheckpoints(BaseCallback):
             "num_timesteps": model.num_timesteps,
             "num_env_steps": model.num_env_steps,
             "score": self._score(model),
-            "log_folder": model.logger.get_dir(),
+            "log_folder": None if model.tensorboard_log is None else model.logger.get_dir(),
             "arguments": self.arguments,
             "versions": versions(),
         }
@@ -108,6 +110,9 @@ class RunCheckpoints(BaseCallback):
         model.__dict__.update({**loaded.__dict__, **own})
         if not goes_on:
             model._last_obs = None  # makes Stable-Baselines3 reset the environments
+            if model.seed is None:  # otherwise, `load` has seeded them; the first episodes of their own seed are over
+                entropy = zlib.crc32(pickle.dumps(state["generators"]))
+                env.seed(int(np.random.default_rng([facts["num_timesteps"], entropy]).integers(2**31)))
         self._restored, self._log_folder = state, facts["log_folder"]
 
     @contextmanager

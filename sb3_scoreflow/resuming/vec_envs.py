@@ -88,7 +88,14 @@ def _env_states(base: VecEnv) -> list[Any]:
         return [env_state(env) for env in base.envs]
     if not isinstance(base, SubprocVecEnv):
         raise NoStateError(f"{type(base).__name__} has no methods get_checkpoint() and set_checkpoint(state)")
-    unable = {cls.__name__ for cls in base.get_attr("__class__") if not has_checkpoints(cls)}
+    try:
+        classes = base.get_attr("__class__")
+    except Exception as error:  # of a class that is defined in the program itself, and many other kinds
+        raise NoStateError(
+            "the class of the environments cannot be sent from their processes: wrap them in sb3_scoreflow.envs.Resumable, or "
+            "import the class from a module"
+        ) from error
+    unable = {cls.__name__ for cls in classes if not has_checkpoints(cls)}
     if unable:
         raise NoStateError(
             f"environments in separate processes are saved by their outermost wrapper, and {sorted(unable)} cannot do "

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_scoreflow import RLDT, ActionChunking, ScoReFlowPPO
 from sb3_scoreflow.callbacks import FlowEvalCallback
@@ -324,3 +324,20 @@ def test_other_algorithms() -> None:
     callback = FlowEvalCallback(scripted([1.0, 1.0, 2.0, 2.0]), n_eval_episodes=2, eval_freq=16, restore_best=True, verbose=0)
     model.learn(16, callback=callback)
     assert callback.clone_evaluation is not None and callback.clone_evaluation.mean == 1 and callback.best_mean_reward == 2
+
+
+def test_an_environment_whose_spec_cannot_be_sent() -> None:
+    """A wrapper with a lambda in another process, as it works with Stable-Baselines3's callback"""
+
+    def scaled() -> gym.Env:
+        return Monitor(
+            gym.wrappers.TransformReward(gym.make("Pendulum-v1", max_episode_steps=5), lambda reward: 0.1 * float(reward))
+        )
+
+    for name in (None, "hopper-medium-v2"):
+        env = SubprocVecEnv([scaled])
+        callback = FlowEvalCallback(env, n_eval_episodes=2, eval_freq=10, score_name=name, verbose=0)
+        model = make_model(make_vec_env("Pendulum-v1", 1))
+        model.learn(ITERATION, callback=callback)
+        assert callback.score_name == name and -20 < callback.last_mean_reward < 0
+        env.close()

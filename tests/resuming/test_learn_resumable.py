@@ -1,8 +1,10 @@
 """A run that was interrupted ends as one that was not, to the last bit."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_scoreflow import Demonstrations, ScoReFlowPPO, learn_resumable, pretrain_bc
 from sb3_scoreflow.common import files
+from sb3_scoreflow.envs import Resumable
 from sb3_scoreflow.resuming import CheckpointFolder
 from tests.conformance.algorithm import Algorithm
 from tests.resuming.runs import N_ENVS, N_ITERATIONS, KillAt, Killed, Sleep, difference, make_env, run
@@ -408,3 +411,49 @@ def test_facts_are_readable(ratio: Algorithm, tmp_path: Path) -> None:
     facts = json.loads((newest.path / "checkpoint.json").read_text())
     assert facts["algorithm"] == str(ratio) and facts["num_env_steps"] == model.num_env_steps
     assert facts["arguments"]["seed"] == "0" and facts["versions"]["torch"] == th.__version__
+
+
+def test_episodes_of_a_model_without_a_seed_do_not_repeat_either(ratio: Algorithm, tmp_path: Path) -> None:
+    """The environments have the same seed in every process."""
+    size, starts = ratio.iteration(N_ENVS), []
+    for kill_at in (40, 70, None):
+        env = make_vec_env(Secret, N_ENVS, seed=0)
+        model = ratio.make("FlowPolicy", env, seed=None)
+        with contextlib.suppress(Killed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            learn_resumable(model, 4 * size, tmp_path, callback=KillAt(kill_at), save_freq=size)
+        starts.append(env.get_attr("starts")[0][0])
+    assert len({*starts}) == 3
+
+
+def test_environments_of_a_class_of_the_program_itself(tmp_path: Path) -> None:
+    """Such a class cannot be sent from a process. The remedy saves their state."""
+
+    class Local(Open):
+        pass
+
+    for make, message in ((Local, "cannot be sent from their processes: wrap them"), (lambda: Resumable(Local()), None)):
+        env = SubprocVecEnv([make])
+        model = ScoReFlowPPO("FlowPolicy", env, n_steps=16, batch_size=16, policy_kwargs=dict(net_arch=[8]))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            learn_resumable(model, 16, tmp_path / str(message is None))
+        said = [str(each.message) for each in caught if "begin new episodes" in str(each.message)]
+        assert len(said) == (message is not None) and (message is None or message in said[0])
+        env.close()
+
+
+def test_a_log_that_begins_when_the_run_is_resumed(ratio: Algorithm, tmp_path: Path) -> None:
+    for log, iterations in ((None, 1), (str(tmp_path / "tb"), 2)):
+        model = ratio.make("FlowPolicy", make_vec_env("Pendulum-v1", 1, seed=0), tensorboard_log=log)
+        learn_resumable(model, iterations * ratio.iteration(), tmp_path / "run")
+    assert list((tmp_path / "tb").glob("*/events*"))
+
+
+def test_callbacks_that_refer_to_each_other(ratio: Algorithm, tmp_path: Path) -> None:
+    one, other = KillAt(None), KillAt(None)
+    one.other, other.other = other, one  # type: ignore[attr-defined]
+    ratio.make("FlowPolicy", make_vec_env("Pendulum-v1", 1, seed=0)).learn(1, callback=one)
+    model = ratio.make("FlowPolicy", make_vec_env("Pendulum-v1", 1, seed=0))
+    learn_resumable(model, 1, tmp_path, callback=[one, other])
+    assert model.num_timesteps == ratio.iteration()
