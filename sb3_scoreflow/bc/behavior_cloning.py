@@ -23,7 +23,7 @@ from sb3_scoreflow.bc.defaults import (
     time_weights,
 )
 from sb3_scoreflow.bc.descent import Descent, fingerprint_of
-from sb3_scoreflow.bc.execution import check_normalized_alike, execution_of
+from sb3_scoreflow.bc.execution import check_normalized_alike, check_outermost, execution_of
 from sb3_scoreflow.bc.facts import cloning_facts
 from sb3_scoreflow.bc.fits_critic import FitsCritic
 from sb3_scoreflow.bc.history import History, Metrics, logger_of
@@ -108,6 +108,8 @@ class BehaviorCloning:
         self.algorithm = model if isinstance(model, FlowAlgorithm) else None
         env = None if self.algorithm is None else self.algorithm.get_env()
         self.execution = None if env is None else execution_of(env)
+        if env is not None:
+            check_outermost(env)
         self.horizon = check_demonstrations(policy, demonstrations, self.execution, clip_actions)
         self.demonstrations = known_observations(policy, demonstrations)
         if self.execution is not None:

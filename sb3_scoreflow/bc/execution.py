@@ -132,8 +132,7 @@ def execution_of(env: VecEnv) -> Execution:
 
     :param env: vectorized environment with its wrappers
     :return: the environment's answers
-    :raises ValueError: if the single environments differ, each normalizes observations with its own statistics, or a wrapper
-        outside of ``VecNormalize`` changes normalized observations
+    :raises ValueError: if the single environments differ, or each normalizes observations with its own statistics
     """
     wrapped = ask(lambda: env.env_is_wrapped(ActionChunking)) or [False]
     if any(wrapped) != all(wrapped):
@@ -147,9 +146,6 @@ def execution_of(env: VecEnv) -> Execution:
             "environment to environment, so that demonstrations cannot be normalized in the same way. Leave the wrapper out "
             "(the policy normalizes observations itself), or use Stable-Baselines3's VecNormalize."
         )
-    normalizer = unwrap_vec_normalize(env)
-    if normalizer is not None:
-        _check_outermost(normalizer, env)
     n_executed = agreed(env, "n_executed")
     chunked = n_executed is not None
     shape = env.action_space.shape or ()
@@ -165,19 +161,19 @@ def execution_of(env: VecEnv) -> Execution:
         remove_task_when_completed=agreed(env, "remove_task_when_completed"),
         max_return=agreed(env, "max_return"),
         max_episode_steps=max_episode_steps,
-        vec_normalize=normalizer,
+        vec_normalize=unwrap_vec_normalize(env),
         normalizes_reward=any(ask(lambda: env.env_is_wrapped(NormalizeReward)) or []),
     )
 
 
-def _check_outermost(normalizer: VecNormalize, env: VecEnv) -> None:
+def check_outermost(env: VecEnv) -> None:
     """
-    :param normalizer: ``VecNormalize`` around an environment
-    :param env: the same environment with all wrappers
+    :param env: vectorized environment with its wrappers
     :raises ValueError: if a wrapper outside of ``VecNormalize`` changes the shape of normalized observations, as
         ``VecFrameStack`` does: demonstrations have the shape that the policy gets, and cannot be normalized
     """
-    if not normalizer.norm_obs:
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is None or not normalizer.norm_obs:
         return
     inner, outer = normalizer.observation_space, env.observation_space
     keys = list(normalizer.obs_rms) if isinstance(normalizer.obs_rms, dict) else [None]
