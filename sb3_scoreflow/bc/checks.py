@@ -9,7 +9,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_scoreflow.bc.execution import Execution
 from sb3_scoreflow.common.guard import guard_env
@@ -91,7 +91,9 @@ def _check_observation(key: str, array: Array, space: spaces.Space, raw_space: s
     :param space: the policy's observation space; images have their channels first
     :param raw_space: the environment's observation space, before ``VecNormalize``
     """
-    sample = array[0] if array[0].ndim != len(space.shape or ()) else maybe_transpose(array[0], space)
+    sample = array[0]  # perhaps read from a file
+    if sample.ndim == len(space.shape or ()):
+        sample = maybe_transpose(sample, space)
     if sample.shape != space.shape:
         raise ValueError(f"Demonstrated '{key}' have shape {array.shape[1:]}, but the environment's have shape {space.shape}.")
     integral = not isinstance(raw_space, spaces.Box) or raw_space.dtype == np.uint8
@@ -267,18 +269,18 @@ def checked_eval_env(eval_env: GymEnv, policy: FlowMatchingPolicy, execution: Ex
             f"eval_env is {'not ' if expected else ''}wrapped in VecNormalize, but the training environment is"
             f"{'' if expected else ' not'}: wrap both or neither (its statistics are taken from the training environment)."
         )
-    if expected and _normalized_keys(env) != (keys := _normalized_keys(execution.vec_normalize)):  # type: ignore[union-attr]
+    own, training = unwrap_vec_normalize(env), None if execution is None else execution.vec_normalize
+    if own is not None and training is not None and _normalized_keys(own) != _normalized_keys(training):
         raise ValueError(
-            f"eval_env's VecNormalize normalizes {_normalized_keys(env) or 'no observations'}, but that of the training "
-            f"environment {keys or 'no observations'}: pass the same norm_obs and norm_obs_keys to both."
+            f"eval_env's VecNormalize normalizes {_normalized_keys(own) or 'no observations'}, but that of the training "
+            f"environment {_normalized_keys(training) or 'no observations'}: pass the same norm_obs and norm_obs_keys to both."
         )
     return env
 
 
-def _normalized_keys(env: VecEnv | None) -> list[str]:
-    """:return: keys of the observations that an environment's ``VecNormalize`` normalizes"""
-    normalizer = unwrap_vec_normalize(env) if env is not None else None
-    if normalizer is None or not normalizer.norm_obs:
+def _normalized_keys(normalizer: VecNormalize) -> list[str]:
+    """:return: keys of the observations that it normalizes"""
+    if not normalizer.norm_obs:
         return []
     return sorted(normalizer.obs_rms) if isinstance(normalizer.obs_rms, dict) else ["observations"]
 

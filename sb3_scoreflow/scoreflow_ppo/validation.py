@@ -72,13 +72,15 @@ class Validation:
         self.n_validating += n_validating
         self.n_used += n_validating
         for env in np.flatnonzero(dones).tolist():
-            value = return_of(infos[env]) if env < len(infos) else None
-            if value is None and not (env < len(infos) and infos[env].get(LOST)):
+            info = infos[env] if env < len(infos) else {}
+            value = return_of(info)
+            if value is None and not info.get(LOST):
                 return False
-            if self.validates[env] and value is not None:
-                self.returns.append(value)
-            elif self.validates[env]:
-                self.n_started -= 1
+            if self.validates[env]:
+                if value is None:
+                    self.n_started -= 1
+                else:
+                    self.returns.append(value)
             self.validates[env] = False
         self.steps = [0 if done else step + 1 for step, done in zip(self.steps, dones, strict=True)]
         return max(self.steps) < MAX_STEPS

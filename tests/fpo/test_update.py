@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.buffers import RolloutBufferSamples
-from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_scoreflow import FPO, pretrain_bc
@@ -250,9 +250,16 @@ def test_everything_moves_and_rates_freeze_each_group() -> None:
 
 
 def test_number_of_pairs_cannot_change_under_a_policy(tmp_path: Path) -> None:
+    class Sets(BaseCallback):
+        def _on_step(self) -> bool:
+            self.model.n_mc_samples = 3  # type: ignore[attr-defined]
+            return True
+
+    message = r"n_mc_samples was set to 3, but the policy was built with 8: pass it to FPO\(\) or to load\(\)"
+    with pytest.raises(ValueError, match=message):  # before the next rollout, whose records would have another width
+        _model().learn(2 * SIZE, callback=Sets())
     model = _model()
     model.n_mc_samples = 3
-    message = r"n_mc_samples was set to 3, but the policy was built with 8: pass it to FPO\(\) or to load\(\)"
     with pytest.raises(ValueError, match=message):
         model.learn(SIZE)
     model.n_mc_samples = 8
