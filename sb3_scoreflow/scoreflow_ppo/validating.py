@@ -172,7 +172,7 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         finds_noise = self._first_episodes is not None or self._noise_trial is not None
         if not finds_noise and (window.n_started or not window.best or self._has_new_average(self._kept("candidate"))):
             is_new = window.n_started == 0
-            window.start(starts, self.validation_fraction)
+            window.start(starts, self.validation_fraction, self._total_timesteps - self.num_timesteps)
             if is_new and window.n_started:
                 self.kept_actors["candidate"] = deepcopy(self._kept("average")) if window.best else self.policy.copy_acting()
         rows = window.rows

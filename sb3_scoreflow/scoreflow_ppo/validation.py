@@ -1,5 +1,6 @@
 """Deterministic training episodes that decide whether new weights may produce deterministic actions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ MAX_STEPS = 10_000
 
 @describable(
     *("noise_scale", "first", "best", "returns", "n_started", "n_used", "n_validating", "n_all"),
-    *("steps", "validates", "of_env"),
+    *("steps", "validates", "of_env", "began", "cost", "duration", "slack"),
 )
 class Validation:
     """
@@ -34,10 +35,16 @@ class Validation:
         #: Returns of the first weights, and of the weights in use; empty if they have not been measured
         self.first: list[float] = []
         self.best: list[float] = []
+        #: Returns of the candidate
+        self.returns: list[float] = []
         #: Transitions of all episodes, and of those that validate
         self.n_all, self.n_validating = 0, 0
-        self.begin()
+        #: Of the previous candidate: its own transitions, and all transitions until its last episode had ended
+        self.cost, self.duration = 0, 0
+        #: Transitions by which another such candidate may begin too early to end with the training
+        self.slack = 0.0
         self.restart(n_envs)
+        self.begin()
 
     def restart(self, n_envs: int) -> None:
         """
@@ -51,8 +58,12 @@ class Validation:
 
     def begin(self) -> None:
         """Begin with another candidate."""
-        self.returns: list[float] = []
-        self.n_started, self.n_used = 0, 0
+        if self.returns:
+            self.cost, self.duration = self.n_used, self.n_all - self.began
+            # Of equally long episodes, all may begin at the same time, so that one has to be waited for
+            self.slack = max(self.duration / 4, len(self.steps) * self.n_used / len(self.returns))
+        self.returns = []
+        self.n_started, self.n_used, self.began = 0, 0, 0
 
     @property
     def rows(self) -> np.ndarray:
@@ -85,21 +96,32 @@ class Validation:
         self.steps = [0 if done else step + 1 for step, done in zip(self.steps, dones, strict=True)]
         return max(self.steps) < MAX_STEPS
 
-    def start(self, starts: np.ndarray, fraction: float) -> None:
+    def start(self, starts: np.ndarray, fraction: float, remaining: float = math.inf) -> None:
         """
         Let episodes validate that are about to begin: not more than a quarter of the environments at once, but one at least.
         The environments take turns.
 
         :param starts: whether each environment begins an episode, shape ``(n_envs,)``
-        :param fraction: share of all transitions at which no further episode begins to validate: none of the first does
+        :param fraction: share of all transitions at which no further candidate begins: the first episodes do not validate
+        :param remaining: transitions until the end of training; the share may be exceeded by another candidate that ends
+            just before it
         """
         for env in sorted(np.flatnonzero(starts & ~self.rows).tolist(), key=lambda env: self.of_env[env]):
             is_full = sum(self.validates) >= max(len(self.validates) // 4, 1)
-            if is_full or self._has_enough or self.n_validating >= fraction * self.n_all:
+            if is_full or self._has_enough or not self._may_start(fraction, remaining):
                 return
+            if self.n_started == 0:
+                self.began = self.n_all
             self.validates[env] = True
             self.of_env[env] += 1
             self.n_started += 1
+
+    def _may_start(self, fraction: float, remaining: float) -> bool:
+        """Episodes of a candidate follow each other, because it ages; those of the first weights, which stay, are spread."""
+        if self.best and self.n_started:
+            return True
+        is_last = bool(self.best) and self.duration <= remaining < self.duration + self.slack
+        return self.n_validating < fraction * self.n_all + is_last * self.cost
 
     @property
     def _has_enough(self) -> bool:

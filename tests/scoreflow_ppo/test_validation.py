@@ -196,12 +196,41 @@ def test_remedies_for_short_training() -> None:
 
 
 def test_share_of_the_transitions() -> None:
-    """It exceeds the argument by the episodes that run at once, at most: two of eight environments' episodes."""
+    """It exceeds the argument by two candidates at most, each of five episodes, one of them the last one."""
     model = make(validation_fraction=0.1)
     model.learn(60 * SIZE, callback=Shifts([0.01] * 60))
     window = model._window
     assert window is not None
-    assert 0.07 * window.n_all < window.n_validating <= 0.1 * window.n_all + 2 * N_STEPS
+    assert 0.07 * window.n_all < window.n_validating <= 0.1 * window.n_all + 2 * 5 * N_STEPS
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(30, 30), (20, 40), (250, 250), (150, 350)])
+@pytest.mark.parametrize(("n_envs", "total"), [(20, 70_000), (8, 123_456), (1, 50_000)])
+def test_candidates_are_young(n_envs: int, total: int, shortest: int, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The episodes of a candidate need not take more than the time in which a quarter of the environments run them, with a wait
+    for the first one and the last one. The last candidate ends with the training, or almost.
+    """
+    monkeypatch.setattr(validation, "_MAX_EPISODES", 20)
+    rng, window = np.random.default_rng(0), Validation(n_envs, 1.0)
+    lengths, found = rng.integers(shortest, longest + 1, n_envs), list[tuple[int, int]]()
+    for n in range(n_envs, total + 1, n_envs):
+        lengths -= 1
+        dones = lengths == 0
+        lengths[dones] = rng.integers(shortest, longest + 1, dones.sum())
+        began = window.began
+        assert window.add([{"episode": {"r": 1.0}}] * n_envs, dones)
+        if window.is_complete:
+            found.append((began, n))
+            window.accept()
+            window.begin()
+        if dones.any():
+            window.start(dones, 0.1, total - n)
+    at_once, least = max(n_envs // 4, 1), max(500, 5 * shortest)
+    durations = np.array([end - began for began, end in found[1:]])
+    assert len(found) >= 3 and durations.max() <= (least / at_once + 2 * longest) * n_envs
+    assert found[-1][0] >= total - 2 * durations.max()
+    assert window.n_validating <= 0.1 * total + 2 * (least + at_once * longest)
 
 
 def test_a_single_environment() -> None:
