@@ -35,16 +35,14 @@ class Validation:
         #: Returns of the first weights, and of the weights in use; empty if they have not been measured
         self.first: list[float] = []
         self.best: list[float] = []
-        #: Returns of the candidate
-        self.returns: list[float] = []
         #: Transitions of all episodes, and of those that validate
         self.n_all, self.n_validating = 0, 0
         #: Of the previous candidate: its own transitions, and all transitions until its last episode had ended
         self.cost, self.duration = 0, 0
         #: Transitions by which another such candidate may begin too early to end with the training
         self.slack = 0.0
-        self.restart(n_envs)
         self.begin()
+        self.restart(n_envs)
 
     def restart(self, n_envs: int) -> None:
         """
@@ -58,11 +56,7 @@ class Validation:
 
     def begin(self) -> None:
         """Begin with another candidate."""
-        if self.returns:
-            self.cost, self.duration = self.n_used, self.n_all - self.began
-            # Of equally long episodes, all may begin at the same time, so that one has to be waited for
-            self.slack = max(self.duration / 4, len(self.steps) * self.n_used / len(self.returns))
-        self.returns = []
+        self.returns: list[float] = []
         self.n_started, self.n_used, self.began = 0, 0, 0
 
     @property
@@ -138,6 +132,9 @@ class Validation:
 
         :return: whether it earns about as much as the weights in use and as the first weights, or more
         """
+        self.cost, self.duration = self.n_used, self.n_all - self.began
+        # Of equally long episodes, all may begin at the same time, so that one has to be waited for
+        self.slack = max(self.duration / 4, len(self.steps) * self.n_used / len(self.returns))
         if not np.isfinite(self.returns).all():
             return False
         if not self.best:
