@@ -38,10 +38,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         max_std=HalfLifeSchedule(0.24, 0.1, _HALF_LIFE),
         noise_scale=1.0,
         deterministic_coef=0.1,
-        averaging_horizon=HalfLifeSchedule(40_000, 10_000, _HALF_LIFE / 2),
+        averaging_horizon=HalfLifeSchedule(10_000, 2_500, _HALF_LIFE / 2),
         validation_fraction=0.1,
     ),
 }
+
+#: Default of ``averaging_horizon`` for a clone without validation, which only a long average then protects
+UNVALIDATED_HORIZON = HalfLifeSchedule(40_000, 10_000, _HALF_LIFE / 2)
 
 #: From scratch: the final value of each argument, and its half-life in transitions per action dimension: about 200 rollouts
 _SCRATCH_FINAL = dict(learning_rate=1e-4, noise_learning_rate=1e-4, clip_range=0.02)

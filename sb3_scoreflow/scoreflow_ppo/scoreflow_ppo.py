@@ -16,7 +16,7 @@ from sb3_scoreflow.common.update_log import UpdateLog
 from sb3_scoreflow.common.utils import ArgumentError, warn
 from sb3_scoreflow.ppo.algorithm import FlowPPO
 from sb3_scoreflow.scoreflow_ppo.arguments import RULES
-from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, MIN_STD, above, from_scratch
+from sb3_scoreflow.scoreflow_ppo.defaults import DEFAULTS, MIN_STD, UNVALIDATED_HORIZON, above, from_scratch
 from sb3_scoreflow.scoreflow_ppo.diagnostics import chain_diagnostics
 from sb3_scoreflow.scoreflow_ppo.policies import (
     CnnPolicy,
@@ -95,8 +95,8 @@ class ScoReFlowPPO(ValidatingPPO):
         return
     :param bc_coef: coefficient of the squared distance between the ODE actions of the policy and of the pretrained policy
     :param averaging_horizon: horizon, in transitions, of the exponential moving average of the weights that deterministic
-        actions come from, a number or schedule; 0: they come from the current weights. None: from 40,000 to 10,000 for a
-        clone, 0 from scratch
+        actions come from, a number or schedule; 0: they come from the current weights. None: from 10,000 to 2,500 for a
+        clone, from 40,000 to 10,000 if its averages are not validated, 0 from scratch
     :param validation_fraction: share of the transitions, in [0, 0.5], of deterministic training episodes that validate the
         average: new weights produce deterministic actions only if they earned about as much as those in use, or more, in five
         or more such episodes. Nothing is learned from them, and rollout statistics leave them out (ours). 0: the average is
@@ -255,14 +255,21 @@ class ScoReFlowPPO(ValidatingPPO):
             )
 
     def _default_depends_on(self, name: str) -> list[Any]:
-        own = {"max_std": float(self.min_std), "clip_range": int(self.denoising_steps)}
+        own: dict[str, float] = {"max_std": float(self.min_std), "clip_range": int(self.denoising_steps)}
+        own["averaging_horizon"] = self._validates_by_default
         return [*super()._default_depends_on(name), own.get(name)]
+
+    @property
+    def _validates_by_default(self) -> bool:
+        return "validation_fraction" in self._at_default or self.validation_fraction > 0
 
     def _default(self, name: str) -> Any:
         value = super()._default(name)
         if name not in self.sizes and not self._pretrained:
             value = from_scratch(name, self.denoising_steps, get_action_dim(self.action_space))
             value = as_schedule(value) if name == "clip_range" else value
+        if name == "averaging_horizon" and self._pretrained and not self._validates_by_default:
+            return UNVALIDATED_HORIZON
         return above(value, self.min_std) if name == "max_std" else value
 
     def _prepare_rollout(self) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from sb3_scoreflow import ScoReFlowPPO, learn_resumable
+from sb3_scoreflow.common.schedules import END, START, as_schedule
 from sb3_scoreflow.scoreflow_ppo import validation
 from tests.resuming.runs import KillAt, Killed
 from tests.scoreflow_ppo.slope import (
@@ -37,6 +39,25 @@ pytestmark = [pytest.mark.filterwarnings("ignore:A resumed run"), pytest.mark.us
 def test_training_from_scratch_has_none() -> None:
     model = ScoReFlowPPO("FlowPolicy", monitored(), n_steps=12, batch_size=24, device="cpu").learn(SIZE)
     assert model.validation_fraction == 0 and model._window is None and model.rollout_buffer.learned.all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first", "last"),
+    [({}, 10_000, 2_500), (dict(validation_fraction=0.3), 10_000, 2_500), (dict(validation_fraction=0), 40_000, 10_000)],
+)
+def test_averages_without_validation_are_longer(arguments: dict[str, Any], first: float, last: float, tmp_path: Path) -> None:
+    """Also in a model that is saved, and if the argument is set later."""
+    defaults = dict(averaging_horizon=None, validation_fraction=None)
+    model = make(**{**defaults, **arguments})
+    model.save(tmp_path / "model")
+    loaded = ScoReFlowPPO.load(tmp_path / "model")
+    later = make(**defaults)
+    if arguments:
+        later.validation_fraction = arguments["validation_fraction"]
+    later.learn(SIZE)
+    for each in (model, loaded, later):
+        horizon = as_schedule(each.averaging_horizon)
+        assert (horizon(START), horizon(END)) == (first, last)
 
 
 @pytest.mark.parametrize("name", ["validation_fraction", "averaging_horizon"])
