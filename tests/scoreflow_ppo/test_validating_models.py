@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from sb3_scoreflow import ScoReFlowPPO, learn_resumable
-from sb3_scoreflow.common.schedules import END, START, as_schedule
+from sb3_scoreflow.common.schedules import END, START, Progress, as_schedule
 from sb3_scoreflow.scoreflow_ppo import validation
 from tests.resuming.runs import KillAt, Killed
 from tests.scoreflow_ppo.slope import (
@@ -58,6 +58,25 @@ def test_averages_without_validation_are_longer(arguments: dict[str, Any], first
     for each in (model, loaded, later):
         horizon = as_schedule(each.averaging_horizon)
         assert (horizon(START), horizon(END)) == (first, last)
+
+
+@pytest.mark.parametrize(("fraction", "half_way", "end"), [(0.1, 0.13, 0.005), (0.0, 0.60, 0.27)])
+def test_the_clones_weight_in_an_average(fraction: float, half_way: float, end: float) -> None:
+    """The figures of docs/implementation.md, for 30,000 transitions: an average of 1 at first, and of 0 afterwards"""
+    model = make(averaging_horizon=None, validation_fraction=fraction, n_steps=125, batch_size=1000)
+    model.policy.start_average()
+    average, weights = model.policy.copy_acting(), [1.0]
+    for parameter in average.parameters():
+        parameter.fill_(1.0)
+    for own in (parameter for part in average for parameter in getattr(model.policy, part).parameters()):
+        own.data.zero_()
+    model._running_average = lambda: average  # type: ignore[method-assign]
+    model._setup_learn(SIZE)
+    for n in range(1000, 30_001, 1000):
+        model._current_progress_remaining = Progress(1 - n / 30_000, n)
+        model._average()
+        weights.append(next(average.parameters()).flatten()[0].item())
+    assert weights[15] == pytest.approx(half_way, rel=0.05) and weights[30] == pytest.approx(end, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["validation_fraction", "averaging_horizon"])
