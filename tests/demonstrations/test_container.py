@@ -218,6 +218,16 @@ def test_concatenate() -> None:
         Demonstrations.concatenate([a, integers])
 
 
+def test_remedy_for_integers_beside_floats() -> None:
+    """As JSON has them: whole numbers in one episode"""
+    episodes: list[dict[str, Any]] = [dict(obs=[[1], [2]], acts=[[0], [1]]), dict(obs=[[0.5], [2.5]], acts=[[0.5], [-1]])]
+    with pytest.raises(ValueError, match=r"np.asarray\(values, np.float32\)"):
+        Demonstrations.from_trajectories(episodes)
+    floats = [{name: np.asarray(values, np.float32) for name, values in episode.items()} for episode in episodes]
+    joined = Demonstrations.from_trajectories(floats)
+    np.testing.assert_array_equal(joined.observations, [[1], [2], [0.5], [2.5]])
+
+
 def test_statistics_and_description() -> None:
     d = numbered(2, 3, terminated=(True, False), metadata={"env": "Test-v0"})
     assert d.statistics() == {
