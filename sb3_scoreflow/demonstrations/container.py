@@ -267,8 +267,8 @@ class Demonstrations:
             if part._layout() != first._layout():
                 raise ValueError(
                     f"Demonstrations differ in keys, shapes or types: number 0 has {first._layout()}, number {position} has "
-                    f"{part._layout()}. Concatenate demonstrations of one task only, and give numbers of one kind the same type "
-                    "first: np.asarray(values, np.float32) for integers beside floats."
+                    f"{part._layout()}. Concatenate demonstrations of one task only, and give numbers of one kind the same "
+                    "type first: np.asarray(values, np.float32) for integers beside floats."
                 )
         named = [named_observations(part.observations) for part in parts]
         joined = [concatenate([arrays[name] for arrays in named]) for name in named[0]]
