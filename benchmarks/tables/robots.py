@@ -270,11 +270,8 @@ def _largest_loss_of_ten() -> list[str]:
     """Largest difference between a clone's success and its lowest evaluation on the way, in points."""
     losses = []
     for section in _of_ten():
-        starts, lowest = (
-            section["mean"]["scoreflow_ppo"]["start"]["deterministic"]["per_seed"],
-            section["lowest_deterministic"],
-        )
-        losses += [start - least for start, least in zip(starts, lowest["scoreflow_ppo"], strict=True)]
+        starts = section["mean"]["scoreflow_ppo"]["start"]["deterministic"]["per_seed"]
+        losses += np.subtract(starts, section["lowest_deterministic"]["scoreflow_ppo"]).tolist()
     return [f"{100 * max(losses):.0f}"]
 
 

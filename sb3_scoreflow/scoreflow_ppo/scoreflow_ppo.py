@@ -256,19 +256,15 @@ class ScoReFlowPPO(ValidatingPPO):
 
     def _default_depends_on(self, name: str) -> list[Any]:
         own: dict[str, float] = {"max_std": float(self.min_std), "clip_range": int(self.denoising_steps)}
-        own["averaging_horizon"] = self._validates_by_default
+        own["averaging_horizon"] = self._may_validate
         return [*super()._default_depends_on(name), own.get(name)]
-
-    @property
-    def _validates_by_default(self) -> bool:
-        return "validation_fraction" in self._at_default or self.validation_fraction > 0
 
     def _default(self, name: str) -> Any:
         value = super()._default(name)
         if name not in self.sizes and not self._pretrained:
             value = from_scratch(name, self.denoising_steps, get_action_dim(self.action_space))
             value = as_schedule(value) if name == "clip_range" else value
-        if name == "averaging_horizon" and self._pretrained and not self._validates_by_default:
+        if name == "averaging_horizon" and self._pretrained and not self._may_validate:
             return UNVALIDATED_HORIZON
         return above(value, self.min_std) if name == "max_std" else value
 

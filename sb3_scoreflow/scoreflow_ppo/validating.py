@@ -58,6 +58,12 @@ class ValidatingPPO(ActorKeepingAlgorithm, NoiseTryingPPO):
         is_wanted = self.validation_fraction > 0 and self._scheduled("averaging_horizon") > 0
         return is_wanted and self._pretrained and not self._cannot_validate
 
+    @property
+    def _may_validate(self) -> bool:
+        """Whether averages of a clone are validated, unless there are none."""
+        is_wanted = "validation_fraction" in self._at_default or self.validation_fraction > 0
+        return is_wanted and not self._cannot_validate
+
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
         Set the environment, as in Stable-Baselines3. The weights in use are measured again, because their returns belong to

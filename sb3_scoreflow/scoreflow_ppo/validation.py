@@ -1,6 +1,5 @@
 """Deterministic training episodes that decide whether new weights may produce deterministic actions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,7 +89,7 @@ class Validation:
         self.steps = [0 if done else step + 1 for step, done in zip(self.steps, dones, strict=True)]
         return max(self.steps) < MAX_STEPS
 
-    def start(self, starts: np.ndarray, fraction: float, remaining: float = math.inf) -> None:
+    def start(self, starts: np.ndarray, fraction: float, remaining: float) -> None:
         """
         Let episodes validate that are about to begin: not more than a quarter of the environments at once, but one at least.
         The environments take turns.

@@ -60,6 +60,17 @@ def test_averages_without_validation_are_longer(arguments: dict[str, Any], first
         assert (horizon(START), horizon(END)) == (first, last)
 
 
+def test_averages_that_cannot_be_validated_are_longer() -> None:
+    """Without a ``Monitor``, which the first episode shows; an environment with one then shortens them again."""
+    model = make(DummyVecEnv([Slope] * N_ENVS), averaging_horizon=None)
+    with pytest.warns(UserWarning, match="validation_fraction has no effect"):
+        model.learn(SIZE)
+    assert as_schedule(model.averaging_horizon)(START) == 40_000
+    model.set_env(monitored())
+    model.learn(SIZE)
+    assert as_schedule(model.averaging_horizon)(START) == 10_000
+
+
 @pytest.mark.parametrize(("fraction", "half_way", "end"), [(0.1, 0.13, 0.005), (0.0, 0.60, 0.27)])
 def test_the_clones_weight_in_an_average(fraction: float, half_way: float, end: float) -> None:
     """The figures of docs/implementation.md, for 30,000 transitions: an average of 1 at first, and of 0 afterwards"""

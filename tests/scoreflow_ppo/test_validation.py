@@ -300,16 +300,16 @@ def test_number_of_episodes(n_envs: int, length: int, n_episodes: int, monkeypat
     """Five at least; short episodes are repeated, up to twenty; all that begin at once count."""
     monkeypatch.setattr(validation, "_MAX_EPISODES", 20)
     window, every, step = Validation(n_envs, 1.0), np.ones(n_envs, bool), 0
-    window.start(every, 1.0)
+    window.start(every, 1.0, 0)
     assert not window.rows.any(), "none of the first episodes"
     window.n_all = 1_000_000
-    window.start(every, 1.0)
+    window.start(every, 1.0, 0)
     assert window.rows.sum() == min(max(n_envs // 4, 1), 20)
     while not window.is_complete:
         step += 1
         dones = every if step % length == 0 else ~every
         assert window.add([{"episode": {"r": 1.0}}] * n_envs, dones)
         if dones.any():
-            window.start(dones, 1.0)
+            window.start(dones, 1.0, 0)
     assert len(window.returns) == window.n_started == n_episodes
     assert window.n_validating == n_episodes * length
