@@ -3,7 +3,6 @@
 import multiprocessing as mp
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +42,7 @@ DEATH = ("killed", "is gone: .* killed by SIGKILL")
         pytest.param("spawn", *DEATH, marks=pytest.mark.slow),
         ("fork", "exit", "is gone: .* exit code 3"),
         ("fork", "raise", r"raised \w+ in step\(\): .*sim stopped with code 7"),
-        ("fork", "hang", "did not answer .* within step_timeout=1 seconds"),
+        ("fork", "hang", "did not answer .* within step_timeout=5 seconds"),
     ],
 )
 def test_an_environment_in_a_process(algorithm: Algorithm, method: str, fault: str, message: str) -> None:
@@ -51,12 +50,12 @@ def test_an_environment_in_a_process(algorithm: Algorithm, method: str, fault: s
     model = algorithm.make("FlowPolicy", env)
     assert model.get_env() is env
     if fault == "hang":
-        guard_env(env, step_timeout=1)
+        guard_env(env, step_timeout=5)
     begin = time.monotonic()
     with pytest.raises(EnvFailedError, match=f"^Environment {INDEX} {message}"):
         model.learn(2 * algorithm.iteration(2))
     env.close()
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
     assert model.rollout_buffer.pos == 4, "the failed step is not stored"
     model.set_env(DummyVecEnv(make_faulty(2)))  # the remedy
     model.learn(algorithm.iteration(2))
@@ -135,14 +134,21 @@ def test_two_models_in_one_environment(algorithm: Algorithm) -> None:
         assert th.equal(one, other)
 
 
+def interrupt_and_hang(answer: Any) -> Any:
+    """Interrupts the parent, which has been waiting for a while."""
+    time.sleep(0.5)
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(1000)
+    return answer
+
+
 def test_interrupt_of_an_environment_that_hangs(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(env_workers._GRACE, "waiting", 0.5)
-    env = SubprocVecEnv(make_faulty(2, fault="hang"), start_method="fork")
+    monkeypatch.setitem(env_workers._GRACE, "waiting", 5.0)
+    env = SubprocVecEnv(make_faulty(2, fault=interrupt_and_hang), start_method="fork")
     model = algorithm.make("FlowPolicy", env)
-    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with interruptible(), pytest.raises(KeyboardInterrupt):
         model.learn(2 * algorithm.iteration(2))
     begin = time.monotonic()
-    with pytest.warns(UserWarning, match=f"Environment {INDEX} did not close within 0.5 seconds"):
+    with pytest.warns(UserWarning, match=f"Environment {INDEX} did not close within 5 seconds"):
         env.close()
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60

@@ -285,9 +285,9 @@ def test_lost_in_a_step(env: RayVecEnv, faults: Path, fault: str) -> None:
     other.step(ACTIONS)
     n_restarts = env.n_restarts
     if fault == "stop":
-        env.step_timeout = 3.0
+        env.step_timeout = 10.0
     ask_for(faults, fault, 2)
-    why = "did not answer step.. within step_timeout=3" if fault == "stop" else "[Aa]ctor"
+    why = "did not answer step.. within step_timeout=10" if fault == "stop" else "[Aa]ctor"
     with pytest.warns(UserWarning, match=f"number {n_restarts + 1} of this RayVecEnv: the worker of environment 2 .*{why}"):
         found: Any = env.step(ACTIONS)
     env.step_timeout = 300.0
