@@ -34,7 +34,7 @@ from benchmarks.locomotion import HORIZON
 from benchmarks.tasks.families import EASY, MetaWorld, Task, demonstrations_of
 from benchmarks.tasks.families import TASKS as FINE_TUNED
 from sb3_scoreflow import BehaviorCloning, Demonstrations, FlowMatchingPolicy
-from sb3_scoreflow.common.networks import TimeFeatures, VelocityField
+from sb3_scoreflow.common.networks import TimeFeatures, VelocityField, varies
 from sb3_scoreflow.demonstrations import ChunkBatch
 
 Draw = tuple[th.Tensor, th.Tensor, th.Tensor]
@@ -136,6 +136,30 @@ class NoisyActions(BehaviorCloning):
         return actions + self.STD * noise, mask
 
 
+class TightClip(BehaviorCloning):
+    """Cloning with standardized observations in [-3, 3] instead of [-10, 10]."""
+
+    CLIP = 3.0
+
+    def _fit_normalizer(self) -> None:
+        super()._fit_normalizer()
+        self.policy.normalizer.clip = self.CLIP
+
+
+class FlooredScale(BehaviorCloning):
+    """Cloning that divides no component of an observation by less than a tenth of the largest standard deviation."""
+
+    SHARE = 0.1
+
+    def _fit_normalizer(self) -> None:
+        super()._fit_normalizer()
+        normalizer = self.policy.normalizer
+        for index in range(len(normalizer.keys)):
+            mean, var = (normalizer.get_buffer(f"{name}_{index}") for name in ("mean", "var"))
+            var.copy_(th.where(varies(mean, var), var.clamp(min=self.SHARE**2 * var.max()), var))
+        normalizer._derive()
+
+
 class DroppedReLU(nn.Sequential):
     """ReLU followed by dropout, which is active only while the policy is in training mode."""
 
@@ -168,6 +192,8 @@ VARIANTS = {
     "weight_decay": Variant(weight_decay=0.1),
     "dropout": Variant(policy_kwargs=dict(activation_fn=DroppedReLU)),
     "action_noise": Variant(NoisyActions),
+    "tight_clip": Variant(TightClip),
+    "floored_scale": Variant(FlooredScale),
     "wide": Variant(policy_kwargs=dict(net_arch=[512, 512, 512])),
 }
 

@@ -7,6 +7,7 @@ import pytest
 import torch as th
 
 from benchmarks import clones, study
+from sb3_scoreflow import BehaviorCloning
 from tests.bc.helpers import make_demonstrations, make_policy
 
 
@@ -78,6 +79,31 @@ def test_an_eighth_of_the_paths_starts_from_zero() -> None:
     assert int(zero.sum()) == 10 and not bool((usual_noise == 0).all(-1).any())
     assert th.equal(noise[~zero], usual_noise[~zero])
     assert all(th.equal(a, b) for a, b in zip(times, usual_times, strict=True))
+
+
+def standardized(cloning: type[BehaviorCloning], observations: np.ndarray) -> np.ndarray:
+    policy = make_policy()
+    observations = make_demonstrations().observations + observations
+    cloning(policy, make_demonstrations(observations=observations)).train(n_batches=1)
+    return policy.normalizer(policy.obs_to_tensor(observations)[0]).numpy()
+
+
+def test_components_that_hardly_vary_stay_small() -> None:
+    """The components' standard deviations are about 1, 5 and 0.1."""
+    nothing = np.zeros((60, 3))
+    usual, floored = (standardized(cloning, nothing) for cloning in (BehaviorCloning, clones.FlooredScale))
+    assert usual.std(0) == pytest.approx(1.0, rel=1e-3)
+    raw = make_demonstrations().observations.std(0)  # type: ignore[union-attr]
+    assert floored.std(0) == pytest.approx(raw / np.maximum(raw, raw.max() / 10), rel=1e-3)
+    assert floored.std(0)[2] < 0.25
+
+
+def test_a_tight_clip_bounds_outliers() -> None:
+    outlier = np.zeros((60, 3))
+    outlier[7, 0] = 50.0
+    usual, clipped = (standardized(cloning, outlier) for cloning in (BehaviorCloning, clones.TightClip))
+    assert usual.max() > 5 and clipped.max() == 3
+    assert np.array_equal(clipped, usual.clip(-3, 3))
 
 
 def test_from_the_command_line_to_the_summary(tmp_path: Path) -> None:
