@@ -142,6 +142,7 @@ def interrupt_and_hang(answer: Any) -> Any:
     return answer
 
 
+@pytest.mark.first_algorithm
 def test_interrupt_of_an_environment_that_hangs(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(env_workers._GRACE, "waiting", 5.0)
     env = SubprocVecEnv(make_faulty(2, fault=interrupt_and_hang), start_method="fork")
