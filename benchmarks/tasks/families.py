@@ -107,6 +107,13 @@ class Heuristic(Locomotion):
         return heuristics.demonstrations_of(self.env_id, self.n_demonstrations, seed)
 
 
+class Fetch(Heuristic):
+    """A task of Gymnasium-Robotics with a script. Every step costs 1 until the goal is reached, for 50 steps."""
+
+    env_steps = 150_000
+    package = "gymnasium-robotics"
+
+
 @dataclass(frozen=True)
 class Robosuite(Task):
     """
@@ -166,6 +173,7 @@ TASKS: dict[str, Task] = {
         Locomotion("halfcheetah-precise", "HalfCheetah-v5"),
         Heuristic("lunar-lander", "LunarLanderContinuous-v3", 30),
         Heuristic("bipedal-walker", "BipedalWalker-v3", 30),
+        Fetch("fetch-pick-and-place", "gymnasium_robotics:FetchPickAndPlace-v4", 30),
         Robosuite("lift", 200, max_steps=100),
         Robosuite("can", 100, max_steps=200),
         Robosuite("square", 100, max_steps=200),

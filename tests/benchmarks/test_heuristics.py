@@ -1,4 +1,4 @@
-"""Demonstrations of the controllers that come with Gymnasium's environments."""
+"""Demonstrations of the controllers that come with Gymnasium's environments, and of the script for FetchPickAndPlace."""
 
 from pathlib import Path
 
@@ -33,6 +33,19 @@ def test_the_walker_begins_anew_with_every_episode() -> None:
         observations = recorded.observations[begin:end]
         actions = [controller.step_heuristic(observation).copy() for observation in observations]  # it reuses the array
         np.testing.assert_allclose(recorded.actions[begin:end], actions, atol=1e-6)
+
+
+def test_the_script_carries_the_object_to_every_goal() -> None:
+    recorded = demonstrations_of("gymnasium_robotics:FetchPickAndPlace-v4", 10, seed=3)
+    assert isinstance(recorded.observations, dict)
+    achieved, desired = (np.asarray(recorded.observations[f"{name}_goal"]) for name in ("achieved", "desired"))
+    distances = np.linalg.norm(achieved - desired, axis=1).reshape(10, 50)
+    assert (distances[:, -1] < 0.05).all(), "the environment's threshold"
+    assert distances[:, 0].mean() > 0.15, "there is something to do"
+    env = gym.make("gymnasium_robotics:FetchPickAndPlace-v4")
+    first, _ = env.reset(seed=3)
+    np.testing.assert_allclose(desired[0], first["desired_goal"], atol=1e-6)
+    np.testing.assert_array_equal(recorded.rewards[:50], [env.step(action)[1] for action in recorded.actions[:50]])
 
 
 def test_seeds_have_separate_demonstrations() -> None:
