@@ -37,6 +37,8 @@ VARIANTS = {
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
     "no_chunks": Variant("ScoReFlowPPO, no chunks", ScoReFlowPPO, _NO_CHUNKS),
+    # What a program without chunks gets that chooses nothing
+    "no_chunks_defaults": Variant("ScoReFlowPPO, no chunks, the defaults", ScoReFlowPPO, ITERATION),
     "no_chunks_constant_score": Variant(
         "ScoReFlowPPO, no chunks, constant score", ScoReFlowPPO, dict(score_drift="constant", **_NO_CHUNKS)
     ),
