@@ -7,10 +7,10 @@ committed results.
 A test compares the pages with the output.
 """
 
-from benchmarks.tables import chunks, comparison, data, exploration, fpo, implementation, rldt, robots, scoreflow_ppo
+from benchmarks.tables import chunks, comparison, data, experts, exploration, fpo, implementation, rldt, robots, scoreflow_ppo
 from benchmarks.tables.cells import Tables
 from benchmarks.tables.numbers import Number
 
-_PAGES = (comparison, chunks, scoreflow_ppo, rldt, fpo, implementation, exploration, robots, data)
+_PAGES = (comparison, chunks, scoreflow_ppo, rldt, fpo, implementation, exploration, robots, experts, data)
 TABLES: Tables = {name: table for pages in _PAGES for name, table in pages.TABLES.items()}
 NUMBERS: list[Number] = [number for pages in _PAGES for number in getattr(pages, "NUMBERS", ())]
