@@ -18,12 +18,15 @@ _CLONES = {
     "halfcheetah-precise": ("HalfCheetah, 30 precise episodes", 0),
     "peg-insert-side-v3": ("peg-insert-side, 10 successes", 2),
     "soccer-v3": ("soccer, 10 successes", 2),
+    "lift": ("Lift, 200 episodes of a script", 2),
     "can": ("Can, 100 episodes of a script", 2),
     "square": ("Square, 100 episodes of a script", 2),
 }
 _CLONINGS = {
     "default": "defaults",
     "uniform_times": "uniform times",
+    "beta_times": "Beta times",
+    "zero_starts": "starts from zero",
     "earlier": "earlier defaults",
     "regression": "regression",
 }
@@ -32,6 +35,8 @@ _REGULARIZED = {
     "weight_decay": "weight decay 0.1",
     "dropout": "dropout 0.1",
     "action_noise": "action noise 0.05",
+    "tight_clip": "clipped at 3",
+    "floored_scale": "floor of the scale",
     "wide": "three layers of 512",
 }
 
