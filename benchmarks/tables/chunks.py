@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from benchmarks.clones import KINDS
 from benchmarks.execution import VARIANTS
 from benchmarks.tables.cells import PRECISE, WORDS, Tables, markdown, page, range_of, result, with_interval
@@ -44,6 +46,24 @@ def _above_the_expert() -> list[str]:
     return [WORDS[sum(run["end"]["deterministic"] > section["demonstrations_return"] for run in runs)], WORDS[len(runs)]]
 
 
+def _at_the_defaults() -> list[str]:
+    """Ends of HalfCheetah's runs without chunks at the library's defaults, all above the expert, and the lowest share."""
+    section = result("tasks")["halfcheetah-precise"]
+    runs = section["success"]["no_chunks_defaults"].values()
+    assert all(run["noise_scale"] == 1 for run in runs)
+    ends = [run["end"]["deterministic"] for run in runs]
+    assert min(ends) > section["demonstrations_return"]
+    starts = section["mean"]["no_chunks_defaults"]["start"]["deterministic"]["per_seed"]
+    shares = np.divide(section["lowest_deterministic"]["no_chunks_defaults"], starts)
+    return [*(f"{end:.0f}" for end in ends), f"{100 * min(shares):.0f}"]
+
+
+def _walker_at_the_defaults() -> list[str]:
+    """Deterministic return of BipedalWalker's first seed at the library's defaults, before and after."""
+    run = result("tasks")["bipedal-walker"]["success"]["no_chunks_defaults"]["0"]
+    return [f"{run[when]['deterministic']:.0f}" for when in ("start", "end")]
+
+
 def _lowest(tasks: Sequence[str]) -> list[str]:
     """Range of the lowest evaluations without chunks, in percent of the clones' returns."""
     shares = []
@@ -71,6 +91,8 @@ def _walkers_gains() -> list[str]:
 
 TABLES: Tables = {"execution": (TASKS, execution)}
 NUMBERS = [
+    Number(TASKS, "end at {}, {} and {}, the lowest evaluation on the way is at {}% of the clone", _at_the_defaults),
+    Number(TASKS, "the deterministic policy falls from {} to {}. Its", _walker_at_the_defaults),
     Number(
         TASKS,
         "{} to {}% of the demonstrations' return without chunks, and {} to {}% with all four actions",

@@ -50,7 +50,7 @@ def overview() -> str:
         finals = [with_interval(section["return_deterministic"]["variants"][name]["final"]) for name in variants]
         rows.append((env, f"{clone_return(env, *_FLOWS):.0f}", *finals))
     precise = result("tasks")["halfcheetah-precise"]
-    start, end = (precise["mean"]["no_chunks"][when]["deterministic"] for when in ("start", "end"))
+    start, end = (precise["mean"]["no_chunks_defaults"][when]["deterministic"] for when in ("start", "end"))
     label = f"HalfCheetah-v5, expert without noise ({precise['demonstrations_return']:.0f}), no chunks"
     rows.append((label, f"{start['mean']:.0f}", with_interval(end), *["not run"] * 3))
     lift = result("lift")["state"]
