@@ -12,7 +12,9 @@ from sb3_scoreflow.common.plain import describable
 #: have this number of transitions
 _MIN_EPISODES, _MAX_EPISODES, _TRANSITIONS = 5, 20, 500
 #: Standard errors by which returns may be lower, and by which they have to be higher to replace those of the weights in use
-_LOWER, _HIGHER = 1.0, 2.0
+_LOWER, _HIGHER = 0.5, 2.0
+#: Factor of the known returns' standard deviation from which a candidate's wider spread counts against it
+_WIDER = 2.0
 #: Steps of an episode after which validation is given up, because it may never end
 MAX_STEPS = 10_000
 
@@ -149,10 +151,13 @@ def _earns_less(returns: Sequence[float], known: Sequence[float]) -> bool:
     """
     :param returns: returns of a candidate
     :param known: returns of other weights
-    :return: whether the mean is lower by more than a standard error. Its spread is that of the known returns if these differ:
-        a candidate's is widest just before a policy fails, and must not excuse its failures
+    :return: whether the mean is lower by more than half a standard error. Its spread is that of the known returns if these
+        differ: a candidate's is widest just before a policy fails, and must not excuse its failures. A policy that fails in
+        most of its episodes may have a high mean by chance, so the standard error of a spread beyond twice theirs is
+        subtracted from its mean
     """
     std = float(np.std(known)) or float(np.std(returns))
     error = std * (1 / len(returns) + 1 / len(known)) ** 0.5
-    loss = float(np.mean(known) - np.mean(returns))
+    excess = (max(float(np.var(returns) - _WIDER**2 * np.var(known)), 0.0) / len(returns)) ** 0.5
+    loss = float(np.mean(known) - np.mean(returns)) + excess
     return loss > _LOWER * error + ROUNDING * abs(float(np.mean(known)))

@@ -263,9 +263,10 @@ def test_decisions() -> None:
     window, clone = Validation(8, 1.0), [1.0, 2.0, 3.0, 2.0, 2.0]
     assert complete(window, clone), "the weights in use"
     # Their standard deviation is 0.63, so a difference of two means of five has a standard error of 0.4
-    assert not complete(window, [1.58] * 5) and window.best == clone, "worse"
+    assert not complete(window, [1.78] * 5) and window.best == clone, "worse"
     assert not complete(window, [2.0, 2.0, 2.0, 2.0, -0.1]) and window.best == clone, "a wide spread of its own is no excuse"
-    assert complete(window, [1.62] * 5) and window.best == [*clone, *[1.62] * 5], "as good: both measure it"
+    assert not complete(window, [0.0, 0.0, 0.0, 6.0, 6.0]) and window.best == clone, "a higher mean, but most of it fails"
+    assert complete(window, [1.82] * 5) and window.best == [*clone, *[1.82] * 5], "as good: both measure it"
     assert complete(window, [9.0] * 5) and window.best == [9.0] * 5, "better"
     assert complete(window, [9.0 * (1 + 1e-9)] * 5) and complete(window, [9.0 * (1 - 1e-9)] * 5), "rounding"
     for _ in range(20):
@@ -287,10 +288,21 @@ def test_chance_neither_stops_equal_candidates_nor_lets_worse_ones_through() -> 
             found.append([complete(window, rng.normal(gain * n, 1, 5).tolist()) for n in range(1, 61)])
         return np.array(found)
 
-    assert accepted(0.0)[:, 20:].mean() > 0.4
-    assert accepted(0.1)[:, 20:].mean() > 0.7
+    assert accepted(0.0)[:, 20:].mean() > 0.15
+    assert accepted(0.1)[:, 20:].mean() > 0.5
     lowest = [-0.1 * (max(np.flatnonzero(run), default=-1) + 1) for run in accepted(-0.1)]
-    assert np.quantile(lowest, 0.05) > -1.6 and np.mean(lowest) > -0.9
+    assert np.quantile(lowest, 0.05) > -1.2 and np.mean(lowest) > -0.6
+
+
+def test_lucky_episodes_among_failures_let_few_candidates_through() -> None:
+    """Four of five episodes fail at a quarter of the clone's return, the others earn more than twice of it (as on Hopper)."""
+    rng, n_accepted = np.random.default_rng(0), 0
+    for _ in range(200):
+        window = Validation(8, 1.0)
+        assert complete(window, rng.normal(1246, 6, 6).tolist())
+        n_accepted += complete(window, np.where(rng.random(8) < 0.8, 283, 3030).tolist())
+    assert n_accepted < 8  # means alone let a quarter through
+    assert complete(window, rng.normal(3030, 20, 5).tolist())
 
 
 @pytest.mark.parametrize(
