@@ -92,7 +92,7 @@ def _walkers_gains() -> list[str]:
 TABLES: Tables = {"execution": (TASKS, execution)}
 NUMBERS = [
     Number(TASKS, "end at {}, {} and {}, the lowest evaluation on the way is at {}% of the clone", _at_the_defaults),
-    Number(TASKS, "the deterministic policy falls from {} to {}. Its", _walker_at_the_defaults),
+    Number(TASKS, "the deterministic policy falls from {} to {}. (With", _walker_at_the_defaults),
     Number(
         TASKS,
         "{} to {}% of the demonstrations' return without chunks, and {} to {}% with all four actions",
