@@ -32,7 +32,7 @@ def test_quickstart_prints_what_was_recorded() -> None:
     readme, section = (ROOT / "README.md").read_text(), study.read_summary(study.RESULTS / "quickstart")["hopper"]
     assert quickstart.output(section) in readme and len(section["output"]) == 2
     assert section["code"] == quickstart.block()
-    assert f"about {section['cpu_seconds'] / 60:.0f} minutes of one core" in readme
+    assert f"about {round(section['cpu_seconds'], -1):.0f} seconds of one core" in readme
     assert 'load_demonstrations("builtin:hopper-medium")' in quickstart.block()
 
 
