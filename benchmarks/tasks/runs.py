@@ -44,6 +44,7 @@ VARIANTS = {
     ),
     "no_chunks_no_score": Variant("ScoReFlowPPO, no chunks, no score", ScoReFlowPPO, dict(score_drift="none", **_NO_CHUNKS)),
     "rldt": Variant("RLDT", RLDT, {}),
+    "no_chunks_rldt": Variant("RLDT, no chunks", RLDT, {}),
     # Named, because earlier runs had none
     "fpo": Variant("FPO", FPO, dict(zero_noise_fraction=0.125, rollback=True, **ITERATION)),
     "fpo_normal_noise": Variant("FPO, only normal noise", FPO, dict(zero_noise_fraction=0.0, rollback=True, **ITERATION)),
