@@ -35,11 +35,14 @@ class Over(NamedTuple):
 
 #: Shares of the return of mediocre demonstrations say little beside shares of an expert's
 EXPERTS = [name for name, task in TASKS.items() if name not in TEN and not isinstance(task, Embedded | Heuristic)]
+EMBEDDED = [name for name, task in TASKS.items() if isinstance(task, Embedded)]
 #: Section of the summary -> what it covers
 AGGREGATES = {
     "aggregate": Over((*SCORES, "rldt", "fpo", "gaussian_ppo"), (0, 1, 2), EXPERTS),
     "aggregate_five_seeds": Over(SCORES, (0, 1, 2, 3, 4), EXPERTS),
     "aggregate_ten": Over(["scoreflow_ppo"], (0, 1, 2), TEN),
+    "aggregate_score_ten": Over(SCORES, (0, 1, 2), TEN),
+    "aggregate_score_embedded": Over(SCORES, (0, 1, 2), EMBEDDED),
 }
 #: The section over all tasks
 AGGREGATE = "aggregate"

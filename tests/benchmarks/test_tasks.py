@@ -94,7 +94,9 @@ def test_tasks_of_the_statistics() -> None:
     names = ["hopper-medium", "push-v3", "push-v3-ten", "hopper-precise"]
     summary = {name: {"demonstrations": 1, "success": runs} for name in names}
     assert aggregate(summary, AGGREGATES["aggregate"])["tasks"] == ["push-v3", "hopper-precise"]
-    assert aggregate(summary, AGGREGATES["aggregate_ten"])["tasks"] == ["push-v3-ten"]
+    for name in ("aggregate_ten", "aggregate_score_ten"):
+        assert aggregate(summary, AGGREGATES[name])["tasks"] == ["push-v3-ten"]
+    assert aggregate(summary, AGGREGATES["aggregate_score_embedded"])["tasks"] == ["hopper-medium"]
 
 
 def test_ten_demonstrations_of_the_same_tasks() -> None:
@@ -171,7 +173,7 @@ def test_table_of_tasks_with_ten_demonstrations() -> None:
 
 @pytest.mark.parametrize("name", tables(study.read_summary(RESULTS)))
 def test_documentation_has_the_tables_of_the_results(name: str) -> None:
-    page = "docs/benchmarks.md" if name in ("aggregate", "aggregate_five_seeds") else "docs/tasks.md"
+    page = "docs/benchmarks.md" if name in AGGREGATES and name != "aggregate_ten" else "docs/tasks.md"
     assert tables(study.read_summary(RESULTS))[name] in (ROOT / page).read_text()
 
 
