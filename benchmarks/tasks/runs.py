@@ -33,6 +33,12 @@ VARIANTS = {
         ScoReFlowPPO,
         dict(validation_fraction=0.1, deterministic_coef=0.1, **ITERATION),
     ),
+    # What the lowest of several evaluations says about a policy that does not change
+    "unchanged": Variant(
+        "the clone, unchanged",
+        ScoReFlowPPO,
+        dict(learning_rate=0.0, noise_learning_rate=0.0, n_epochs=1, validation_fraction=0.0, **ITERATION),
+    ),
     "unvalidated": Variant("ScoReFlowPPO, no validation", ScoReFlowPPO, dict(validation_fraction=0.0, **ITERATION)),
     "constant_score": Variant("ScoReFlowPPO, constant score", ScoReFlowPPO, dict(score_drift="constant", **ITERATION)),
     "no_score": Variant("ScoReFlowPPO, no score (ReinFlow)", ScoReFlowPPO, dict(score_drift="none", **ITERATION)),
