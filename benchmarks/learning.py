@@ -47,6 +47,23 @@ def lowest_over_clone(curve: Curve) -> float:
     return float(returns[1:].min() / returns[0])
 
 
+def chance_of_lower(successes: int, n_known: int, n_episodes: int, n_evaluations: int, share: float) -> float:
+    """
+    Probability that the lowest of several evaluations of an unchanged policy is below a share of its known success rate.
+
+    :param successes: successes in the known episodes
+    :param n_known: number of known episodes
+    :param n_episodes: episodes per evaluation
+    :param n_evaluations: number of evaluations
+    :param share: share of the known rate
+    :return: the probability, for a policy whose rate has Jeffreys' posterior, ``Beta(successes + 1/2, failures + 1/2)``
+    """
+    posterior = stats.beta(successes + 0.5, n_known - successes + 0.5)
+    rates = posterior.ppf((np.arange(1000) + 0.5) / 1000)
+    enough = np.ceil(share * n_episodes * successes / n_known - 1e-9)  # successes of an evaluation that is not below
+    return float(np.mean(1 - stats.binom.sf(enough - 1, n_episodes, rates) ** n_evaluations))
+
+
 def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
     """
     Mean over seeds with its 95% confidence interval (Student's t, because a bootstrap is too narrow for few seeds).

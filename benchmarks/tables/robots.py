@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.curves import CurveTable, Run
+from benchmarks.learning import chance_of_lower
 from benchmarks.study import RESULTS
 from benchmarks.tables.cells import WORDS, Tables, listed, markdown, page, range_of, result, thousands, with_interval
 from benchmarks.tables.numbers import Number
@@ -134,6 +135,18 @@ def _lowest_of_ten() -> list[str]:
     return [f"{100 * max(losses):.0f}"]
 
 
+def _far_below_of_ten() -> list[str]:
+    """Runs with an evaluation below 90% of their clone's success, and their expected number if no policy changed."""
+    table, n_below, by_chance = CurveTable(RESULTS / "tasks").read(), 0, 0.0
+    for task in TEN:
+        for seed, run in result("tasks")[task]["success"]["scoreflow_ppo"].items():
+            rate = run["start"]["deterministic"]
+            evaluations = table[Run("scoreflow_ppo", task, int(seed))]["return_deterministic"][1:]
+            n_below += int(evaluations.min() < 0.9 * rate - 1e-9)
+            by_chance += chance_of_lower(round(50 * rate), 50, 20, len(evaluations), 0.9)
+    return [WORDS[n_below] if n_below < 11 else str(n_below), f"{by_chance:.0f}"]
+
+
 _EMBEDDED = ("hopper-medium", "walker2d-medium", "halfcheetah-medium")
 
 
@@ -237,6 +250,7 @@ NUMBERS = [
     Number(TASKS, "disassemble falls from {} to {}", _largest_loss_of_ten),
     Number(TASKS, "interquartile mean of stochastic success rises from {} to {}", _stochastic_of_ten),
     Number(TASKS, "on the way is up to {} points below the clone", _lowest_of_ten),
+    Number(TASKS, "{} runs have one below 90% of their clone's rate; if no policy changed, {} would", _far_below_of_ten),
     Number(TASKS, "No evaluation of the {} runs with validation is lower than {}% of its clone", _lowest_of_embedded),
     Number(TASKS, "(stochastic policy 3157 on average, now {})", lambda: _stochastic_of_embedded()[:1]),
     Number(TASKS, "(stochastic policy 3957 on average, now {})", lambda: _stochastic_of_embedded()[1:]),

@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.learning import (
     all_steps_to,
+    chance_of_lower,
     final_return,
     interquartile_means,
     lowest_over_clone,
@@ -112,3 +113,18 @@ def test_ends_of_a_curve() -> None:
     assert final_return(CURVE, "return_exploring") == pytest.approx(80 / 3)
     assert final_return(CURVE, "return_exploring", 4) == pytest.approx(80 / 3)  # without what is not known
     assert lowest_over_clone(CURVE) == 0.5
+
+
+def test_chance_of_a_low_evaluation() -> None:
+    """Six evaluations of 20 episodes of a policy with 44 successes in 50: simulated, with the rate drawn from its posterior"""
+    generator = np.random.default_rng(0)
+    rates = generator.beta(44.5, 6.5, 100_000)
+    lowest = generator.binomial(20, rates[:, None], (100_000, 6)).min(1) / 20
+    assert chance_of_lower(44, 50, 20, 6, 0.9) == pytest.approx((lowest < 0.9 * 0.88).mean(), abs=0.01)
+
+
+def test_a_low_evaluation_excludes_the_bound() -> None:
+    """With a known rate of 1, an evaluation of ten is below 90% from eight successes on; one with nine is not."""
+    certain = chance_of_lower(10**6, 10**6, 10, 1, 0.9)
+    half = chance_of_lower(500_000, 10**6, 10, 1, 0.8)  # fewer than four of ten
+    assert certain == pytest.approx(0, abs=1e-6) and half == pytest.approx(176 / 1024, abs=1e-3)
