@@ -45,6 +45,7 @@ VARIANTS = {
     "no_chunks": Variant("ScoReFlowPPO, no chunks", ScoReFlowPPO, _NO_CHUNKS),
     # What a program without chunks gets that chooses nothing
     "no_chunks_defaults": Variant("ScoReFlowPPO, no chunks, the defaults", ScoReFlowPPO, ITERATION),
+    "no_chunks_gamma": Variant("ScoReFlowPPO, no chunks, gamma 0.9975", ScoReFlowPPO, dict(gamma=0.9975, **ITERATION)),
     "no_chunks_constant_score": Variant(
         "ScoReFlowPPO, no chunks, constant score", ScoReFlowPPO, dict(score_drift="constant", **_NO_CHUNKS)
     ),
