@@ -12,8 +12,8 @@ from benchmarks.curves import RETURNS, CurveTable, Run
 from benchmarks.provenance import ROOT
 from benchmarks.tables.cells import PRECISE, WORDS, Tables, above_clone, listed, markdown, page, result, with_interval
 from benchmarks.tables.numbers import Number
-from benchmarks.tasks.aggregate import SCORES
-from benchmarks.tasks.families import TEN
+from benchmarks.tasks.aggregate import EMBEDDED, SCORES
+from benchmarks.tasks.families import HARD, TEN
 from benchmarks.tasks.runs import VARIANTS as VARIANTS_OF_TASKS
 
 README, BENCHMARKS = ROOT / "README.md", page("benchmarks")
@@ -187,9 +187,9 @@ def steps_to_gain(tasks: Sequence[str]) -> str:
     return markdown(("", *(VARIANTS_OF_TASKS[variant].label for variant in SCORES)), rows)
 
 
-def _learned_over(other: str) -> list[str]:
+def _learned_over(other: str, name: str = "aggregate_five_seeds") -> list[str]:
     """:return: probability that a run with a learned score ends higher than one of the other, deterministic and exploring"""
-    pair, section = f"{SCORES[0]} over {other}", result("tasks")["aggregate_five_seeds"]
+    pair, section = f"{SCORES[0]} over {other}", result("tasks")[name]
     return [with_interval(section[kind]["improvement"][pair], 2, "value") for kind in ("deterministic", "exploring")]
 
 
@@ -202,6 +202,17 @@ NUMBERS = [
         "with a probability of {} and {},",
         lambda: [*_learned_over("no_score"), *_learned_over("constant_score")],
     ),
+    Number(
+        BENCHMARKS,
+        "From ten demonstrations, a learned score ends higher than none with a probability of {} (deterministic) and {} "
+        "(stochastic), and higher than a constant one with a probability of {} and {}.",
+        lambda: [value for other in ("no_score", "constant_score") for value in _learned_over(other, "aggregate_score_ten")],
+    ),
+    Number(
+        BENCHMARKS,
+        "From the embedded demonstrations, these probabilities are {} and {} (none) and {} and {} (constant)",
+        lambda: [v for other in ("no_score", "constant_score") for v in _learned_over(other, "aggregate_score_embedded")],
+    ),
 ]
 TABLES: Tables = {
     "overview": (README, overview),
@@ -212,4 +223,5 @@ TABLES: Tables = {
     "lift": (BENCHMARKS, lift),
     "from_scratch": (BENCHMARKS, from_scratch),
     "steps to shares of the gain": (BENCHMARKS, lambda: steps_to_gain(PRECISE)),
+    "steps at the current defaults": (BENCHMARKS, lambda: steps_to_gain([*(f"{name}-ten" for name in HARD), *EMBEDDED])),
 }
