@@ -37,6 +37,16 @@ def above_clone(tasks: Sequence[str], *variants: str) -> list[bool]:
     return [run["end"]["deterministic"] > run["start"]["deterministic"] for run in runs]
 
 
+def lowest_shares(tasks: Sequence[str], variant: str) -> list[float]:
+    """:return: the lowest evaluation of every run of a variant in ``benchmarks.tasks``, in percent of its clone's return"""
+    shares: list[float] = []
+    for section in (result("tasks")[task] for task in tasks):
+        starts = section["mean"][variant]["start"]["deterministic"]["per_seed"]
+        lowest = section["lowest_deterministic"][variant]
+        shares += [100 * least / start for least, start in zip(lowest, starts, strict=True)]
+    return shares
+
+
 def with_interval(entry: Mapping[str, Any], places: int = 0, name: str = "mean", factor: float = 1) -> str:
     """
     :param entry: entry of a summary

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from benchmarks.clones import KINDS
 from benchmarks.execution import VARIANTS
-from benchmarks.tables.cells import PRECISE, WORDS, Tables, markdown, page, range_of, result, with_interval
+from benchmarks.tables.cells import PRECISE, WORDS, Tables, lowest_shares, markdown, page, range_of, result, with_interval
 from benchmarks.tables.numbers import Number
 
 TASKS = page("tasks")
@@ -53,9 +51,7 @@ def _at_the_defaults() -> list[str]:
     assert all(run["noise_scale"] == 1 for run in runs)
     ends = [run["end"]["deterministic"] for run in runs]
     assert min(ends) > section["demonstrations_return"]
-    starts = section["mean"]["no_chunks_defaults"]["start"]["deterministic"]["per_seed"]
-    shares = np.divide(section["lowest_deterministic"]["no_chunks_defaults"], starts)
-    return [*(f"{end:.0f}" for end in ends), f"{100 * min(shares):.0f}"]
+    return [*(f"{end:.0f}" for end in ends), f"{min(lowest_shares(PRECISE[2:], 'no_chunks_defaults')):.0f}"]
 
 
 def _walker_at_the_defaults() -> list[str]:
@@ -74,18 +70,12 @@ def _with_the_discount_of_chunks() -> list[str]:
     section, names = result("tasks")["halfcheetah-precise"], ("no_chunks_defaults", "no_chunks_gamma")
     at_defaults, ends = ([run["end"]["deterministic"] for run in section["success"][name].values()] for name in names)
     assert all(end > default for default, end in zip(at_defaults, ends, strict=True))
-    starts = section["mean"][names[1]]["start"]["deterministic"]["per_seed"]
-    shares = np.divide(section["lowest_deterministic"][names[1]], starts)
-    return [*(f"{end:.0f}" for end in ends), f"{100 * min(shares):.0f}"]
+    return [*(f"{end:.0f}" for end in ends), f"{min(lowest_shares(PRECISE[2:], names[1])):.0f}"]
 
 
 def _lowest(tasks: Sequence[str]) -> list[str]:
     """Range of the lowest evaluations without chunks, in percent of the clones' returns."""
-    shares = []
-    for section in map(result("tasks").get, tasks):
-        starts, lowest = section["mean"]["no_chunks"]["start"]["deterministic"]["per_seed"], section["lowest_deterministic"]
-        shares += [100 * least / start for least, start in zip(lowest["no_chunks"], starts, strict=True)]
-    return range_of(shares).split(" to ")
+    return range_of(lowest_shares(tasks, "no_chunks")).split(" to ")
 
 
 def _ends(tasks: Sequence[str]) -> list[str]:
@@ -109,10 +99,9 @@ NUMBERS = [
     Number(TASKS, "end at {}, {} and {}, the lowest evaluation on the way is at {}% of the clone", _at_the_defaults),
     Number(
         TASKS,
-        "the deterministic policy ends at {}, {} and {}, with a lowest evaluation",
-        lambda: _with_the_discount_of_chunks()[:3],
+        "the deterministic policy ends at {}, {} and {}, with a lowest evaluation at {}% of the clone",
+        _with_the_discount_of_chunks,
     ),
-    Number(TASKS, "with a lowest evaluation at {}%", lambda: _with_the_discount_of_chunks()[3:]),
     Number(TASKS, "the first seed ends at {} instead of {}", lambda: _walker_at_the_defaults()[::-1]),
     Number(
         TASKS,

@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.curves import CurveTable, Run
 from benchmarks.provenance import ROOT
 from benchmarks.study import RESULTS
-from benchmarks.tables.cells import PRECISE, WORDS, Tables, above_clone, markdown, page, range_of, result
+from benchmarks.tables.cells import PRECISE, WORDS, Tables, above_clone, lowest_shares, markdown, page, range_of, result
 from benchmarks.tables.numbers import Number
 
 TASKS = page("tasks")
@@ -113,12 +113,7 @@ def _validated_ends() -> list[str]:
 
 def _lowest(tasks: Sequence[str], variant: str) -> list[str]:
     """Range of the lowest evaluations of a variant's runs, in percent of the clones' returns."""
-    shares = []
-    for section in (result("tasks")[task] for task in tasks):
-        starts = section["mean"][variant]["start"]["deterministic"]["per_seed"]
-        lowest = section["lowest_deterministic"][variant]
-        shares += [100 * least / start for least, start in zip(lowest, starts, strict=True)]
-    return range_of(shares).split(" to ")
+    return range_of(lowest_shares(tasks, variant)).split(" to ")
 
 
 def _fpo_over_clone() -> list[str]:

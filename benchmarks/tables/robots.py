@@ -8,7 +8,18 @@ import numpy as np
 from benchmarks.curves import CurveTable, Run
 from benchmarks.learning import chance_of_lower
 from benchmarks.study import RESULTS
-from benchmarks.tables.cells import WORDS, Tables, listed, markdown, page, range_of, result, thousands, with_interval
+from benchmarks.tables.cells import (
+    WORDS,
+    Tables,
+    listed,
+    lowest_shares,
+    markdown,
+    page,
+    range_of,
+    result,
+    thousands,
+    with_interval,
+)
 from benchmarks.tables.numbers import Number
 from benchmarks.tasks.families import EASY, TEN
 
@@ -152,11 +163,8 @@ _EMBEDDED = ("hopper-medium", "walker2d-medium", "halfcheetah-medium")
 
 def _lowest_of_embedded() -> list[str]:
     """Number of runs from embedded demonstrations; their lowest evaluation, in percent of the clone's return."""
-    shares = []
-    for section in (result("tasks")[task] for task in _EMBEDDED):
-        starts = section["mean"]["scoreflow_ppo"]["start"]["deterministic"]["per_seed"]
-        shares += np.divide(section["lowest_deterministic"]["scoreflow_ppo"], starts).tolist()
-    return [WORDS[len(shares)], f"{100 * min(shares):.1f}"]
+    shares = lowest_shares(_EMBEDDED, "scoreflow_ppo")
+    return [WORDS[len(shares)], f"{min(shares):.1f}"]
 
 
 def _stochastic_of_embedded() -> list[str]:
