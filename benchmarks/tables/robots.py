@@ -21,7 +21,9 @@ from benchmarks.tables.cells import (
     with_interval,
 )
 from benchmarks.tables.numbers import Number
+from benchmarks.tasks.aggregate import EMBEDDED
 from benchmarks.tasks.families import EASY, TEN
+from benchmarks.tasks.runs import N_FINAL_EPISODES
 
 TASKS, CAMERAS, IMPLEMENTATION = page("tasks"), page("cameras"), page("implementation")
 _ALGORITHMS = {"scoreflow_ppo": "ScoReFlowPPO", "rldt": "RLDT"}
@@ -154,22 +156,19 @@ def _far_below_of_ten() -> list[str]:
             rate = run["start"]["deterministic"]
             evaluations = table[Run("scoreflow_ppo", task, int(seed))]["return_deterministic"][1:]
             n_below += int(evaluations.min() < 0.9 * rate - 1e-9)
-            by_chance += chance_of_lower(round(50 * rate), 50, 20, len(evaluations), 0.9)
+            by_chance += chance_of_lower(round(N_FINAL_EPISODES * rate), N_FINAL_EPISODES, 20, len(evaluations), 0.9)
     return [WORDS[n_below] if n_below < 11 else str(n_below), f"{by_chance:.0f}"]
-
-
-_EMBEDDED = ("hopper-medium", "walker2d-medium", "halfcheetah-medium")
 
 
 def _lowest_of_embedded() -> list[str]:
     """Number of runs from embedded demonstrations; their lowest evaluation, in percent of the clone's return."""
-    shares = lowest_shares(_EMBEDDED, "scoreflow_ppo")
+    shares = lowest_shares(EMBEDDED, "scoreflow_ppo")
     return [WORDS[len(shares)], f"{min(shares):.1f}"]
 
 
 def _stochastic_of_embedded() -> list[str]:
     """Mean return of the stochastic policies on HalfCheetah and on Walker2d in the end."""
-    means = [result("tasks")[task]["mean"]["scoreflow_ppo"]["end"]["exploring"]["mean"] for task in reversed(_EMBEDDED)]
+    means = [result("tasks")[task]["mean"]["scoreflow_ppo"]["end"]["exploring"]["mean"] for task in reversed(EMBEDDED)]
     return [f"{mean:.0f}" for mean in means[:2]]
 
 
