@@ -101,7 +101,7 @@ class Heuristic(Locomotion):
     """A task of Gymnasium with the controller that comes with it. Every seed has separate demonstrations."""
 
     n_demonstrations: int
-    package = "box2d"
+    package: ClassVar[str | None] = "box2d"
 
     def demonstrations(self, data: Path, seed: int) -> Demonstrations:
         return heuristics.demonstrations_of(self.env_id, self.n_demonstrations, seed)
@@ -112,6 +112,13 @@ class Fetch(Heuristic):
 
     env_steps = 150_000
     package = "gymnasium-robotics"
+
+
+class Pendulum(Heuristic):
+    """An inverted pendulum of MuJoCo with a linear-quadratic regulator, for at most 1000 steps. A fall ends the episode."""
+
+    env_steps = 150_000
+    package = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,8 @@ TASKS: dict[str, Task] = {
         Heuristic("lunar-lander", "LunarLanderContinuous-v3", 30),
         Heuristic("bipedal-walker", "BipedalWalker-v3", 30),
         Fetch("fetch-pick-and-place", "gymnasium_robotics:FetchPickAndPlace-v4", 30),
+        Pendulum("inverted-pendulum", "InvertedPendulum-v5", 10),
+        Pendulum("inverted-double-pendulum", "InvertedDoublePendulum-v5", 10),
         Robosuite("lift", 200, max_steps=100),
         Robosuite("can", 100, max_steps=200),
         Robosuite("square", 100, max_steps=200),

@@ -1,14 +1,17 @@
 """
-Demonstrations of the controllers that come with Gymnasium's Box2D environments (extra ``benchmarks``), and of a script for
-Gymnasium-Robotics' FetchPickAndPlace (extra ``kitchen``).
+Demonstrations of the controllers that come with Gymnasium's Box2D environments (extra ``benchmarks``), of a script for
+Gymnasium-Robotics' FetchPickAndPlace (extra ``kitchen``), and of linear-quadratic regulators for MuJoCo's inverted pendulums.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
+from scipy import linalg
 
 from sb3_scoreflow import Demonstrations
 from sb3_scoreflow.demonstrations import collect_demonstrations
@@ -61,11 +64,50 @@ class FetchScript:
         return np.append(np.clip(self.GAIN * direction, -1.0, 1.0), 1.0 if self.phase < 2 else -1.0)
 
 
+#: Number of poles of each environment
+_POLES = {"InvertedPendulum-v5": 1, "InvertedDoublePendulum-v5": 2}
+
+
+@lru_cache
+def regulator(env_id: str) -> np.ndarray:
+    """
+    :param env_id: environment of an inverted pendulum
+    :return: gain of the linear-quadratic regulator of the upright position, with a cost of 1 for each component of the state
+        and of 0.1 for the action, shape ``(1, n_states)``; the state is the positions and then the velocities
+    """
+    env = gym.make(env_id).unwrapped
+    model = mujoco.MjModel.from_xml_path(env.fullpath)  # type: ignore[attr-defined]
+    model.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER  # derivatives of the Runge-Kutta integrator do not exist
+    data, n_states = mujoco.MjData(model), 2 * model.nv
+    of_state, of_action = np.zeros((n_states, n_states)), np.zeros((n_states, model.nu))
+    mujoco.mjd_transitionFD(model, data, 1e-6, True, of_state, of_action, None, None)
+    step, control = np.eye(n_states), np.zeros_like(of_action)
+    for _ in range(env.frame_skip):  # type: ignore[attr-defined]
+        step, control = of_state @ step, of_state @ control + of_action
+    env.close()
+    cost_of_state, cost_of_action = np.eye(n_states), 0.1 * np.eye(model.nu)
+    value = linalg.solve_discrete_are(step, control, cost_of_state, cost_of_action)
+    return np.linalg.solve(cost_of_action + control.T @ value @ control, control.T @ value @ step)
+
+
+def _balance(env_id: str) -> Controller:
+    n_poles, gain = _POLES[env_id], regulator(env_id)
+
+    def state(observation: np.ndarray) -> np.ndarray:
+        if n_poles == 1:
+            return observation
+        sines, cosines = observation[1:3], observation[3:5]
+        return np.concatenate([observation[:1], np.arctan2(sines, cosines), observation[5:8]])
+
+    return lambda observation: -gain @ state(observation)
+
+
 #: Environment -> function that returns its controller for one episode
 CONTROLLERS: dict[str, Callable[[], Controller]] = {
     "LunarLanderContinuous-v3": _lunar_lander,
     "BipedalWalker-v3": _bipedal_walker,
     "gymnasium_robotics:FetchPickAndPlace-v4": FetchScript,
+    **{env_id: partial(_balance, env_id) for env_id in _POLES},
 }
 
 

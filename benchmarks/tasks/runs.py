@@ -46,6 +46,13 @@ VARIANTS = {
     # What a program without chunks gets that chooses nothing
     "no_chunks_defaults": Variant("ScoReFlowPPO, no chunks, the defaults", ScoReFlowPPO, ITERATION),
     "no_chunks_gamma": Variant("ScoReFlowPPO, no chunks, gamma 0.9975", ScoReFlowPPO, dict(gamma=0.9975, **ITERATION)),
+    # Less noise than an eighth, for clones that not even this leaves much of their return
+    **{
+        f"no_chunks_noise_{n}": Variant(
+            f"ScoReFlowPPO, no chunks, noise scale 1/{n}", ScoReFlowPPO, dict(noise_scale=1 / n, **ITERATION)
+        )
+        for n in (8, 16, 32)
+    },
     "no_chunks_constant_score": Variant(
         "ScoReFlowPPO, no chunks, constant score", ScoReFlowPPO, dict(score_drift="constant", **_NO_CHUNKS)
     ),

@@ -1,4 +1,4 @@
-"""Demonstrations of the controllers that come with Gymnasium's environments, and of the script for FetchPickAndPlace."""
+"""Demonstrations of the controllers that come with Gymnasium, of the script for FetchPickAndPlace, and of regulators."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from gymnasium.envs.box2d.bipedal_walker import BipedalWalkerHeuristics
 
 from benchmarks.tasks.families import TASKS
-from benchmarks.tasks.heuristics import demonstrations_of
+from benchmarks.tasks.heuristics import demonstrations_of, regulator
 from sb3_scoreflow import Demonstrations
 
 
@@ -46,6 +46,23 @@ def test_the_script_carries_the_object_to_every_goal() -> None:
     first, _ = env.reset(seed=3)
     np.testing.assert_allclose(desired[0], first["desired_goal"], atol=1e-6)
     np.testing.assert_array_equal(recorded.rewards[:50], [env.step(action)[1] for action in recorded.actions[:50]])
+
+
+@pytest.mark.parametrize("env_id", ["InvertedPendulum-v5", "InvertedDoublePendulum-v5"])
+def test_the_regulator_brings_the_poles_upright(env_id: str) -> None:
+    env = gym.make(env_id).unwrapped
+    state = np.zeros(2 * env.model.nv)  # type: ignore[attr-defined]
+    state[[0, 1]] = 0.05, 0.05
+    env.reset(seed=0)
+    env.set_state(*np.split(state, 2))  # type: ignore[attr-defined]
+    for _ in range(500):
+        state = np.concatenate([env.data.qpos, env.data.qvel])  # type: ignore[attr-defined]
+        _, _, fell, *_ = env.step(np.clip(-regulator(env_id) @ state, env.action_space.low, env.action_space.high))  # type: ignore
+        assert not fell
+    positions, velocities = np.split(np.abs(state), 2)
+    assert positions.max() < 0.02 and velocities.max() < 1e-6, "the single pole rests slightly off the upright position"
+    recorded = demonstrations_of(env_id, 2, seed=0)
+    assert len(recorded.actions) == 2000 and not recorded.terminations.any(), "the same from observations"
 
 
 def test_seeds_have_separate_demonstrations() -> None:
