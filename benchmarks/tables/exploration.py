@@ -10,6 +10,7 @@ from benchmarks.learning import lowest_over_clone
 from benchmarks.study import RESULTS
 from benchmarks.tables.cells import WORDS, Tables, listed, markdown, page, result
 from benchmarks.tables.numbers import Number
+from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, largest_scale
 
 PAGE = page("implementation")
 _TASKS = {"hopper-precise": "Hopper", "walker2d-precise": "Walker2d", "halfcheetah-precise": "HalfCheetah"}
@@ -118,6 +119,23 @@ def score_follows() -> str:
     return markdown(header, rows)
 
 
+def less_noise() -> str:
+    """Fine-tuning of clones of regulators, with the noise that the trial chooses, and with less than it can choose"""
+    rows = []
+    for task, label in (("inverted-pendulum", "InvertedPendulum"), ("inverted-double-pendulum", "InvertedDoublePendulum")):
+        of_task = result("tasks")[task]["success"]
+        for name in ("defaults", "noise_8", "noise_16", "noise_32"):
+            runs = of_task[f"no_chunks_{name}"].values()
+            cells = [
+                listed([run[when][kind] for run in runs]) for kind in ("deterministic", "exploring") for when in ("start", "end")
+            ]
+            scales = ", ".join(f"{run['noise_scale']:g}" for run in runs)
+            rows.append((label, f"by trial: {scales}" if name == "defaults" else f"1/{name[6:]}", *cells))
+            label = ""
+    header = ("", "noise scale", "deterministic: clone", "in the end", "stochastic: clone", "in the end")
+    return markdown(header, rows)
+
+
 def _runs_of_score(follows: bool) -> dict[str, list[dict[str, Any]]]:
     """Task -> runs of five clones"""
     if follows:
@@ -152,7 +170,20 @@ def _lowest() -> list[str]:
     return [str(int(100 * lowest[1])), WORDS[len(runs)]]
 
 
+def _with_80_percent() -> list[str]:
+    """Number of clones whose scale is the same when 80% of the return are to be kept, of clones, and those with half of it"""
+    scales = []
+    for task in _TASKS:
+        for run in result("noise_trial")[task]["runs"].values():
+            returns = {float(scale): of for scale, of in run["returns"].items()}
+            scales.append((task, largest_scale(returns, KEEP), largest_scale(returns, 0.8)))
+    other = [(task, more, less) for task, more, less in scales if less != more]
+    assert all((task, more, less) == ("halfcheetah-precise", 0.5, 0.25) for task, more, less in other)
+    return [WORDS[len(scales) - len(other)], WORDS[len(scales)], WORDS[len(other)]]
+
+
 NUMBERS = [
+    Number(PAGE, "on {} of the {} clones; on {} of HalfCheetah's", _with_80_percent),
     Number(PAGE, "the worst run ends at {}% of its clone, and without it at {}%", _worst),
     Number(PAGE, "is at least {}% of the clone's in all but one of {} runs", _lowest),
     Number(
@@ -166,6 +197,7 @@ TABLES: Tables = {
     "score that follows the noise": (PAGE, score_follows),
     "return by noise": (PAGE, kept),
     "choice of the noise": (PAGE, choices),
+    "less noise than the trial's": (PAGE, less_noise),
     "exploration": (PAGE, exploration),
     "starts of deterministic actions": (PAGE, starts),
 }
