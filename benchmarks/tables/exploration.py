@@ -8,12 +8,13 @@ import numpy as np
 from benchmarks.curves import CurveTable, Run
 from benchmarks.learning import lowest_over_clone
 from benchmarks.study import RESULTS
-from benchmarks.tables.cells import WORDS, Tables, listed, markdown, page, result
+from benchmarks.tables.cells import WORDS, Tables, listed, markdown, page, range_of, result
 from benchmarks.tables.numbers import Number
 from sb3_scoreflow.scoreflow_ppo.noise_trial import KEEP, largest_scale
 
-PAGE = page("implementation")
+PAGE, TASKS = page("implementation"), page("tasks")
 _TASKS = {"hopper-precise": "Hopper", "walker2d-precise": "Walker2d", "halfcheetah-precise": "HalfCheetah"}
+_PENDULUMS = ("inverted-pendulum", "inverted-double-pendulum")
 _LABELS = {
     "default": "default",
     "full_score": "score coefficient that does not follow the noise",
@@ -119,21 +120,20 @@ def score_follows() -> str:
     return markdown(header, rows)
 
 
-def less_noise() -> str:
-    """Fine-tuning of clones of regulators, with the noise that the trial chooses, and with less than it can choose"""
-    rows = []
-    for task, label in (("inverted-pendulum", "InvertedPendulum"), ("inverted-double-pendulum", "InvertedDoublePendulum")):
-        of_task = result("tasks")[task]["success"]
-        for name in ("defaults", "noise_8", "noise_16", "noise_32"):
-            runs = of_task[f"no_chunks_{name}"].values()
-            cells = [
-                listed([run[when][kind] for run in runs]) for kind in ("deterministic", "exploring") for when in ("start", "end")
-            ]
-            scales = ", ".join(f"{run['noise_scale']:g}" for run in runs)
-            rows.append((label, f"by trial: {scales}" if name == "defaults" else f"1/{name[6:]}", *cells))
-            label = ""
-    header = ("", "noise scale", "deterministic: clone", "in the end", "stochastic: clone", "in the end")
-    return markdown(header, rows)
+def _an_eighth_or_less() -> list[str]:
+    """Number of comparisons in which an eighth of the noise ends at least as high as 1/32, and the number of all"""
+    better = []
+    for of_task in (result("tasks")[task]["success"] for task in _PENDULUMS):
+        for seed, run in of_task["no_chunks_noise_8"].items():
+            less = of_task["no_chunks_noise_32"][seed]["end"]
+            better += [run["end"][kind] >= less[kind] for kind in ("deterministic", "exploring")]
+    return [WORDS[sum(better)], WORDS[len(better)]]
+
+
+def _left_by_an_eighth() -> list[str]:
+    """Smallest and largest share of their return that an eighth of the noise leaves clones of the single pole, in percent"""
+    starts = [run["start"] for run in result("tasks")[_PENDULUMS[0]]["success"]["no_chunks_noise_8"].values()]
+    return range_of([100 * start["exploring"] / start["deterministic"] for start in starts]).split(" to ")
 
 
 def _runs_of_score(follows: bool) -> dict[str, list[dict[str, Any]]]:
@@ -183,6 +183,8 @@ def _with_80_percent() -> list[str]:
 
 
 NUMBERS = [
+    Number(TASKS, "ends at least as high as 1/32 in {} of the {} comparisons", _an_eighth_or_less),
+    Number(TASKS, "an eighth of the noise leaves its clones {} to {}% of their return", _left_by_an_eighth),
     Number(PAGE, "on {} of the {} clones; on {} of HalfCheetah's", _with_80_percent),
     Number(PAGE, "the worst run ends at {}% of its clone, and without it at {}%", _worst),
     Number(PAGE, "is at least {}% of the clone's in all but one of {} runs", _lowest),
@@ -197,7 +199,6 @@ TABLES: Tables = {
     "score that follows the noise": (PAGE, score_follows),
     "return by noise": (PAGE, kept),
     "choice of the noise": (PAGE, choices),
-    "less noise than the trial's": (PAGE, less_noise),
     "exploration": (PAGE, exploration),
     "starts of deterministic actions": (PAGE, starts),
 }
