@@ -20,7 +20,7 @@ MAX_STEPS = 10_000
 
 
 @describable(
-    *("noise_scale", "first", "best", "returns", "n_started", "n_used", "n_validating", "n_all"),
+    *("noise_scale", "first", "best", "returns", "rejected", "n_started", "n_used", "n_validating", "n_all"),
     *("steps", "validates", "of_env", "began", "cost", "duration", "slack"),
 )
 class Validation:
@@ -30,6 +30,9 @@ class Validation:
     :param n_envs: number of environments
     :param noise_scale: factor of the noise; its square is a factor of the score in deterministic actions
     """
+
+    #: Returns of the previous candidate if it was rejected
+    rejected: Sequence[float] = ()
 
     def __init__(self, n_envs: int, noise_scale: float) -> None:
         self.noise_scale = noise_scale
@@ -130,6 +133,8 @@ class Validation:
     def accept(self) -> bool:
         """
         Judge the candidate. Its returns are then added to those of the weights in use, or replace them if they are higher.
+        Returns of a previous candidate that was rejected count as its own, because successive averages are similar: without
+        them, each candidate would have another chance to hide rare failures in five episodes.
 
         :return: whether it earns about as much as the weights in use and as the first weights, or more
         """
@@ -141,23 +146,27 @@ class Validation:
         if not self.best:
             self.first = self.best = self.returns
             return True
-        if _earns_less(self.returns, self.best) or _earns_less(self.returns, self.first):
+        if any(_earns_less(self.returns, self.rejected, known) for known in (self.best, self.first)):
+            self.rejected = self.returns
             return False
+        self.rejected = ()
         self.best = pooled(self.best, self.returns, is_better=difference(self.returns, self.best) > _HIGHER)
         return True
 
 
-def _earns_less(returns: Sequence[float], known: Sequence[float]) -> bool:
+def _earns_less(returns: Sequence[float], predecessors: Sequence[float], known: Sequence[float]) -> bool:
     """
     :param returns: returns of a candidate
+    :param predecessors: returns of the previous candidate if it was rejected
     :param known: returns of other weights
-    :return: whether the mean is lower by more than half a standard error. Its spread is that of the known returns if these
-        differ: a candidate's is widest just before a policy fails, and must not excuse its failures. A policy that fails in
-        most of its episodes may have a high mean by chance, so the standard error of a spread beyond twice theirs is
-        subtracted from its mean
+    :return: whether the mean, with the predecessor's, is lower by more than half a standard error. Its spread is that of the
+        known returns if these differ: a candidate's is widest just before a policy fails, and must not excuse its failures. A
+        policy that fails in most of its episodes may have a high mean by chance, so the standard error of a spread beyond
+        twice theirs is subtracted from its mean
     """
+    both = [*returns, *predecessors]
     std = float(np.std(known)) or float(np.std(returns))
-    error = std * (1 / len(returns) + 1 / len(known)) ** 0.5
+    error = std * (1 / len(both) + 1 / len(known)) ** 0.5
     excess = (max(float(np.var(returns) - _WIDER**2 * np.var(known)), 0.0) / len(returns)) ** 0.5
-    loss = float(np.mean(known) - np.mean(returns)) + excess
+    loss = float(np.mean(known) - np.mean(both)) + excess
     return loss > _LOWER * error + ROUNDING * abs(float(np.mean(known)))

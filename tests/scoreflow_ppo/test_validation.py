@@ -259,13 +259,23 @@ def complete(window: Validation, returns: Sequence[float]) -> bool:
     return window.accept()
 
 
+@pytest.mark.parametrize(
+    "returns",
+    [
+        [1.78] * 5,  # worse: the standard deviation is 0.63, so a difference of two means of five has a standard error of 0.4
+        [2.0, 2.0, 2.0, 2.0, -0.1],  # a wide spread of its own is no excuse
+        [0.0, 0.0, 0.0, 6.0, 6.0],  # a higher mean, but most of it fails
+    ],
+)
+def test_candidates_that_are_not_used(returns: list[float]) -> None:
+    window, clone = Validation(8, 1.0), [1.0, 2.0, 3.0, 2.0, 2.0]
+    assert complete(window, clone), "the weights in use"
+    assert not complete(window, returns) and window.best == clone
+
+
 def test_decisions() -> None:
     window, clone = Validation(8, 1.0), [1.0, 2.0, 3.0, 2.0, 2.0]
     assert complete(window, clone), "the weights in use"
-    # Their standard deviation is 0.63, so a difference of two means of five has a standard error of 0.4
-    assert not complete(window, [1.78] * 5) and window.best == clone, "worse"
-    assert not complete(window, [2.0, 2.0, 2.0, 2.0, -0.1]) and window.best == clone, "a wide spread of its own is no excuse"
-    assert not complete(window, [0.0, 0.0, 0.0, 6.0, 6.0]) and window.best == clone, "a higher mean, but most of it fails"
     assert complete(window, [1.82] * 5) and window.best == [*clone, *[1.82] * 5], "as good: both measure it"
     assert complete(window, [9.0] * 5) and window.best == [9.0] * 5, "better"
     assert complete(window, [9.0 * (1 + 1e-9)] * 5) and complete(window, [9.0 * (1 - 1e-9)] * 5), "rounding"
@@ -273,8 +283,34 @@ def test_decisions() -> None:
         assert complete(window, [9.0] * 5)
     assert len(window.best) == 50
     negative = Validation(8, 1.0)
-    assert complete(negative, [-5.0] * 5) and not complete(negative, [-6.0] * 5) and complete(negative, [-4.0] * 5)
-    assert not complete(negative, [np.nan] * 5) and negative.best == [-4.0] * 5
+    assert complete(negative, [-5.0] * 5) and not complete(negative, [-6.0] * 5) and complete(negative, [-3.0] * 5)
+    assert not complete(negative, [np.nan] * 5) and negative.best == [-3.0] * 5 and complete(negative, [-3.0] * 5)
+
+
+def test_a_rejected_candidate_counts_against_its_successor() -> None:
+    """The standard error of a mean of ten against one of five is 0.35, half of it 0.17."""
+    window, clone = Validation(8, 1.0), [1.0, 2.0, 3.0, 2.0, 2.0]
+    assert complete(window, clone) and not complete(window, [1.6] * 5)
+    assert not complete(window, [2.05] * 5) and window.best == clone, "1.825 on average"
+    assert not complete(window, [1.59] * 5), "1.82 on average"
+    assert complete(window, [2.07] * 5) and window.best == [*clone, *[2.07] * 5], "1.83 on average"
+    assert complete(window, [1.95] * 5), "an accepted one leaves no rejected one behind"
+
+
+def test_rare_failures() -> None:
+    """
+    Every tenth episode fails. Judged alone, one of six candidates would pass in 1 - (1 - 0.9^5)^6 = 0.995 of all trainings.
+    """
+    rng, clean, n_trainings, n_none = np.random.default_rng(0), 0.9**5, 2000, 0
+    for _ in range(n_trainings):
+        window = Validation(8, 1.0)
+        complete(window, rng.normal(3380, 2, 5).tolist())
+        candidates = np.where(rng.random((6, 5)) < 0.1, 1500, 3390)
+        n_none += not any([complete(window, returns.tolist()) for returns in candidates])
+    # Of the previous candidate: there is none that was rejected; it had a failure; or it was rejected for its predecessor's
+    chain = np.array([[0, 1 - clean, 0], [0, 1 - clean, clean], [0, 1 - clean, 0]])
+    share = (np.linalg.matrix_power(chain, 6) @ np.ones(3))[0]
+    assert share > 0.1 and n_none / n_trainings == pytest.approx(share, abs=0.03)
 
 
 def test_chance_neither_stops_equal_candidates_nor_lets_worse_ones_through() -> None:
@@ -288,10 +324,10 @@ def test_chance_neither_stops_equal_candidates_nor_lets_worse_ones_through() -> 
             found.append([complete(window, rng.normal(gain * n, 1, 5).tolist()) for n in range(1, 61)])
         return np.array(found)
 
-    assert accepted(0.0)[:, 20:].mean() > 0.15
-    assert accepted(0.1)[:, 20:].mean() > 0.6
+    assert accepted(0.0)[:, 20:].mean() > 0.1
+    assert accepted(0.1)[:, 20:].mean() > 0.55
     lowest = [-0.1 * (max(np.flatnonzero(run), default=-1) + 1) for run in accepted(-0.1)]
-    assert np.quantile(lowest, 0.05) > -1.2 and np.mean(lowest) > -0.6
+    assert np.quantile(lowest, 0.05) > -1.0 and np.mean(lowest) > -0.35
 
 
 def test_lucky_episodes_among_failures_let_few_candidates_through() -> None:
